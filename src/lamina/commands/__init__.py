@@ -1,0 +1,1 @@
+"""One module a command: compose, check, instantiate, execute."""

@@ -1,0 +1,102 @@
+"""Hydra's composition errors, said in one or two lines with the nearest right name."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lamina.config.paths import conf_dir
+from lamina.errors import nearest
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
+"""What Hydra and OmegaConf raise when a config cannot be composed or read."""
+
+DERIVED = {
+    "use_lora": "choose adapter=lora or adapter=full",
+    "report_to": "choose logger=tb, wandb, both or none",
+}
+"""Keys of an older form that a group decides now."""
+
+_KINDS = {
+    "Integer": "a whole number",
+    "Float": "a number",
+    "Boolean": "true or false",
+    "String": "a text",
+}
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Say in at most three lines what is wrong with the command line or a config file.
+
+    Args:
+        error: What Hydra or OmegaConf raised.
+        overrides: The command line's arguments.
+    """
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: not of the form NAME=VALUE (quote values with commas or brackets)"
+        )
+    text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+    if match := re.search(r"Value '(?P<value>.*?)'.* could not be converted to (\w+)", text):
+        key = _full_key(text) or "?"
+        return f"{key}={match['value']}: expected {_KINDS.get(match[2], match[2])}"
+    if match := re.search(r"Key '(?P<key>[^']+)' (?:is )?not in", text):
+        return _unknown_key(match["key"], _full_key(text), text, overrides)
+    if match := re.search(r"You must specify '([^']+)', e\.g, (.*)", text):
+        return f"{match[1]} is missing: give {match[2]}"
+    return "\n".join(text.splitlines()[:3])
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or ())
+    if not group or not options:
+        return str(error).splitlines()[0]
+    there_are = f"There are {', '.join(options)}."
+    return f"{group}={option}: no such option{nearest(option, options)}\n{there_are}"
+
+
+def _unknown_key(key: str, full_key: str | None, text: str, overrides: Sequence[str]) -> str:
+    dotted = full_key or key
+    given = next((o for o in overrides if o.lstrip("+~").split("=")[0] == dotted), dotted)
+    given = given.lstrip("+")
+    if dotted.startswith("trainer.args."):
+        return f"{given}: not set in conf/; write +{given} to set any field of TRL's SFTConfig"
+    if key in DERIVED:
+        return f"{given}: no longer a key, {DERIVED[key]}"
+    where = re.search(r"In '([^']+)'", text)
+    place = f"conf file {where[1]}: " if where and given == dotted else ""
+    known = _known_keys(overrides)
+    guess = nearest(dotted, known) or nearest(key, known)
+    return f"{place}{given}: no such key{guess or '; see README.md for the parameters'}"
+
+
+def _full_key(text: str) -> str | None:
+    match = re.search(r"full_key: (\S+)", text)
+    return match[1] if match else None
+
+
+def _known_keys(overrides: Sequence[str]) -> list[str]:
+    """All dotted keys of the config with the groups that the command line chooses."""
+    groups = [o for o in overrides if re.fullmatch(r"[\w/]+=\w+", o)]
+    for chosen in (groups, []):
+        try:
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                return list(_dotted(compose("config", overrides=chosen)))
+        except (ValueError, *COMPOSITION_ERRORS):
+            continue
+    return []
+
+
+def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    content: dict[Any, Any] = OmegaConf.to_container(node, resolve=False)
+    for key in content:
+        yield f"{prefix}{key}"
+        if isinstance(content[key], dict):
+            yield from _dotted(OmegaConf.create(content[key]), f"{prefix}{key}.")

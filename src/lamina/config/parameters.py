@@ -1,0 +1,133 @@
+"""The shared parameters: the keys of the config that are no groups; conf/base.yaml has defaults."""
+
+from dataclasses import dataclass
+
+from lamina.heal.checkpoints import Export
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraParameters:
+    """The shared settings of adapters."""
+
+    r: int
+    """Rank of the low-rank update."""
+
+    alpha: int
+    """Its scale is alpha / r."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthDefaults:
+    """What the variants' own keys default to; an experiment can set these whatever the variant."""
+
+    keep_layers: int
+    """Layers that stay with model=pruned."""
+
+    layer_to_drop: int
+    """0-based index of the layer that goes with model=dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorParameters:
+    """Size of the embedded data."""
+
+    train_rows: int
+    """Rows for training; the families take turns."""
+
+    eval_rows: int
+    """Held-out rows."""
+
+    seed: int
+    """Of the rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """The parameters that every experiment inherits."""
+
+    model_name: str
+    """Hub id, or folder with config.json and safetensors."""
+
+    max_seq_length: int
+    """Tokens in one training sequence; with packing, in one pack."""
+
+    learning_rate: float
+    """Peak, after warm-up."""
+
+    lr_scheduler_type: str
+    """Shape of the learning rate's decay."""
+
+    warmup_ratio: float
+    """Share of all optimizer steps, at least 0 and below 1."""
+
+    weight_decay: float
+    """AdamW's decoupled decay."""
+
+    packing: bool
+    """Whether each sequence is filled with whole documents, kept apart."""
+
+    per_device_train_batch_size: int
+    """Sequences on one device in one forward pass."""
+
+    per_device_eval_batch_size: int
+    """The same, for evaluation; does not change any loss."""
+
+    gradient_accumulation_steps: int
+    """Forward passes in one optimizer step."""
+
+    num_train_epochs: float
+    """Passes over the training data."""
+
+    max_steps: int
+    """Optimizer steps; -1 for no limit but num_train_epochs."""
+
+    eval_steps: int
+    """Optimizer steps between evaluations."""
+
+    save_steps: int
+    """Optimizer steps between checkpoints."""
+
+    save_total_limit: int
+    """Checkpoints kept; the best one always stays."""
+
+    logging_steps: int
+    """Optimizer steps between two log entries."""
+
+    seed: int
+    """Of weights, data order and sampling."""
+
+    bf16: bool
+    """Whether training uses bfloat16 autocast."""
+
+    dtype: str
+    """Of the weights: bfloat16, float32, or auto for bfloat16 with bf16."""
+
+    gradient_checkpointing: bool
+    """Whether activations are recomputed in the backward pass."""
+
+    lora: LoraParameters
+    """Shared rank and alpha of adapters."""
+
+    depth: DepthDefaults
+    """What model.keep_layers and model.layer_to_drop default to."""
+
+    generator: GeneratorParameters
+    """Size of the embedded data."""
+
+    export: Export
+    """What final/ holds."""
+
+    run_dir: str
+    """Hydra's run or sweep folder."""
+
+    output_dir: str
+    """Checkpoints go to {output_dir}/{model_type}."""
+
+    logging_dir: str
+    """Logs go to {logging_dir}/{model_type}."""
+
+    wandb_project: str
+    """Weights & Biases project."""
+
+    resume: str
+    """auto goes on from the run folder's last whole checkpoint; never refuses to."""

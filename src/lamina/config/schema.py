@@ -1,0 +1,96 @@
+"""The typed config: every group's options, derived from the dataclasses that they instantiate.
+
+The fields and their types stand in those classes; the defaults stand in conf/ and nowhere else.
+So a schema is its class with `_target_` in front and every value missing. YAML files pull theirs
+in with `- /schema/GROUP/OPTION@_here_`; a wrong key or type then fails at composition.
+"""
+
+from dataclasses import Field, field, fields, is_dataclass, make_dataclass
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from lamina.config import parameters
+from lamina.config.paths import asset
+from lamina.depth import variants
+from lamina.heal import adapters, backends, callbacks, checkpoints, data, sft, tracking
+from lamina.measure import evaluate
+
+OPTIONS: dict[str, dict[str, type]] = {
+    "model": {
+        "original": variants.Original,
+        "dropped": variants.Dropped,
+        "pruned": variants.Pruned,
+        "scratch": variants.Scratch,
+    },
+    "adapter": {"lora": adapters.Lora, "full": adapters.Full},
+    "backend": {"transformers": backends.Transformers, "unsloth": backends.Unsloth},
+    "data": {
+        "jsonl": data.Jsonl,
+        "hub": data.Hub,
+        "disk": data.Disk,
+        "synthetic": data.Synthetic,
+    },
+    "trainer": {"sft": sft.SFT},
+    "logger": {"tensorboard": tracking.TensorBoard, "wandb": tracking.WandB},
+    "callbacks": {
+        "progress": callbacks.Progress,
+        "finite_loss": callbacks.FiniteLoss,
+        "history": callbacks.History,
+        "early_stopping": callbacks.EarlyStopping,
+    },
+}
+"""Every group's options and the settings class that each of them instantiates."""
+
+
+def schema_of(settings: type) -> type:
+    """Derive the schema of a settings dataclass: the same fields, all of them missing.
+
+    A new class, because OmegaConf makes nodes of frozen dataclasses read-only.
+    """
+    assert is_dataclass(settings)
+    target = ("_target_", str, field(default=f"{settings.__module__}.{settings.__qualname__}"))
+    return make_dataclass(settings.__name__, [target, *map(_entry, fields(settings))])
+
+
+def _entry(settings_field: Field[Any]) -> tuple[str, Any, Any]:
+    """Name, type and default of one schema field; Any where a group's option will stand."""
+    annotation = settings_field.type
+    if get_origin(annotation) is dict:
+        return settings_field.name, dict[str, Any], field(default_factory=dict)
+    parts = get_args(annotation) or (annotation,)
+    known = all(part in (bool, int, float, str, NoneType) for part in parts)
+    return settings_field.name, annotation if known else Any, field(default=MISSING)
+
+
+def register() -> None:
+    """Put every schema into Hydra's ConfigStore, and conf/'s resolvers into OmegaConf."""
+    store = ConfigStore.instance()
+    for group, options in OPTIONS.items():
+        for name, settings in options.items():
+            store.store(group=f"schema/{group}", name=name, node=schema_of(settings))
+    store.store(group="schema", name="evaluation", node=schema_of(evaluate.Evaluation))
+    store.store(group="schema", name="run", node=_run_schema())
+    if not OmegaConf.has_resolver("asset"):
+        OmegaConf.register_new_resolver("asset", asset)
+
+
+def _run_schema() -> type:
+    """The root: the shared parameters, and one place for each group's option."""
+    nested = {
+        "lora": schema_of(parameters.LoraParameters),
+        "depth": schema_of(parameters.DepthDefaults),
+        "generator": schema_of(parameters.GeneratorParameters),
+        "export": schema_of(checkpoints.Export),
+    }
+    entries: list[Any] = [(key, str, field(default=MISSING)) for key in ("_target_", "_convert_")]
+    for entry in fields(parameters.Parameters):
+        node = nested.get(entry.name)
+        entries.append((entry.name, node, field(default_factory=node)) if node else _entry(entry))
+    for group in ("model", "adapter", "backend", "data", "trainer", "evaluation"):
+        entries.append((group, Any, field(default=MISSING)))
+    for group in ("logger", "callbacks"):
+        entries.append((group, dict[str, Any], field(default_factory=dict)))
+    return make_dataclass("Run", entries)

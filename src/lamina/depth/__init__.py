@@ -1,0 +1,1 @@
+"""Which layers stay, and the smaller model."""

@@ -1,0 +1,252 @@
+"""Data sets: where training and evaluation rows come from. Each source loads two splits of rows.
+
+Rows are not looked into here but for their columns; `lamina.heal.tokenization` reads each of them
+and names the one that cannot be used.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+EXPECTED = "messages, or prompt and completion, or text"
+"""The columns that a data set may have, said in an error."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows and the name by which an error speaks of them."""
+
+    rows: "Dataset"
+    origin: str
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and evaluation rows; no row is in both."""
+
+    train: Split
+    eval: Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jsonl:
+    """Local files with one JSON object a line."""
+
+    train: str
+    """Path of the training rows."""
+
+    eval: str | None
+    """Path of the evaluation rows; None holds out `eval_fraction` of the training rows."""
+
+    eval_fraction: float
+    """Share of the training rows that is held out where `eval` is None, above 0 and below 1."""
+
+    loss_on: str
+    """Tokens that are trained: assistant, completion, all or auto."""
+
+    def load(self) -> Splits:
+        """Read the files.
+
+        Raises:
+            DataError: A file is missing or empty, or a line is not a JSON object.
+        """
+        train = Split(_read_jsonl("data.train", self.train), self.train)
+        if self.eval is None:
+            return held_out(train, self.eval_fraction)
+        return Splits(train, Split(_read_jsonl("data.eval", self.eval), self.eval))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """A data set of the hub."""
+
+    name: str
+    """Hub id."""
+
+    config: str | None
+    """Its configuration, where it has several."""
+
+    train: str
+    """Split with the training rows."""
+
+    eval: str | None
+    """Split with the evaluation rows; None holds out `eval_fraction` of the training rows."""
+
+    eval_fraction: float
+    """Share of the training rows that is held out where `eval` is None, above 0 and below 1."""
+
+    loss_on: str
+    """Tokens that are trained: assistant, completion, all or auto."""
+
+    def load(self) -> Splits:
+        """Download the splits, or take them from the cache.
+
+        Raises:
+            DataError: The hub cannot be reached, or has no such data set or split.
+        """
+        train = self._split(self.train)
+        if self.eval is None:
+            return held_out(train, self.eval_fraction)
+        return Splits(train, self._split(self.eval))
+
+    def _split(self, split: str) -> Split:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetNotFoundError
+
+        try:
+            return Split(load_dataset(self.name, self.config, split=split), f"{self.name} {split}")
+        except DatasetNotFoundError as error:
+            raise DataError(
+                f"data.name={self.name}: no such data set on the hub, or it needs HF_TOKEN"
+            ) from error
+        except (ConnectionError, OSError) as error:
+            raise DataError(
+                f"data.name={self.name}: the hub cannot be reached and the data set is not in the "
+                "cache; experiment=quickstart works offline"
+            ) from error
+        except ValueError as error:
+            raise DataError(f"data.name={self.name}: {str(error).splitlines()[0]}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """A folder written by `save_to_disk`."""
+
+    path: str
+    """The folder."""
+
+    train: str
+    """Split with the training rows."""
+
+    eval: str | None
+    """Split with the evaluation rows; None holds out `eval_fraction` of the training rows."""
+
+    eval_fraction: float
+    """Share of the training rows that is held out where `eval` is None, above 0 and below 1."""
+
+    loss_on: str
+    """Tokens that are trained: assistant, completion, all or auto."""
+
+    def load(self) -> Splits:
+        """Open the folder.
+
+        Raises:
+            DataError: It is missing, is no saved data set, or lacks a split.
+        """
+        from datasets import DatasetDict, load_from_disk
+
+        if not Path(self.path).is_dir():
+            raise DataError(f"data.path={self.path}: no such folder")
+        try:
+            saved = load_from_disk(self.path)
+        except (FileNotFoundError, ValueError) as error:
+            raise DataError(f"data.path={self.path}: not written by save_to_disk") from error
+        if not isinstance(saved, DatasetDict):
+            return held_out(Split(saved, self.path), self.eval_fraction)
+        for key, name in (("train", self.train), ("eval", self.eval)):
+            if name is not None and name not in saved:
+                raise DataError(f"data.{key}={name}: {self.path} has the splits {', '.join(saved)}")
+        train = Split(saved[self.train], f"{self.path} {self.train}")
+        if self.eval is None:
+            return held_out(train, self.eval_fraction)
+        return Splits(train, Split(saved[self.eval], f"{self.path} {self.eval}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """The project's own generator; see `lamina.heal.synthetic`."""
+
+    train_rows: int
+    """Rows for training."""
+
+    eval_rows: int
+    """Held-out rows; no question stands in both."""
+
+    seed: int
+    """Of the rows."""
+
+    loss_on: str
+    """Tokens that are trained: assistant, all or auto."""
+
+    def load(self) -> Splits:
+        """Generate both splits."""
+        from datasets import Dataset
+
+        from lamina.heal.synthetic import generate_rows
+
+        train = Dataset.from_list(generate_rows("train", self.train_rows, self.seed))
+        held = Dataset.from_list(generate_rows("eval", self.eval_rows, self.seed))
+        return Splits(Split(train, "synthetic train"), Split(held, "synthetic eval"))
+
+
+DataSource = Jsonl | Hub | Disk | Synthetic
+"""Anything with `load` and `loss_on`."""
+
+
+def held_out(split: Split, fraction: float) -> Splits:
+    """Hold out a share of the rows for evaluation, the same rows whatever the run's seed.
+
+    Raises:
+        DataError: The share is not between 0 and 1, or leaves one side empty.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"data.eval_fraction={fraction}: give a share above 0 and below 1")
+    size = round(len(split.rows) * fraction)
+    if not 0 < size < len(split.rows):
+        raise DataError(
+            f"data.eval_fraction={fraction} of {len(split.rows)} rows in {split.origin} leaves one "
+            "side empty: give data.eval or more rows"
+        )
+    parts = split.rows.train_test_split(test_size=size, seed=0)
+    return Splits(
+        Split(parts["train"], f"{split.origin} (training part)"),
+        Split(parts["test"], f"{split.origin} (held-out part)"),
+    )
+
+
+def _read_jsonl(key: str, name: str) -> "Dataset":
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    path = Path(name)
+    if not path.is_file():
+        raise DataError(f"{key}={name}: no such file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{key}={name}: the file is empty")
+    try:
+        return load_dataset("json", data_files=str(path), split="train")
+    except DatasetGenerationError as error:
+        with path.open(encoding="utf-8") as lines:
+            _blame(key, name, lines)
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise DataError(f"{key}={name}: rows of different forms ({reason})") from error
+
+
+def _blame(key: str, name: str, lines: Iterable[str]) -> None:
+    """Raise for the first line that is not a JSON object, or differs in form from the first."""
+    first: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row: Any = json.loads(line)
+        except ValueError as error:
+            raise DataError(
+                f"{key}={name}, row {number}: not JSON ({error}); expected one object a line"
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{key}={name}, row {number}: found {type(row).__name__}; expected a JSON object"
+            )
+        for column, value in row.items():
+            kind = type(value).__name__
+            if first.setdefault(column, kind) != kind:
+                raise DataError(
+                    f"{key}={name}, row {number}: column {column!r} holds {kind}; "
+                    f"expected {first[column]} as in the rows before"
+                )

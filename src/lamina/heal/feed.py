@@ -1,0 +1,71 @@
+"""What a training eats: both splits as token ids, and the prompts that show what it learnt."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lamina.heal.data import DataSource
+from lamina.heal.tokenization import Tokenization, TokenizedSplit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row up to what the model is to answer."""
+
+    text: str
+    """For people: the last thing that was asked."""
+
+    ids: list[int]
+    """For the model: all tokens so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """Tokenized rows and sample prompts."""
+
+    train: TokenizedSplit
+    eval: TokenizedSplit
+    prompts: tuple[Prompt, ...]
+    """Of the first evaluation rows."""
+
+    def eval_rows(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return the first `limit` tokenized evaluation rows, or all of them."""
+        rows = self.eval.rows
+        return list(rows if limit is None else rows.select(range(min(limit, len(rows)))))
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return what became of each split's tokens."""
+        return {"train": self.train.as_dict(), "eval": self.eval.as_dict()}
+
+
+def feed(
+    data: DataSource,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_seq_length: int,
+    num_prompts: int,
+) -> Feed:
+    """Load a data set and tokenize it.
+
+    Args:
+        data: Where the rows come from.
+        tokenizer: The model's.
+        max_seq_length: Tokens at which a row is cut.
+        num_prompts: Prompts to take from the evaluation rows.
+
+    Raises:
+        DataError: The data set is missing, empty, or has a row that cannot be used.
+        ConfigError: data.loss_on does not go with the rows or the chat template.
+    """
+    splits = data.load()
+    tokenize = Tokenization(tokenizer, data.loss_on, max_seq_length, splits.train)
+    train, held = tokenize(splits.train), tokenize(splits.eval)
+    rows: Iterator[dict[str, Any]] = iter(
+        splits.eval.rows.select(range(min(num_prompts, len(splits.eval.rows))))
+    )
+    return Feed(
+        train=train, eval=held, prompts=tuple(Prompt(*tokenize.prompt(row)) for row in rows)
+    )

@@ -1,0 +1,160 @@
+"""The transformers callbacks behind the settings in `lamina.heal.callbacks`."""
+
+import math
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lamina.errors import TrainingError
+
+HISTORY_FIELDS = ("step", "tokens", "loss", "learning_rate", "eval_loss")
+"""What an entry of result.json's history holds; None where a step did not log it."""
+
+
+class ProgressLine(TrainerCallback):
+    """One line on the console: loss, learning rate, tokens a second, time left."""
+
+    def __init__(self, description: str) -> None:
+        """Give the line its description."""
+        self.description = description
+        self.shown: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Show the line."""
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.description,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            disable=not state.is_world_process_zero,
+        )
+        self.start, self.tokens = time.monotonic(), state.num_input_tokens_seen
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Advance it."""
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        """Show the newest figures."""
+        if "eval_loss" in logs:
+            self.shown["eval_loss"] = f"{logs['eval_loss']:.4f}"
+        if "loss" in logs:
+            rate = (state.num_input_tokens_seen - self.tokens) / (time.monotonic() - self.start)
+            self.shown["loss"] = f"{logs['loss']:.4f}"
+            self.shown["lr"] = f"{logs.get('learning_rate', 0.0):.1e}"
+            self.shown["tokens/s"] = f"{rate:,.0f}"
+        self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Leave it as it is."""
+        self.bar.close()
+
+
+class StopOnNonFiniteLoss(TrainerCallback):
+    """Raises at the first loss that is NaN or infinite."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        """Look at the losses that are logged.
+
+        Raises:
+            TrainingError: One of them is not finite.
+        """
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise TrainingError(
+                    f"{name} is {logs[name]} at step {state.global_step}: "
+                    f"lower learning_rate={args.learning_rate:g}, or set bf16=false; "
+                    "earlier checkpoints are intact"
+                )
+
+
+class KeepHistory(TrainerCallback):
+    """Fills a list with one entry for each step that logs a loss."""
+
+    def __init__(self, history: list[dict[str, Any]]) -> None:
+        """Take the list to fill."""
+        self.history = history
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Begin with what a checkpoint remembers: the history up to the step it was saved at."""
+        self.history.clear()
+        for logs in state.log_history:
+            self._add(logs)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        """Add the newest figures."""
+        seen = {"num_input_tokens_seen": state.num_input_tokens_seen, "step": state.global_step}
+        self._add({**logs, **seen})
+
+    def _add(self, logs: dict[str, Any]) -> None:
+        if not {"loss", "eval_loss"} & logs.keys():
+            return
+        if not self.history or self.history[-1]["step"] != logs["step"]:
+            self.history.append(dict.fromkeys(HISTORY_FIELDS))
+        named = {"tokens": logs.get("num_input_tokens_seen"), **logs}
+        self.history[-1].update(
+            {key: named[key] for key in HISTORY_FIELDS if named.get(key) is not None}
+        )
+
+
+class StepClock(TrainerCallback):
+    """Sums the seconds within optimizer steps: evaluations, saves and logs are left out."""
+
+    seconds: float = 0.0
+    """Wall-clock seconds in optimizer steps of this process."""
+
+    tokens: int = 0
+    """Tokens that those steps have read, padding left out."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Note where a resumed training starts."""
+        self.tokens_before = state.num_input_tokens_seen
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Stop it."""
+        self.seconds += time.monotonic() - self.started
+        self.tokens = state.num_input_tokens_seen - self.tokens_before

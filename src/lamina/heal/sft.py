@@ -1,0 +1,89 @@
+"""Supervised fine-tuning with TRL's SFTTrainer, and a loss that can be compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.depth.plan import Plan
+from lamina.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl import SFTConfig
+
+    from lamina.heal.trainer import TokenLossTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT:
+    """Settings of TRL's SFTTrainer."""
+
+    args: dict[str, Any]
+    """Fields of TRL's SFTConfig; where outputs and reports go is ours to decide."""
+
+    def arguments(self, output_dir: Path) -> "SFTConfig":
+        """Return TRL's form of these settings.
+
+        Args:
+            output_dir: Folder for checkpoint-{step}/.
+
+        Raises:
+            ConfigError: A field is unknown, or a value is refused by TRL.
+        """
+        import torch
+        from trl import SFTConfig
+
+        known = {f.name for f in fields(SFTConfig)} - {"output_dir", "report_to"}
+        for key, value in self.args.items():
+            if key not in known:
+                raise ConfigError(f"trainer.args.{key}={value}: no such key{nearest(key, known)}")
+        own = {"dataloader_pin_memory": torch.cuda.is_available(), "disable_tqdm": True}
+        try:
+            return SFTConfig(output_dir=str(output_dir), report_to="none", **{**own, **self.args})
+        except ValueError as error:
+            raise ConfigError(f"trainer.args: {str(error).splitlines()[0]}") from error
+
+    def build(
+        self,
+        *,
+        arguments: "SFTConfig",
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        train: "Dataset",
+        eval: "Dataset",
+        peft_config: "LoraConfig | None",
+        plan: Plan,
+        callbacks: Sequence["TrainerCallback"],
+    ) -> "TokenLossTrainer":
+        """Build the trainer.
+
+        Args:
+            arguments: What `arguments` returned.
+            model: The reduced model.
+            tokenizer: Its tokenizer.
+            train: Tokenized training rows: input_ids and labels.
+            eval: Tokenized evaluation rows.
+            peft_config: Of the adapter; None trains every weight.
+            plan: Its kept layers go into the adapter, so that the adapter, and every checkpoint of
+                it, rebuilds the reduced model from the untouched base.
+            callbacks: In the order in which they are called.
+        """
+        from lamina.heal.trainer import TokenLossTrainer
+
+        trainer = TokenLossTrainer(
+            model=model,
+            args=arguments,
+            processing_class=tokenizer,
+            train_dataset=train,
+            eval_dataset=eval,
+            peft_config=peft_config,
+            callbacks=list(callbacks),
+        )
+        if peft_config is not None:
+            adapter = trainer.model.peft_config["default"]
+            adapter.layer_replication = plan.layer_replication
+            adapter.revision = plan.source.revision if plan.source else None
+        return trainer

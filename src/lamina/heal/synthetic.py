@@ -1,0 +1,121 @@
+"""The embedded data: a deterministic generator of five task families that need more than one layer.
+
+Every row is one question and its answer in the `messages` format, plus the name of its `family`.
+Operands are upper-case letters and digits, which the reference tokenizer never merges, so that one
+character is one token. A row belongs to the evaluation split if the hash of its question says so:
+the two splits are disjoint whatever their sizes and seeds are.
+"""
+
+import hashlib
+import random
+import string
+from collections.abc import Callable, Iterator
+from itertools import islice, pairwise
+from typing import Any, Literal
+
+Split = Literal["train", "eval"]
+Row = dict[str, Any]
+
+LETTERS = string.ascii_uppercase[:8]
+"""The letters of questions: few, for a small model soon learns to match letters it sees often."""
+
+EVAL_SHARE = 16
+"""One question in this many belongs to the evaluation split."""
+
+
+def arithmetic(rng: random.Random) -> tuple[str, str]:
+    """Add and take away one to three, three or four times, on a clock of ten hours.
+
+    The answer is the hour after every step: each needs the one before it.
+    """
+    hour = rng.randrange(10)
+    question, answer = f"compute {hour}", ""
+    for _ in range(rng.randint(3, 4)):
+        sign, step = rng.choice("+-"), rng.randint(1, 3)
+        hour = (hour + step if sign == "+" else hour - step) % 10
+        question, answer = f"{question}{sign}{step}", f"{answer}{hour}"
+    return question, answer
+
+
+def sorting(rng: random.Random) -> tuple[str, str]:
+    """Put four to seven different digits into ascending or descending order."""
+    digits = rng.sample(string.digits, rng.randint(4, 7))
+    order = rng.choice(["up", "down"])
+    return f"sort {order} {''.join(digits)}", "".join(sorted(digits, reverse=order == "down"))
+
+
+def recall(rng: random.Random) -> tuple[str, str]:
+    """Find the digits that belong to two or three out of three to five letters."""
+    keys = rng.sample(LETTERS, rng.randint(3, 5))
+    facts = {key: rng.choice(string.digits) for key in keys}
+    queries = rng.sample(keys, rng.randint(2, 3))
+    listed = "".join(key + value for key, value in facts.items())
+    return f"recall {listed} for {''.join(queries)}", "".join(key + facts[key] for key in queries)
+
+
+def multi_hop(rng: random.Random) -> tuple[str, str]:
+    """Follow two or three links from a letter to the end; at most one more link leads elsewhere.
+
+    The answer is the path, with the letter that it starts from.
+    """
+    hops, others = rng.randint(2, 3), rng.randint(0, 1)
+    letters = rng.sample(LETTERS, hops + 1 + 2 * others)
+    path, rest = letters[: hops + 1], letters[hops + 1 :]
+    pairs = [*pairwise(path), *zip(rest[::2], rest[1::2], strict=True)]
+    links = [a + b for a, b in pairs]
+    rng.shuffle(links)
+    return f"follow {','.join(links)} from {path[0]}", "".join(path)
+
+
+def string_operation(rng: random.Random) -> tuple[str, str]:
+    """Reverse, copy, rotate or swap the ends of a word of three to six letters."""
+    word = "".join(rng.choices(LETTERS, k=rng.randint(3, 6)))
+    operations: dict[str, str] = {
+        "copy": word,
+        "reverse": word[::-1],
+        "rotate": word[1:] + word[0],
+        "swap": word[-1] + word[1:-1] + word[0],
+    }
+    name = rng.choice(list(operations))
+    return f"{name} {word}", operations[name]
+
+
+FAMILIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+    "arithmetic": arithmetic,
+    "sorting": sorting,
+    "recall": recall,
+    "multi_hop": multi_hop,
+    "string": string_operation,
+}
+"""Each family's name and its generator of one (question, answer) pair."""
+
+
+def split_of(question: str) -> Split:
+    """Say which split a question belongs to, from the question alone."""
+    digest = hashlib.sha256(question.encode()).digest()
+    return "eval" if int.from_bytes(digest[:4], "big") % EVAL_SHARE == 0 else "train"
+
+
+def generate(split: Split, seed: int) -> Iterator[Row]:
+    """Yield rows of one split without end; families take turns, so that their shares are equal.
+
+    Args:
+        split: "train" or "eval"; no question stands in both.
+        seed: Seed of the generator; the same seed and split give the same rows.
+    """
+    rng = random.Random(f"{split}-{seed}")
+    while True:
+        for family, make in FAMILIES.items():
+            question, answer = make(rng)
+            while split_of(question) != split:
+                question, answer = make(rng)
+            messages = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+            yield {"family": family, "messages": messages}
+
+
+def generate_rows(split: Split, num_rows: int, seed: int) -> list[Row]:
+    """Return the first `num_rows` rows of `generate`."""
+    return list(islice(generate(split, seed), num_rows))

@@ -1,0 +1,117 @@
+"""Loggers: TensorBoard and Weights & Biases, one run of theirs for each run of ours."""
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import urlsplit
+
+from lamina.errors import ConfigError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from transformers import TrainerCallback
+
+    from lamina.heal.callbacks import Context
+
+WANDB_HOST = "https://api.wandb.ai"
+
+
+class LoggerSettings(Protocol):
+    """Settings of one logger."""
+
+    def writer(self, context: "Context") -> "AbstractContextManager[TrainerCallback]":
+        """Open the logger for a run; leaving the context closes it, whatever happened."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoard:
+    """Event files in {logging_dir}/{model_type}."""
+
+    @contextmanager
+    def writer(self, context: "Context") -> Iterator["TrainerCallback"]:
+        """Open a writer; a resumed run's later steps are purged, so that none stands twice."""
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+
+        purge = None if context.resume_step is None else context.resume_step + 1
+        with SummaryWriter(str(context.logging_dir), purge_step=purge) as writer:
+            yield TensorBoardCallback(writer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandB:
+    """One Weights & Biases run; the key comes from the environment and is never written."""
+
+    project: str
+    """Project of the run."""
+
+    name: str
+    """Name of the run; auto: variant, kept layers and adapter."""
+
+    group: str
+    """Group of the run; auto: the sweep's folder, or none."""
+
+    mode: str
+    """online, offline, or auto: online with a key and a network."""
+
+    @contextmanager
+    def writer(self, context: "Context") -> Iterator["TrainerCallback"]:
+        """Start a run and finish it in any case: jobs of a sweep may share this process.
+
+        Raises:
+            ConfigError: The mode is unknown.
+        """
+        import wandb
+        from transformers.integrations import WandbCallback
+
+        context.run_dir.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=self.project,
+            name=context.run_name if self.name == "auto" else self.name,
+            group=self._group(context),
+            # The same folder is the same run: a resumed job goes on under its id.
+            id=hashlib.sha256(str(context.run_dir).encode()).hexdigest()[:16],
+            resume="allow",
+            mode=self._mode(),
+            dir=str(context.run_dir),
+            config=context.config,
+            settings=wandb.Settings(silent=True),
+        )
+        try:
+            yield WandbCallback()
+            run.summary.update({k: v for k, v in context.metrics.items() if v is not None})
+        except BaseException:
+            run.finish(exit_code=1)
+            raise
+        run.finish()
+
+    def _group(self, context: "Context") -> str | None:
+        if self.group != "auto":
+            return self.group
+        sweep = context.run_dir.parent
+        in_sweep = (sweep / "multirun.yaml").is_file()
+        return "/".join(sweep.parts[-2:]) if in_sweep else None
+
+    def _mode(self) -> Literal["online", "offline"]:
+        if self.mode == "auto":
+            return "online" if os.environ.get("WANDB_API_KEY") and _reachable() else "offline"
+        if self.mode in ("online", "offline"):
+            return "online" if self.mode == "online" else "offline"
+        raise ConfigError(f"logger.wandb.mode={self.mode}: give auto, online or offline")
+
+
+def _reachable() -> bool:
+    """Whether the Weights & Biases server accepts a connection within three seconds."""
+    address = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_HOST))
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        with socket.create_connection((address.hostname or "", port), timeout=3):
+            return True
+    except OSError:
+        return False

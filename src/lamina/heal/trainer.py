@@ -1,0 +1,114 @@
+"""TRL's SFTTrainer with an eval_loss that does not depend on how rows fall into batches."""
+
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTTrainer
+
+from lamina.heal.observers import StepClock
+from lamina.measure.evaluate import perplexity
+
+
+class TokenLossTrainer(SFTTrainer):
+    """An SFTTrainer whose eval_loss is summed over tokens.
+
+    The stock one averages batch means: the same weights and rows give another loss with another
+    batch size (transformers issue 39241, open in 5.17), and the best checkpoint with it.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Build an SFTTrainer; takes what it takes."""
+        super().__init__(*arguments, **options)
+        self.clock = StepClock()
+        self.remove_callback(PrinterCallback)
+        self.add_callback(self.clock)
+        self.add_callback(Checkpointing())
+        self._token_nll = torch.zeros(2, dtype=torch.float64)
+
+    def trainable_parameters(self) -> int:
+        """Return how many weights are trained."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def figures(self) -> dict[str, float | None]:
+        """Return what a finished training measured, under result.json's names."""
+        rate = self.clock.tokens / self.clock.seconds if self.clock.seconds else None
+        return {
+            "eval_loss": self.state.best_metric,
+            "perplexity": perplexity(self.state.best_metric),
+            "tokens_per_second": rate,
+            "train_tokens": self.state.num_input_tokens_seen,
+            "train_seconds": self.clock.seconds,
+        }
+
+    def best_model(self) -> PreTrainedModel:
+        """Return the model, with the best checkpoint's weights, out of its wrappers."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """Evaluate; the loss is the sum over all ranks' tokens divided by their number."""
+        self._token_nll = torch.zeros(2, dtype=torch.float64)
+        output = super().evaluation_loop(*arguments, **options)
+        nll, tokens = self.accelerator.reduce(self._token_nll.to(self.args.device)).tolist()
+        prefix = options.get("metric_key_prefix", "eval")
+        output.metrics[f"{prefix}_loss"] = nll / tokens
+        return output
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Evaluate one batch and add its tokens' loss to the sum."""
+        tokens = int((inputs["labels"][:, 1:] != -100).sum())
+        loss, logits, labels = super().prediction_step(
+            model, inputs, prediction_loss_only, ignore_keys
+        )
+        self._token_nll += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
+        return loss, logits, labels
+
+    def create_model_card(self, *arguments: Any, **options: Any) -> None:
+        """Write no card beside each checkpoint: final/ gets one that says what was removed."""
+
+
+class Checkpointing(TrainerCallback):
+    """Evaluates and saves at the last step, and saves whenever eval_loss is the lowest so far.
+
+    Without it a run shorter than eval_steps is never evaluated, and the best evaluation may fall
+    on a step that is not saved.
+    """
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        """Ask for an evaluation and a checkpoint at the last step."""
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True
+            control.should_save = True
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
+    ) -> None:
+        """Ask for a checkpoint if this evaluation is the best so far."""
+        loss = metrics.get("eval_loss")
+        best = state.best_metric
+        if args.load_best_model_at_end and loss is not None and (best is None or loss < best):
+            control.should_save = True

@@ -1,0 +1,45 @@
+"""The machine a run is on: where its models go, what it is called, how much memory was used."""
+
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Move a model to the accelerator, where there is one."""
+    import torch
+
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def device_name() -> str:
+    """Return the accelerator's name, or the processor's with its number of threads."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that was in use: the accelerator's, or this process's resident set."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

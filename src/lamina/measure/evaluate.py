@@ -1,0 +1,146 @@
+"""Loss and answers of a model on given rows, by one protocol for every variant.
+
+A loss is the sum of the negative log-likelihoods of all trained tokens over their number, in nats.
+A mean of batch means, which trainers report, depends on how rows fall into batches.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLE_ROWS = 200
+"""Rows at most in eval.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured besides the trainer's own evaluations."""
+
+    baseline: bool
+    """Evaluate the untouched model."""
+
+    reduced: bool
+    """Evaluate after removal, before healing."""
+
+    reload: bool
+    """Evaluate final/ reloaded the way a user would."""
+
+    num_samples: int
+    """Prompts that are answered before and after healing."""
+
+    max_new_tokens: int
+    """Tokens at most in one answer."""
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Each row's summed negative log-likelihood (nats) and its number of trained tokens."""
+
+    nll: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    def mean(self, rows: int | None = None) -> float:
+        """Return the loss in nats a token, over all rows or the first `rows` of them."""
+        return math.fsum(self.nll[:rows]) / sum(self.tokens[:rows])
+
+
+def perplexity(loss: float | None) -> float | None:
+    """Return exp(loss); None without a loss, infinity where it is too large for a float."""
+    if loss is None:
+        return None
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def row_losses(
+    model: "PreTrainedModel", rows: Sequence[dict[str, Any]], *, max_tokens: int
+) -> RowLosses:
+    """Evaluate a model on tokenized rows.
+
+    Args:
+        model: On the device where it is to run.
+        rows: Each with input_ids and labels; a label of -100 is not counted.
+        max_tokens: Tokens at most in one forward pass, padding included; one row always goes.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    nll, tokens = [0.0] * len(rows), [0] * len(rows)
+    model.eval()
+    for indices in _batches([len(row["input_ids"]) for row in rows], max_tokens):
+        ids, labels, mask = _padded([rows[index] for index in indices], model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        for position, index in enumerate(indices):
+            targets = labels[position, 1:]
+            losses = cross_entropy(logits[position, :-1].float(), targets, reduction="sum")
+            nll[index], tokens[index] = losses.item(), int((targets != -100).sum())
+    return RowLosses(tuple(nll), tuple(tokens))
+
+
+def answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+) -> list[str]:
+    """Return the model's greedy answer to each prompt, given and cut off as token ids."""
+    import torch
+
+    model.eval()
+    texts = []
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt)], device=model.device)
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=_end_tokens(model, tokenizer),
+            )
+        texts.append(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
+    return texts
+
+
+def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    ends = model.generation_config.eos_token_id
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return sorted({*known, *own})
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Group row indices so that each group, padded to its longest row, holds at most max_tokens."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _padded(
+    rows: Sequence[dict[str, Any]], device: "torch.device"
+) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+    """Return input_ids, labels and attention_mask, each (batch, tokens), padded on the right."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    labels = [torch.tensor(row["labels"]) for row in rows]
+    masks = [torch.ones_like(row) for row in ids]
+    fills = ((ids, 0), (labels, -100), (masks, 0))
+    padded = (pad_sequence(x, batch_first=True, padding_value=fill) for x, fill in fills)
+    first, second, third = (tensor.to(device) for tensor in padded)
+    return first, second, third

@@ -1,0 +1,161 @@
+"""result.json: the only thing that a sweep, a report or a resumed job reads of a run."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lamina.errors import LaminaError, OutputError
+
+RESULT_FILE = "result.json"
+ROWS_FILE = "eval.jsonl"
+
+METRICS = (
+    "baseline_eval_loss",
+    "reduced_eval_loss",
+    "eval_loss",
+    "perplexity",
+    "eval_sample_loss",
+    "tokens_per_second",
+    "train_tokens",
+    "train_seconds",
+    "peak_memory_bytes",
+)
+"""Every metric of a run; None until it is measured."""
+
+
+class Record:
+    """One run's result.json, held in memory and written as a whole."""
+
+    def __init__(self, folder: Path, overrides: Sequence[str]) -> None:
+        """Begin a record without writing it.
+
+        Args:
+            folder: The run folder.
+            overrides: The command line's arguments, for the record.
+        """
+        self.path = folder / RESULT_FILE
+        self.previous = read_result(folder)
+        self.content: dict[str, Any] = {
+            "status": "running",
+            "error": None,
+            "model_type": None,
+            "num_layers": None,
+            "kept_layers": None,
+            "num_parameters": None,
+            "trainable_parameters": None,
+            "overrides": list(overrides),
+            "final": None,
+            "dtype": None,
+            "seed": None,
+            "history": [],
+            "samples": [],
+            "eval_fingerprint": None,
+            "provenance": {},
+            "data": {},
+            "metrics": dict.fromkeys(METRICS),
+        }
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of the record and write it."""
+        unknown = fields.keys() - self.content.keys()
+        assert not unknown, f"not fields of result.json: {unknown}"
+        self.content.update(fields)
+        self.write()
+
+    def measured(self, **metrics: float | None) -> None:
+        """Set metrics of the record; `update` or the end of the run writes them."""
+        unknown = metrics.keys() - set(METRICS)
+        assert not unknown, f"not metrics of result.json: {unknown}"
+        self.content["metrics"].update(metrics)
+
+    def write(self) -> None:
+        """Write the file atomically.
+
+        Raises:
+            OutputError: It cannot be written, for instance because no space is left.
+        """
+        write_json(self.path, self.content)
+
+    @contextmanager
+    def outcome(self) -> Iterator[None]:
+        """Record how the body ends: as completed, or as failed with the reason.
+
+        A body that fails before it has started to train must not take the place of an earlier
+        run's result in the same folder.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self.update(status="completed")
+
+    def _fail(self, error: BaseException) -> None:
+        if self.previous is not None and self.content["model_type"] is None:
+            return
+        reason = (
+            str(error) if isinstance(error, LaminaError) else f"{type(error).__name__}: {error}"
+        )
+        try:
+            self.update(status="failed", error=reason)
+        except OutputError:
+            # The reason is on its way to the console; a full disk must not replace it.
+            return
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return a run folder's result.json, or None where there is none that can be read."""
+    try:
+        content: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write eval.jsonl: evaluated rows as input_ids and labels, one JSON object a line.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_text(folder / ROWS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON as a whole; numbers that are not finite become null.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_text(path, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write under a temporary name, then rename: readers see the old or the new file.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(content)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not have, by null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,63 @@
+"""The main figures of a run as a short table for the console."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def summary(content: dict[str, Any], folder: str) -> RenderableType:
+    """Return the closing table of a run.
+
+    Args:
+        content: The run's result.json.
+        folder: The run folder, to show.
+    """
+    figures = Table(box=None, show_header=False, pad_edge=False)
+    figures.add_column(style="bold")
+    figures.add_column(justify="right")
+    figures.add_column(style="dim")
+    for row in _figures(content):
+        figures.add_row(*row)
+    parts: list[RenderableType] = [Text(), figures]
+    if content["samples"]:
+        parts += [Text(), _samples(content["samples"])]
+    return Group(*parts, Text(f"\n{folder}/{content['final']}", style="dim"))
+
+
+def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
+    metrics = content["metrics"]
+    kept = len(content["kept_layers"])
+    rows = [
+        ("layers", f"{kept} of {content['num_layers']}", content["model_type"]),
+        ("parameters", f"{content['num_parameters']:,}", ""),
+        ("trained", f"{content['trainable_parameters']:,}", ""),
+    ]
+    losses = (
+        ("baseline loss", "baseline_eval_loss", "the untouched model"),
+        ("reduced loss", "reduced_eval_loss", "after removal"),
+        ("healed loss", "eval_loss", "final/, nats a token"),
+    )
+    rows += [
+        (name, f"{metrics[key]:.4f}", about)
+        for name, key, about in losses
+        if metrics[key] is not None
+    ]
+    if metrics["perplexity"] is not None:
+        rows.append(("perplexity", f"{metrics['perplexity']:.3f}", "of the healed loss"))
+    if metrics["tokens_per_second"]:
+        trained = f"{metrics['train_tokens']:,} tokens in {metrics['train_seconds']:.0f} s"
+        rows.append(("tokens/s", f"{metrics['tokens_per_second']:,.0f}", trained))
+    rows.append(("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB", ""))
+    return rows
+
+
+def _samples(samples: list[dict[str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False, expand=True)
+    for name in ("prompt", "before", "after"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=1)
+    for sample in samples:
+        cells = (sample["prompt"], sample["before"], sample["after"])
+        table.add_row(*(Text(" ".join((cell or "").split())) for cell in cells))
+    return table

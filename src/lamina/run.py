@@ -1,0 +1,282 @@
+"""One run: from a large model to a healed smaller one, measured before and after."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from os.path import relpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.config.parameters import Parameters
+from lamina.depth.loading import load_tokenizer, new_model, torch_dtype
+from lamina.depth.plan import Plan, make_plan
+from lamina.depth.variants import Scratch, Variant
+from lamina.heal.adapters import Adapter
+from lamina.heal.backends import Backend
+from lamina.heal.callbacks import CallbackSettings, Context
+from lamina.heal.checkpoints import Final, claim, disk_errors, reload, save_final, saved_step
+from lamina.heal.data import DataSource
+from lamina.heal.feed import Feed, feed
+from lamina.heal.libraries import prepare
+from lamina.heal.sft import SFT
+from lamina.heal.tokenizer import build_tokenizer
+from lamina.heal.tracking import LoggerSettings
+from lamina.measure.card import card, note
+from lamina.measure.device import on_device, peak_memory_bytes
+from lamina.measure.evaluate import (
+    SAMPLE_ROWS,
+    Evaluation,
+    RowLosses,
+    answers,
+    perplexity,
+    row_losses,
+)
+from lamina.measure.provenance import fingerprint, provenance
+from lamina.measure.results import Record, write_rows
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig
+
+    from lamina.heal.trainer import TokenLossTrainer
+
+HEALING = [
+    "learning_rate",
+    "lr_scheduler_type",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_seq_length",
+    "packing",
+    "seed",
+]
+"""Parameters that a model card quotes."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Parameters):
+    """A composed experiment: what to keep, how to heal it, what to measure, where to write."""
+
+    model: Variant
+    """Which layers stay."""
+
+    adapter: Adapter
+    """Which weights are trained."""
+
+    backend: Backend
+    """Who provides the model's code."""
+
+    data: DataSource
+    """Where the rows come from."""
+
+    trainer: SFT
+    """How they are trained on."""
+
+    evaluation: Evaluation
+    """What is measured besides."""
+
+    logger: dict[str, LoggerSettings]
+    """Where the training is logged."""
+
+    callbacks: dict[str, CallbackSettings]
+    """Who watches the training."""
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Which layers stay: decided from config.json, before a weight is read."""
+        return make_plan(self.model, self.model_name)
+
+    def execute(self, record: Record) -> None:
+        """Run the experiment and fill its record.
+
+        Raises:
+            LaminaError: Something cannot be done; the message says what and what to do.
+        """
+        checkpoint = self._claim(record)
+        arguments = self.trainer.arguments(self._folder)
+        tokenizer = self._load_tokenizer()
+        rows = self._feed(tokenizer, record)
+        self._measure_baseline(rows, record)
+        model = self._load_model(tokenizer)
+        self._measure_reduced(model, tokenizer, rows, record)
+        with self._watchers(record, checkpoint) as watchers:
+            trainer = self._trainer(model, tokenizer, rows, arguments, watchers)
+            self._heal(trainer, checkpoint, record)
+            final = self._keep(trainer, record)
+            del trainer, model  # final/ is read back: without this, twice the memory
+            self._measure_final(final, rows, record)
+
+    @property
+    def _folder(self) -> Path:
+        """Folder of checkpoint-{step}/ and final/."""
+        return Path(self.output_dir).expanduser().absolute() / self.plan.model_type
+
+    def _claim(self, record: Record) -> Path | None:
+        """Take the checkpoint folder; return the checkpoint to go on from, if there is one."""
+        kept = {"model_type": self.plan.model_type, "kept_layers": list(self.plan.kept_layers)}
+        checkpoint = claim(
+            self._folder, Path(self.run_dir).absolute(), self.resume, record.previous, kept
+        )
+        record.update(**kept, num_layers=self.plan.num_layers, seed=self.seed)
+        return checkpoint
+
+    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        prepare(self.seed)
+        return load_tokenizer(self.plan.source) if self.plan.source else build_tokenizer()
+
+    def _feed(self, tokenizer: "PreTrainedTokenizerBase", record: Record) -> Feed:
+        """Load and tokenize the data; eval.jsonl lets anyone check the final loss."""
+        rows = feed(
+            self.data,
+            tokenizer,
+            max_seq_length=self.max_seq_length,
+            num_prompts=self.evaluation.num_samples,
+        )
+        write_rows(record.path.parent, rows.eval_rows(SAMPLE_ROWS))
+        record.update(
+            eval_fingerprint=fingerprint(rows.eval.rows),
+            provenance=provenance(self.plan, rows.train.rows, self.backend.name),
+            data=rows.counts(),
+        )
+        return rows
+
+    def _measure_baseline(self, rows: Feed, record: Record) -> None:
+        """Evaluate the untouched model, where there is one and it is asked for."""
+        if not self.evaluation.baseline or self.plan.source is None:
+            return
+        logger.info("evaluating %s, untouched", self.model_name)
+        model = self.backend.load_model(
+            self.plan.source, range(self.plan.num_layers), self._weights_dtype
+        )
+        record.measured(baseline_eval_loss=self._losses(model, rows).mean())
+        record.write()
+
+    def _load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+        """Build the model that is to be healed, with nothing but its kept layers read."""
+        kept = self.plan.kept_layers
+        if self.plan.source is None:
+            assert isinstance(self.model, Scratch)
+            return new_model(self.model.architecture, tokenizer, dtype=self._weights_dtype)
+        logger.info("loading %s, %d of %d layers", self.model_name, len(kept), self.plan.num_layers)
+        return self.backend.load_model(self.plan.source, kept, self._weights_dtype)
+
+    def _measure_reduced(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Feed,
+        record: Record,
+    ) -> None:
+        """Evaluate after removal, before healing; an unreduced model was evaluated already."""
+        baseline = record.content["metrics"]["baseline_eval_loss"]
+        if self.evaluation.reduced:
+            known = baseline is not None and not self.plan.is_reduced
+            loss = baseline if known else self._losses(model, rows).mean()
+            record.measured(reduced_eval_loss=loss)
+        answered = zip(rows.prompts, self._answers(model, tokenizer, rows), strict=True)
+        record.update(
+            num_parameters=model.num_parameters(),
+            samples=[{"prompt": p.text, "before": answer, "after": None} for p, answer in answered],
+        )
+
+    @contextmanager
+    def _watchers(self, record: Record, checkpoint: Path | None) -> Iterator[list[Any]]:
+        """Open the loggers and build the callbacks; loggers are closed whatever happens."""
+        context = Context(
+            run_dir=Path(self.run_dir).absolute(),
+            logging_dir=Path(self.logging_dir).expanduser().absolute() / self.plan.model_type,
+            run_name=f"{self.plan.name}-{self.adapter.name}",
+            config=asdict(self),
+            resume_step=saved_step(checkpoint) if checkpoint else None,
+            history=record.content["history"],
+            metrics=record.content["metrics"],
+        )
+        with ExitStack() as stack:
+            writers = [stack.enter_context(w.writer(context)) for w in self.logger.values() if w]
+            yield writers + [c.build(context) for c in self.callbacks.values() if c]
+
+    def _trainer(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Feed,
+        arguments: "SFTConfig",
+        watchers: list[Any],
+    ) -> "TokenLossTrainer":
+        return self.trainer.build(
+            arguments=arguments,
+            model=model,
+            tokenizer=tokenizer,
+            train=rows.train.rows,
+            eval=rows.eval.rows,
+            peft_config=self.adapter.peft_config(),
+            plan=self.plan,
+            callbacks=watchers,
+        )
+
+    def _heal(self, trainer: "TokenLossTrainer", checkpoint: Path | None, record: Record) -> None:
+        """Train, and leave the best weights in the trainer's model."""
+        record.update(trainable_parameters=trainer.trainable_parameters())
+        with disk_errors(self._folder):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        record.measured(**trainer.figures())
+
+    def _keep(self, trainer: "TokenLossTrainer", record: Record) -> Final:
+        """Write the best weights to final/, with what they were made of."""
+        content = note(
+            self.plan,
+            adapter=self.adapter.name,
+            healing={key: getattr(self, key) for key in HEALING},
+            record=record.content,
+        )
+        final = save_final(
+            trainer.best_model(),
+            trainer.processing_class,
+            self._folder,
+            form=self.export.form_of(self.plan, trainer.best_model(), self.adapter.name),
+            dtype=torch_dtype(self.export.dtype, self._weights_dtype),
+            note=content,
+            card=card(content),
+        )
+        record.update(final=relpath(final.folder, record.path.parent), dtype=final.dtype)
+        return final
+
+    def _measure_final(self, final: Final, rows: Feed, record: Record) -> None:
+        """Evaluate final/ reloaded as a user would, not the object that was trained."""
+        record.measured(peak_memory_bytes=peak_memory_bytes())
+        if not self.evaluation.reload:
+            return
+        logger.info("evaluating %s", final.folder)
+        model, tokenizer = reload(final)
+        losses = self._losses(model, rows)
+        record.measured(
+            eval_loss=losses.mean(),
+            perplexity=perplexity(losses.mean()),
+            eval_sample_loss=losses.mean(SAMPLE_ROWS),
+        )
+        after = self._answers(model, tokenizer, rows)
+        for sample, answer in zip(record.content["samples"], after, strict=True):
+            sample["after"] = answer
+
+    @cached_property
+    def _weights_dtype(self) -> "torch.dtype":
+        return torch_dtype("bfloat16" if self.bf16 else "float32", self.dtype)
+
+    def _losses(self, model: "PreTrainedModel", rows: Feed) -> RowLosses:
+        return row_losses(on_device(model), rows.eval_rows(), max_tokens=self.max_seq_length)
+
+    def _answers(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Feed
+    ) -> list[str]:
+        return answers(
+            on_device(model),
+            tokenizer,
+            [prompt.ids for prompt in rows.prompts],
+            self.evaluation.max_new_tokens,
+        )
