@@ -1,12 +1,13 @@
 """`python -m train`: compose, check, instantiate, execute."""
 
-import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -17,18 +18,27 @@ from lamina.config.schema import register
 from lamina.errors import LaminaError
 from lamina.measure.results import Record
 
-logger = logging.getLogger(__name__)
+
+class Ended(BaseException):
+    """Carries a single run's error past Hydra, which would print a line of its own about it."""
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def train(config: DictConfig) -> None:
     """Run one job: everything that can be refused is refused before a weight is read."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    record = Record(folder, list(HydraConfig.get().overrides.task))
-    with record.outcome():
-        preflight(config)
-        run = instantiate(config)
-        run.execute(record)
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    record = Record(folder, list(job.overrides.task))
+    try:
+        with record.outcome():
+            preflight(config)
+            run = instantiate(config)
+            run.execute(record)
+    except LaminaError as error:
+        if job.mode == RunMode.RUN:
+            raise Ended(str(error)) from error
+        sys.stderr.write(f"error in job {job.job.num}: {error}\n")
+        raise
     show(record, folder)
 
 
@@ -46,21 +56,21 @@ def main() -> None:
     """Run the command; errors addressed to the user come without a traceback."""
     register()
     load_dotenv()
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        train()
+        return
     # Hydra prints composition errors its own way unless it is told to raise them.
-    debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         train()
-    except LaminaError as error:
-        _fail(str(error), debugging)
+    except (LaminaError, Ended) as error:
+        _fail(str(error))
     except COMPOSITION_ERRORS as error:
-        _fail(explain(error, sys.argv[1:]), debugging)
+        _fail(explain(error, sys.argv[1:]))
     except KeyboardInterrupt:
-        _fail("interrupted; start the same command in the same folder to go on", debugging)
+        _fail("interrupted; start the same command in the same folder to go on")
 
 
-def _fail(message: str, debugging: bool) -> None:
-    if debugging:
-        raise
+def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     sys.exit(1)

@@ -24,7 +24,7 @@ DERIVED = {
 _KINDS = {
     "Integer": "a whole number",
     "Float": "a number",
-    "Boolean": "true or false",
+    "bool": "true or false",
     "String": "a text",
 }
 
@@ -43,7 +43,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
             f"{error.override}: not of the form NAME=VALUE (quote values with commas or brackets)"
         )
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
-    if match := re.search(r"Value '(?P<value>.*?)'.* could not be converted to (\w+)", text):
+    if match := re.search(
+        r"Value '(?P<value>.*?)'.* (?:could not be converted to|is not a valid) (\w+)", text
+    ):
         key = _full_key(text) or "?"
         return f"{key}={match['value']}: expected {_KINDS.get(match[2], match[2])}"
     if match := re.search(r"Key '(?P<key>[^']+)' (?:is )?not in", text):

@@ -34,7 +34,9 @@ def preflight(config: DictConfig) -> None:
     problems = [f"{key} is missing: give {key}=VALUE" for key in missing]
     if not problems:
         content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
-        problems = [*_unknown_keys(content, ""), *_ranges(content), *_contradictions(content)]
+        problems = list(_unknown_keys(content, ""))
+        if not problems:
+            problems = [*_ranges(content), *_contradictions(content)]
     if problems:
         raise ConfigError(joined(problems))
 

@@ -43,13 +43,17 @@ class Source:
         """Map every tensor's name to the file that holds it; {"": name} for a single file.
 
         Raises:
-            ModelError: There are no safetensors weights.
+            ModelError: There are no safetensors weights, or the hub cannot be reached.
         """
-        if self.fetch(INDEX_FILE, required=False):
+        # A cache that was filled by other means may not know that there is no index.
+        single = (self.folder / SINGLE_FILE).is_file()
+        if not single and self.fetch(INDEX_FILE, required=False):
             weight_map: dict[str, str] = _read_json(self.folder / INDEX_FILE)["weight_map"]
             return weight_map
-        if self.fetch(SINGLE_FILE, required=False):
+        if single or self.fetch(SINGLE_FILE, required=False):
             return {"": SINGLE_FILE}
+        if not self.is_local and _offline():
+            raise _unreachable(self.name)
         raise ModelError(
             f"model_name={self.name} has no safetensors weights "
             f"(neither {SINGLE_FILE} nor {INDEX_FILE}): convert it with save_pretrained first"
@@ -60,7 +64,8 @@ class Source:
 
         Args:
             filename: Name inside the folder or repository.
-            required: Whether a missing file is an error; None is returned otherwise.
+            required: Whether a missing file is an error; None is returned otherwise. With
+                HF_HUB_OFFLINE a file that is not in the cache is a missing one.
 
         Raises:
             ModelError: The file is required and missing, or the hub cannot be reached.
@@ -96,7 +101,26 @@ def resolve(model_name: str) -> Source:
     return Source(name=model_name, revision=path.parent.name, folder=path.parent)
 
 
+def hub_is_reachable() -> bool:
+    """Say whether the hub answers at all, from one attempt.
+
+    The client's own attempts take half a minute, or many minutes where a firewall drops packets.
+    """
+    import httpx
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except httpx.ReadTimeout:
+        return True  # slow, which the client has the patience for
+    except (httpx.TransportError, OfflineModeIsEnabled):
+        return False
+    return True
+
+
 def _download(repo_id: str, filename: str, revision: str | None, *, required: bool) -> Path | None:
+    import httpx
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -107,6 +131,7 @@ def _download(repo_id: str, filename: str, revision: str | None, *, required: bo
     )
 
     try:
+        _look_before(repo_id, filename, revision)
         return Path(hf_hub_download(repo_id, filename, revision=revision))
     except GatedRepoError as error:
         raise ModelError(
@@ -118,14 +143,49 @@ def _download(repo_id: str, filename: str, revision: str | None, *, required: bo
             "(a private one needs HF_TOKEN)"
         ) from error
     except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"model_name={repo_id}: the hub cannot be reached and the model is not in the cache; "
-            "experiment=quickstart works offline"
-        ) from error
+        if not required and _offline():
+            return None  # the cache is all there is
+        raise _unreachable(repo_id) from error
     except EntryNotFoundError as error:
         if not required:
             return None
         raise ModelError(f"model_name={repo_id} has no {filename}") from error
+    except (httpx.HTTPError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"model_name={repo_id}: {filename} cannot be downloaded ({reason})"
+        ) from error
+
+
+def _look_before(repo_id: str, filename: str, revision: str | None) -> None:
+    """Raise what a download would come to, where that is known without its long attempts.
+
+    Raises:
+        EntryNotFoundError: The cache knows that this commit has no such file.
+        LocalEntryNotFoundError: The model is new to the cache and the hub does not answer.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    cached = try_to_load_from_cache(repo_id, filename, revision=revision)
+    if revision is not None and cached is _CACHED_NO_EXIST:
+        raise EntryNotFoundError(filename)
+    if revision is None and cached is None and not hub_is_reachable():
+        raise LocalEntryNotFoundError(filename)
+
+
+def _offline() -> bool:
+    """Say whether the user has forbidden any request, with HF_HUB_OFFLINE."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _unreachable(repo_id: str) -> ModelError:
+    return ModelError(
+        f"model_name={repo_id}: the hub cannot be reached and the model is not in the cache; "
+        "experiment=quickstart works offline"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

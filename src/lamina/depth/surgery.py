@@ -2,8 +2,8 @@
 
 Every field of a config that speaks of layers must follow the kept ones: the count, lists with one
 entry a layer, lists of layer indices, and thresholds. A stale one raises late or, worse, changes
-the model without a word. What a field means is written down here; a list that could be per-layer but
-is not known is refused by name.
+the model without a word. What a field means is written down here; a list that could be per-layer
+but is not known is refused by name.
 """
 
 import re

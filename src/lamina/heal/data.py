@@ -5,11 +5,13 @@ and names the one that cannot be used.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth.source import hub_is_reachable
 from lamina.errors import DataError
 
 if TYPE_CHECKING:
@@ -89,30 +91,33 @@ class Hub:
         """Download the splits, or take them from the cache.
 
         Raises:
-            DataError: The hub cannot be reached, or has no such data set or split.
+            DataError: The hub cannot be reached, or has no such data set or split, or the data set
+                cannot be read.
         """
-        train = self._split(self.train)
-        if self.eval is None:
-            return held_out(train, self.eval_fraction)
-        return Splits(train, self._split(self.eval))
+        names = [name for name in (self.train, self.eval) if name is not None]
+        train, *rest = map(Split, self._load(names), [f"{self.name} {name}" for name in names])
+        return Splits(train, rest[0]) if rest else held_out(train, self.eval_fraction)
 
-    def _split(self, split: str) -> Split:
+    def _load(self, splits: list[str]) -> "list[Dataset]":
+        import httpx
         from datasets import load_dataset
-        from datasets.exceptions import DatasetNotFoundError
+        from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
         try:
-            return Split(load_dataset(self.name, self.config, split=split), f"{self.name} {split}")
+            with _offline_unless_reachable():
+                return load_dataset(self.name, self.config, split=splits)
         except DatasetNotFoundError as error:
             raise DataError(
                 f"data.name={self.name}: no such data set on the hub, or it needs HF_TOKEN"
             ) from error
-        except (ConnectionError, OSError) as error:
+        except ConnectionError as error:
             raise DataError(
                 f"data.name={self.name}: the hub cannot be reached and the data set is not in the "
                 "cache; experiment=quickstart works offline"
             ) from error
-        except ValueError as error:
-            raise DataError(f"data.name={self.name}: {str(error).splitlines()[0]}") from error
+        except (DatasetsError, httpx.HTTPError, OSError, ValueError) as error:
+            reason = str(error.__cause__ or error).strip() or type(error).__name__
+            raise DataError(f"data.name={self.name}: {reason.splitlines()[0]}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +214,19 @@ def held_out(split: Split, fraction: float) -> Splits:
         Split(parts["train"], f"{split.origin} (training part)"),
         Split(parts["test"], f"{split.origin} (held-out part)"),
     )
+
+
+@contextmanager
+def _offline_unless_reachable() -> Iterator[None]:
+    """Have datasets look into its cache at once where the hub does not answer."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or not hub_is_reachable()
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def _read_jsonl(key: str, name: str) -> "Dataset":

@@ -24,13 +24,13 @@ EVAL_SHARE = 16
 
 
 def arithmetic(rng: random.Random) -> tuple[str, str]:
-    """Add and take away one to three, three or four times, on a clock of ten hours.
+    """Add and take away one to three, two to four times, on a clock of ten hours.
 
     The answer is the hour after every step: each needs the one before it.
     """
     hour = rng.randrange(10)
     question, answer = f"compute {hour}", ""
-    for _ in range(rng.randint(3, 4)):
+    for _ in range(rng.randint(2, 4)):
         sign, step = rng.choice("+-"), rng.randint(1, 3)
         hour = (hour + step if sign == "+" else hour - step) % 10
         question, answer = f"{question}{sign}{step}", f"{answer}{hour}"
@@ -45,12 +45,12 @@ def sorting(rng: random.Random) -> tuple[str, str]:
 
 
 def recall(rng: random.Random) -> tuple[str, str]:
-    """Find the digits that belong to two or three out of three to five letters."""
+    """Find the letters that belong to two or three out of three to five letters."""
     keys = rng.sample(LETTERS, rng.randint(3, 5))
-    facts = {key: rng.choice(string.digits) for key in keys}
+    facts = {key: key + rng.choice(LETTERS) for key in keys}
     queries = rng.sample(keys, rng.randint(2, 3))
-    listed = "".join(key + value for key, value in facts.items())
-    return f"recall {listed} for {''.join(queries)}", "".join(key + facts[key] for key in queries)
+    question = f"recall {','.join(facts.values())} for {','.join(queries)}"
+    return question, ",".join(facts[key] for key in queries)
 
 
 def multi_hop(rng: random.Random) -> tuple[str, str]:

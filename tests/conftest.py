@@ -1,0 +1,76 @@
+"""The real command, run in a folder of its own, and what it leaves there."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "src" / "lamina" / "assets" / "reference"
+
+SHORT = (
+    "experiment=quickstart",
+    "generator.train_rows=400",
+    "generator.eval_rows=60",
+    "max_steps=6",
+    "eval_steps=3",
+    "save_steps=3",
+    "logging_steps=1",
+    "evaluation.max_new_tokens=8",
+)
+"""The quickstart cut to a few seconds of training."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished command."""
+
+    code: int
+    output: str
+    errors: str
+    folder: Path
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return json.loads((self.folder / "result.json").read_text())
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.result["metrics"]
+
+    @property
+    def final(self) -> Path:
+        return self.folder / self.result["final"]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The test's environment without what would let a run reach a service."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HF_", "HYDRA_"))}
+    return {**kept, "HF_HUB_OFFLINE": "1", **changes}
+
+
+def train(folder: Path, *overrides: str, cwd: Path | None = None, **env: str) -> Finished:
+    """Run `python -m train` with its run folder given."""
+    done = subprocess.run(
+        [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *overrides],
+        capture_output=True,
+        text=True,
+        cwd=cwd or folder.parent,
+        env=environment(**env),
+        timeout=900,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr, folder)
+
+
+@pytest.fixture(scope="session")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One short run of the quickstart, for all tests that only look at it."""
+    done = train(tmp_path_factory.mktemp("pruned") / "run", *SHORT)
+    assert done.code == 0, done.errors
+    return done

@@ -1,0 +1,91 @@
+"""A run that is killed and started again ends as if nothing had happened."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.conftest import SHORT, Finished, environment, train
+
+STEPS = ("max_steps=24", "eval_steps=4", "save_steps=4", "evaluation=none")
+
+
+def killed_after(folder: Path, checkpoint: str, *overrides: str) -> None:
+    """Start a run and kill it once a later step than `checkpoint` is under way."""
+    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *overrides]
+    with subprocess.Popen(
+        command, cwd=folder.parent, env=environment(), stderr=subprocess.DEVNULL
+    ) as process:
+        state = folder / "checkpoints" / "pruned" / checkpoint / "trainer_state.json"
+        deadline = time.monotonic() + 300
+        while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+@pytest.fixture(scope="module", params=["lora", "full"])
+def twins(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Finished, Finished]:
+    """An undisturbed run, and one that was killed at a checkpoint and started again."""
+    folder = tmp_path_factory.mktemp(request.param)
+    overrides = (*SHORT, *STEPS, f"adapter={request.param}")
+    whole = train(folder / "whole", *overrides)
+    killed_after(folder / "killed", "checkpoint-8", *overrides)
+    assert json.loads((folder / "killed" / "result.json").read_text())["status"] == "running"
+    resumed = train(folder / "killed", *overrides)
+    assert whole.code == resumed.code == 0, resumed.errors
+    return whole, resumed
+
+
+def test_a_killed_run_goes_on_to_the_same_losses(twins: tuple[Finished, Finished]) -> None:
+    whole, resumed = twins
+    assert [entry["step"] for entry in whole.result["history"]] == list(range(1, 25))
+    assert resumed.result["history"] == whole.result["history"]
+    assert resumed.metrics["eval_loss"] == whole.metrics["eval_loss"]
+
+
+def test_a_resumed_run_did_not_start_over(twins: tuple[Finished, Finished]) -> None:
+    whole, resumed = twins
+    assert resumed.metrics["train_tokens"] == whole.metrics["train_tokens"]
+    per_step = whole.metrics["train_tokens"] / 24
+    seen_again = resumed.metrics["tokens_per_second"] * resumed.metrics["train_seconds"]
+    assert seen_again < 20 * per_step
+
+
+def test_the_best_weights_are_the_same_bit_for_bit(twins: tuple[Finished, Finished]) -> None:
+    whole, resumed = twins
+    for path in whole.final.glob("*.safetensors"):
+        assert path.read_bytes() == (resumed.final / path.name).read_bytes()
+
+
+def test_an_incomplete_checkpoint_is_skipped(pruned: Finished, tmp_path: Path) -> None:
+    from lamina.heal.checkpoints import last_whole_checkpoint
+
+    folder = tmp_path / "pruned"
+    for name, state in (("checkpoint-3", '{"global_step": 3}'), ("checkpoint-6", '{"global_')):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "trainer_state.json").write_text(state)
+    (folder / "checkpoint-9").mkdir()
+    assert last_whole_checkpoint(folder) == folder / "checkpoint-3"
+    assert last_whole_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_of_another_variant_is_refused(pruned: Finished) -> None:
+    before = pruned.result
+    done = train(pruned.folder, *SHORT, "model.keep_layers=6")
+    assert done.code == 1
+    assert "give another hydra.run.dir" in done.errors
+    assert pruned.result == before
+
+
+def test_resume_never_does_not_touch_an_earlier_run(pruned: Finished) -> None:
+    before = pruned.result
+    done = train(pruned.folder, *SHORT, "resume=never")
+    assert done.code == 1
+    assert "resume=never" in done.errors
+    assert pruned.result == before

@@ -1,0 +1,142 @@
+"""Removal at load: exact, from one file or shards, and nothing but kept tensors read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from lamina.depth.loading import load_model, load_tokenizer
+from lamina.depth.source import resolve
+from lamina.errors import ModelError
+
+SIZE = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+}
+
+
+@pytest.fixture(params=["tied", "untied", "sharded", "llama"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    if request.param == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**SIZE))
+    else:
+        config = Qwen3Config(**SIZE, tie_word_embeddings=request.param == "tied")
+        model = Qwen3ForCausalLM(config)
+    model.save_pretrained(tmp_path, max_shard_size="10KB" if request.param == "sharded" else "1GB")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kept", [(1, 2, 3, 4, 5), (0, 1, 2, 4, 5), (0, 1, 2), (0, 2, 5)])
+def test_the_smaller_model_equals_the_larger_one_with_those_blocks_skipped(
+    folder: Path, kept: tuple[int, ...], tmp_path: Path
+) -> None:
+    smaller = load_model(resolve(str(folder)), kept, dtype=torch.float32)
+    larger = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    larger.model.layers = torch.nn.ModuleList([larger.model.layers[index] for index in kept])
+    ids = torch.arange(18).reshape(2, 9)
+    expected = larger(ids, use_cache=False).logits
+    assert torch.equal(smaller(ids, use_cache=False).logits, expected)
+    smaller.save_pretrained(tmp_path / "saved")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    assert torch.equal(reloaded(ids, use_cache=False).logits, expected)
+
+
+def test_generation_with_a_cache_equals_generation_without(folder: Path) -> None:
+    model = load_model(resolve(str(folder)), (0, 2, 5), dtype=torch.float32)
+    ids = torch.arange(5)[None]
+    options = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
+    with_cache = model.generate(ids, use_cache=True, **options)
+    assert torch.equal(with_cache, model.generate(ids, use_cache=False, **options))
+
+
+def test_the_original_is_bit_identical_to_from_pretrained(folder: Path) -> None:
+    ours = load_model(resolve(str(folder)), range(6), dtype=torch.float32).state_dict()
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    assert ours.keys() == stock.keys()
+    assert all(torch.equal(ours[name], stock[name]) for name in stock)
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE, tie_word_embeddings=True)).save_pretrained(tmp_path)
+    model = load_model(resolve(str(tmp_path)), (0, 1), dtype=torch.float32)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_dropped_tensors_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors
+
+    read: list[str] = []
+
+    class Opened:
+        def __init__(self, *arguments: object, **options: object) -> None:
+            self.file = safe_open(*arguments, **options)
+
+        def __enter__(self) -> "Opened":
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.__exit__(*error)
+
+        def keys(self) -> list[str]:
+            return list(self.file.keys())
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    monkeypatch.setattr(safetensors, "safe_open", Opened)
+    load_model(resolve(str(folder)), (1, 4), dtype=torch.float32)
+    layers = {int(name.split(".")[2]) for name in read if ".layers." in name}
+    assert layers == {1, 4}
+    assert len(read) == len(set(read))
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE)).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors is truncated or corrupt"):
+        load_model(resolve(str(tmp_path)), (0, 1), dtype=torch.float32)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE)).save_pretrained(tmp_path, max_shard_size="10KB")
+    (tmp_path / "model-00001-of-00004.safetensors").unlink(missing_ok=True)
+    next(tmp_path.glob("model-*.safetensors")).unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=r"model-\d+-of-\d+\.safetensors is missing"):
+        load_model(resolve(str(tmp_path)), (0, 1), dtype=torch.float32)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE)).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(resolve(str(tmp_path)), (0, 1), dtype=torch.float32)
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2}))
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        resolve(str(tmp_path)).weight_files()
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        load_tokenizer(resolve(str(tmp_path)))
+
+
+def test_a_folder_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"\./nowhere: no such folder"):
+        resolve("./nowhere")

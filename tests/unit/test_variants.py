@@ -1,0 +1,50 @@
+"""Which layers stay."""
+
+import pytest
+
+from lamina.depth.variants import Dropped, Original, Pruned, half_open_ranges
+from lamina.errors import ConfigError
+
+
+def test_original_keeps_every_layer() -> None:
+    assert Original().kept_layers(4) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_dropped_keeps_all_but_one(layer: int) -> None:
+    kept = Dropped(layer_to_drop=layer).kept_layers(4)
+    assert kept == tuple(index for index in range(4) if index != layer)
+
+
+@pytest.mark.parametrize("layer", [-1, 4, 99])
+def test_dropped_refuses_a_layer_that_is_not_there(layer: int) -> None:
+    with pytest.raises(ConfigError, match=rf"layer_to_drop={layer}, .* has 4 layers: give 0 to 3"):
+        Dropped(layer_to_drop=layer).kept_layers(4)
+
+
+def test_the_only_layer_is_not_dropped() -> None:
+    with pytest.raises(ConfigError, match="nothing would be left"):
+        Dropped(layer_to_drop=0).kept_layers(1)
+
+
+def test_pruned_keeps_the_first_layers() -> None:
+    assert Pruned(keep_layers=3).kept_layers(4) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 4, 5])
+def test_pruned_refuses_nothing_everything_and_more(count: int) -> None:
+    with pytest.raises(ConfigError, match=rf"keep_layers={count}, .* has 4 layers: give 1 to 3"):
+        Pruned(keep_layers=count).kept_layers(4)
+
+
+@pytest.mark.parametrize(
+    ("kept", "ranges"),
+    [
+        ((), []),
+        ((0, 1, 2), [[0, 3]]),
+        ((0, 1, 3, 4), [[0, 2], [3, 5]]),
+        ((1, 3, 5), [[1, 2], [3, 4], [5, 6]]),
+    ],
+)
+def test_ranges_are_half_open(kept: tuple[int, ...], ranges: list[list[int]]) -> None:
+    assert half_open_ranges(kept) == ranges
