@@ -71,6 +71,6 @@ def train(folder: Path, *overrides: str, cwd: Path | None = None, **env: str) ->
 @pytest.fixture(scope="session")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One short run of the quickstart, for all tests that only look at it."""
-    done = train(tmp_path_factory.mktemp("pruned") / "run", *SHORT)
+    done = train(tmp_path_factory.mktemp("pruned") / "run", *SHORT, "logger=both")
     assert done.code == 0, done.errors
     return done

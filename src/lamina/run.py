@@ -16,10 +16,11 @@ from lamina.depth.variants import Scratch, Variant
 from lamina.heal.adapters import Adapter
 from lamina.heal.backends import Backend
 from lamina.heal.callbacks import CallbackSettings, Context
-from lamina.heal.checkpoints import Final, claim, disk_errors, reload, save_final, saved_step
+from lamina.heal.checkpoints import claim, disk_errors, saved_step
 from lamina.heal.data import DataSource
 from lamina.heal.feed import Feed, feed
-from lamina.heal.libraries import prepare
+from lamina.heal.final import Final, reload, save_final
+from lamina.heal.libraries import prepared
 from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
 from lamina.heal.tracking import LoggerSettings
@@ -99,6 +100,10 @@ class Run(Parameters):
             LaminaError: Something cannot be done; the message says what and what to do.
         """
         checkpoint = self._claim(record)
+        with prepared(self.seed, self.num_threads):
+            self._execute(record, checkpoint)
+
+    def _execute(self, record: Record, checkpoint: Path | None) -> None:
         arguments = self.trainer.arguments(self._folder)
         tokenizer = self._load_tokenizer()
         rows = self._feed(tokenizer, record)
@@ -127,7 +132,6 @@ class Run(Parameters):
         return checkpoint
 
     def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        prepare(self.seed)
         return load_tokenizer(self.plan.source) if self.plan.source else build_tokenizer()
 
     def _feed(self, tokenizer: "PreTrainedTokenizerBase", record: Record) -> Feed:
@@ -253,7 +257,8 @@ class Run(Parameters):
         if not self.evaluation.reload:
             return
         logger.info("evaluating %s", final.folder)
-        model, tokenizer = reload(final)
+        source = self.plan.source
+        model, tokenizer = reload(final, source.revision if source else None)
         losses = self._losses(model, rows)
         record.measured(
             eval_loss=losses.mean(),

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import Finished, environment, train
 
 MISTAKES = {
@@ -35,6 +36,7 @@ MISTAKES = {
     "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50",
     "export.form=gguf": "export.form=gguf: give auto, adapter, merged or both",
     "adapter=full export.form=adapter": "export.form=adapter needs adapter=lora",
+    "packing=false +trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs packing",
     "resume=maybe": "resume=maybe: give auto or never",
     "backend=unsloth": "backend=unsloth is not part of this version",
     "data=jsonl": "data.train is missing: give data.train=VALUE",

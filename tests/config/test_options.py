@@ -8,12 +8,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tests.conftest import ROOT
 
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.config.schema import register
 from lamina.run import Run
+from tests.conftest import ROOT
 
 
 def options(group: str) -> list[str]:
@@ -63,12 +63,15 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
         assert isinstance(run, Run)
         assert run.model.model_type == model
         assert run.adapter.name == adapter
-        assert set(run.logger) == {
-            "tb": {"tensorboard"},
-            "wandb": {"wandb"},
-            "both": {"tensorboard", "wandb"},
-            "none": set(),
-        }[logger]
+        assert (
+            set(run.logger)
+            == {
+                "tb": {"tensorboard"},
+                "wandb": {"wandb"},
+                "both": {"tensorboard", "wandb"},
+                "none": set(),
+            }[logger]
+        )
 
 
 @pytest.mark.parametrize(

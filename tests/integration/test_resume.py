@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import SHORT, Finished, environment, train
 
 STEPS = ("max_steps=24", "eval_steps=4", "save_steps=4", "evaluation=none")

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lamina.config.composition import COMPOSITION_ERRORS, explain
-from lamina.config.paths import conf_dir, load_dotenv
+from lamina.config.paths import conf_dir, load_environment
 from lamina.config.preflight import preflight
 from lamina.config.schema import register
 from lamina.errors import LaminaError
@@ -49,13 +49,13 @@ def show(record: Record, folder: Path) -> None:
     from lamina.measure.summary import summary
 
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    Console().print(summary(record.content, str(shown)))
+    Console().print(summary(record.content, shown))
 
 
 def main() -> None:
     """Run the command; errors addressed to the user come without a traceback."""
     register()
-    load_dotenv()
+    load_environment()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         train()
         return

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lamina.heal.checkpoints import Export
+from lamina.heal.final import Export
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,9 @@ class Parameters:
 
     seed: int
     """Of weights, data order and sampling."""
+
+    num_threads: int | None
+    """Of torch on a CPU; None leaves torch's choice. Results depend on it in their last bits."""
 
     bf16: bool
     """Whether training uses bfloat16 autocast."""

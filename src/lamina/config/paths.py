@@ -20,8 +20,12 @@ def asset(name: str) -> str:
     return str(PACKAGE / "assets" / name)
 
 
-def load_dotenv() -> None:
-    """Read .env of the working directory into the environment, without replacing what is set."""
+def load_environment() -> None:
+    """Read .env of the working directory into the environment, without replacing what is set.
+
+    The libraries' usage reports are off unless the environment turns them on.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if Path(".env").is_file():
         from dotenv import dotenv_values
 

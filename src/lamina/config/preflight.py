@@ -103,6 +103,11 @@ def _contradictions(content: dict[str, Any]) -> Iterator[str]:
             f"save_steps={save} is not a multiple of eval_steps={evaluate}: the best checkpoint "
             "could not be chosen; make it one"
         )
+    if arguments.get("eval_packing") and not arguments.get("packing"):
+        yield (
+            "trainer.args.eval_packing=True needs packing=true: without it TRL lets packed "
+            "documents see each other"
+        )
     if content["adapter"]["_target_"].endswith("Full") and content["export"]["form"] in (
         "adapter",
         "both",

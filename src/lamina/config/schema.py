@@ -15,7 +15,7 @@ from omegaconf import MISSING, OmegaConf
 from lamina.config import parameters
 from lamina.config.paths import asset
 from lamina.depth import variants
-from lamina.heal import adapters, backends, callbacks, checkpoints, data, sft, tracking
+from lamina.heal import adapters, backends, callbacks, data, final, sft, tracking
 from lamina.measure import evaluate
 
 OPTIONS: dict[str, dict[str, type]] = {
@@ -83,7 +83,7 @@ def _run_schema() -> type:
         "lora": schema_of(parameters.LoraParameters),
         "depth": schema_of(parameters.DepthDefaults),
         "generator": schema_of(parameters.GeneratorParameters),
-        "export": schema_of(checkpoints.Export),
+        "export": schema_of(final.Export),
     }
     entries: list[Any] = [(key, str, field(default=MISSING)) for key in ("_target_", "_convert_")]
     for entry in fields(parameters.Parameters):

@@ -9,16 +9,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lamina.depth.source import hub_is_reachable
 from lamina.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-EXPECTED = "messages, or prompt and completion, or text"
-"""The columns that a data set may have, said in an error."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class Hub:
                 f"data.name={self.name}: the hub cannot be reached and the data set is not in the "
                 "cache; experiment=quickstart works offline"
             ) from error
-        except (DatasetsError, httpx.HTTPError, OSError, ValueError) as error:
+        except (DatasetsError, httpx.HTTPError, OSError, TypeError, ValueError) as error:
             reason = str(error.__cause__ or error).strip() or type(error).__name__
             raise DataError(f"data.name={self.name}: {reason.splitlines()[0]}") from error
 
@@ -240,19 +237,19 @@ def _read_jsonl(key: str, name: str) -> "Dataset":
         raise DataError(f"{key}={name}: the file is empty")
     try:
         return load_dataset("json", data_files=str(path), split="train")
-    except DatasetGenerationError as error:
+    # Lines of other kinds come out of the reader as whatever they break first.
+    except (DatasetGenerationError, TypeError, ValueError) as error:
         with path.open(encoding="utf-8") as lines:
             _blame(key, name, lines)
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(f"{key}={name}: rows of different forms ({reason})") from error
+        raise DataError(f"{key}={name} cannot be read: {reason}") from error
 
 
 def _blame(key: str, name: str, lines: Iterable[str]) -> None:
-    """Raise for the first line that is not a JSON object, or differs in form from the first."""
-    first: dict[str, str] = {}
+    """Raise for the first line that is not a JSON object."""
     for number, line in enumerate(lines, 1):
         try:
-            row: Any = json.loads(line)
+            row = json.loads(line)
         except ValueError as error:
             raise DataError(
                 f"{key}={name}, row {number}: not JSON ({error}); expected one object a line"
@@ -261,10 +258,3 @@ def _blame(key: str, name: str, lines: Iterable[str]) -> None:
             raise DataError(
                 f"{key}={name}, row {number}: found {type(row).__name__}; expected a JSON object"
             )
-        for column, value in row.items():
-            kind = type(value).__name__
-            if first.setdefault(column, kind) != kind:
-                raise DataError(
-                    f"{key}={name}, row {number}: column {column!r} holds {kind}; "
-                    f"expected {first[column]} as in the rows before"
-                )

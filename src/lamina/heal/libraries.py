@@ -1,15 +1,24 @@
-"""The libraries' process-wide state at the start of a run: seeds, quiet consoles."""
+"""The libraries' process-wide state during a run: seeds, threads, quiet consoles."""
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def prepare(seed: int) -> None:
+@contextmanager
+def prepared(seed: int, num_threads: int | None) -> Iterator[None]:
     """Seed all random generators and keep the libraries' notices in the run's log file.
 
     Their progress bars for loading and saving go: ours say what happens. Tokenizers warn about
     every fork unless they are told.
+
+    Args:
+        seed: Of Python, NumPy and torch.
+        num_threads: Of torch on a CPU, until the run ends; None leaves torch's choice. Sums depend
+            on it in their last bits.
     """
+    import torch
     import transformers
     from transformers.utils import logging as transformers_logging
 
@@ -19,3 +28,9 @@ def prepare(seed: int) -> None:
     transformers_logging.disable_progress_bar()
     logging.captureWarnings(True)
     transformers.set_seed(seed)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

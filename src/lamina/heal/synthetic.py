@@ -24,17 +24,17 @@ EVAL_SHARE = 16
 
 
 def arithmetic(rng: random.Random) -> tuple[str, str]:
-    """Add and take away one to three, two to four times, on a clock of ten hours.
+    """Add and take away one to three, three or four times, on a clock of ten hours.
 
-    The answer is the hour after every step: each needs the one before it.
+    The answer writes out every step with the hour after it: each needs the one before it.
     """
     hour = rng.randrange(10)
-    question, answer = f"compute {hour}", ""
-    for _ in range(rng.randint(2, 4)):
+    question = answer = str(hour)
+    for _ in range(rng.randint(3, 4)):
         sign, step = rng.choice("+-"), rng.randint(1, 3)
         hour = (hour + step if sign == "+" else hour - step) % 10
-        question, answer = f"{question}{sign}{step}", f"{answer}{hour}"
-    return question, answer
+        question, answer = f"{question}{sign}{step}", f"{answer}{sign}{step}={hour}"
+    return f"compute {question}", answer
 
 
 def sorting(rng: random.Random) -> tuple[str, str]:

@@ -10,7 +10,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ConfigError, DataError
-from lamina.heal.data import EXPECTED, Split
+from lamina.heal.data import Split
+from lamina.heal.rows import FORMS, form_of, problem_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that is not trained."""
-
-FORMS: dict[str, tuple[str, ...]] = {
-    "assistant": ("messages",),
-    "completion": ("prompt", "completion"),
-    "all": ("text",),
-}
-"""What is trained by default in rows that have these columns, first match first."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class Tokenization:
         """
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
-        default = _form(split)
+        default = form_of(split)
         self.columns = FORMS[default]
         self.loss_on = default if loss_on == "auto" else loss_on
         if self.loss_on not in ("all", default):
@@ -88,7 +82,7 @@ class Tokenization:
         Raises:
             DataError: A row cannot be used, or none has a trained token.
         """
-        form = _form(split)
+        form = form_of(split)
         if FORMS[form] != self.columns:
             raise DataError(
                 f"{split.origin} has {' and '.join(FORMS[form])}, the training rows "
@@ -133,7 +127,7 @@ class Tokenization:
         return self.tokenizer.decode(ids), ids
 
     def _tokenize(self, row: dict[str, Any], index: int, origin: str) -> dict[str, Any]:
-        if problem := _problem(row, self.columns):
+        if problem := problem_of(row, self.columns):
             raise DataError(f"{origin}, row {index + 1}: {problem}")
         encode: dict[str, Callable[[dict[str, Any]], tuple[list[int], Sequence[int]]]] = {
             "messages": self._messages,
@@ -218,33 +212,3 @@ class Tokenization:
                 f"untrained, so the model would not learn to stop; {advice}"
             )
         return template
-
-
-def _form(split: Split) -> str:
-    """Return the key of `FORMS` that a split's columns call for."""
-    if len(split.rows) == 0:
-        raise DataError(f"{split.origin}: no rows")
-    columns = set(split.rows.column_names)
-    for name, needed in FORMS.items():
-        if columns.issuperset(needed):
-            return name
-    found = ", ".join(split.rows.column_names)
-    raise DataError(f"{split.origin}, row 1: found columns {found}; expected {EXPECTED}")
-
-
-def _problem(row: dict[str, Any], columns: Sequence[str]) -> str | None:
-    """Say what makes a row unusable: what was found and what is expected."""
-    for column in columns:
-        value = row.get(column)
-        if value is None or len(value) == 0:
-            found = ", ".join(name for name, content in row.items() if content) or "nothing"
-            return f"column {column!r} is empty or missing (found {found}); expected {EXPECTED}"
-    turns = row.get("messages") if columns == ("messages",) else None
-    for number, turn in enumerate(turns or (), 1):
-        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            return f"message {number} is {turn!r}; expected an object with role and content"
-        if not isinstance(turn["role"], str) or turn["content"] is None:
-            return f"message {number} has no role or no content; expected both as text"
-    if turns and not any(turn["role"] == "assistant" for turn in turns):
-        return "no message has the role assistant; expected at least one"
-    return None

@@ -42,6 +42,7 @@ def card(content: dict[str, Any]) -> str:
     header = ["---", "library_name: transformers", "tags: [lamina, depth-pruning]"]
     if content["revision"]:
         header.append(f"base_model: {source}")
+    revision = f', revision="{content["revision"]}"' if content["revision"] else ""
     rows = [f"| {name} | {_shown(value)} |" for name, value in content["evaluation"].items()]
     settings = [f"| {name} | {_shown(value)} |" for name, value in content["healing"].items()]
     return "\n".join(
@@ -66,7 +67,7 @@ def card(content: dict[str, Any]) -> str:
             "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
-            'model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_FOLDER", dtype="auto")',
+            f'model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_FOLDER"{revision})',
             'tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")',
             "```",
             "",

@@ -1,5 +1,6 @@
 """The main figures of a run as a short table for the console."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -7,12 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 
-def summary(content: dict[str, Any], folder: str) -> RenderableType:
+def summary(content: dict[str, Any], folder: Path) -> RenderableType:
     """Return the closing table of a run.
 
     Args:
         content: The run's result.json.
-        folder: The run folder, to show.
+        folder: The run folder.
     """
     figures = Table(box=None, show_header=False, pad_edge=False)
     figures.add_column(style="bold")
@@ -23,7 +24,17 @@ def summary(content: dict[str, Any], folder: str) -> RenderableType:
     parts: list[RenderableType] = [Text(), figures]
     if content["samples"]:
         parts += [Text(), _samples(content["samples"])]
-    return Group(*parts, Text(f"\n{folder}/{content['final']}", style="dim"))
+    return Group(*parts, Text(), *_where(content, folder / content["final"]))
+
+
+def _where(content: dict[str, Any], final: Path) -> list[Text]:
+    """Say where final/ is, and what an adapter in it depends on."""
+    lines = [Text(str(final), style="dim", overflow="fold")]
+    base = content["provenance"]["base_model"]
+    if (final / "adapter_config.json").is_file() and not content["provenance"]["base_revision"]:
+        advice = f"An adapter: it loads while {base} is there. export.form=merged stands alone."
+        lines.append(Text(advice, style="dim"))
+    return lines
 
 
 def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:

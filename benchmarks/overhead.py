@@ -1,0 +1,235 @@
+"""What Lamina costs on top of plain TRL: until the first optimizer step, and in every step.
+
+    python benchmarks/overhead.py [--rounds 3] [--steps 40] [--rows 2000] [--warm] [--json FILE]
+                                  [--check]
+
+Trains the embedded reference model with the same data and arguments twice a round, each time in a
+fresh process: with plain_trl.py, and with `python -m train experiment=quickstart model=original`.
+The order changes from round to round. timed.py puts the same clock into both.
+
+First step: seconds from the start of the process to the end of the first optimizer step. The data
+sets' cache is empty at the start of each run; with --warm one cache, filled before, serves all.
+Step: median time between the ends of two steps, after the first ten. CPU time stands beside both:
+other processes touch it less.
+
+Both must train on the same batches from the same weights: the losses of all steps are compared,
+and so are the training arguments.
+
+Aims: first step at most 0.5 s later, step time at most 1.02 times as long, no difference in any
+step's loss.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from figures import Aim, at_least, finish, options, show
+
+HERE = Path(__file__).resolve().parent
+SETTLING_STEPS = 10
+"""Steps at the start of a training that do not count as steady."""
+
+FIRST_STEP_AIM, STEP_AIM, LOSS_AIM = 0.5, 1.02, 0.0
+
+OWN_ARGUMENTS = {"output_dir", "disable_tqdm", "assistant_only_loss"}
+"""Differ by design: where to write, who draws the progress line, who masks the labels."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both are to train."""
+
+    model: str
+    train: str
+    eval: str
+    steps: int
+
+    def plain(self, folder: Path) -> list[str]:
+        """Return timed.py's arguments for plain TRL."""
+        script = str(HERE / "plain_trl.py")
+        return [script, self.model, self.train, self.eval, str(folder / "out"), str(self.steps)]
+
+    def lamina(self, folder: Path) -> list[str]:
+        """Return timed.py's arguments for Lamina."""
+        choices = "experiment=quickstart model=original data=jsonl evaluation=none logger=none"
+        intervals = [f"{key}_steps={self.steps}" for key in ("max", "eval", "save")]
+        files = [f"data.train={self.train}", f"data.eval={self.eval}"]
+        where = [f"model_name={self.model}", f"hydra.run.dir={folder / 'out'}"]
+        return ["train", *choices.split(), *intervals, "logging_steps=1", *files, *where]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One timed training; times in seconds from the start of its process, CPU times its own."""
+
+    called: float
+    built: float
+    first_step: float
+    first_step_cpu: float
+    steps: list[float]
+    steps_cpu: list[float]
+    losses: list[float]
+    arguments: dict[str, Any]
+
+    @property
+    def step(self) -> float:
+        """Median seconds in a steady step."""
+        return median(self.steps[SETTLING_STEPS:])
+
+    @property
+    def step_cpu(self) -> float:
+        """Median CPU seconds in a steady step."""
+        return median(self.steps_cpu[SETTLING_STEPS:])
+
+
+def timed_run(arguments: Sequence[str], folder: Path, cache: Path) -> Run:
+    """Train in a fresh process and read what the clock noted."""
+    times = folder / "times.json"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(HERE / "timed.py"), str(times), *arguments]
+    with (folder / "log").open("w") as log:
+        started = time.time()
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    if done.returncode != 0:
+        log_end = (folder / "log").read_text()[-3000:]
+        sys.exit(f"error: {' '.join(command)} failed:\n{log_end}")
+    return read_run(json.loads(times.read_text()), started)
+
+
+def read_run(noted: dict[str, Any], started: float) -> Run:
+    """Turn timed.py's file into seconds since the start and seconds a step."""
+    wall, cpu = zip(*noted["steps"], strict=True)
+    return Run(
+        called=noted["called"][0] - started,
+        built=noted["built"][0] - started,
+        first_step=wall[0] - started,
+        first_step_cpu=cpu[0],
+        steps=[after - before for before, after in pairwise(wall)],
+        steps_cpu=[after - before for before, after in pairwise(cpu)],
+        losses=noted["losses"],
+        arguments=noted["arguments"],
+    )
+
+
+def rounds(job: Job, number: int, folder: Path, warm: bool) -> dict[str, list[Run]]:
+    """Train with both in turn; the first round of all fills the file cache and is not counted."""
+    kinds = {"plain TRL": job.plain, "Lamina": job.lamina}
+    runs: dict[str, list[Run]] = {name: [] for name in kinds}
+    for index in range(number + 1):
+        for name in sorted(kinds, reverse=index % 2 == 1):
+            own = folder / f"{index}-{name.split()[0]}"
+            own.mkdir()
+            cache = folder / "cache" if warm else own / "cache"
+            done = timed_run(kinds[name](own), own, cache)
+            if index > 0:
+                runs[name].append(done)
+                print(f"round {index}, {name}: {done.first_step:.1f} s, {done.step * 1e3:.1f} ms")
+    return runs
+
+
+def write_data(folder: Path, rows: int) -> tuple[str, str]:
+    """Write training and evaluation rows of the project's generator; return the two paths."""
+    from lamina.heal.synthetic import Split, generate_rows
+
+    sizes: dict[Split, int] = {"train": rows, "eval": 100}
+    for split, size in sizes.items():
+        lines = [json.dumps(row) + "\n" for row in generate_rows(split, size, seed=1)]
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+    return str(folder / "train.jsonl"), str(folder / "eval.jsonl")
+
+
+def loss_difference(plain: Sequence[Run], ours: Sequence[Run]) -> float:
+    """Return the largest difference of one step's loss between any two runs."""
+    losses = [run.losses for run in (*plain, *ours)]
+    return max(max(step) - min(step) for step in zip(*losses, strict=True))
+
+
+def differing_arguments(plain: Run, ours: Run) -> list[str]:
+    """Return the names of the training arguments that differ and should not."""
+    names = sorted(plain.arguments.keys() | ours.arguments.keys())
+    differ = [name for name in names if plain.arguments.get(name) != ours.arguments.get(name)]
+    return [name for name in differ if name not in OWN_ARGUMENTS]
+
+
+def row(
+    name: str, plain: Sequence[float], ours: Sequence[float], unit: str, aim: str = ""
+) -> list[str]:
+    """Return one line of the table: medians over the rounds, and how far apart they are."""
+    scale = 1e3 if unit == "ms" else 1.0
+    digits = 1 if unit == "ms" else 2
+    a, b = median(plain) * scale, median(ours) * scale
+    apart = f"{b / a:.4f}" if unit == "ms" else f"{b - a:+.2f} s"
+    pairs = [y / x if unit == "ms" else y - x for x, y in zip(plain, ours, strict=True)]
+    spread = f"{min(pairs):.3f} to {max(pairs):.3f}"
+    return [f"{name}, {unit}", f"{a:.{digits}f}", f"{b:.{digits}f}", apart, spread, aim]
+
+
+def table(plain: Sequence[Run], ours: Sequence[Run]) -> list[list[str]]:
+    """Return all lines of the table."""
+    lines = [
+        ("trainer called", "called", "s", ""),
+        ("trainer built", "built", "s", ""),
+        ("first step", "first_step", "s", f"at most +{FIRST_STEP_AIM} s"),
+        ("first step, CPU", "first_step_cpu", "s", ""),
+        ("step", "step", "ms", f"at most {STEP_AIM}"),
+        ("step, CPU", "step_cpu", "ms", ""),
+    ]
+    rows = [
+        row(name, [getattr(r, key) for r in plain], [getattr(r, key) for r in ours], unit, aim)
+        for name, key, unit, aim in lines
+    ]
+    largest = f"{loss_difference(plain, ours):.2g}"
+    return [*rows, ["largest difference of a step's loss", "", "", largest, "", f"{LOSS_AIM:g}"]]
+
+
+def aims(plain: Sequence[Run], ours: Sequence[Run]) -> list[Aim]:
+    """Return the figures that have an aim."""
+    later = median(r.first_step for r in ours) - median(r.first_step for r in plain)
+    longer = median(r.step for r in ours) / median(r.step for r in plain)
+    return [
+        Aim(name="first step, seconds later", value=later, limit=FIRST_STEP_AIM),
+        Aim(name="step time, ratio", value=longer, limit=STEP_AIM),
+        Aim(name="loss, difference", value=loss_difference(plain, ours), limit=LOSS_AIM),
+    ]
+
+
+def main() -> None:
+    """Train, show, compare with the aims."""
+    from lamina.config.paths import asset
+
+    parser = options("Time a training with Lamina against the same with plain TRL.")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="counted runs of each")
+    parser.add_argument("--steps", type=at_least(SETTLING_STEPS + 2), default=40, help="a run")
+    parser.add_argument("--rows", type=at_least(1), default=2000, help="training rows")
+    parser.add_argument("--warm", action="store_true", help="all runs share a data sets' cache")
+    parser.add_argument("--model", default=asset("reference"), help="folder of the model")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        job = Job(str(Path(asked.model).resolve()), *write_data(folder, asked.rows), asked.steps)
+        runs = rounds(job, asked.rounds, folder, asked.warm)
+    plain, ours = runs.values()
+    differing = differing_arguments(plain[0], ours[0])
+    show(
+        f"Lamina on top of plain TRL, {asked.rounds} rounds, {asked.steps} steps a run",
+        ["median over rounds", *runs, "apart", "in single rounds", "aim"],
+        table(plain, ours),
+        f"training arguments that differ: {', '.join(differing) or 'none'}",
+    )
+    figures = {name: [asdict(run) for run in of] for name, of in runs.items()}
+    finish({"options": vars(asked) | {"json": None}, **figures, "differing_arguments": differing},
+           aims(plain, ours), asked.json, asked.check)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The README's picture: runs the quickstart and draws its closing table as docs/quickstart.svg.
+
+python benchmarks/picture.py
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from lamina.measure.summary import summary
+
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "quickstart.svg"
+COMMAND = "python -m train experiment=quickstart"
+
+
+def main() -> None:
+    """Run the command the README names, and draw what it prints."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "run"
+        arguments = [*COMMAND.split()[1:], f"hydra.run.dir={folder}"]
+        subprocess.run([sys.executable, *arguments], check=True)
+        content = json.loads((folder / "result.json").read_text())
+        # Where the picture's own run lay is of no use to a reader.
+        content["provenance"]["base_revision"] = content["provenance"]["base_revision"] or "folder"
+        with Path(parent, "console").open("w") as discarded:
+            console = Console(record=True, width=92, file=discarded)
+            console.print(Text(f"$ {COMMAND}", style="bold"))
+            console.print(summary(content, Path("outputs/2026-11-22/21-00-00-000000")))
+            console.save_svg(str(PICTURE), title="Lamina")
+    print(f"wrote {PICTURE}")
+
+
+if __name__ == "__main__":
+    main()

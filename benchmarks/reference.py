@@ -1,0 +1,112 @@
+"""The figures of the reference model's card: losses and exact match by family, and layer by layer.
+
+    python benchmarks/reference.py [FOLDER ...] [--rows 1000] [--layers] [--json FILE]
+
+FOLDER is a model, such as the final/ of `python -m train experiment=reference seed=43`; without
+one it is the model that ships with the package. Questions are held-out rows of the generator, from
+a seed that no training used. Exact match means that the greedy answer is the right one, to the
+last character. --layers also gives the loss without each layer, one at a time.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lamina.config.paths import asset
+from lamina.depth.loading import load_model
+from lamina.depth.source import resolve
+from lamina.depth.variants import Dropped
+from lamina.heal.data import Split
+from lamina.heal.synthetic import FAMILIES, generate_rows
+from lamina.heal.tokenization import Tokenization
+from lamina.measure.evaluate import answers, row_losses
+
+HELD_OUT_SEED = 20_000
+"""Seed of the questions; the trainings use small ones."""
+
+
+def measure(folder: str, num_rows: int) -> dict[str, Any]:
+    """Return a model's loss and exact match, overall and by family."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = generate_rows("eval", num_rows, HELD_OUT_SEED)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenize = Tokenization(tokenizer, "auto", 512, _split(rows))
+    losses = row_losses(model, list(tokenize(_split(rows)).rows), max_tokens=8192)
+    prompts = [tokenize.prompt(row)[1] for row in rows]
+    given = answers(model, tokenizer, prompts, 32)
+    by_family: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        by_family[row["family"]].append(index)
+    right = [row["messages"][-1]["content"] == text for row, text in zip(rows, given, strict=True)]
+    families = {
+        name: {
+            "loss": sum(losses.nll[i] for i in indices) / sum(losses.tokens[i] for i in indices),
+            "exact_match": sum(right[i] for i in indices) / len(indices),
+        }
+        for name, indices in by_family.items()
+    }
+    overall = {"loss": losses.mean(), "exact_match": sum(right) / len(right)}
+    return {"rows": num_rows, "all": overall, **families}
+
+
+def without_each_layer(folder: str, num_rows: int) -> list[float]:
+    """Return the leave-one-out losses: each the loss of the model without one layer."""
+    source = resolve(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    split = _split(generate_rows("eval", num_rows, HELD_OUT_SEED))
+    rows = list(Tokenization(tokenizer, "auto", 512, split)(split).rows)
+    depth = source.config["num_hidden_layers"]
+    losses = []
+    for layer in range(depth):
+        kept = Dropped(layer_to_drop=layer).kept_layers(depth)
+        model = load_model(source, kept, dtype=torch.float32)
+        losses.append(row_losses(model, rows, max_tokens=8192).mean())
+    return losses
+
+
+def main() -> None:
+    """Measure every model that is given and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    parser.add_argument("folders", nargs="*", default=[asset("reference")])
+    parser.add_argument("--rows", type=int, default=1000, help="held-out questions")
+    parser.add_argument("--layers", action="store_true", help="the loss without each layer too")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    given = parser.parse_args()
+    figures = {folder: measure(folder, given.rows) for folder in given.folders}
+    table = Table("model", "figure", "all", *FAMILIES)
+    for folder, found in figures.items():
+        for figure in ("loss", "exact_match"):
+            cells = (f"{found[name][figure]:.4f}" for name in ("all", *FAMILIES))
+            table.add_row(folder, figure, *cells)
+    Console(width=140).print(table)
+    if given.layers:
+        for folder in given.folders:
+            found = without_each_layer(folder, given.rows)
+            figures[folder]["leave_one_out"] = found
+            whole = figures[folder]["all"]["loss"]
+            rows = Table("without layer", "loss", "times the whole model's", title=folder)
+            for layer, loss in enumerate(found):
+                rows.add_row(str(layer), f"{loss:.4f}", f"{loss / whole:.2f}")
+            Console().print(rows)
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _split(rows: list[dict[str, Any]]) -> Split:
+    return Split(Dataset.from_list(rows), "held-out rows")
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+if __name__ == "__main__":
+    main()

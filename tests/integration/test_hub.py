@@ -1,0 +1,285 @@
+"""Models and data sets by their hub ids: what is downloaded, recorded and said.
+
+The clients are the real ones; the hub is a server on this machine.
+"""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REFERENCE, SHORT, Finished, environment, train
+from tests.hub.server import HubServer
+
+MODEL, DATA = "lamina/reference", "lamina/sample"
+IDS = (f"model_name={MODEL}", "data=hub", f"data.name={DATA}")
+TINY = (*SHORT, "max_steps=2", "eval_steps=2", "save_steps=2", "evaluation.num_samples=1")
+
+RELOAD = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+folder, rows, revision = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, revision=revision)
+nll = tokens = 0
+for row in map(json.loads, open(rows)):
+    ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+    count = int((labels[:, 1:] != -100).sum())
+    with torch.no_grad():
+        nll += model(input_ids=ids, labels=labels).loss.item() * count
+    tokens += count
+print(json.dumps({"layers": model.config.num_hidden_layers, "loss": nll / tokens}))
+"""
+"""A user's own check of final/, with nothing of Lamina in it."""
+
+LOAD = """
+import json, sys, torch
+from lamina.depth.loading import load_model
+from lamina.depth.source import resolve
+name, folder = sys.argv[1:]
+source = resolve(name)
+loaded = [load_model(s, range(4), dtype=torch.float32) for s in (source, resolve(folder))]
+ours, theirs = (model.state_dict() for model in loaded)
+same = ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+print(json.dumps({"revision": source.revision, "same": same}))
+"""
+"""Loads the first four layers of a model by its id, and of its folder."""
+
+DOWNLOAD = """
+import sys
+from huggingface_hub import snapshot_download
+snapshot_download(sys.argv[1])
+print("null")
+"""
+
+FIND = """
+import json, sys
+from lamina.depth.source import resolve
+source = resolve(sys.argv[1])
+absent = source.fetch("no_such_file.json", required=False)
+print(json.dumps([source.weight_files(), absent, "torch" in sys.modules]))
+"""
+
+READ = """
+import json, sys
+from lamina.errors import DataError
+from lamina.heal.data import Hub
+said = []
+for name, config, split in json.loads(sys.argv[1]):
+    keys = dict(name=name, config=config, train=split, eval=None, eval_fraction=0.2, loss_on="auto")
+    try:
+        said.append(f"{len(Hub(**keys).load().eval.rows)} rows")
+    except DataError as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+"""Reads data sets, and says what came of each."""
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of the embedded kind, in the form in which people upload one."""
+    from lamina.heal.synthetic import generate_rows
+
+    folder = tmp_path_factory.mktemp("sample")
+    for name, split, count in (("train", "train", 40), ("test", "eval", 10)):
+        lines = [json.dumps(row) for row in generate_rows(split, count, 1)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference model in several files."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("sharded")
+    model = AutoModelForCausalLM.from_pretrained(REFERENCE)
+    model.save_pretrained(folder, max_shard_size="2MB")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(sample: Path) -> Iterator[HubServer]:
+    with HubServer() as server:
+        server.publish(f"models/{MODEL}", REFERENCE)
+        server.publish(f"datasets/{DATA}", sample)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of `trained`."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def trained(hub: HubServer, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A training for which everything was downloaded."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    done = train(folder, *TINY, *IDS, **clients(hub.url, cache))
+    assert done.code == 0, done.errors
+    return done
+
+
+@pytest.fixture(scope="module")
+def nowhere() -> str:
+    """An address that refuses every connection."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    return f"http://127.0.0.1:{port}"
+
+
+def clients(url: str, cache: Path, offline: str = "0") -> dict[str, str]:
+    """The environment that sends the clients to a hub."""
+    return {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(cache),
+        "HF_HUB_OFFLINE": offline,
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def python(script: str, *arguments: str, env: dict[str, str]) -> Any:
+    """Run a script in a process of its own, where the clients read their environment."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(**env),
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(done: Finished) -> str:
+    """Return the one error that a run ended with."""
+    assert done.code == 1, done.output
+    assert "Traceback" not in done.errors
+    assert "Retrying" not in done.errors
+    assert done.errors.count("error: ") == 1
+    return done.errors.splitlines()[-1]
+
+
+def test_a_model_id_and_a_data_set_id_are_trained_from(trained: Finished, hub: HubServer) -> None:
+    commit = hub.commits[f"models/{MODEL}"][-1].hash
+    assert trained.result["status"] == "completed"
+    assert trained.result["provenance"]["base_model"] == MODEL
+    assert trained.result["provenance"]["base_revision"] == commit
+    assert trained.metrics["eval_loss"] > 0
+
+
+def test_what_was_trained_from_was_downloaded(trained: Finished, hub: HubServer) -> None:
+    assert hub.downloaded(f"datasets/{DATA}") == {"train.jsonl", "test.jsonl"}
+    files = hub.downloaded(f"models/{MODEL}")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
+    assert "README.md" not in files
+
+
+def test_an_adapter_names_its_base_by_id_and_commit(trained: Finished, hub: HubServer) -> None:
+    adapter = json.loads((trained.final / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == MODEL
+    assert adapter["revision"] == hub.commits[f"models/{MODEL}"][-1].hash
+
+
+def test_final_reloads_on_another_machine_though_the_hub_has_moved_on(
+    trained: Finished, sharded: Path, tmp_path: Path
+) -> None:
+    adapter = json.loads((trained.final / "adapter_config.json").read_text())
+    with HubServer() as later:
+        first = later.publish(f"models/{MODEL}", REFERENCE)
+        later.publish(f"models/{MODEL}", sharded)
+        rows = trained.folder / "eval.jsonl"
+        arguments = [str(trained.final), str(rows), adapter["revision"]]
+        loaded = python(RELOAD, *arguments, env=clients(later.url, tmp_path))
+    assert first == adapter["revision"]
+    assert "model.safetensors" in later.downloaded(f"models/{MODEL}")
+    assert loaded["layers"] == len(trained.result["kept_layers"])
+    assert loaded["loss"] == pytest.approx(trained.metrics["eval_sample_loss"], rel=1e-5)
+
+
+def test_only_files_with_kept_layers_are_downloaded(sharded: Path, tmp_path: Path) -> None:
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    layer = {name: re.search(r"layers\.(\d+)\.", name) for name in index}
+    needed = {index[n] for n, found in layer.items() if found is None or int(found[1]) < 4}
+    assert needed < set(index.values())
+    with HubServer() as hub:
+        commit = hub.publish("models/lamina/sharded", sharded)
+        arguments = ["lamina/sharded", str(sharded)]
+        loaded = python(LOAD, *arguments, env=clients(hub.url, tmp_path))
+    assert loaded == {"revision": commit, "same": True}
+    weights = {f for f in hub.downloaded("models/lamina/sharded") if f.endswith(".safetensors")}
+    assert weights == needed
+
+
+def test_a_cached_model_and_data_set_need_no_hub(
+    trained: Finished, cache: Path, nowhere: str, tmp_path: Path
+) -> None:
+    done = train(tmp_path / "run", *TINY, *IDS, "evaluation=none", **clients(nowhere, cache))
+    assert done.code == 0, done.errors
+    assert "Retrying" not in done.errors
+    for key in ("base_model", "base_revision", "data_fingerprint"):
+        assert done.result["provenance"][key] == trained.result["provenance"][key]
+
+
+def test_a_snapshot_is_enough_offline(hub: HubServer, nowhere: str, tmp_path: Path) -> None:
+    python(DOWNLOAD, MODEL, env=clients(hub.url, tmp_path))
+    found = python(FIND, MODEL, env=clients(nowhere, tmp_path, offline="1"))
+    assert found == [{"": "model.safetensors"}, None, False]
+
+
+@pytest.mark.parametrize("ids", [IDS[:1], IDS[1:]], ids=["model", "data"])
+def test_an_unreachable_hub_is_reported_at_once(
+    nowhere: str, tmp_path: Path, ids: tuple[str, ...]
+) -> None:
+    done = train(tmp_path / "run", *TINY, *ids, **clients(nowhere, tmp_path / "cache"))
+    message = refused(done)
+    assert message.startswith(f"error: {ids[-1]}: the hub cannot be reached")
+    assert "experiment=quickstart works offline" in message
+    assert done.result["status"] == "failed"
+
+
+@pytest.mark.parametrize("name", ["lamina/unknown", "two words"])
+def test_an_unknown_model_is_reported(hub: HubServer, tmp_path: Path, name: str) -> None:
+    overrides = [*TINY, f"model_name={name}"]
+    done = train(tmp_path / "run", *overrides, **clients(hub.url, tmp_path / "cache"))
+    expected = f"error: model_name={name}: neither a folder nor a repository on the hub"
+    assert refused(done).startswith(expected)
+
+
+def test_a_gated_model_is_reported(hub: HubServer, tmp_path: Path) -> None:
+    hub.publish("models/lamina/gated", REFERENCE)
+    hub.gated.add("models/lamina/gated")
+    overrides = [*TINY, "model_name=lamina/gated"]
+    done = train(tmp_path / "run", *overrides, **clients(hub.url, tmp_path / "cache"))
+    assert "accept its terms on the hub, then set HF_TOKEN" in refused(done)
+
+
+def test_a_data_set_that_cannot_be_read_is_reported(hub: HubServer, tmp_path: Path) -> None:
+    for name, file, content in (
+        ("empty", "notes.md", "no rows"),
+        ("broken", "train.jsonl", '{"text": "a"}\n{"text": '),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(content)
+        hub.publish(f"datasets/lamina/{name}", tmp_path / name)
+    expected = {
+        (DATA, None, "train"): "8 rows",
+        (DATA, None, "dev"): f"data.name={DATA}: Unknown split",
+        (DATA, "other", "test"): f"data.name={DATA}: BuilderConfig 'other' not found",
+        ("lamina/unknown", None, "train"): "data.name=lamina/unknown: no such data set on the hub",
+        ("two words", None, "train"): "data.name=two words: Repo id must use",
+        ("lamina/empty", None, "train"): "data.name=lamina/empty: No (supported) data files",
+        ("lamina/broken", None, "train"): "data.name=lamina/broken: JSON parse error",
+    }
+    said = python(READ, json.dumps(list(expected)), env=clients(hub.url, tmp_path / "cache"))
+    for line, start in zip(said, expected.values(), strict=True):
+        assert line.startswith(start)

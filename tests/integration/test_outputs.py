@@ -1,0 +1,187 @@
+"""What a run leaves in its folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REFERENCE, SHORT, Finished, train
+
+RESULT_KEYS = {
+    "status", "error", "model_type", "num_layers", "kept_layers", "num_parameters",
+    "trainable_parameters", "overrides", "final", "dtype", "seed", "history", "samples",
+    "eval_fingerprint", "provenance", "metrics", "data",
+}  # fmt: skip
+METRIC_KEYS = {
+    "baseline_eval_loss", "reduced_eval_loss", "eval_loss", "perplexity", "eval_sample_loss",
+    "tokens_per_second", "train_tokens", "train_seconds", "peak_memory_bytes",
+}  # fmt: skip
+
+
+def test_the_folder_holds_exactly_what_the_readme_lists(pruned: Finished) -> None:
+    assert {path.name for path in pruned.folder.iterdir()} == {
+        ".hydra", "checkpoints", "eval.jsonl", "logs", "result.json", "train.log", "wandb",
+    }  # fmt: skip
+    folder = pruned.folder / "checkpoints" / "pruned"
+    names = {path.name for path in folder.iterdir()}
+    assert "final" in names
+    assert names - {"final"} <= {"checkpoint-3", "checkpoint-6"}
+
+
+def test_result_json_has_every_field(pruned: Finished) -> None:
+    result = pruned.result
+    assert set(result) == RESULT_KEYS
+    assert set(result["metrics"]) == METRIC_KEYS
+    assert all(value is not None for value in result["metrics"].values())
+    assert result["status"] == "completed"
+    assert result["error"] is None
+    assert (result["model_type"], result["num_layers"]) == ("pruned", 12)
+    assert result["kept_layers"] == list(range(8))
+    assert result["final"] == "checkpoints/pruned/final"
+    assert result["dtype"] == "float32"
+    assert "max_steps=6" in result["overrides"]
+    assert 0 < result["trainable_parameters"] < result["num_parameters"]
+
+
+def test_the_history_has_every_step_once(pruned: Finished) -> None:
+    history = pruned.result["history"]
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4, 5, 6]
+    assert [entry["step"] for entry in history if entry["eval_loss"] is not None] == [3, 6]
+    assert all(entry["loss"] and entry["learning_rate"] is not None for entry in history)
+    tokens = [entry["tokens"] for entry in history]
+    assert tokens == sorted(tokens)
+    assert tokens[-1] == pruned.metrics["train_tokens"]
+
+
+def test_provenance_says_where_the_number_comes_from(pruned: Finished) -> None:
+    provenance = pruned.result["provenance"]
+    assert provenance["base_model"] == str(REFERENCE)
+    assert provenance["backend"] == "transformers"
+    assert len(provenance["data_fingerprint"]) == 64
+    assert provenance["versions"]["torch"]
+    assert provenance["device"]
+    assert set(provenance["git"]) == {"sha", "dirty"}
+
+
+def test_eval_jsonl_holds_evaluated_rows(pruned: Finished) -> None:
+    rows = [json.loads(line) for line in (pruned.folder / "eval.jsonl").read_text().splitlines()]
+    assert len(rows) == 60
+    for row in rows:
+        assert len(row["input_ids"]) == len(row["labels"])
+        assert all(label in (-100, i) for i, label in zip(*row.values(), strict=True))
+
+
+def test_an_adapter_remembers_its_depth_in_every_checkpoint(pruned: Finished) -> None:
+    for path in (pruned.final, *pruned.final.parent.glob("checkpoint-*")):
+        adapter = json.loads((path / "adapter_config.json").read_text())
+        assert adapter["layer_replication"] == [[0, 8]]
+        assert adapter["base_model_name_or_path"] == str(REFERENCE)
+        assert sorted(adapter["target_modules"]) == [
+            "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj",
+        ]  # fmt: skip
+
+
+def test_final_has_what_a_user_needs_beside_the_weights(pruned: Finished) -> None:
+    names = {path.name for path in pruned.final.iterdir()}
+    assert names == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
+        "lamina.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    note = json.loads((pruned.final / "lamina.json").read_text())
+    assert note["kept_layers"] == list(range(8))
+    assert note["source_model"] == str(REFERENCE)
+    assert note["data_fingerprint"] == pruned.result["provenance"]["data_fingerprint"]
+    card = (pruned.final / "README.md").read_text()
+    assert "8 of 12 layers" in card
+    assert "[0, 8)" in card
+
+
+def test_tensorboard_and_wandb_each_get_their_run(pruned: Finished) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(pruned.folder / "logs" / "pruned"))
+    events.Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    history = pruned.result["history"]
+    assert logged == [(entry["step"], pytest.approx(entry["loss"])) for entry in history]
+    assert len(list((pruned.folder / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_a_run_that_needs_its_base_folder_says_so(pruned: Finished) -> None:
+    assert "export.form=merged" in pruned.output
+
+
+def test_no_secret_is_written(tmp_path: Path) -> None:
+    key = "0123456789abcdef" * 3
+    done = train(
+        tmp_path / "run",
+        *SHORT,
+        "max_steps=1",
+        "logger=both",
+        "evaluation=none",
+        "logger.wandb.mode=offline",
+        WANDB_API_KEY=key,
+        HF_TOKEN=f"hf_{key}",
+    )
+    assert done.code == 0, done.errors
+    files = [path for path in done.folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if key.encode() in path.read_bytes()] == []
+
+
+def test_both_forms_stand_beside_each_other(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    done = train(tmp_path / "run", *SHORT, "export.form=both", "evaluation=none")
+    assert done.code == 0, done.errors
+    assert (done.final / "adapter_config.json").is_file()
+    merged = AutoModelForCausalLM.from_pretrained(done.final.with_name("final-merged"))
+    assert merged.config.num_hidden_layers == 8
+
+
+def test_a_final_of_another_run_is_never_overwritten(tmp_path: Path) -> None:
+    shared = (*SHORT, "max_steps=1", "evaluation=none", f"output_dir={tmp_path / 'shared'}")
+    first = train(tmp_path / "one", *shared)
+    assert first.code == 0, first.errors
+    before = {p: p.read_bytes() for p in (tmp_path / "shared").rglob("*.safetensors")}
+    second = train(tmp_path / "two", *shared)
+    assert second.code == 1
+    assert "never overwritten: give another output_dir" in second.errors
+    assert {p: p.read_bytes() for p in (tmp_path / "shared").rglob("*.safetensors")} == before
+
+
+def test_a_sweep_of_two_jobs_leaves_two_of_everything(tmp_path: Path) -> None:
+    done = train(
+        tmp_path / "unused",
+        "--multirun",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        *SHORT,
+        "max_steps=2",
+        "model=dropped",
+        "model.layer_to_drop=2,9",
+        "logger=both",
+    )
+    assert done.code == 0, done.errors
+    jobs = [Finished(0, "", "", tmp_path / "sweep" / name) for name in ("0", "1")]
+    kept = [job.result["kept_layers"] for job in jobs]
+    assert kept == [[i for i in range(12) if i != dropped] for dropped in (2, 9)]
+    runs = [path.name for job in jobs for path in job.folder.glob("wandb/offline-run-*")]
+    assert len(runs) == len({name.rpartition("-")[2] for name in runs}) == 2
+    assert all(list(job.folder.glob("logs/dropped/events*")) for job in jobs)
+
+
+def test_a_job_that_fails_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+    done = train(
+        tmp_path / "unused",
+        "--multirun",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        *SHORT,
+        "max_steps=1",
+        "evaluation=none",
+        "model=dropped",
+        "model.layer_to_drop=77,3",
+    )
+    assert done.code == 1
+    assert "model.layer_to_drop=77, but the model has 12 layers" in done.errors
+    first, second = (json.loads((tmp_path / "sweep" / n / "result.json").read_text()) for n in "01")
+    assert (first["status"], second["status"]) == ("failed", "completed")

@@ -1,0 +1,102 @@
+"""The main job on the embedded model: its losses, and a final/ that plain transformers loads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import Finished, environment, train
+
+CHECK = """
+import json, sys, torch, transformers
+final, rows, dtype = sys.argv[1:]
+model = transformers.AutoModelForCausalLM.from_pretrained(final, dtype=getattr(torch, dtype))
+rows = [json.loads(line) for line in open(rows)]
+pairs = [(torch.tensor([r["input_ids"]]), torch.tensor([r["labels"]])) for r in rows]
+counts = [(labels[:, 1:] != -100).sum().item() for _, labels in pairs]
+losses = [model(input_ids=ids, labels=labels).loss.item() for ids, labels in pairs]
+assert "lamina" not in sys.modules
+print(json.dumps({
+    "loss": sum(n * loss for n, loss in zip(counts, losses)) / sum(counts),
+    "layers": model.config.num_hidden_layers,
+    "stack": sum(name.endswith("self_attn") for name, _ in model.named_modules()),
+}))
+"""
+
+CASES = {
+    "quickstart": (),
+    "full": ("adapter=full",),
+    "dropped": ("model=dropped", "model.layer_to_drop=5"),
+    "original": ("model=original",),
+    "merged": ("export.form=merged",),
+}
+LAYERS = {"quickstart": 8, "full": 8, "dropped": 11, "original": 12, "merged": 8}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
+    folder = tmp_path_factory.mktemp("quickstart")
+    return {
+        name: train(folder / name, "experiment=quickstart", *overrides)
+        for name, overrides in CASES.items()
+    }
+
+
+def loaded(run: Finished, folder: str = "final") -> dict[str, float]:
+    """What a script with only torch and transformers finds in final/."""
+    final = run.final.with_name(folder)
+    arguments = (str(final), str(run.folder / "eval.jsonl"), run.result["dtype"])
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_run_completes_and_shows_its_losses(case: str, runs: dict[str, Finished]) -> None:
+    run = runs[case]
+    assert run.code == 0, run.errors
+    assert run.result["status"] == "completed"
+    for name in ("baseline loss", "reduced loss", "healed loss"):
+        assert name in run.output
+    assert all(sample["after"] is not None for sample in run.result["samples"])
+    assert len(run.result["samples"]) == 5
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "original"])
+def test_removal_costs_and_healing_helps(case: str, runs: dict[str, Finished]) -> None:
+    metrics = runs[case].metrics
+    assert metrics["baseline_eval_loss"] < metrics["eval_loss"] < metrics["reduced_eval_loss"]
+
+
+def test_the_original_loses_nothing_before_training(runs: dict[str, Finished]) -> None:
+    metrics = runs["original"].metrics
+    assert metrics["reduced_eval_loss"] == metrics["baseline_eval_loss"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plain_transformers_loads_final_and_gets_its_loss(
+    case: str, runs: dict[str, Finished]
+) -> None:
+    found = loaded(runs[case])
+    assert found["loss"] == pytest.approx(runs[case].metrics["eval_sample_loss"], abs=1e-3)
+    assert found["layers"] == found["stack"] == LAYERS[case]
+
+
+def test_every_variant_is_measured_on_the_same_rows(runs: dict[str, Finished]) -> None:
+    assert len({run.result["eval_fingerprint"] for run in runs.values()}) == 1
+    assert len({run.metrics["baseline_eval_loss"] for run in runs.values()}) == 1
+
+
+def test_the_merged_model_answers_like_the_adapter(runs: dict[str, Finished]) -> None:
+    adapter, merged = runs["quickstart"], runs["merged"]
+    assert merged.result["samples"] == adapter.result["samples"]
+    assert merged.metrics["eval_loss"] == pytest.approx(adapter.metrics["eval_loss"], abs=1e-5)
+    assert (merged.final / "config.json").is_file()
+    assert not (adapter.final / "config.json").exists()

@@ -1,0 +1,123 @@
+"""Where rows come from, and what is said when they do not."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from lamina.errors import DataError
+from lamina.heal.data import Disk, Jsonl, Synthetic
+from lamina.heal.tokenization import Tokenization
+from lamina.heal.tokenizer import build_tokenizer
+
+
+def jsonl(path: Path, *lines: str) -> str:
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def source(train: str, evaluation: str | None = None, fraction: float = 0.5) -> Jsonl:
+    return Jsonl(train=train, eval=evaluation, eval_fraction=fraction, loss_on="auto")
+
+
+def test_jsonl_reads_both_files(tmp_path: Path) -> None:
+    train = jsonl(tmp_path / "a.jsonl", '{"text": "a"}', '{"text": "b"}')
+    held = jsonl(tmp_path / "b.jsonl", '{"text": "c"}')
+    splits = source(train, held).load()
+    assert splits.train.rows["text"] == ["a", "b"]
+    assert splits.eval.rows["text"] == ["c"]
+
+
+def test_a_fraction_is_held_out_and_no_row_is_in_both(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": str(number)}) for number in range(20)]
+    splits = source(jsonl(tmp_path / "a.jsonl", *rows), fraction=0.25).load()
+    train, held = set(splits.train.rows["text"]), set(splits.eval.rows["text"])
+    assert len(held) == 5
+    assert train | held == {str(number) for number in range(20)}
+    assert not train & held
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, 0.01])
+def test_a_fraction_that_leaves_nothing_is_refused(tmp_path: Path, fraction: float) -> None:
+    path = jsonl(tmp_path / "a.jsonl", '{"text": "a"}', '{"text": "b"}')
+    with pytest.raises(DataError, match=rf"data\.eval_fraction={fraction}"):
+        source(path, fraction=fraction).load()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"text": "a"}', '{"text": '], "row 2: not JSON"),
+        (['{"text": "a"}', '["a"]'], "row 2: found list; expected a JSON object"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = jsonl(tmp_path / "a.jsonl", *lines)
+    with pytest.raises(DataError, match=rf"data\.train=.*a\.jsonl, {message}"):
+        source(path).load()
+
+
+def test_a_row_of_another_kind_is_named(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", '{"text": "a"}', '{"text": {"b": 1}}')
+    held = jsonl(tmp_path / "b.jsonl", '{"text": "c"}')
+    train = source(path, held).load().train
+    with pytest.raises(
+        DataError, match=r"a\.jsonl, row 2: column 'text' holds dict; expected text"
+    ):
+        Tokenization(build_tokenizer(), "auto", 64, train)(train)
+
+
+def test_a_missing_file_and_an_empty_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.train=nowhere\.jsonl: no such file"):
+        source("nowhere.jsonl").load()
+    with pytest.raises(DataError, match="the file is empty"):
+        source(jsonl(tmp_path / "a.jsonl")).load()
+
+
+def test_a_saved_data_set_works_as_it_is(tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"text": "a"}])
+    DatasetDict(train=rows, eval=rows).save_to_disk(tmp_path / "saved")
+    disk = Disk(
+        path=str(tmp_path / "saved"),
+        train="train",
+        eval="eval",
+        eval_fraction=0.5,
+        loss_on="auto",
+    )
+    assert disk.load().eval.rows["text"] == ["a"]
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
+    DatasetDict(train=Dataset.from_list([{"text": "a"}])).save_to_disk(tmp_path / "saved")
+    disk = Disk(
+        path=str(tmp_path / "saved"), train="train", eval="test", eval_fraction=0.5, loss_on="auto"
+    )
+    with pytest.raises(DataError, match=r"data\.eval=test: .* has the splits train"):
+        disk.load()
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
+    options = {"train": "train", "eval": None, "eval_fraction": 0.5, "loss_on": "auto"}
+    with pytest.raises(DataError, match="not written by save_to_disk"):
+        Disk(path=str(tmp_path), **options).load()
+    with pytest.raises(DataError, match="no such folder"):
+        Disk(path=str(tmp_path / "nowhere"), **options).load()
+
+
+def test_the_generator_gives_disjoint_splits_in_equal_shares() -> None:
+    splits = Synthetic(train_rows=1000, eval_rows=200, seed=3, loss_on="auto").load()
+    questions = [
+        {row["messages"][0]["content"] for row in s.rows} for s in (splits.train, splits.eval)
+    ]
+    assert not questions[0] & questions[1]
+    families = splits.eval.rows["family"]
+    assert {families.count(family) for family in families} == {40}
+    assert len(set(families)) == 5
+
+
+def test_the_generator_repeats_itself_and_its_seed_matters() -> None:
+    from lamina.heal.synthetic import generate_rows
+
+    assert generate_rows("train", 50, 1) == generate_rows("train", 50, 1)
+    assert generate_rows("train", 50, 1) != generate_rows("train", 50, 2)

@@ -1,0 +1,137 @@
+"""Which tokens are read and which are trained."""
+
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from lamina.errors import ConfigError, DataError
+from lamina.heal.data import Split
+from lamina.heal.tokenization import IGNORED, Tokenization
+from lamina.heal.tokenizer import build_tokenizer
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "sort up 21"},
+    {"role": "assistant", "content": "12"},
+    {"role": "user", "content": "copy AB"},
+    {"role": "assistant", "content": "AB"},
+]
+
+
+def split(*rows: dict[str, Any]) -> Split:
+    return Split(Dataset.from_list(list(rows)), "rows.jsonl")
+
+
+def trained(rows: Split, loss_on: str = "auto", max_seq_length: int = 512) -> list[str]:
+    tokenizer = build_tokenizer()
+    done = Tokenization(tokenizer, loss_on, max_seq_length, rows)(rows)
+    return [
+        tokenizer.decode([i for i, label in zip(row["input_ids"], row["labels"], strict=True)
+                          if label != IGNORED])
+        for row in done.rows
+    ]  # fmt: skip
+
+
+def test_only_the_assistant_is_trained_and_its_end_of_turn_too() -> None:
+    assert trained(split({"messages": TURNS})) == ["12<|im_end|>AB<|im_end|>"]
+
+
+def test_all_tokens_can_be_trained() -> None:
+    assert trained(split({"messages": TURNS}), "all") == [
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nsort up 21<|im_end|>\n"
+        "<|im_start|>assistant\n12<|im_end|>\n<|im_start|>user\ncopy AB<|im_end|>\n"
+        "<|im_start|>assistant\nAB<|im_end|>\n"
+    ]
+
+
+def test_only_the_completion_is_trained_and_its_end_too() -> None:
+    rows = split({"prompt": "sort up 21 ", "completion": "12"})
+    assert trained(rows) == ["12<|im_end|>"]
+    assert trained(rows, "all") == ["sort up 21 12<|im_end|>"]
+
+
+def test_a_completion_can_be_a_chat() -> None:
+    rows = split({"prompt": TURNS[:2], "completion": TURNS[2:3]})
+    assert trained(rows) == ["12<|im_end|>\n"]
+
+
+def test_text_is_trained_as_a_whole() -> None:
+    assert trained(split({"text": "sort up 21"})) == ["sort up 21<|im_end|>"]
+
+
+def test_what_overflows_is_cut_and_counted() -> None:
+    rows = split({"text": "A" * 10}, {"text": "B" * 3})
+    done = Tokenization(build_tokenizer(), "auto", 6, rows)(rows)
+    assert [len(row["input_ids"]) for row in done.rows] == [6, 4]
+    assert done.as_dict() == {
+        "rows": 2,
+        "rows_dropped": 0,
+        "tokens": 10,
+        "tokens_dropped": 5,
+        "tokens_trained": 8,
+    }
+
+
+def test_a_row_without_a_trained_token_in_reach_is_dropped_and_counted() -> None:
+    rows = split({"messages": TURNS}, {"messages": TURNS[1:3]})
+    done = Tokenization(build_tokenizer(), "auto", 20, rows)(rows)
+    assert (done.count.rows, done.count.rows_dropped) == (1, 1)
+
+
+def test_no_trained_token_at_all_is_an_error() -> None:
+    with pytest.raises(DataError, match="no trained token within max_seq_length=4"):
+        trained(split({"messages": TURNS}), max_seq_length=4)
+
+
+def test_the_prompt_ends_where_the_answer_begins() -> None:
+    rows = split({"messages": TURNS[1:3]})
+    tokenizer = build_tokenizer()
+    text, ids = Tokenization(tokenizer, "auto", 64, rows).prompt({"messages": TURNS[1:3]})
+    assert text == "sort up 21"
+    assert tokenizer.decode(ids).endswith("sort up 21<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "1+1", "answer": "2"}, "row 1: found columns question, answer; expected"),
+        ({"text": ""}, "row 2: column 'text' is empty or missing"),
+        ({"text": None}, "row 2: column 'text' is empty or missing"),
+        ({"messages": []}, "row 2: column 'messages' is empty or missing"),
+        ({"messages": TURNS[:2]}, "row 2: no message has the role assistant"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "row 2: message 1 has no role"),
+        ({"messages": [{"role": "assistant"}]}, "row 2: message 1 is .* expected an object with"),
+        ({"prompt": "a", "completion": None}, "row 2: column 'completion' is empty or missing"),
+    ],
+)
+def test_a_bad_row_is_named_with_what_was_found(row: dict[str, Any], message: str) -> None:
+    good = {"text": "a", "messages": TURNS, "prompt": "a", "completion": "b", "question": "q"}
+    first = {key: good.get(key, value) for key, value in row.items()}
+    rows = Split(Dataset.from_list([first, row]), "rows.jsonl")
+    if "role" in message or "object" in message:
+        rows = Split(Dataset.from_list([row, row]), "rows.jsonl")
+        message = message.replace("row 2", "row 1")
+    with pytest.raises(DataError, match=rf"^rows.jsonl, {message}"):
+        trained(rows)
+
+
+def test_loss_on_the_assistant_needs_messages() -> None:
+    with pytest.raises(ConfigError, match=r"data\.loss_on=assistant, but rows\.jsonl has text"):
+        trained(split({"text": "a"}), "assistant")
+
+
+def test_a_template_without_marks_is_refused_with_the_way_out() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    rows = split({"messages": TURNS})
+    with pytest.raises(ConfigError, match=r"choose data\.loss_on=all"):
+        Tokenization(tokenizer, "auto", 64, rows)
+    assert Tokenization(tokenizer, "all", 64, rows)(rows).count.rows == 1
+
+
+def test_a_tokenizer_without_a_template_is_refused() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="has no chat template"):
+        Tokenization(tokenizer, "auto", 64, split({"messages": TURNS}))
