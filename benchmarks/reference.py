@@ -89,11 +89,11 @@ def main() -> None:
     Console(width=140).print(table)
     if given.layers:
         for folder in given.folders:
-            found = without_each_layer(folder, given.rows)
-            figures[folder]["leave_one_out"] = found
+            losses = without_each_layer(folder, given.rows)
+            figures[folder]["leave_one_out"] = losses
             whole = figures[folder]["all"]["loss"]
             rows = Table("without layer", "loss", "times the whole model's", title=folder)
-            for layer, loss in enumerate(found):
+            for layer, loss in enumerate(losses):
                 rows.add_row(str(layer), f"{loss:.4f}", f"{loss / whole:.2f}")
             Console().print(rows)
     if given.json:

@@ -16,7 +16,7 @@ from lamina.depth.variants import Scratch, Variant
 from lamina.heal.adapters import Adapter
 from lamina.heal.backends import Backend
 from lamina.heal.callbacks import CallbackSettings, Context
-from lamina.heal.checkpoints import claim, disk_errors, saved_step
+from lamina.heal.checkpoints import claim, disk_errors, refuse_changes, saved_step
 from lamina.heal.data import DataSource
 from lamina.heal.feed import Feed, feed
 from lamina.heal.final import Final, reload, save_final
@@ -25,15 +25,8 @@ from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
 from lamina.heal.tracking import LoggerSettings
 from lamina.measure.card import card, note
-from lamina.measure.device import on_device, peak_memory_bytes
-from lamina.measure.evaluate import (
-    SAMPLE_ROWS,
-    Evaluation,
-    RowLosses,
-    answers,
-    perplexity,
-    row_losses,
-)
+from lamina.measure.evaluate import SAMPLE_ROWS, Evaluation
+from lamina.measure.meter import Meter
 from lamina.measure.provenance import fingerprint, provenance
 from lamina.measure.results import Record, write_rows
 
@@ -106,16 +99,18 @@ class Run(Parameters):
     def _execute(self, record: Record, checkpoint: Path | None) -> None:
         arguments = self.trainer.arguments(self._folder)
         tokenizer = self._load_tokenizer()
-        rows = self._feed(tokenizer, record)
-        self._measure_baseline(rows, record)
+        rows = self._feed(tokenizer, record, checkpoint)
+        meter = self._meter(rows, record)
+        self._measure_baseline(meter)
         model = self._load_model(tokenizer)
-        self._measure_reduced(model, tokenizer, rows, record)
+        meter.reduced(model, tokenizer, is_reduced=self.plan.is_reduced)
         with self._watchers(record, checkpoint) as watchers:
             trainer = self._trainer(model, tokenizer, rows, arguments, watchers)
             self._heal(trainer, checkpoint, record)
             final = self._keep(trainer, record)
+            meter.memory()
             del trainer, model  # final/ is read back: without this, twice the memory
-            self._measure_final(final, rows, record)
+            self._measure_final(final, meter)
 
     @property
     def _folder(self) -> Path:
@@ -124,7 +119,11 @@ class Run(Parameters):
 
     def _claim(self, record: Record) -> Path | None:
         """Take the checkpoint folder; return the checkpoint to go on from, if there is one."""
-        kept = {"model_type": self.plan.model_type, "kept_layers": list(self.plan.kept_layers)}
+        kept = {
+            "model_type": self.plan.model_type,
+            "kept_layers": list(self.plan.kept_layers),
+            "adapter": self.adapter.name,
+        }
         checkpoint = claim(
             self._folder, Path(self.run_dir).absolute(), self.resume, record.previous, kept
         )
@@ -134,7 +133,9 @@ class Run(Parameters):
     def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
         return load_tokenizer(self.plan.source) if self.plan.source else build_tokenizer()
 
-    def _feed(self, tokenizer: "PreTrainedTokenizerBase", record: Record) -> Feed:
+    def _feed(
+        self, tokenizer: "PreTrainedTokenizerBase", record: Record, checkpoint: Path | None
+    ) -> Feed:
         """Load and tokenize the data; eval.jsonl lets anyone check the final loss."""
         rows = feed(
             self.data,
@@ -142,24 +143,30 @@ class Run(Parameters):
             max_seq_length=self.max_seq_length,
             num_prompts=self.evaluation.num_samples,
         )
+        origin = provenance(self.plan, rows.train.rows, self.backend.name)
+        if checkpoint is not None and record.previous is not None:
+            now = {"data_fingerprint": origin["data_fingerprint"]}
+            refuse_changes(checkpoint, record.previous["provenance"], now)
         write_rows(record.path.parent, rows.eval_rows(SAMPLE_ROWS))
         record.update(
             eval_fingerprint=fingerprint(rows.eval.rows),
-            provenance=provenance(self.plan, rows.train.rows, self.backend.name),
+            provenance=origin,
             data=rows.counts(),
         )
         return rows
 
-    def _measure_baseline(self, rows: Feed, record: Record) -> None:
+    def _meter(self, rows: Feed, record: Record) -> Meter:
+        return Meter(
+            evaluation=self.evaluation, rows=rows, max_tokens=self.max_seq_length, record=record
+        )
+
+    def _measure_baseline(self, meter: Meter) -> None:
         """Evaluate the untouched model, where there is one and it is asked for."""
         if not self.evaluation.baseline or self.plan.source is None:
             return
         logger.info("evaluating %s, untouched", self.model_name)
-        model = self.backend.load_model(
-            self.plan.source, range(self.plan.num_layers), self._weights_dtype
-        )
-        record.measured(baseline_eval_loss=self._losses(model, rows).mean())
-        record.write()
+        every = range(self.plan.num_layers)
+        meter.baseline(self.backend.load_model(self.plan.source, every, self._weights_dtype))
 
     def _load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
         """Build the model that is to be healed, with nothing but its kept layers read."""
@@ -169,25 +176,6 @@ class Run(Parameters):
             return new_model(self.model.architecture, tokenizer, dtype=self._weights_dtype)
         logger.info("loading %s, %d of %d layers", self.model_name, len(kept), self.plan.num_layers)
         return self.backend.load_model(self.plan.source, kept, self._weights_dtype)
-
-    def _measure_reduced(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        rows: Feed,
-        record: Record,
-    ) -> None:
-        """Evaluate after removal, before healing; an unreduced model was evaluated already."""
-        baseline = record.content["metrics"]["baseline_eval_loss"]
-        if self.evaluation.reduced:
-            known = baseline is not None and not self.plan.is_reduced
-            loss = baseline if known else self._losses(model, rows).mean()
-            record.measured(reduced_eval_loss=loss)
-        answered = zip(rows.prompts, self._answers(model, tokenizer, rows), strict=True)
-        record.update(
-            num_parameters=model.num_parameters(),
-            samples=[{"prompt": p.text, "before": answer, "after": None} for p, answer in answered],
-        )
 
     @contextmanager
     def _watchers(self, record: Record, checkpoint: Path | None) -> Iterator[list[Any]]:
@@ -251,37 +239,14 @@ class Run(Parameters):
         record.update(final=relpath(final.folder, record.path.parent), dtype=final.dtype)
         return final
 
-    def _measure_final(self, final: Final, rows: Feed, record: Record) -> None:
-        """Evaluate final/ reloaded as a user would, not the object that was trained."""
-        record.measured(peak_memory_bytes=peak_memory_bytes())
+    def _measure_final(self, final: Final, meter: Meter) -> None:
+        """Read final/ back as a user would, and measure that."""
         if not self.evaluation.reload:
             return
         logger.info("evaluating %s", final.folder)
         source = self.plan.source
-        model, tokenizer = reload(final, source.revision if source else None)
-        losses = self._losses(model, rows)
-        record.measured(
-            eval_loss=losses.mean(),
-            perplexity=perplexity(losses.mean()),
-            eval_sample_loss=losses.mean(SAMPLE_ROWS),
-        )
-        after = self._answers(model, tokenizer, rows)
-        for sample, answer in zip(record.content["samples"], after, strict=True):
-            sample["after"] = answer
+        meter.final(*reload(final, source.revision if source else None))
 
     @cached_property
     def _weights_dtype(self) -> "torch.dtype":
         return torch_dtype("bfloat16" if self.bf16 else "float32", self.dtype)
-
-    def _losses(self, model: "PreTrainedModel", rows: Feed) -> RowLosses:
-        return row_losses(on_device(model), rows.eval_rows(), max_tokens=self.max_seq_length)
-
-    def _answers(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Feed
-    ) -> list[str]:
-        return answers(
-            on_device(model),
-            tokenizer,
-            [prompt.ids for prompt in rows.prompts],
-            self.evaluation.max_new_tokens,
-        )

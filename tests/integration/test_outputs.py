@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import REFERENCE, SHORT, Finished, train
 
 RESULT_KEYS = {
-    "status", "error", "model_type", "num_layers", "kept_layers", "num_parameters",
+    "status", "error", "model_type", "num_layers", "kept_layers", "adapter", "num_parameters",
     "trainable_parameters", "overrides", "final", "dtype", "seed", "history", "samples",
     "eval_fingerprint", "provenance", "metrics", "data",
 }  # fmt: skip

@@ -76,11 +76,20 @@ def test_an_incomplete_checkpoint_is_skipped(pruned: Finished, tmp_path: Path) -
     assert last_whole_checkpoint(tmp_path) is None
 
 
-def test_a_checkpoint_of_another_variant_is_refused(pruned: Finished) -> None:
+@pytest.mark.parametrize("change", ["model.keep_layers=6", "adapter=full"])
+def test_a_checkpoint_of_another_experiment_is_refused(pruned: Finished, change: str) -> None:
     before = pruned.result
-    done = train(pruned.folder, *SHORT, "model.keep_layers=6")
+    done = train(pruned.folder, *SHORT, change)
     assert done.code == 1
     assert "give another hydra.run.dir" in done.errors
+    assert pruned.result == before
+
+
+def test_changed_data_is_refused(pruned: Finished) -> None:
+    before = pruned.result
+    done = train(pruned.folder, *SHORT, "generator.seed=9")
+    assert done.code == 1
+    assert "is of data_fingerprint=" in done.errors
     assert pruned.result == before
 
 

@@ -45,6 +45,18 @@ def test_a_refused_second_start_leaves_the_first_result_alone(tmp_path: Path) ->
     assert (tmp_path / "result.json").read_bytes() == before
 
 
+def test_a_completed_result_survives_a_failure_to_go_on_from_it(tmp_path: Path) -> None:
+    first = Record(tmp_path, [])
+    with first.outcome():
+        first.update(model_type="pruned")
+    before = read_result(tmp_path)
+    second = Record(tmp_path, [])
+    second.update(model_type="pruned")
+    with pytest.raises(ConfigError), second.outcome():
+        raise ConfigError("the data has changed")
+    assert read_result(tmp_path) == before
+
+
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"loss": [float("nan"), 1.0], "other": float("inf")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"loss": [None, 1.0], "other": None}

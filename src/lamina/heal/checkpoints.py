@@ -53,13 +53,27 @@ def claim(
         raise OutputError(
             f"resume=never, but {checkpoint} is there: give resume=auto or another hydra.run.dir"
         )
+    refuse_changes(checkpoint, before or {}, now)
+    return checkpoint
+
+
+def refuse_changes(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of another experiment.
+
+    Args:
+        checkpoint: The one to go on from.
+        before: What the earlier start in the run folder recorded.
+        now: Those of its fields that must not have changed.
+
+    Raises:
+        OutputError: One of them has.
+    """
     for key, value in now.items():
-        if (earlier := (before or {}).get(key)) not in (value, None):
+        if (earlier := before.get(key)) not in (value, None):
             raise OutputError(
                 f"resume=auto, but {checkpoint} is of {key}={earlier}, not {value}: "
                 "give another hydra.run.dir"
             )
-    return checkpoint
 
 
 def _own(folder: Path, run_dir: Path) -> None:

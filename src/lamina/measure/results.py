@@ -45,6 +45,7 @@ class Record:
             "model_type": None,
             "num_layers": None,
             "kept_layers": None,
+            "adapter": None,
             "num_parameters": None,
             "trainable_parameters": None,
             "overrides": list(overrides),
@@ -84,8 +85,8 @@ class Record:
     def outcome(self) -> Iterator[None]:
         """Record how the body ends: as completed, or as failed with the reason.
 
-        A body that fails before it has started to train must not take the place of an earlier
-        run's result in the same folder.
+        A body that is refused at the start, or fails to go on from a completed run, must not take
+        the place of the earlier result in the same folder.
         """
         try:
             yield
@@ -95,7 +96,9 @@ class Record:
         self.update(status="completed")
 
     def _fail(self, error: BaseException) -> None:
-        if self.previous is not None and self.content["model_type"] is None:
+        before = self.previous
+        if before and (self.content["model_type"] is None or before["status"] == "completed"):
+            write_json(self.path, before)
             return
         reason = (
             str(error) if isinstance(error, LaminaError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,85 @@
+"""The measurements around a healing: before removal, after it, and of what was written."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lamina.heal.feed import Feed
+from lamina.measure.device import on_device, peak_memory_bytes
+from lamina.measure.evaluate import (
+    SAMPLE_ROWS,
+    Evaluation,
+    RowLosses,
+    answers,
+    perplexity,
+    row_losses,
+)
+from lamina.measure.results import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meter:
+    """Measures models on the same rows and prompts, and writes the figures into the record."""
+
+    evaluation: Evaluation
+    """What is asked for."""
+
+    rows: Feed
+    """Evaluation rows and prompts."""
+
+    max_tokens: int
+    """Tokens at most in one forward pass."""
+
+    record: Record
+    """Where the figures go."""
+
+    def baseline(self, model: "PreTrainedModel") -> None:
+        """Evaluate the untouched model."""
+        self.record.measured(baseline_eval_loss=self._losses(model).mean())
+        self.record.write()
+
+    def reduced(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, is_reduced: bool
+    ) -> None:
+        """Evaluate after removal, before healing.
+
+        Args:
+            model: Before it gets an adapter.
+            tokenizer: Its own.
+            is_reduced: Whether a layer went; if none did, the baseline is the loss already.
+        """
+        baseline = self.record.content["metrics"]["baseline_eval_loss"]
+        if self.evaluation.reduced:
+            known = baseline is not None and not is_reduced
+            loss = baseline if known else self._losses(model).mean()
+            self.record.measured(reduced_eval_loss=loss)
+        answered = zip(self.rows.prompts, self._answers(model, tokenizer), strict=True)
+        self.record.update(
+            num_parameters=model.num_parameters(),
+            samples=[{"prompt": p.text, "before": text, "after": None} for p, text in answered],
+        )
+
+    def final(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Evaluate final/ as it was read back, not the object that was trained."""
+        losses = self._losses(model)
+        self.record.measured(
+            eval_loss=losses.mean(),
+            perplexity=perplexity(losses.mean()),
+            eval_sample_loss=losses.mean(SAMPLE_ROWS),
+        )
+        after = self._answers(model, tokenizer)
+        for sample, text in zip(self.record.content["samples"], after, strict=True):
+            sample["after"] = text
+
+    def memory(self) -> None:
+        """Note the most memory that was in use so far."""
+        self.record.measured(peak_memory_bytes=peak_memory_bytes())
+
+    def _losses(self, model: "PreTrainedModel") -> RowLosses:
+        return row_losses(on_device(model), self.rows.eval_rows(), max_tokens=self.max_tokens)
+
+    def _answers(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        prompts = [prompt.ids for prompt in self.rows.prompts]
+        return answers(on_device(model), tokenizer, prompts, self.evaluation.max_new_tokens)
