@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from hydra.utils import get_class
@@ -90,7 +92,7 @@ def _ranges(content: dict[str, Any]) -> Iterator[str]:
         "export.dtype": ("auto", "bfloat16", "float32"),
     }
     for dotted, allowed in choices.items():
-        value = OmegaConf.select(OmegaConf.create(content), dotted)
+        value: Any = reduce(getitem, dotted.split("."), content)
         if value not in allowed:
             yield f"{dotted}={value}: give {', '.join(allowed[:-1])} or {allowed[-1]}"
 

@@ -68,6 +68,9 @@ def _entry(settings_field: Field[Any]) -> tuple[str, Any, Any]:
 def register() -> None:
     """Put every schema into Hydra's ConfigStore, and conf/'s resolvers into OmegaConf."""
     store = ConfigStore.instance()
+    # Hydra 1.3.8 copies the whole store for each of the 141 options that --help lists, a second in
+    # all, and copies every node again when it hands it out.
+    ConfigStore.__deepcopy__ = lambda store, memo: store
     for group, options in OPTIONS.items():
         for name, settings in options.items():
             store.store(group=f"schema/{group}", name=name, node=schema_of(settings))

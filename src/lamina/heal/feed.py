@@ -41,6 +41,10 @@ class Feed:
         return {"train": self.train.as_dict(), "eval": self.eval.as_dict()}
 
 
+LONG = 10_000
+"""Rows from which on tokenizing takes more than a second or two, and shows a progress bar."""
+
+
 def feed(
     data: DataSource,
     tokenizer: "PreTrainedTokenizerBase",
@@ -61,6 +65,7 @@ def feed(
         ConfigError: data.loss_on does not go with the rows or the chat template.
     """
     splits = data.load()
+    _show_progress(len(splits.train.rows) + len(splits.eval.rows))
     tokenize = Tokenization(tokenizer, data.loss_on, max_seq_length, splits.train)
     train, held = tokenize(splits.train), tokenize(splits.eval)
     rows: Iterator[dict[str, Any]] = iter(
@@ -69,3 +74,12 @@ def feed(
     return Feed(
         train=train, eval=held, prompts=tuple(Prompt(*tokenize.prompt(row)) for row in rows)
     )
+
+
+def _show_progress(num_rows: int) -> None:
+    from datasets import disable_progress_bars, enable_progress_bars
+
+    if num_rows < LONG:
+        disable_progress_bars()
+    else:
+        enable_progress_bars()

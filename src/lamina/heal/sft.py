@@ -40,7 +40,12 @@ class SFT:
         for key, value in self.args.items():
             if key not in known:
                 raise ConfigError(f"trainer.args.{key}={value}: no such key{nearest(key, known)}")
-        own = {"dataloader_pin_memory": torch.cuda.is_available(), "disable_tqdm": True}
+        accelerated = torch.accelerator.is_available()
+        own = {
+            "use_cpu": not accelerated,
+            "dataloader_pin_memory": accelerated,
+            "disable_tqdm": True,
+        }
         try:
             return SFTConfig(output_dir=str(output_dir), report_to="none", **{**own, **self.args})
         except ValueError as error:

@@ -45,9 +45,10 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("parameters", f"{content['num_parameters']:,}", ""),
         ("trained", f"{content['trainable_parameters']:,}", ""),
     ]
+    removed = kept < content["num_layers"]
     losses = (
         ("baseline loss", "baseline_eval_loss", "the untouched model"),
-        ("reduced loss", "reduced_eval_loss", "after removal"),
+        ("reduced loss", "reduced_eval_loss", "after removal" if removed else "before training"),
         ("healed loss", "eval_loss", "final/, nats a token"),
     )
     rows += [
