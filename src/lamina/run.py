@@ -232,7 +232,7 @@ class Run(Parameters):
             trainer.processing_class,
             self._folder,
             form=self.export.form_of(self.plan, trainer.best_model(), self.adapter.name),
-            dtype=torch_dtype(self.export.dtype, self._weights_dtype),
+            dtype=torch_dtype(self.export.dtype, automatic=self._dtype_name),
             note=content,
             card=card(content),
         )
@@ -247,6 +247,12 @@ class Run(Parameters):
         source = self.plan.source
         meter.final(*reload(final, source.revision if source else None))
 
-    @cached_property
+    @property
+    def _dtype_name(self) -> str:
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if self.bf16 else "float32"
+
+    @property
     def _weights_dtype(self) -> "torch.dtype":
-        return torch_dtype("bfloat16" if self.bf16 else "float32", self.dtype)
+        return torch_dtype(self._dtype_name, automatic="float32")

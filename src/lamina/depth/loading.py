@@ -79,12 +79,12 @@ def new_model(
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def torch_dtype(automatic: "str | torch.dtype", name: str) -> "torch.dtype":
-    """Return the dtype of this name; `automatic` where the name is auto."""
+def torch_dtype(name: str, *, automatic: str) -> "torch.dtype":
+    """Return the dtype of this name; that of `automatic` where the name is auto."""
     import torch
 
-    dtype = automatic if name == "auto" else name
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    dtype: torch.dtype = getattr(torch, automatic if name == "auto" else name)
+    return dtype
 
 
 def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":

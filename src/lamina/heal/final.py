@@ -94,6 +94,8 @@ def save_final(
     """
     final = folder / FINAL
     saved_dtype = dtype
+    # The trainer turns it off, and whoever generates with final/ wants it.
+    model.config.use_cache = True
     if form in ("adapter", "both"):
         saved_dtype = model.get_base_model().dtype
         with _replacing(final) as partial:
