@@ -25,6 +25,7 @@ from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
 from lamina.heal.tracking import LoggerSettings
 from lamina.measure.card import card, note
+from lamina.measure.device import release
 from lamina.measure.evaluate import SAMPLE_ROWS, Evaluation
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import fingerprint, provenance
@@ -36,19 +37,6 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
     from lamina.heal.trainer import TokenLossTrainer
-
-HEALING = [
-    "learning_rate",
-    "lr_scheduler_type",
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_seq_length",
-    "packing",
-    "seed",
-]
-"""Parameters that a model card quotes."""
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +97,8 @@ class Run(Parameters):
             self._heal(trainer, checkpoint, record)
             final = self._keep(trainer, record)
             meter.memory()
-            del trainer, model  # final/ is read back: without this, twice the memory
+            del trainer, model
+            release()  # final/ is read back: beside them it would take twice the memory
             self._measure_final(final, meter)
 
     @property
@@ -167,6 +156,7 @@ class Run(Parameters):
         logger.info("evaluating %s, untouched", self.model_name)
         every = range(self.plan.num_layers)
         meter.baseline(self.backend.load_model(self.plan.source, every, self._weights_dtype))
+        release()
 
     def _load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
         """Build the model that is to be healed, with nothing but its kept layers read."""
@@ -191,7 +181,10 @@ class Run(Parameters):
         )
         with ExitStack() as stack:
             writers = [stack.enter_context(w.writer(context)) for w in self.logger.values() if w]
-            yield writers + [c.build(context) for c in self.callbacks.values() if c]
+            callbacks = [c.build(context) for c in self.callbacks.values() if c]
+            for callback in callbacks:
+                stack.callback(getattr(callback, "close", lambda: None))
+            yield writers + callbacks
 
     def _trainer(
         self,
@@ -224,7 +217,7 @@ class Run(Parameters):
         content = note(
             self.plan,
             adapter=self.adapter.name,
-            healing={key: getattr(self, key) for key in HEALING},
+            parameters=asdict(self),
             record=record.content,
         )
         final = save_final(

@@ -25,7 +25,7 @@ RELOAD = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM
 folder, rows, revision = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(folder, revision=revision)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, revision=revision)
 nll = tokens = 0
 for row in map(json.loads, open(rows)):
     ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
@@ -100,7 +100,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("sharded")
     model = AutoModelForCausalLM.from_pretrained(REFERENCE)
-    model.save_pretrained(folder, max_shard_size="2MB")
+    model.save_pretrained(folder, max_shard_size="500KB")
     return folder
 
 

@@ -111,12 +111,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: The body could not write.
     """
+    from safetensors import SafetensorError
+
     try:
         yield
     except OutputError:
         raise
-    except (OSError, RuntimeError) as error:
-        # safetensors and torch.save wrap what the operating system says.
+    # safetensors and torch.save wrap what the operating system says.
+    except (OSError, RuntimeError, SafetensorError) as error:
         full = re.search(r"No space left|Read-only|Permission denied|Disk quota", str(error))
         if full is None:
             raise

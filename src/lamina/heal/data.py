@@ -4,8 +4,7 @@ Rows are not looked into here but for their columns; `lamina.heal.tokenization` 
 and names the one that cannot be used.
 """
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lamina.depth.source import hub_is_reachable
 from lamina.errors import DataError
+from lamina.heal.jsonl import read_jsonl
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,10 +56,10 @@ class Jsonl:
         Raises:
             DataError: A file is missing or empty, or a line is not a JSON object.
         """
-        train = Split(_read_jsonl("data.train", self.train), self.train)
+        train = Split(read_jsonl("data.train", self.train), self.train)
         if self.eval is None:
             return held_out(train, self.eval_fraction)
-        return Splits(train, Split(_read_jsonl("data.eval", self.eval), self.eval))
+        return Splits(train, Split(read_jsonl("data.eval", self.eval), self.eval))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,37 +224,3 @@ def _offline_unless_reachable() -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE = before
-
-
-def _read_jsonl(key: str, name: str) -> "Dataset":
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    path = Path(name)
-    if not path.is_file():
-        raise DataError(f"{key}={name}: no such file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{key}={name}: the file is empty")
-    try:
-        return load_dataset("json", data_files=str(path), split="train")
-    # Lines of other kinds come out of the reader as whatever they break first.
-    except (DatasetGenerationError, TypeError, ValueError) as error:
-        with path.open(encoding="utf-8") as lines:
-            _blame(key, name, lines)
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(f"{key}={name} cannot be read: {reason}") from error
-
-
-def _blame(key: str, name: str, lines: Iterable[str]) -> None:
-    """Raise for the first line that is not a JSON object."""
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{key}={name}, row {number}: not JSON ({error}); expected one object a line"
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{key}={name}, row {number}: found {type(row).__name__}; expected a JSON object"
-            )

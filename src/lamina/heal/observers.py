@@ -65,7 +65,12 @@ class ProgressLine(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Leave it as it is."""
-        self.bar.close()
+        self.close()
+
+    def close(self) -> None:
+        """End the line, also where the training was cut off: what is printed next needs its own."""
+        if hasattr(self, "bar"):
+            self.bar.close()
 
 
 class StopOnNonFiniteLoss(TrainerCallback):

@@ -6,19 +6,25 @@ from lamina import __version__
 from lamina.depth.plan import Plan
 from lamina.depth.variants import half_open_ranges
 
+HEALING = (
+    "learning_rate lr_scheduler_type max_steps num_train_epochs per_device_train_batch_size "
+    "gradient_accumulation_steps max_seq_length packing seed"
+).split()
+"""Parameters that a card quotes."""
+
 LOSSES = ("baseline_eval_loss", "reduced_eval_loss", "eval_loss")
 """Metrics that a card quotes."""
 
 
 def note(
-    plan: Plan, *, adapter: str, healing: dict[str, Any], record: dict[str, Any]
+    plan: Plan, *, adapter: str, parameters: dict[str, Any], record: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the content of lamina.json: what a model was made of, and how.
 
     Args:
         plan: Which layers of which model stayed.
         adapter: lora or full.
-        healing: The training's main settings.
+        parameters: The run's, of which the main ones are quoted.
         record: Content of result.json so far.
     """
     return {
@@ -29,7 +35,7 @@ def note(
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
         "adapter": adapter,
-        "healing": healing,
+        "healing": {key: parameters[key] for key in HEALING},
         "data_fingerprint": record["provenance"]["data_fingerprint"],
         "evaluation": {key: record["metrics"][key] for key in LOSSES},
     }

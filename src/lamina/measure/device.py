@@ -1,5 +1,6 @@
 """The machine a run is on: where its models go, what it is called, how much memory was used."""
 
+import gc
 import platform
 import resource
 import sys
@@ -15,6 +16,15 @@ def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
     import torch
 
     return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def release() -> None:
+    """Give back the memory of models that nothing refers to any more, cycles included."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def device_name() -> str:
