@@ -55,9 +55,11 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def train(folder: Path, *overrides: str, cwd: Path | None = None, **env: str) -> Finished:
-    """Run `python -m train` with its run folder given."""
+    """Run `python -m train` with its run folder given; flags come before the other arguments."""
+    flags = [given for given in overrides if given.startswith("--")]
+    others = [given for given in overrides if not given.startswith("--")]
     done = subprocess.run(
-        [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *overrides],
+        [sys.executable, "-m", "train", *flags, f"hydra.run.dir={folder}", *others],
         capture_output=True,
         text=True,
         cwd=cwd or folder.parent,

@@ -52,7 +52,7 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("healed loss", "eval_loss", "final/, nats a token"),
     )
     rows += [
-        (name, f"{metrics[key]:.4f}", about)
+        (name, f"{metrics[key]:.4g}", about)
         for name, key, about in losses
         if metrics[key] is not None
     ]

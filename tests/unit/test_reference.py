@@ -1,0 +1,73 @@
+"""The model that ships with the project keeps its card's promises."""
+
+import json
+from itertools import groupby
+
+import pytest
+import torch
+from datasets import Dataset
+from tests.conftest import REFERENCE
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lamina.depth.loading import load_model
+from lamina.depth.source import resolve
+from lamina.heal.data import Split
+from lamina.heal.synthetic import FAMILIES, generate_rows
+from lamina.heal.tokenization import Tokenization
+from lamina.heal.tokenizer import WORDS, build_tokenizer
+from lamina.measure.evaluate import answers, row_losses
+
+ROWS = generate_rows("eval", 200, 777)
+
+
+def test_it_is_small_and_has_twelve_layers() -> None:
+    assert sum(path.stat().st_size for path in REFERENCE.iterdir()) < 8_000_000
+    config = json.loads((REFERENCE / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"]) == ("qwen3", 12)
+    assert config["dtype"] == "bfloat16"
+
+
+def test_it_answers_held_out_questions_in_every_family() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(REFERENCE)
+    model = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype=torch.float32)
+    split = Split(Dataset.from_list(ROWS), "held-out rows")
+    tokenize = Tokenization(tokenizer, "auto", 128, split)
+    given = answers(model, tokenizer, [tokenize.prompt(row)[1] for row in ROWS], 24)
+    right = sorted(
+        (row["family"], row["messages"][-1]["content"] == text)
+        for row, text in zip(ROWS, given, strict=True)
+    )
+    shares = {
+        family: sum(hit for _, hit in rows) / (len(ROWS) / len(FAMILIES))
+        for family, rows in groupby(right, key=lambda pair: pair[0])
+    }
+    assert shares.keys() == FAMILIES.keys()
+    assert min(shares.values()) >= 0.95
+
+
+@pytest.mark.parametrize("layer", range(12))
+def test_every_layer_matters(layer: int) -> None:
+    split = Split(Dataset.from_list(ROWS), "held-out rows")
+    tokenize = Tokenization(AutoTokenizer.from_pretrained(REFERENCE), "auto", 128, split)
+    rows = list(tokenize(split).rows)
+    source = resolve(str(REFERENCE))
+    kept = tuple(index for index in range(12) if index != layer)
+    whole, without = (
+        row_losses(load_model(source, k, dtype=torch.float32), rows, max_tokens=4096).mean()
+        for k in (range(12), kept)
+    )
+    assert without > 2 * whole
+
+
+def test_its_tokenizer_is_the_one_that_is_built() -> None:
+    shipped, built = AutoTokenizer.from_pretrained(REFERENCE), build_tokenizer()
+    assert shipped.get_vocab() == built.get_vocab()
+    assert shipped.chat_template == built.chat_template
+    text = "compute 7-3-1-2, Größe 数"
+    assert shipped(text)["input_ids"] == built(text)["input_ids"]
+    assert shipped.decode(shipped(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_generators_words_are_one_token_each(word: str) -> None:
+    assert build_tokenizer().tokenize(word.replace("Ġ", " ")) == [word]
