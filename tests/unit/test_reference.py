@@ -6,7 +6,6 @@ from itertools import groupby
 import pytest
 import torch
 from datasets import Dataset
-from tests.conftest import REFERENCE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lamina.depth.loading import load_model
@@ -16,6 +15,7 @@ from lamina.heal.synthetic import FAMILIES, generate_rows
 from lamina.heal.tokenization import Tokenization
 from lamina.heal.tokenizer import WORDS, build_tokenizer
 from lamina.measure.evaluate import answers, row_losses
+from tests.conftest import REFERENCE
 
 ROWS = generate_rows("eval", 200, 777)
 
