@@ -19,7 +19,7 @@ from lamina.heal.callbacks import CallbackSettings, Context
 from lamina.heal.checkpoints import claim, disk_errors, refuse_changes, saved_step
 from lamina.heal.data import DataSource
 from lamina.heal.feed import Feed, feed
-from lamina.heal.final import Final, reload, save_final
+from lamina.heal.final import Final, Form, reload, save_final
 from lamina.heal.libraries import prepared
 from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
@@ -86,16 +86,18 @@ class Run(Parameters):
 
     def _execute(self, record: Record, checkpoint: Path | None) -> None:
         arguments = self.trainer.arguments(self._folder)
-        tokenizer = self._load_tokenizer()
+        source = self.plan.source
+        tokenizer = load_tokenizer(source) if source else build_tokenizer()
         rows = self._feed(tokenizer, record, checkpoint)
         meter = self._meter(rows, record)
         self._measure_baseline(meter)
         model = self._load_model(tokenizer)
+        form = self.export.form_of(self.plan, model, self.adapter.name)
         meter.reduced(model, tokenizer, is_reduced=self.plan.is_reduced)
         with self._watchers(record, checkpoint) as watchers:
             trainer = self._trainer(model, tokenizer, rows, arguments, watchers)
             self._heal(trainer, checkpoint, record)
-            final = self._keep(trainer, record)
+            final = self._keep(trainer, form, record)
             meter.memory()
             del trainer, model
             release()  # final/ is read back: beside them it would take twice the memory
@@ -108,19 +110,12 @@ class Run(Parameters):
 
     def _claim(self, record: Record) -> Path | None:
         """Take the checkpoint folder; return the checkpoint to go on from, if there is one."""
-        kept = {
-            "model_type": self.plan.model_type,
-            "kept_layers": list(self.plan.kept_layers),
-            "adapter": self.adapter.name,
-        }
-        checkpoint = claim(
-            self._folder, Path(self.run_dir).absolute(), self.resume, record.previous, kept
-        )
+        kept: dict[str, Any] = {"model_type": self.plan.model_type, "adapter": self.adapter.name}
+        kept["kept_layers"] = list(self.plan.kept_layers)
+        run_dir = Path(self.run_dir).absolute()
+        checkpoint = claim(self._folder, run_dir, self.resume, record.previous, kept)
         record.update(**kept, num_layers=self.plan.num_layers, seed=self.seed)
         return checkpoint
-
-    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        return load_tokenizer(self.plan.source) if self.plan.source else build_tokenizer()
 
     def _feed(
         self, tokenizer: "PreTrainedTokenizerBase", record: Record, checkpoint: Path | None
@@ -146,7 +141,11 @@ class Run(Parameters):
 
     def _meter(self, rows: Feed, record: Record) -> Meter:
         return Meter(
-            evaluation=self.evaluation, rows=rows, max_tokens=self.max_seq_length, record=record
+            evaluation=self.evaluation,
+            rows=rows.eval_rows(),
+            prompts=rows.prompts,
+            max_tokens=self.max_seq_length,
+            record=record,
         )
 
     def _measure_baseline(self, meter: Meter) -> None:
@@ -212,7 +211,7 @@ class Run(Parameters):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         record.measured(**trainer.figures())
 
-    def _keep(self, trainer: "TokenLossTrainer", record: Record) -> Final:
+    def _keep(self, trainer: "TokenLossTrainer", form: Form, record: Record) -> Final:
         """Write the best weights to final/, with what they were made of."""
         content = note(
             self.plan,
@@ -224,7 +223,7 @@ class Run(Parameters):
             trainer.best_model(),
             trainer.processing_class,
             self._folder,
-            form=self.export.form_of(self.plan, trainer.best_model(), self.adapter.name),
+            form=form,
             dtype=torch_dtype(self.export.dtype, automatic=self._dtype_name),
             note=content,
             card=card(content),

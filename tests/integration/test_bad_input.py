@@ -60,6 +60,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     refused(done, "at step", "lower learning_rate=1e+30")
 
 
+def test_a_form_that_would_not_be_exact_is_refused_before_training(tmp_path: Path) -> None:
+    given = (*SHORT, "model=scratch", "adapter=lora", "export.form=adapter")
+    done = train(tmp_path / "run", *given)
+    refused(done, "export.form=adapter: an adapter cannot rebuild scratch-12of12")
+    assert done.result["trainable_parameters"] is None
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of three megabytes."""

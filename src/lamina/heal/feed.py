@@ -11,25 +11,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A row up to what the model is to answer."""
-
-    text: str
-    """For people: the last thing that was asked."""
-
-    ids: list[int]
-    """For the model: all tokens so far."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Feed:
     """Tokenized rows and sample prompts."""
 
     train: TokenizedSplit
     eval: TokenizedSplit
-    prompts: tuple[Prompt, ...]
-    """Of the first evaluation rows."""
+    prompts: tuple[tuple[str, list[int]], ...]
+    """What the first evaluation rows ask: as people read it, and as tokens up to the answer."""
 
     def eval_rows(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the first `limit` tokenized evaluation rows, or all of them."""
@@ -71,9 +60,7 @@ def feed(
     rows: Iterator[dict[str, Any]] = iter(
         splits.eval.rows.select(range(min(num_prompts, len(splits.eval.rows))))
     )
-    return Feed(
-        train=train, eval=held, prompts=tuple(Prompt(*tokenize.prompt(row)) for row in rows)
-    )
+    return Feed(train=train, eval=held, prompts=tuple(map(tokenize.prompt, rows)))
 
 
 def _show_progress(num_rows: int) -> None:

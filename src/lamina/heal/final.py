@@ -37,7 +37,7 @@ class Export:
 
         Args:
             plan: What was removed.
-            model: The reduced model, with or without its adapter.
+            model: The reduced model, before it gets an adapter.
             adapter: lora or full.
 
         Raises:

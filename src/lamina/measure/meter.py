@@ -1,9 +1,9 @@
 """The measurements around a healing: before removal, after it, and of what was written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lamina.heal.feed import Feed
 from lamina.measure.device import on_device, peak_memory_bytes
 from lamina.measure.evaluate import (
     SAMPLE_ROWS,
@@ -26,8 +26,11 @@ class Meter:
     evaluation: Evaluation
     """What is asked for."""
 
-    rows: Feed
-    """Evaluation rows and prompts."""
+    rows: Sequence[dict[str, Any]]
+    """Tokenized evaluation rows."""
+
+    prompts: Sequence[tuple[str, list[int]]]
+    """Sample prompts: as people read them, and as token ids up to the answer."""
 
     max_tokens: int
     """Tokens at most in one forward pass."""
@@ -55,10 +58,10 @@ class Meter:
             known = baseline is not None and not is_reduced
             loss = baseline if known else self._losses(model).mean()
             self.record.measured(reduced_eval_loss=loss)
-        answered = zip(self.rows.prompts, self._answers(model, tokenizer), strict=True)
+        answered = zip(self.prompts, self._answers(model, tokenizer), strict=True)
         self.record.update(
             num_parameters=model.num_parameters(),
-            samples=[{"prompt": p.text, "before": text, "after": None} for p, text in answered],
+            samples=[{"prompt": p, "before": text, "after": None} for (p, _), text in answered],
         )
 
     def final(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -78,8 +81,8 @@ class Meter:
         self.record.measured(peak_memory_bytes=peak_memory_bytes())
 
     def _losses(self, model: "PreTrainedModel") -> RowLosses:
-        return row_losses(on_device(model), self.rows.eval_rows(), max_tokens=self.max_tokens)
+        return row_losses(on_device(model), self.rows, max_tokens=self.max_tokens)
 
     def _answers(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-        prompts = [prompt.ids for prompt in self.rows.prompts]
-        return answers(on_device(model), tokenizer, prompts, self.evaluation.max_new_tokens)
+        prompts, limit = [ids for _, ids in self.prompts], self.evaluation.max_new_tokens
+        return answers(on_device(model), tokenizer, prompts, limit)
