@@ -1,6 +1,6 @@
 """What Lamina costs on top of plain TRL: until the first optimizer step, and in every step.
 
-    python benchmarks/overhead.py [--rounds 3] [--steps 40] [--rows 2000] [--warm] [--json FILE]
+    python benchmarks/overhead.py [--rounds 5] [--steps 60] [--rows 2000] [--warm] [--json FILE]
                                   [--check]
 
 Trains the embedded reference model with the same data and arguments twice a round, each time in a
@@ -210,8 +210,8 @@ def main() -> None:
     from lamina.config.paths import asset
 
     parser = options("Time a training with Lamina against the same with plain TRL.")
-    parser.add_argument("--rounds", type=at_least(1), default=3, help="counted runs of each")
-    parser.add_argument("--steps", type=at_least(SETTLING_STEPS + 2), default=40, help="a run")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="counted runs of each")
+    parser.add_argument("--steps", type=at_least(SETTLING_STEPS + 2), default=60, help="a run")
     parser.add_argument("--rows", type=at_least(1), default=2000, help="training rows")
     parser.add_argument("--warm", action="store_true", help="all runs share a data sets' cache")
     parser.add_argument("--model", default=asset("reference"), help="folder of the model")

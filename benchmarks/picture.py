@@ -4,6 +4,7 @@ python benchmarks/picture.py
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,9 @@ def main() -> None:
             console = Console(record=True, width=92, file=discarded)
             console.print(Text(f"$ {COMMAND}", style="bold"))
             console.print(summary(content, Path("outputs/2026-11-22/21-00-00-000000")))
-            console.save_svg(str(PICTURE), title="Lamina")
+            drawing = console.export_svg(title="Lamina")
+        # A picture must not fetch its fonts from somewhere when a reader looks at it.
+        PICTURE.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL))
     print(f"wrote {PICTURE}")
 
 

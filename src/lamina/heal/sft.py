@@ -41,11 +41,9 @@ class SFT:
             if key not in known:
                 raise ConfigError(f"trainer.args.{key}={value}: no such key{nearest(key, known)}")
         accelerated = torch.accelerator.is_available()
-        own = {
-            "use_cpu": not accelerated,
-            "dataloader_pin_memory": accelerated,
-            "disable_tqdm": True,
-        }
+        own = {"dataloader_pin_memory": accelerated, "disable_tqdm": True}
+        if self.args.get("bf16") and not accelerated:
+            own["use_cpu"] = True  # without it bfloat16 is refused on a processor
         try:
             return SFTConfig(output_dir=str(output_dir), report_to="none", **{**own, **self.args})
         except ValueError as error:
