@@ -37,6 +37,9 @@ MISTAKES = {
     "export.form=gguf": "export.form=gguf: give auto, adapter, merged or both",
     "adapter=full export.form=adapter": "export.form=adapter needs adapter=lora",
     "packing=false +trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs packing",
+    "data.loss_on=everything": "data.loss_on=everything: give auto, assistant, completion or all",
+    "logger=wandb logger.wandb.mode=sometimes": "logger.wandb.mode=sometimes: give auto, online or "
+    "offline",
     "resume=maybe": "resume=maybe: give auto or never",
     "backend=unsloth": "backend=unsloth is not part of this version",
     "data=jsonl": "data.train is missing: give data.train=VALUE",

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Iterator
 from functools import reduce
-from operator import getitem
 from typing import Any
 
 from hydra.utils import get_class
@@ -20,6 +19,17 @@ ALLOWED_TARGETS = (
     "torch.utils.tensorboard.",
 )
 """Prefixes of what a config may instantiate."""
+
+CHOICES = {
+    "dtype": ("auto", "bfloat16", "float32"),
+    "resume": ("auto", "never"),
+    "export.form": ("auto", "adapter", "merged", "both"),
+    "export.dtype": ("auto", "bfloat16", "float32"),
+    "data.loss_on": ("auto", "assistant", "completion", "all"),
+    "logger.wandb.mode": ("auto", "online", "offline"),
+    "adapter.bias": ("none", "all", "lora_only"),
+}
+"""Keys with a few allowed values; those of an option that was not chosen are absent."""
 
 
 def preflight(config: DictConfig) -> None:
@@ -85,15 +95,9 @@ def _ranges(content: dict[str, Any]) -> Iterator[str]:
         yield f"max_steps={content['max_steps']}: give 1 or more, or -1 for no limit"
     if content["max_steps"] == -1 and not content["num_train_epochs"] > 0:
         yield f"num_train_epochs={content['num_train_epochs']}: give more than 0"
-    choices = {
-        "dtype": ("auto", "bfloat16", "float32"),
-        "resume": ("auto", "never"),
-        "export.form": ("auto", "adapter", "merged", "both"),
-        "export.dtype": ("auto", "bfloat16", "float32"),
-    }
-    for dotted, allowed in choices.items():
-        value: Any = reduce(getitem, dotted.split("."), content)
-        if value not in allowed:
+    for dotted, allowed in CHOICES.items():
+        value: Any = reduce(lambda node, key: node.get(key, {}), dotted.split("."), content)
+        if value != {} and value not in allowed:
             yield f"{dotted}={value}: give {', '.join(allowed[:-1])} or {allowed[-1]}"
 
 
