@@ -93,7 +93,7 @@ class Run(Parameters):
         self._measure_baseline(meter)
         model = self._load_model(tokenizer)
         form = self.export.form_of(self.plan, model, self.adapter.name)
-        meter.reduced(model, tokenizer, is_reduced=self.plan.is_reduced)
+        meter.reduced(model, tokenizer, untouched=bool(source) and not self.plan.is_reduced)
         with self._watchers(record, checkpoint) as watchers:
             trainer = self._trainer(model, tokenizer, rows, arguments, watchers)
             self._heal(trainer, checkpoint, record)
@@ -149,8 +149,8 @@ class Run(Parameters):
         )
 
     def _measure_baseline(self, meter: Meter) -> None:
-        """Evaluate the untouched model, where there is one and it is asked for."""
-        if not self.evaluation.baseline or self.plan.source is None:
+        """Evaluate the untouched model, unless it is the very one that is to be healed."""
+        if not self.evaluation.baseline or self.plan.source is None or not self.plan.is_reduced:
             return
         logger.info("evaluating %s, untouched", self.model_name)
         every = range(self.plan.num_layers)

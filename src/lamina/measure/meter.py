@@ -44,20 +44,21 @@ class Meter:
         self.record.write()
 
     def reduced(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, is_reduced: bool
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, untouched: bool
     ) -> None:
         """Evaluate after removal, before healing.
 
         Args:
             model: Before it gets an adapter.
             tokenizer: Its own.
-            is_reduced: Whether a layer went; if none did, the baseline is the loss already.
+            untouched: Whether this is the larger model itself, of which no layer went: then its
+                loss is the baseline too.
         """
-        baseline = self.record.content["metrics"]["baseline_eval_loss"]
-        if self.evaluation.reduced:
-            known = baseline is not None and not is_reduced
-            loss = baseline if known else self._losses(model).mean()
-            self.record.measured(reduced_eval_loss=loss)
+        wanted = {"reduced_eval_loss": self.evaluation.reduced}
+        wanted["baseline_eval_loss"] = self.evaluation.baseline and untouched
+        if any(wanted.values()):
+            loss = self._losses(model).mean()
+            self.record.measured(**{name: loss for name, asked in wanted.items() if asked})
         answered = zip(self.prompts, self._answers(model, tokenizer), strict=True)
         self.record.update(
             num_parameters=model.num_parameters(),
