@@ -18,7 +18,9 @@ MISTAKES = {
     "model=dropped model.layer_to_drop=12": "model.layer_to_drop=12, but the model has 12 layers: "
     "give 0 to 11 (0-based)",
     "model=dropped model.layer_to_drop=abc": "model.layer_to_drop=abc: expected a whole number",
-    "model.layer_to_drop=-1": "model.layer_to_drop=-1: no such key",
+    "model.layer_to_drop=-1": "model.layer_to_drop=-1: this key goes with model=dropped; "
+    "model=pruned has keep_layers",
+    "model=original model.keep_layers=3": "model.keep_layers=3: this key goes with model=pruned",
     "model=prunned": "model=prunned: no such option; did you mean pruned?\n"
     "There are dropped, original, pruned, scratch.",
     "learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",

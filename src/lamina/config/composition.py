@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lamina.config.paths import conf_dir
+from lamina.config.schema import OPTIONS
 from lamina.errors import nearest
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
@@ -72,11 +74,35 @@ def _unknown_key(key: str, full_key: str | None, text: str, overrides: Sequence[
         return f"{given}: not set in conf/; write +{given} to set any field of TRL's SFTConfig"
     if key in DERIVED:
         return f"{given}: no longer a key, {DERIVED[key]}"
+    if owner := _owner(dotted):
+        chosen = re.search(r"not in '(\w+)'", text)
+        instead = _keys_of(dotted.split(".")[0], chosen[1]) if chosen else ""
+        return f"{given}: this key goes with {owner}{instead}"
     where = re.search(r"In '([^']+)'", text)
     place = f"conf file {where[1]}: " if where and given == dotted else ""
     known = _known_keys(overrides)
     guess = nearest(dotted, known) or nearest(key, known)
     return f"{place}{given}: no such key{guess or '; see README.md for the parameters'}"
+
+
+def _owner(dotted: str) -> str:
+    """Return the options of a key's group that have this key, such as `model=dropped`."""
+    group, _, key = dotted.partition(".")
+    options = OPTIONS.get(group, {}).items()
+    having = [name for name, settings in options if key in _names(settings)]
+    return " or ".join(f"{group}={name}" for name in having)
+
+
+def _keys_of(group: str, class_name: str) -> str:
+    """Say which keys the chosen option has, which an error knows by the name of its class."""
+    for name, settings in OPTIONS[group].items():
+        if settings.__name__ == class_name and _names(settings):
+            return f"; {group}={name} has {', '.join(_names(settings))}"
+    return ""
+
+
+def _names(settings: Any) -> list[str]:
+    return [field.name for field in fields(settings)]
 
 
 def _full_key(text: str) -> str | None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from lamina.depth.source import Source, resolve
 from lamina.depth.surgery import layer_count, reduced_config
 from lamina.depth.variants import Scratch, Variant, half_open_ranges
-from lamina.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -81,14 +80,3 @@ def adapter_form_is_exact(plan: Plan, config: "PretrainedConfig", stack: str) ->
         return True
     types = set(getattr(config, "layer_types", None) or ())
     return stack in REPLICABLE_STACKS and len(types) <= 1
-
-
-def require_source(plan: Plan) -> Source:
-    """Return the plan's source.
-
-    Raises:
-        ModelError: The model is made from scratch and has none.
-    """
-    if plan.source is None:
-        raise ModelError(f"model={plan.model_type} has no larger model to read")
-    return plan.source
