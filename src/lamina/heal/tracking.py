@@ -80,6 +80,7 @@ class WandB:
         try:
             yield WandbCallback()
             run.summary.update({k: v for k, v in context.metrics.items() if v is not None})
+        # Whatever ended the run, a sweep's next job must not log into it; the error goes on.
         except BaseException:
             run.finish(exit_code=1)
             raise

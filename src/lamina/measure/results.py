@@ -90,6 +90,7 @@ class Record:
         """
         try:
             yield
+        # Ctrl-C and exits too: result.json must not say running for ever; the error goes on.
         except BaseException as error:
             self._fail(error)
             raise
