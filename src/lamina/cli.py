@@ -5,7 +5,12 @@ from importlib import import_module
 
 from lamina import __version__
 
-COMMANDS = {"train": "compose and run one experiment or a sweep; the same as python -m train"}
+COMMANDS = {
+    "train": "compose and run one experiment or a sweep; the same as python -m train",
+    "cut": "write a model without some of its layers, unhealed",
+    "export": "write a run's result in another form: a whole model, or its adapter",
+    "show": "print the layers of a model or a run, with parameters, bytes and types",
+}
 """Each command's name and what it is for; its module stands in lamina.commands."""
 
 
@@ -17,7 +22,7 @@ def main() -> None:
         import_module(f"lamina.commands.{name}").main()
     elif name in ("-h", "--help"):
         listed = "\n".join(f"  {command:10} {about}" for command, about in COMMANDS.items())
-        sys.stdout.write(f"usage: lamina COMMAND [NAME=VALUE ...]\n\n{listed}\n")
+        sys.stdout.write(f"usage: lamina COMMAND ...\n\n{listed}\n")
     elif name == "--version":
         sys.stdout.write(f"lamina {__version__}\n")
     else:

@@ -24,7 +24,7 @@ from lamina.heal.libraries import prepared
 from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
 from lamina.heal.tracking import LoggerSettings
-from lamina.measure.card import card, note
+from lamina.measure.card import note
 from lamina.measure.device import release
 from lamina.measure.evaluate import SAMPLE_ROWS, Evaluation
 from lamina.measure.meter import Meter
@@ -226,7 +226,6 @@ class Run(Parameters):
             form=form,
             dtype=torch_dtype(self.export.dtype, automatic=self._dtype_name),
             note=content,
-            card=card(content),
         )
         record.update(final=relpath(final.folder, record.path.parent), dtype=final.dtype)
         return final

@@ -62,7 +62,7 @@ import json, sys
 from lamina.depth.source import resolve
 source = resolve(sys.argv[1])
 absent = source.fetch("no_such_file.json", required=False)
-print(json.dumps([source.weight_files(), absent, "torch" in sys.modules]))
+print(json.dumps([source.weight_map, absent, "torch" in sys.modules]))
 """
 
 READ = """

@@ -16,7 +16,9 @@ from transformers import (
 )
 
 from lamina.depth.loading import load_model, load_tokenizer
+from lamina.depth.plan import make_plan
 from lamina.depth.source import resolve
+from lamina.depth.variants import Original
 from lamina.errors import ModelError
 
 SIZE = {
@@ -137,7 +139,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2}))
     with pytest.raises(ModelError, match="no safetensors weights"):
-        resolve(str(tmp_path)).weight_files()
+        make_plan(Original(), str(tmp_path))
     with pytest.raises(ModelError, match="no usable tokenizer"):
         load_tokenizer(resolve(str(tmp_path)))
 

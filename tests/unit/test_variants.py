@@ -2,7 +2,8 @@
 
 import pytest
 
-from lamina.depth.variants import Dropped, Original, Pruned, half_open_ranges
+from lamina.depth.ranges import half_open_ranges
+from lamina.depth.variants import Dropped, Original, Pruned
 from lamina.errors import ConfigError
 
 

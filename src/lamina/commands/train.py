@@ -1,9 +1,7 @@
 """`python -m train`: compose, check, instantiate, execute."""
 
-import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,16 +9,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lamina.config.composition import COMPOSITION_ERRORS, explain
-from lamina.config.paths import conf_dir, load_environment
+from lamina.commands.entry import Ended, run_app
+from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
-from lamina.config.schema import register
 from lamina.errors import LaminaError
 from lamina.measure.results import Record
-
-
-class Ended(BaseException):
-    """Carries a single run's error past Hydra, which would print a line of its own about it."""
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -53,24 +46,5 @@ def show(record: Record, folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the command; errors addressed to the user come without a traceback."""
-    register()
-    load_environment()
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        train()
-        return
-    # Hydra prints composition errors its own way unless it is told to raise them.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        train()
-    except (LaminaError, Ended) as error:
-        _fail(str(error))
-    except COMPOSITION_ERRORS as error:
-        _fail(explain(error, sys.argv[1:]))
-    except KeyboardInterrupt:
-        _fail("interrupted; start the same command in the same folder to go on")
-
-
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
-    sys.exit(1)
+    """Run the command."""
+    run_app(train, "config")

@@ -31,12 +31,13 @@ _KINDS = {
 }
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> str:
+def explain(error: Exception, overrides: Sequence[str], config_name: str) -> str:
     """Say in at most three lines what is wrong with the command line or a config file.
 
     Args:
         error: What Hydra or OmegaConf raised.
         overrides: The command line's arguments.
+        config_name: The command's primary config.
     """
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
@@ -51,7 +52,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         key = _full_key(text) or "?"
         return f"{key}={match['value']}: expected {_KINDS.get(match[2], match[2])}"
     if match := re.search(r"Key '(?P<key>[^']+)' (?:is )?not in", text):
-        return _unknown_key(match["key"], _full_key(text), text, overrides)
+        return _unknown_key(match["key"], text, overrides, config_name)
     if match := re.search(r"You must specify '([^']+)', e\.g, (.*)", text):
         return f"{match[1]} is missing: give {match[2]}"
     return "\n".join(text.splitlines()[:3])
@@ -66,8 +67,8 @@ def _missing_option(error: MissingConfigException) -> str:
     return f"{group}={option}: no such option{nearest(option, options)}\n{there_are}"
 
 
-def _unknown_key(key: str, full_key: str | None, text: str, overrides: Sequence[str]) -> str:
-    dotted = full_key or key
+def _unknown_key(key: str, text: str, overrides: Sequence[str], config_name: str) -> str:
+    dotted = _full_key(text) or key
     given = next((o for o in overrides if o.lstrip("+~").split("=")[0] == dotted), dotted)
     given = given.lstrip("+")
     if dotted.startswith("trainer.args."):
@@ -80,7 +81,7 @@ def _unknown_key(key: str, full_key: str | None, text: str, overrides: Sequence[
         return f"{given}: this key goes with {owner}{instead}"
     where = re.search(r"In '([^']+)'", text)
     place = f"conf file {where[1]}: " if where and given == dotted else ""
-    known = _known_keys(overrides)
+    known = _known_keys(overrides, config_name)
     guess = nearest(dotted, known) or nearest(key, known)
     return f"{place}{given}: no such key{guess or '; see README.md for the parameters'}"
 
@@ -110,13 +111,13 @@ def _full_key(text: str) -> str | None:
     return match[1] if match else None
 
 
-def _known_keys(overrides: Sequence[str]) -> list[str]:
+def _known_keys(overrides: Sequence[str], config_name: str) -> list[str]:
     """All dotted keys of the config with the groups that the command line chooses."""
     groups = [o for o in overrides if re.fullmatch(r"[\w/]+=\w+", o)]
     for chosen in (groups, []):
         try:
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                return list(_dotted(compose("config", overrides=chosen)))
+                return list(_dotted(compose(config_name, overrides=chosen)))
         except (ValueError, *COMPOSITION_ERRORS):
             continue
     return []

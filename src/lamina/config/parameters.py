@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lamina.depth.variants import DepthDefaults
 from lamina.heal.final import Export
 
 
@@ -14,17 +15,6 @@ class LoraParameters:
 
     alpha: int
     """Its scale is alpha / r."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DepthDefaults:
-    """What the variants' own keys default to; an experiment can set these whatever the variant."""
-
-    keep_layers: int
-    """Layers that stay with model=pruned."""
-
-    layer_to_drop: int
-    """0-based index of the layer that goes with model=dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)

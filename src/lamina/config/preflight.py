@@ -42,15 +42,24 @@ def preflight(config: DictConfig) -> None:
         ConfigError: Values are missing, unknown, out of range or contradict each other, or a
             `_target_` is not one of ours.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    problems = [f"{key} is missing: give {key}=VALUE" for key in missing]
-    if not problems:
-        content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
-        problems = list(_unknown_keys(content, ""))
-        if not problems:
-            problems = [*_ranges(content), *_contradictions(content)]
-    if problems:
+    content = resolved(config)
+    if problems := [*_ranges(content), *_contradictions(content)]:
         raise ConfigError(joined(problems))
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """Return a composed config's content, if it has every value and no unknown key or target.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if problems := [f"{key} is missing: give {key}=VALUE" for key in missing]:
+        raise ConfigError(joined(problems))
+    content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
+    if problems := list(_unknown_keys(content, "")):
+        raise ConfigError(joined(problems))
+    return content
 
 
 def _unknown_keys(node: dict[str, Any], path: str) -> Iterator[str]:

@@ -16,13 +16,14 @@ from lamina.config import parameters
 from lamina.config.paths import asset
 from lamina.depth import variants
 from lamina.heal import adapters, backends, callbacks, data, final, sft, tracking
-from lamina.measure import evaluate
+from lamina.measure import cut, evaluate
 
 OPTIONS: dict[str, dict[str, type]] = {
     "model": {
         "original": variants.Original,
         "dropped": variants.Dropped,
         "pruned": variants.Pruned,
+        "layers": variants.Layers,
         "scratch": variants.Scratch,
     },
     "adapter": {"lora": adapters.Lora, "full": adapters.Full},
@@ -76,24 +77,32 @@ def register() -> None:
             store.store(group=f"schema/{group}", name=name, node=schema_of(settings))
     store.store(group="schema", name="evaluation", node=schema_of(evaluate.Evaluation))
     store.store(group="schema", name="run", node=_run_schema())
+    depth = {"depth": schema_of(variants.DepthDefaults)}
+    store.store(group="schema", name="cut", node=make_dataclass("Cut", _root(cut.Cut, depth)))
     if not OmegaConf.has_resolver("asset"):
         OmegaConf.register_new_resolver("asset", asset)
 
 
 def _run_schema() -> type:
-    """The root: the shared parameters, and one place for each group's option."""
+    """The root of a run: the shared parameters, and one place for each group's option."""
     nested = {
         "lora": schema_of(parameters.LoraParameters),
-        "depth": schema_of(parameters.DepthDefaults),
+        "depth": schema_of(variants.DepthDefaults),
         "generator": schema_of(parameters.GeneratorParameters),
         "export": schema_of(final.Export),
     }
-    entries: list[Any] = [(key, str, field(default=MISSING)) for key in ("_target_", "_convert_")]
-    for entry in fields(parameters.Parameters):
-        node = nested.get(entry.name)
-        entries.append((entry.name, node, field(default_factory=node)) if node else _entry(entry))
+    entries = _root(parameters.Parameters, nested)
     for group in ("model", "adapter", "backend", "data", "trainer", "evaluation"):
         entries.append((group, Any, field(default=MISSING)))
     for group in ("logger", "callbacks"):
         entries.append((group, dict[str, Any], field(default_factory=dict)))
     return make_dataclass("Run", entries)
+
+
+def _root(settings: Any, nested: dict[str, type]) -> list[Any]:
+    """Entries of a primary config: how it is instantiated, and its settings' fields."""
+    entries: list[Any] = [(key, str, field(default=MISSING)) for key in ("_target_", "_convert_")]
+    for entry in fields(settings):
+        node = nested.get(entry.name)
+        entries.append((entry.name, node, field(default_factory=node)) if node else _entry(entry))
+    return entries

@@ -1,17 +1,13 @@
 """The plan of a reduction: which layers of which model stay. Made before a weight is read."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+from lamina.depth.ranges import half_open_ranges
 from lamina.depth.source import Source, resolve
 from lamina.depth.surgery import layer_count, reduced_config
-from lamina.depth.variants import Scratch, Variant, half_open_ranges
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-REPLICABLE_STACKS = ("layers", "h")
-"""Names of layer stacks that PEFT's layer replication finds."""
+from lamina.depth.tensor_names import kept_tensors
+from lamina.depth.variants import Scratch, Variant
 
 
 @dataclass(frozen=True)
@@ -19,7 +15,7 @@ class Plan:
     """Which layers stay, of which model."""
 
     model_type: str
-    """Name of the variant: original, dropped, pruned or scratch."""
+    """Name of the variant: original, dropped, pruned, layers or scratch."""
 
     source: Source | None
     """The larger model's files; None for a model from scratch."""
@@ -29,6 +25,9 @@ class Plan:
 
     kept_layers: tuple[int, ...]
     """0-based indices of the layers that stay, ascending."""
+
+    selector: dict[str, Any]
+    """Settings of the variant that chose them, such as keep_layers."""
 
     @property
     def is_reduced(self) -> bool:
@@ -55,28 +54,11 @@ def make_plan(variant: Variant, model_name: str) -> Plan:
     """
     if isinstance(variant, Scratch):
         count = layer_count(variant.architecture)
-        return Plan(variant.model_type, None, count, variant.kept_layers(count))
+        return Plan(variant.model_type, None, count, variant.kept_layers(count), {})
     source = resolve(model_name)
     num_layers = layer_count(source.config)
     kept_layers = variant.kept_layers(num_layers)
     reduced_config(source.config, kept_layers)
     if source.is_local:
-        source.weight_files()
-    return Plan(variant.model_type, source, num_layers, kept_layers)
-
-
-def adapter_form_is_exact(plan: Plan, config: "PretrainedConfig", stack: str) -> bool:
-    """Say whether an adapter with layer replication rebuilds exactly the reduced model.
-
-    PEFT replicates only stacks whose names it knows, and leaves `layer_types` as they were: with
-    mixed types the wrong mask would reach the layers behind a gap.
-
-    Args:
-        plan: What was removed.
-        config: The reduced model's.
-        stack: Name of the module list that holds its decoder layers.
-    """
-    if not plan.is_reduced:
-        return True
-    types = set(getattr(config, "layer_types", None) or ())
-    return stack in REPLICABLE_STACKS and len(types) <= 1
+        source.stored(kept_tensors(source.weight_map, kept_layers, source.config))
+    return Plan(variant.model_type, source, num_layers, kept_layers, dict(vars(variant)))

@@ -1,11 +1,14 @@
 """A model's source: a local folder, or a hub repository at one commit. Imports no torch."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lamina.depth import hub
+from lamina.depth.safetensors_file import StoredTensor, read_header
 from lamina.errors import ModelError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -37,27 +40,85 @@ class Source:
         Raises:
             ModelError: The file is not JSON.
         """
-        return _read_json(self.folder / "config.json")
+        return read_json(self.folder / "config.json")
 
-    def weight_files(self) -> dict[str, str]:
-        """Map every tensor's name to the file that holds it; {"": name} for a single file.
+    @cached_property
+    def weight_map(self) -> dict[str, str]:
+        """Map every tensor's name to the file that holds it.
 
         Raises:
-            ModelError: There are no safetensors weights, or the hub cannot be reached.
+            ModelError: There are no safetensors weights, the index or the only file cannot be read,
+                or the hub cannot be reached.
         """
         # A cache that was filled by other means may not know that there is no index.
         single = (self.folder / SINGLE_FILE).is_file()
         if not single and self.fetch(INDEX_FILE, required=False):
-            weight_map: dict[str, str] = _read_json(self.folder / INDEX_FILE)["weight_map"]
-            return weight_map
+            return self._indexed()
         if single or self.fetch(SINGLE_FILE, required=False):
-            return {"": SINGLE_FILE}
-        if not self.is_local and _offline():
-            raise _unreachable(self.name)
+            return dict.fromkeys(self.header(SINGLE_FILE), SINGLE_FILE)
+        if not self.is_local and hub.offline():
+            raise hub.unreachable(self.name)
         raise ModelError(
             f"model_name={self.name} has no safetensors weights "
             f"(neither {SINGLE_FILE} nor {INDEX_FILE}): convert it with save_pretrained first"
         )
+
+    def _indexed(self) -> dict[str, str]:
+        """Return the index's map; a name in it that leads out of the folder is refused."""
+        weight_map = read_json(self.folder / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"model_name={self.name}: {INDEX_FILE} has no weight_map")
+        for filename in set(weight_map.values()):
+            if Path(str(filename)).name != filename:
+                raise ModelError(
+                    f"model_name={self.name}: {INDEX_FILE} names {filename!r}, which is not a file "
+                    "of that folder"
+                )
+        return weight_map
+
+    def header(self, filename: str) -> dict[str, StoredTensor]:
+        """Read what one safetensors file holds; none of its tensors is read.
+
+        Raises:
+            ModelError: The file is missing, truncated or corrupt.
+        """
+        path = self.fetch(filename)
+        assert path is not None
+        try:
+            return read_header(path)
+        except ValueError as error:
+            raise ModelError(
+                f"model_name={self.name}: {filename} is truncated or corrupt ({error}): "
+                "download or copy it again"
+            ) from error
+
+    def stored(self, names: Iterable[str]) -> dict[str, StoredTensor]:
+        """Describe tensors of the checkpoint, from the headers of the files that hold them.
+
+        Raises:
+            ModelError: A file is missing, truncated or corrupt, or the index disagrees with it.
+        """
+        wanted = {name: self.weight_map[name] for name in names}
+        headers = {filename: self.header(filename) for filename in sorted(set(wanted.values()))}
+        for filename, header in headers.items():
+            promised = {name for name, file in self.weight_map.items() if file == filename}
+            if wrong := sorted(promised ^ header.keys()):
+                which = "lacks" if wrong[0] in promised else "has"
+                raise ModelError(
+                    f"model_name={self.name}: {INDEX_FILE} disagrees with {filename}, which "
+                    f"{which} {wrong[0]}: download or copy the model again"
+                )
+        return {name: headers[filename][name] for name, filename in wanted.items()}
+
+    def described(self) -> dict[str, StoredTensor]:
+        """Describe every tensor; of a hub repository only the headers of its files are downloaded.
+
+        Raises:
+            ModelError: As `stored` and `weight_map`.
+        """
+        if self.is_local:
+            return self.stored(self.weight_map)
+        return hub.described(self.name, self.revision)
 
     def fetch(self, filename: str, *, required: bool = True) -> Path | None:
         """Return the local path of one file, downloading it from the hub where need be.
@@ -77,11 +138,15 @@ class Source:
             if required:
                 raise ModelError(f"model_name={self.name}: {filename} is missing in that folder")
             return None
-        return _download(self.name, filename, self.revision, required=required)
+        return hub.download(self.name, filename, self.revision, required=required)
 
 
-def resolve(model_name: str) -> Source:
+def resolve(model_name: str, revision: str | None = None) -> Source:
     """Find a model by its hub id or local path, reading no more than its config.json.
+
+    Args:
+        model_name: Hub id or local path.
+        revision: Commit of a hub repository; None for the newest.
 
     Raises:
         ModelError: The folder or its config.json is missing, or the hub does not know the id or
@@ -91,102 +156,31 @@ def resolve(model_name: str) -> Source:
     if folder.is_dir():
         folder = folder.resolve()
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model_name={model_name}: no config.json in that folder")
+            raise ModelError(f"model_name={model_name}: {_what_is_missing(folder)}")
         return Source(name=str(folder), revision=None, folder=folder)
     if model_name.startswith((".", "/", "~")) or model_name.count("/") > 1:
         raise ModelError(f"model_name={model_name}: no such folder")
-    path = _download(model_name, "config.json", None, required=True)
+    path = hub.download(model_name, "config.json", revision, required=True)
     assert path is not None
     # The snapshot's folder is named after the commit that was read.
     return Source(name=model_name, revision=path.parent.name, folder=path.parent)
 
 
-def hub_is_reachable() -> bool:
-    """Say whether the hub answers at all, from one attempt of HF_HUB_ETAG_TIMEOUT seconds.
-
-    The client's own attempts take half a minute, or many minutes where a firewall drops packets.
-    """
-    import httpx
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except (httpx.TransportError, OfflineModeIsEnabled):
-        return False
-    return True
-
-
-def _download(repo_id: str, filename: str, revision: str | None, *, required: bool) -> Path | None:
-    import httpx
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
+def _what_is_missing(folder: Path) -> str:
+    if not (folder / "adapter_config.json").is_file():
+        return "no config.json in that folder"
+    return (
+        "that folder holds an adapter, not a model: make one of it with "
+        "lamina export RUN --output DIR"
     )
 
-    try:
-        _look_before(repo_id, filename, revision)
-        return Path(hf_hub_download(repo_id, filename, revision=revision))
-    except GatedRepoError as error:
-        raise ModelError(
-            f"model_name={repo_id} is gated: accept its terms on the hub, then set HF_TOKEN"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(
-            f"model_name={repo_id}: neither a folder nor a repository on the hub "
-            "(a private one needs HF_TOKEN)"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        if not required and _offline():
-            return None  # the cache is all there is
-        raise _unreachable(repo_id) from error
-    except EntryNotFoundError as error:
-        if not required:
-            return None
-        raise ModelError(f"model_name={repo_id} has no {filename}") from error
-    except (httpx.HTTPError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"model_name={repo_id}: {filename} cannot be downloaded ({reason})"
-        ) from error
 
-
-def _look_before(repo_id: str, filename: str, revision: str | None) -> None:
-    """Raise what a download would come to, where that is known without its long attempts.
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file of a model.
 
     Raises:
-        EntryNotFoundError: The cache knows that this commit has no such file.
-        LocalEntryNotFoundError: The model is new to the cache and the hub does not answer.
+        ModelError: It is missing or not JSON.
     """
-    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    cached = try_to_load_from_cache(repo_id, filename, revision=revision)
-    if revision is not None and cached is _CACHED_NO_EXIST:
-        raise EntryNotFoundError(filename)
-    if revision is None and cached is None and not hub_is_reachable():
-        raise LocalEntryNotFoundError(filename)
-
-
-def _offline() -> bool:
-    """Say whether the user has forbidden any request, with HF_HUB_OFFLINE."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _unreachable(repo_id: str) -> ModelError:
-    return ModelError(
-        f"model_name={repo_id}: the hub cannot be reached and the model is not in the cache; "
-        "experiment=quickstart works offline"
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:

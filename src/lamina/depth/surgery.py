@@ -1,36 +1,62 @@
-"""The smaller model's config and tensor names, from the larger one's: exact, or refused.
+"""The smaller model's config from the larger one's: exact, or refused.
 
 Every field of a config that speaks of layers must follow the kept ones: the count, lists with one
-entry a layer, lists of layer indices, and thresholds. A stale one raises late or, worse, changes
-the model without a word. What a field means is written down here; a list that could be per-layer
-but is not known is refused by name.
+entry a layer, lists of layer indices, thresholds and cadences. A stale one raises late or, worse,
+changes the model without a word. What a field means is written down here; one that seems to speak
+of layers and is not known is refused by name.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lamina.errors import ModelError
 
-COUNT_FIELDS = ("num_hidden_layers", "n_layer")
+COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """Names under which architectures keep their number of decoder layers."""
 
-PER_LAYER_FIELDS = frozenset({"layer_types", "mlp_layer_types", "no_rope_layers"})
-"""Lists with one entry a layer: sliced by the kept indices."""
+PER_LAYER_FIELDS = frozenset(
+    """layer_types mlp_layer_types no_rope_layers layers_block_type hybrid_override_pattern
+    attention_layers num_key_value_heads_per_layer num_attention_heads_per_layer""".split()
+)
+"""Lists, or texts, with one entry a layer: sliced by the kept indices."""
 
-INDEX_FIELDS = frozenset({"mlp_only_layers"})
+INDEX_FIELDS = frozenset({"mlp_only_layers", "full_attn_idxs", "attn_layer_indices", "moe_layers"})
 """Lists of 0-based layer indices: dropped ones leave, the others are renumbered."""
 
-THRESHOLD_FIELDS = frozenset({"max_window_layers", "first_k_dense_replace"})
+THRESHOLD_FIELDS = frozenset({"max_window_layers", "first_k_dense_replace", "num_dense_layers"})
 """Numbers that split the layers into those below and those from there on: counted again."""
 
-CADENCE_FIELDS = {"decoder_sparse_step": 1, "full_attention_interval": 1}
-"""Every so-manieth layer is special, by position: refused unless it is the value given here."""
+CADENCES: dict[str, tuple[str, Any, Any]] = {
+    "full_attention_interval": ("layer_types", "full_attention", "linear_attention"),
+    "sliding_window_pattern": ("layer_types", "full_attention", "sliding_attention"),
+    "_sliding_window_pattern": ("layer_types", "full_attention", "sliding_attention"),
+    "no_rope_layer_interval": ("no_rope_layers", 0, 1),
+}
+"""Fields that make every n-th layer special, the list that says the same layer by layer, and its
+entries for the n-th layers and for the others."""
 
-SHARING_FIELDS = ("num_kv_shared_layers", "num_nextn_predict_layers")
-"""Layers that use what other layers computed: refused unless zero."""
+MTP_FIELDS = frozenset({"num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers"})
+"""Numbers of heads for multi-token prediction. They stand behind the decoder, which does not need
+them; trained on its last layer's output, they are left out of a reduced model."""
 
-_LAYER_KEY = re.compile(r"^(?P<prefix>(?:\w+\.)*?(?:layers|h))\.(?P<index>\d+)\.(?P<rest>.+)$")
+SHARING_FIELDS = {
+    "num_kv_shared_layers": "late layers use the keys and values of earlier ones",
+    "hidden_size_per_layer_input": "each layer reads its own slice of a shared embedding",
+    "cross_layer_attention": "layers use the keys and values of others",
+    "share_layernorm": "layers share weights",
+    "scale_attn_by_inverse_layer_idx": "attention is scaled by the layer's position",
+    "is_encoder_decoder": "only decoders can be reduced",
+    "quantization_config": "quantized weights cannot be reduced; start from the unquantized model",
+}
+"""Fields with which removing layers is not exact, unless they are zero or absent."""
+
+HARMLESS_FIELDS = frozenset({"time_step_rank"})
+"""Numbers whose names only sound as if they spoke of decoder layers."""
+
+_SPEAKS_OF_LAYERS = re.compile(
+    r"(^|_)(layers?|idxs?|indices|interval|period|offset|freq|frequency|pattern|step)(_|$)"
+)
 
 
 def layer_count(config: dict[str, Any]) -> int:
@@ -42,9 +68,16 @@ def layer_count(config: dict[str, Any]) -> int:
     for field in COUNT_FIELDS:
         if isinstance(config.get(field), int):
             return int(config[field])
+    for field, value in config.items():
+        if isinstance(value, dict) and any(count in value for count in COUNT_FIELDS):
+            _refuse_sharing(value)
+            raise ModelError(
+                f"config.json nests a language model under {field!r}: models of several parts "
+                "cannot be reduced; save the language model alone first"
+            )
     raise ModelError(
         f"model_type {config.get('model_type')!r} declares no number of decoder layers "
-        f"({' or '.join(COUNT_FIELDS)}): only decoder language models can be reduced"
+        f"({' or '.join(COUNT_FIELDS[:2])}): only decoder language models can be reduced"
     )
 
 
@@ -61,77 +94,101 @@ def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[s
     num_layers = layer_count(config)
     if len(kept_layers) == num_layers:
         return dict(config)
+    _refuse_sharing(config)
     _refuse_unknown(config, num_layers)
-    reduced = dict(config)
-    for field in config.keys() & set(COUNT_FIELDS):
+    full = {**config, **_lists_of_cadences(config, num_layers)}
+    sparse = _sparse_layers(full, kept_layers)
+    reduced = {**full, **sparse}
+    for field in full.keys() & set(COUNT_FIELDS):
         reduced[field] = len(kept_layers)
-    for field in config.keys() & PER_LAYER_FIELDS:
-        if config[field] is not None:
-            reduced[field] = [config[field][index] for index in kept_layers]
-    for field in config.keys() & INDEX_FIELDS:
-        if config[field]:
-            reduced[field] = [kept_layers.index(i) for i in config[field] if i in kept_layers]
-    for field in config.keys() & THRESHOLD_FIELDS:
-        if config[field] is not None:
-            reduced[field] = sum(index < config[field] for index in kept_layers)
-    return reduced
+    for field in full.keys() & PER_LAYER_FIELDS:
+        if full[field]:
+            reduced[field] = _sliced(field, full[field], kept_layers, num_layers)
+    for field in reduced.keys() & INDEX_FIELDS:
+        if full.get(field) and field not in sparse:
+            reduced[field] = [kept_layers.index(i) for i in full[field] if i in kept_layers]
+    for field in full.keys() & THRESHOLD_FIELDS:
+        if full[field] is not None:
+            reduced[field] = sum(index < full[field] for index in kept_layers)
+    for field in full.keys() & MTP_FIELDS:
+        reduced[field] = 0
+    return _without_cadences(reduced)
 
 
-def kept_tensors(names: Iterable[str], kept_layers: Sequence[int]) -> dict[str, str]:
-    """Map each tensor name that stays to its name in the smaller model.
+def reduced_generation_config(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a generation_config.json without the settings that name layers of the larger model."""
+    named = {"assistant_early_exit", "dola_layers"}
+    return {key: value for key, value in content.items() if key not in named}
 
-    Args:
-        names: All tensor names of the larger model's checkpoint.
-        kept_layers: 0-based indices, ascending; the i-th of them becomes layer i.
 
-    Raises:
-        ModelError: The checkpoint has no layer of one of these indices, or several layer stacks.
-    """
-    position = {index: new for new, index in enumerate(kept_layers)}
-    mapping: dict[str, str] = {}
-    prefixes: set[str] = set()
-    found: set[int] = set()
-    for name in names:
-        match = _LAYER_KEY.match(name)
-        if match is None:
-            mapping[name] = name
-            continue
-        prefixes.add(match["prefix"])
-        index = int(match["index"])
-        if index in position:
-            found.add(index)
-            mapping[name] = f"{match['prefix']}.{position[index]}.{match['rest']}"
-    if len(prefixes) > 1:
+def _sliced(field: str, entries: Any, kept_layers: Sequence[int], num_layers: int) -> Any:
+    if len(entries) != num_layers:
         raise ModelError(
-            f"the checkpoint has several stacks of layers ({', '.join(sorted(prefixes))}): "
-            "only decoder language models with one can be reduced"
+            f"config.json's {field} has {len(entries)} entries for {num_layers} layers: "
+            "they disagree, mend the config first"
         )
-    if missing := sorted(position.keys() - found):
-        raise ModelError(
-            f"the checkpoint has no tensors for layer {missing[0]}, which its config.json promises"
-        )
-    return mapping
+    kept = [entries[index] for index in kept_layers]
+    return "".join(kept) if isinstance(entries, str) else kept
+
+
+def _lists_of_cadences(config: dict[str, Any], num_layers: int) -> dict[str, Any]:
+    """Write out, layer by layer, what a config says only by its cadence."""
+    lists: dict[str, Any] = {}
+    for field, (target, nth, others) in CADENCES.items():
+        every = config.get(field)
+        if every and not config.get(target):
+            if type(every) is not int:
+                raise ModelError(f"config.json's {field}={every}: its meaning is not known")
+            lists[target] = [others if (i + 1) % every else nth for i in range(num_layers)]
+    return lists
+
+
+def _without_cadences(reduced: dict[str, Any]) -> dict[str, Any]:
+    """Set each cadence to the one that the kept layers follow; without one, leave it out."""
+    result = dict(reduced)
+    for field in reduced.keys() & CADENCES.keys():
+        target, nth, others = CADENCES[field]
+        layers = reduced.get(target)
+        if layers and reduced[field]:
+            del result[field]
+            every = layers.index(nth) + 1 if nth in layers else len(layers) + 1
+            if layers == [others if (i + 1) % every else nth for i in range(len(layers))]:
+                result[field] = every
+    return result
+
+
+def _sparse_layers(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[str, Any]:
+    """Name the dense layers one by one where a cadence (`decoder_sparse_step`) chose them."""
+    step = config.get("decoder_sparse_step") or 1
+    if step == 1:
+        return {}
+    dense = config.get("mlp_only_layers") or []
+    new = [i for i, old in enumerate(kept_layers) if old in dense or (old + 1) % step]
+    return {"decoder_sparse_step": 1, "mlp_only_layers": new}
+
+
+def _refuse_sharing(config: dict[str, Any]) -> None:
+    for field, reason in SHARING_FIELDS.items():
+        if config.get(field):
+            value = "" if isinstance(config[field], dict) else f"={config[field]}"
+            raise ModelError(f"config.json's {field}{value}: {reason}: removal is not exact")
 
 
 def _refuse_unknown(config: dict[str, Any], num_layers: int) -> None:
-    known = PER_LAYER_FIELDS | INDEX_FIELDS
+    known = {*PER_LAYER_FIELDS, *INDEX_FIELDS, *THRESHOLD_FIELDS, *CADENCES, *MTP_FIELDS}
+    known |= {*COUNT_FIELDS, *HARMLESS_FIELDS, "decoder_sparse_step", "architectures"}
     for field, value in config.items():
-        if isinstance(value, dict) and any(count in value for count in COUNT_FIELDS):
-            raise ModelError(f"config.json nests a model under {field!r}: it cannot be reduced yet")
-        if isinstance(value, list) and len(value) == num_layers and field not in known:
+        if field in known or field.endswith(("_token_id", "_token_ids")):
+            continue
+        speaks = bool(_SPEAKS_OF_LAYERS.search(field))
+        if isinstance(value, list) and value and (speaks or len(value) == num_layers):
             raise ModelError(
-                f"config.json's {field!r} may hold one entry a layer, and its meaning is not "
-                "known: removing layers would be a guess"
+                f"config.json's {field} is a list that may speak of layers, and its meaning is "
+                "not known: removing layers would be a guess"
             )
-    for field in SHARING_FIELDS:
-        if config.get(field):
+        # 0 and 1 are neutral: nothing is counted, or every layer is.
+        if speaks and type(value) is int and value not in (0, 1):
             raise ModelError(
-                f"config.json's {field}={config[field]}: layers depend on each other, "
-                "removing some would not be exact"
-            )
-    for field, neutral in CADENCE_FIELDS.items():
-        if config.get(field, neutral) != neutral and not config.get("layer_types"):
-            raise ModelError(
-                f"config.json's {field}={config[field]} counts layers by position: "
-                "removing some would move the pattern"
+                f"config.json's {field}={value} may count layers, and its meaning is not known: "
+                "removing layers would be a guess"
             )

@@ -4,10 +4,10 @@ A variant answers one question, `kept_layers(num_layers)`: the 0-based indices o
 that stay, in ascending order.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from lamina.depth.ranges import indices
 from lamina.errors import ConfigError
 
 
@@ -90,6 +90,41 @@ class Pruned:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Any set of the model's layers, given by those that stay or by those that go."""
+
+    keep: Any
+    """Layers that stay: 0-based indices and half-open ranges as text; None with `drop`."""
+
+    drop: Any
+    """Layers that go, in the same form; None with `keep`."""
+
+    model_type: ClassVar[str] = "layers"
+
+    def kept_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Keep the layers of `keep`, or all but those of `drop`, in the model's order.
+
+        Raises:
+            ConfigError: Both or neither are given, one of them cannot be read or does not fit the
+                model, or nothing or everything would stay.
+        """
+        if (self.keep is None) == (self.drop is None):
+            raise ConfigError(
+                "model=layers takes either model.keep or model.drop, such as "
+                "'model.keep=[0,1,2,5-11]' or 'model.drop=[3,4]' (ranges are half-open)"
+            )
+        if self.keep is not None:
+            kept = indices("model.keep", self.keep, num_layers)
+        else:
+            dropped = indices("model.drop", self.drop, num_layers)
+            kept = tuple(index for index in range(num_layers) if index not in dropped)
+        if not 0 < len(kept) < num_layers:
+            nothing = "no layer would be left" if not kept else "every layer would stay"
+            raise ConfigError(f"model=layers: {nothing}; for the whole model choose model=original")
+        return kept
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scratch:
     """A new, small model with random weights and a byte-level tokenizer; model_name is not read."""
 
@@ -103,12 +138,12 @@ class Scratch:
         return tuple(range(num_layers))
 
 
-def half_open_ranges(kept_layers: Sequence[int]) -> list[list[int]]:
-    """Write ascending indices as half-open ranges: (0, 1, 4) becomes [[0, 2], [4, 5]]."""
-    ranges: list[list[int]] = []
-    for index in kept_layers:
-        if ranges and ranges[-1][1] == index:
-            ranges[-1][1] = index + 1
-        else:
-            ranges.append([index, index + 1])
-    return ranges
+@dataclass(frozen=True, kw_only=True)
+class DepthDefaults:
+    """What the variants' own keys default to; an experiment can set these whatever the variant."""
+
+    keep_layers: int
+    """Layers that stay with model=pruned."""
+
+    layer_to_drop: int
+    """0-based index of the layer that goes with model=dropped."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lamina.errors import ConfigError
+from lamina.measure.device import compute_device
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ class Transformers:
         """Load the model with only its kept layers; see `lamina.depth.loading.load_model`."""
         from lamina.depth.loading import load_model
 
-        return load_model(source, kept_layers, dtype=dtype)
+        return load_model(source, kept_layers, dtype=dtype, device=compute_device())
 
 
 @dataclass(frozen=True, kw_only=True)

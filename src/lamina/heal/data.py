@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.depth.source import hub_is_reachable
+from lamina.depth.hub import is_reachable
 from lamina.errors import DataError
 from lamina.heal.jsonl import read_jsonl
 
@@ -219,7 +219,7 @@ def _offline_unless_reachable() -> Iterator[None]:
     from datasets import config
 
     before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = before or not hub_is_reachable()
+    config.HF_HUB_OFFLINE = before or not is_reachable()
     try:
         yield
     finally:

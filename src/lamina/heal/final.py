@@ -1,6 +1,5 @@
 """final/: what a run is for, in a form that plain transformers loads."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lamina.depth.plan import Plan, adapter_form_is_exact
+from lamina.depth.blocks import adapter_form_is_exact
+from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
 from lamina.heal.checkpoints import disk_errors
+from lamina.measure.model_form import write_beside
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Form = Literal["adapter", "merged", "both", "model"]
 """model: every weight was trained. The others say what becomes of an adapter."""
 
-CARD_FILE, NOTE_FILE, FINAL = "README.md", "lamina.json", "final"
+FINAL = "final"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,7 @@ class Export:
         """
         if adapter == "full":
             return "model"
-        exact = plan.source is not None and adapter_form_is_exact(
-            plan, model.config, _stack_name(model)
-        )
+        exact = plan.source is not None and (not plan.is_reduced or adapter_form_is_exact(model))
         if self.form in ("adapter", "both") and not exact:
             raise ConfigError(
                 f"export.form={self.form}: an adapter cannot rebuild {plan.name} of this "
@@ -76,7 +75,6 @@ def save_final(
     form: Form,
     dtype: "torch.dtype",
     note: dict[str, Any],
-    card: str,
 ) -> Final:
     """Write final/, and final-merged/ where both forms are asked for.
 
@@ -87,7 +85,6 @@ def save_final(
         form: What final/ holds.
         dtype: Of the weights of a whole model.
         note: Content of lamina.json.
-        card: Content of the model card.
 
     Raises:
         OutputError: The files cannot be written, for instance because no space is left.
@@ -100,13 +97,15 @@ def save_final(
         saved_dtype = model.get_base_model().dtype
         with _replacing(final) as partial:
             model.save_pretrained(partial)
-            _save_beside(partial, tokenizer, note, card)
+            tokenizer.save_pretrained(partial)
+            write_beside(partial, note, is_adapter=True)
     if form in ("merged", "both"):
         model = model.merge_and_unload()
     if form != "adapter":
         with _replacing(folder / f"{FINAL}-merged" if form == "both" else final) as partial:
             model.to(dtype).save_pretrained(partial)
-            _save_beside(partial, tokenizer, note, card)
+            tokenizer.save_pretrained(partial)
+            write_beside(partial, note)
     return Final(final, str(saved_dtype).removeprefix("torch."))
 
 
@@ -140,22 +139,3 @@ def _replacing(folder: Path) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-
-
-def _save_beside(
-    folder: Path, tokenizer: "PreTrainedTokenizerBase", note: dict[str, Any], card: str
-) -> None:
-    tokenizer.save_pretrained(folder)
-    (folder / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")
-    (folder / CARD_FILE).write_text(card)
-
-
-def _stack_name(model: "PreTrainedModel") -> str:
-    """Return the last part of the name of the module list that holds the decoder layers."""
-    depth = model.config.num_hidden_layers
-    names = [
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if type(module).__name__ == "ModuleList" and len(module) == depth
-    ]
-    return names[0] if names else ""

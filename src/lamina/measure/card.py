@@ -4,7 +4,8 @@ from typing import Any
 
 from lamina import __version__
 from lamina.depth.plan import Plan
-from lamina.depth.variants import half_open_ranges
+from lamina.depth.ranges import shown
+from lamina.depth.reading import weights_fingerprint
 
 HEALING = (
     "learning_rate lr_scheduler_type max_steps num_train_epochs per_device_train_batch_size "
@@ -17,40 +18,54 @@ LOSSES = ("baseline_eval_loss", "reduced_eval_loss", "eval_loss")
 
 
 def note(
-    plan: Plan, *, adapter: str, parameters: dict[str, Any], record: dict[str, Any]
+    plan: Plan,
+    *,
+    adapter: str | None = None,
+    parameters: dict[str, Any] | None = None,
+    record: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of lamina.json: what a model was made of, and how.
 
     Args:
         plan: Which layers of which model stayed.
-        adapter: lora or full.
-        parameters: The run's, of which the main ones are quoted.
-        record: Content of result.json so far.
+        adapter: lora or full; None for a model that was not healed.
+        parameters: The run's, of which the main ones are quoted; None without a run.
+        record: Content of result.json so far; None without a run.
     """
     return {
         "lamina": __version__,
         "source_model": plan.source.name if plan.source else None,
         "revision": plan.source.revision if plan.source else None,
+        "source_fingerprint": _fingerprint(plan),
         "model_type": plan.model_type,
+        "selector": plan.selector,
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
         "adapter": adapter,
-        "healing": {key: parameters[key] for key in HEALING},
-        "data_fingerprint": record["provenance"]["data_fingerprint"],
-        "evaluation": {key: record["metrics"][key] for key in LOSSES},
+        "healing": {key: parameters[key] for key in HEALING} if parameters else None,
+        "data_fingerprint": record["provenance"]["data_fingerprint"] if record else None,
+        "evaluation": {key: record["metrics"][key] for key in LOSSES} if record else None,
     }
 
 
-def card(content: dict[str, Any]) -> str:
-    """Return the model card for the content of lamina.json, in the hub's Markdown form."""
+def _fingerprint(plan: Plan) -> str | None:
+    """Of the larger model's weights, where no commit of the hub names them."""
+    return weights_fingerprint(plan.source) if plan.source and plan.source.is_local else None
+
+
+def card(content: dict[str, Any], *, is_adapter: bool) -> str:
+    """Return a model card in the hub's Markdown form.
+
+    Args:
+        content: Of lamina.json.
+        is_adapter: Whether it stands beside an adapter, which loads its base at a revision.
+    """
     source = content["source_model"] or "random weights"
-    ranges = ", ".join(f"[{a}, {b})" for a, b in half_open_ranges(content["kept_layers"]))
     header = ["---", "library_name: transformers", "tags: [lamina, depth-pruning]"]
     if content["revision"]:
         header.append(f"base_model: {source}")
-    revision = f', revision="{content["revision"]}"' if content["revision"] else ""
-    rows = [f"| {name} | {_shown(value)} |" for name, value in content["evaluation"].items()]
-    settings = [f"| {name} | {_shown(value)} |" for name, value in content["healing"].items()]
+    pinned = is_adapter and content["revision"]
+    revision = f', revision="{content["revision"]}"' if pinned else ""
     return "\n".join(
         [
             *header,
@@ -60,16 +75,11 @@ def card(content: dict[str, Any]) -> str:
             f"{content['num_layers']} layers",
             "",
             f"Made from {source} by Lamina {content['lamina']}. "
-            f"Layers that stay (0-based, half-open): {ranges}. Trained: {content['adapter']}.",
+            f"Layers that stay (0-based, half-open): {shown(content['kept_layers'])}. "
+            + _trained(content["adapter"]),
             "",
-            "| loss, nats a token | |",
-            "|---|---|",
-            *rows,
-            "",
-            "| healing | |",
-            "|---|---|",
-            *settings,
-            "",
+            *_table("loss, nats a token", content["evaluation"]),
+            *_table("healing", content["healing"]),
             "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
@@ -79,6 +89,17 @@ def card(content: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _trained(adapter: str | None) -> str:
+    return f"Trained: {adapter}." if adapter else "Not healed: nothing was trained after removal."
+
+
+def _table(title: str, content: dict[str, Any] | None) -> list[str]:
+    if not content:
+        return []
+    rows = [f"| {name} | {_shown(value)} |" for name, value in content.items()]
+    return [f"| {title} | |", "|---|---|", *rows, ""]
 
 
 def _shown(value: Any) -> str:

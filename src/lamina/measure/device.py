@@ -1,6 +1,7 @@
 """The machine a run is on: where its models go, what it is called, how much memory was used."""
 
 import gc
+import os
 import platform
 import resource
 import sys
@@ -12,10 +13,15 @@ if TYPE_CHECKING:
 
 
 def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Move a model to the accelerator, where there is one."""
+    """Move a model to this process's accelerator, where there is one."""
+    return model.to(compute_device())
+
+
+def compute_device() -> str:
+    """Return the device that this process computes on: its own accelerator, or cpu."""
     import torch
 
-    return model.to("cuda") if torch.cuda.is_available() else model
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def release() -> None:

@@ -48,6 +48,11 @@ class RowLosses:
         """Return the loss in nats a token, over all rows or the first `rows` of them."""
         return math.fsum(self.nll[:rows]) / sum(self.tokens[:rows])
 
+    def row_means(self) -> list[float | None]:
+        """Return each row's loss in nats a token; None for a row without trained tokens."""
+        pairs = zip(self.nll, self.tokens, strict=True)
+        return [nll / tokens if tokens else None for nll, tokens in pairs]
+
 
 def perplexity(loss: float | None) -> float | None:
     """Return exp(loss); None without a loss, infinity where it is too large for a float."""
@@ -62,7 +67,7 @@ def row_losses(
     """Evaluate a model on tokenized rows.
 
     Args:
-        model: On the device where it is to run.
+        model: On the device where it is to run; on the processor if its weights are on disk.
         rows: Each with input_ids and labels; a label of -100 is not counted.
         max_tokens: Tokens at most in one forward pass, padding included; one row always goes.
     """
@@ -70,9 +75,10 @@ def row_losses(
     from torch.nn.functional import cross_entropy
 
     nll, tokens = [0.0] * len(rows), [0] * len(rows)
+    device = torch.device("cpu") if model.device.type == "meta" else model.device
     model.eval()
     for indices in _batches([len(row["input_ids"]) for row in rows], max_tokens):
-        ids, labels, mask = _padded([rows[index] for index in indices], model.device)
+        ids, labels, mask = _padded([rows[index] for index in indices], device)
         with torch.inference_mode():
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         for position, index in enumerate(indices):

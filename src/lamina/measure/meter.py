@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lamina.measure.device import on_device, peak_memory_bytes
@@ -13,7 +14,7 @@ from lamina.measure.evaluate import (
     perplexity,
     row_losses,
 )
-from lamina.measure.results import Record
+from lamina.measure.results import Record, write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,13 +67,19 @@ class Meter:
         )
 
     def final(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Evaluate final/ as it was read back, not the object that was trained."""
+        """Evaluate final/ as it was read back, not the object that was trained.
+
+        eval.jsonl then has its loss on each row, in nats a token.
+        """
         losses = self._losses(model)
         self.record.measured(
             eval_loss=losses.mean(),
             perplexity=perplexity(losses.mean()),
             eval_sample_loss=losses.mean(SAMPLE_ROWS),
         )
+        pairs = zip(self.rows, losses.row_means(), strict=True)
+        sample_rows = [{**row, "loss": loss} for row, loss in islice(pairs, SAMPLE_ROWS)]
+        write_rows(self.record.path.parent, sample_rows)
         after = self._answers(model, tokenizer)
         for sample, text in zip(self.record.content["samples"], after, strict=True):
             sample["after"] = text

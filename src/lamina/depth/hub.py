@@ -1,0 +1,131 @@
+"""A model's files from the Hugging Face hub, with errors that say what to do."""
+
+from pathlib import Path
+
+from lamina.depth.safetensors_file import StoredTensor
+from lamina.errors import ModelError
+
+
+def is_reachable() -> bool:
+    """Say whether the hub answers at all, from one attempt of HF_HUB_ETAG_TIMEOUT seconds.
+
+    The client's own attempts take half a minute, or many minutes where a firewall drops packets.
+    """
+    import httpx
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (httpx.TransportError, OfflineModeIsEnabled):
+        return False
+    return True
+
+
+def download(repo_id: str, filename: str, revision: str | None, *, required: bool) -> Path | None:
+    """Return the local path of one file of a repository, downloading it where need be.
+
+    Args:
+        repo_id: OWNER/NAME.
+        filename: Path inside the repository.
+        revision: Commit; None for the newest.
+        required: Whether a missing file is an error; None is returned otherwise.
+
+    Raises:
+        ModelError: The file is required and missing, the repository is not known or gated, or the
+            hub cannot be reached.
+    """
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        _look_before(repo_id, filename, revision)
+        return Path(hf_hub_download(repo_id, filename, revision=revision))
+    except GatedRepoError as error:
+        raise ModelError(
+            f"model_name={repo_id} is gated: accept its terms on the hub, then set HF_TOKEN"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"model_name={repo_id}: neither a folder nor a repository on the hub "
+            "(a private one needs HF_TOKEN)"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        if not required and offline():
+            return None  # the cache is all there is
+        raise unreachable(repo_id) from error
+    except EntryNotFoundError as error:
+        if not required:
+            return None
+        raise ModelError(f"model_name={repo_id} has no {filename}") from error
+    except (httpx.HTTPError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"model_name={repo_id}: {filename} cannot be downloaded ({reason})"
+        ) from error
+
+
+def described(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
+    """Describe a repository's tensors from the headers of its safetensors files.
+
+    Raises:
+        ModelError: It has none, or the hub cannot be reached.
+    """
+    import httpx
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import (
+        NotASafetensorsRepoError,
+        OfflineModeIsEnabled,
+        SafetensorsParsingError,
+    )
+
+    try:
+        found = get_safetensors_metadata(repo_id, revision=revision)
+    except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+        raise ModelError(f"model_name={repo_id} has no readable safetensors weights") from error
+    except (httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise unreachable(repo_id) from error
+    return {
+        name: StoredTensor(info.dtype, tuple(info.shape))
+        for file in found.files_metadata.values()
+        for name, info in file.tensors.items()
+    }
+
+
+def _look_before(repo_id: str, filename: str, revision: str | None) -> None:
+    """Raise what a download would come to, where that is known without its long attempts.
+
+    Raises:
+        EntryNotFoundError: The cache knows that this commit has no such file.
+        LocalEntryNotFoundError: The model is new to the cache and the hub does not answer.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    cached = try_to_load_from_cache(repo_id, filename, revision=revision)
+    if revision is not None and cached is _CACHED_NO_EXIST:
+        raise EntryNotFoundError(filename)
+    if revision is None and cached is None and not is_reachable():
+        raise LocalEntryNotFoundError(filename)
+
+
+def offline() -> bool:
+    """Say whether the user has forbidden any request, with HF_HUB_OFFLINE."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def unreachable(repo_id: str) -> ModelError:
+    """Return the error for a model that only a hub that does not answer could have."""
+    return ModelError(
+        f"model_name={repo_id}: the hub cannot be reached and the model is not in the cache; "
+        "experiment=quickstart works offline"
+    )

@@ -1,0 +1,77 @@
+"""What a safetensors file holds, from its header alone. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+"""Bits of one element, by the format's names of types."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file."""
+
+    dtype: str
+    """The format's name of the type, such as BF16."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.size * BITS[self.dtype] // 8
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether it holds real numbers."""
+        return "F" in self.dtype
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Read a file's header and hold it against the file's size.
+
+    Args:
+        path: A safetensors file.
+
+    Returns:
+        Each tensor by its name.
+
+    Raises:
+        ValueError: The file is truncated, has bytes that belong to no tensor, or is of another
+            kind.
+    """
+    from huggingface_hub import parse_local_safetensors_file_metadata
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    try:
+        listed = parse_local_safetensors_file_metadata(path).tensors
+        tensors = {name: StoredTensor(info.dtype, tuple(info.shape)) for name, info in
+                   listed.items()}  # fmt: skip
+        end = max((info.data_offsets[1] for info in listed.values()), default=0)
+        declared = sum(tensor.nbytes for tensor in tensors.values())
+    except (SafetensorsParsingError, KeyError, TypeError, ValueError) as error:
+        raise ValueError("no readable header") from error
+    with path.open("rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+    actual = path.stat().st_size - begin
+    if actual != end:
+        raise ValueError(f"{actual:,} bytes of weights, {end:,} expected")
+    if declared != end:
+        raise ValueError("sizes and offsets disagree")
+    return tensors

@@ -1,0 +1,85 @@
+"""A reduced model without healing, straight from the larger one's files to its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamina.depth.plan import Plan, make_plan
+from lamina.depth.reading import tensor_slices
+from lamina.depth.reduction import reduction
+from lamina.depth.shards import MAX_SHARD_BYTES
+from lamina.depth.tensor_names import kept_tensors
+from lamina.depth.variants import DepthDefaults, Variant
+from lamina.errors import ConfigError
+from lamina.measure.card import note
+from lamina.measure.console import quiet_transformers
+from lamina.measure.model_form import (
+    copy_tokenizer,
+    new_folder,
+    outgoing,
+    refuse_output,
+    write_beside,
+    write_config,
+    write_weights,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What `lamina cut` does: read the kept tensors of a model, write them under their new names.
+
+    The weights keep their bytes and types; no more than a few megabytes of them are in memory at
+    once.
+    """
+
+    model_name: str
+    """Hub id, or folder with config.json and safetensors."""
+
+    model: Variant
+    """Which layers stay."""
+
+    depth: DepthDefaults
+    """What the variant's own keys default to."""
+
+    output: str
+    """Folder for the reduced model; new or empty."""
+
+    def execute(self) -> Plan:
+        """Write the reduced model, and return what stayed.
+
+        Raises:
+            LaminaError: The layers do not fit the model, it cannot be reduced exactly, or the
+                output cannot be written.
+        """
+        plan = make_plan(self.model, self.model_name)
+        if plan.source is None:
+            raise ConfigError("model=scratch has no weights to cut; train it with lamina train")
+        refuse_output("output", Path(self.output), plan.source.folder)
+        write_cut(plan, Path(self.output))
+        return plan
+
+
+def write_cut(plan: Plan, output: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write the reduced model of a plan.
+
+    Args:
+        plan: Which layers of which model stay.
+        output: New or empty folder.
+        max_shard_bytes: Size from which on the weights are split into several files.
+
+    Raises:
+        ModelError: The model cannot be reduced exactly, or a file of it is not whole.
+        OutputError: The output cannot be written.
+    """
+    quiet_transformers()
+    source = plan.source
+    assert source is not None
+    mapping = kept_tensors(source.weight_map, plan.kept_layers, source.config)
+    stored = source.stored(mapping)
+    content = reduction(source, plan.kept_layers).content
+    with new_folder(output) as folder:
+        write_config(folder, content, source, None)
+        copy_tokenizer(source, folder)
+        write_beside(folder, note(plan))
+        with tensor_slices(source, mapping) as slices:
+            named = {new: stored[old] for old, new in mapping.items()}
+            write_weights(folder, outgoing(slices, named, None), max_shard_bytes)

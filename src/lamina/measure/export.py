@@ -1,0 +1,226 @@
+"""Any form of a run's result, made later: a whole model in any type, or the adapter."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.depth.blocks import adapter_form_is_exact
+from lamina.depth.reading import DTYPES, as_bytes, tensor_slices
+from lamina.depth.reduction import Reduction, reduction
+from lamina.depth.safetensors_file import StoredTensor
+from lamina.depth.shards import MAX_SHARD_BYTES, Outgoing
+from lamina.depth.source import Source, resolve
+from lamina.depth.surgery import layer_count
+from lamina.depth.tensor_names import kept_tensors
+from lamina.errors import ConfigError, ModelError
+from lamina.measure.console import quiet_transformers
+from lamina.measure.evaluate import row_losses
+from lamina.measure.finished import FinishedRun, finished_run
+from lamina.measure.merging import AdapterUpdates, adapter_updates
+from lamina.measure.model_form import (
+    copy_tokenizer,
+    new_folder,
+    outgoing,
+    refuse_output,
+    write_beside,
+    write_config,
+    write_weights,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+CHECKED_TOKENS = 512
+"""Recorded tokens that the written model is evaluated on, about."""
+
+TOLERANCES = {"same": 1e-4, "rounded": 0.03}
+"""Allowed difference of the loss, in nats a token, and its share of the loss: where the model was
+measured in float32 and is written in it, and where bfloat16 rounds."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    output: Path
+    form: str
+    dtype: str | None
+    """torch's name of the weights' type; None where they kept their own."""
+
+    loss: tuple[float, float] | None
+    """On a few recorded rows: of the written model, and as the run recorded it; None without
+    rows."""
+
+
+def export(
+    run: str,
+    output: str,
+    form: str,
+    dtype: str | None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Exported:
+    """Write a run's result in another form, and load it to see that it is what the run measured.
+
+    Args:
+        run: A run folder, or the folder of a model that Lamina wrote.
+        output: New or empty folder.
+        form: merged for a whole model, adapter for what PEFT loads onto the untouched base.
+        dtype: torch's name of the weights' type; None for the one that the run measured in.
+        max_shard_bytes: Size from which on a model's weights are split into several files.
+
+    Raises:
+        ConfigError: There is no such run, or the form does not fit it.
+        ModelError: The base or the adapter is not what it was, or what was written does not load.
+        OutputError: The output is a source, is not empty or cannot be written.
+    """
+    finished = finished_run(run)
+    refuse_output("--output", Path(output), finished.final, Path(run).expanduser())
+    quiet_transformers()
+    if form == "adapter":
+        return _export_adapter(finished, Path(output), dtype)
+    return _export_model(finished, Path(output), dtype or finished.dtype, max_shard_bytes)
+
+
+def _export_adapter(run: FinishedRun, output: Path, dtype: str | None) -> Exported:
+    if dtype is not None:
+        raise ConfigError(f"--dtype={dtype} goes with --form merged: an adapter keeps its own")
+    if run.adapter is None:
+        raise ConfigError(f"--form adapter: {run.final} has no adapter; choose --form merged")
+    smaller = reduction(run.base(), run.note["kept_layers"])
+    reduced = len(run.note["kept_layers"]) < run.note["num_layers"]
+    if reduced and not adapter_form_is_exact(smaller.blueprint):
+        raise ConfigError(
+            "--form adapter: an adapter cannot rebuild this set of layers of this architecture "
+            "exactly; choose --form merged"
+        )
+    adapter_updates(run.adapter, smaller.blueprint)
+    with new_folder(output) as folder:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(run.adapter / name, folder / name)
+        copy_tokenizer(_beside(run), folder)
+        write_beside(folder, run.note, is_adapter=True)
+    return Exported(output, "adapter", None, None)
+
+
+def _export_model(
+    run: FinishedRun, output: Path, dtype: str | None, max_shard_bytes: int
+) -> Exported:
+    import torch
+
+    origin = _origin(run)
+    refuse_output("--output", output, origin.source.folder)
+    wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
+    with new_folder(output) as folder:
+        write_config(folder, origin.reduction.content, origin.source, dtype)
+        copy_tokenizer(_beside(run), folder)
+        write_beside(folder, run.note)
+        with tensor_slices(origin.source, origin.mapping) as slices:
+            tensors = _tensors(origin, slices, wanted)
+            write_weights(folder, tensors, max_shard_bytes)
+        loss = _checked_loss(run, folder, dtype)
+    return Exported(output, "merged", dtype, loss)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a whole model is written from."""
+
+    source: Source
+    mapping: dict[str, str]
+    """Names of the source's tensors, and those of the model."""
+
+    reduction: Reduction
+    updates: AdapterUpdates | None
+
+
+def _origin(run: FinishedRun) -> _Origin:
+    """A model is its own origin; an adapter has the base and its updates."""
+    source = run.base() if run.final_is_adapter else resolve(str(run.final))
+    count = layer_count(source.config)
+    kept = run.note["kept_layers"] if run.final_is_adapter else range(count)
+    smaller = reduction(source, kept)
+    updates = adapter_updates(run.final, smaller.blueprint) if run.final_is_adapter else None
+    return _Origin(source, kept_tensors(source.weight_map, kept, source.config), smaller, updates)
+
+
+def _beside(run: FinishedRun) -> Source:
+    """final/ as a source of files: the tokenizer there is the one that was trained with."""
+    return Source(name=str(run.final), revision=None, folder=run.final)
+
+
+def _tensors(
+    origin: _Origin, slices: Mapping[str, Any], dtype: "torch.dtype | None"
+) -> dict[str, Outgoing]:
+    """Make every tensor ready, with an adapter's updates where it has them."""
+    stored = origin.source.stored(origin.mapping)
+    named = {new: stored[old] for old, new in origin.mapping.items()}
+    tensors = outgoing(slices, named, dtype)
+    if origin.updates is None:
+        return tensors
+    updates, prefix = origin.updates, origin.updates.model.base_model_prefix
+    for name in sorted(updates.names()):
+        # Some checkpoints leave out the base model's prefix.
+        written = name if name in named else name.removeprefix(f"{prefix}.")
+        if written not in named:
+            raise ModelError(
+                f"the adapter changes {name}, which the base stores otherwise: train again with "
+                "export.form=merged"
+            )
+        tensors[written] = _merging(updates, name, slices[written], named[written], dtype)
+    return tensors
+
+
+def _merging(
+    updates: AdapterUpdates,
+    name: str,
+    piece: Any,
+    stored: StoredTensor,
+    dtype: "torch.dtype | None",
+) -> Outgoing:
+    def blocks() -> Iterator[memoryview]:
+        import torch
+
+        merged = updates.merged(name, piece[...].to(torch.float32))
+        yield as_bytes(merged, dtype or piece[:0].dtype)
+
+    written = DTYPES[str(dtype).removeprefix("torch.")] if dtype else stored.dtype
+    return Outgoing(StoredTensor(written, stored.shape), blocks)
+
+
+def _checked_loss(run: FinishedRun, folder: Path, dtype: str | None) -> tuple[float, float] | None:
+    """Evaluate the written model on a few rows that the run recorded, layer by layer from disk.
+
+    Raises:
+        ModelError: Its loss is not the recorded one.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    rows: list[dict[str, Any]] = []
+    for row in run.rows:
+        if rows and sum(len(r["input_ids"]) for r in [*rows, row]) > CHECKED_TOKENS:
+            break
+        rows.append(row)
+    if not rows:
+        return None
+    offloaded = folder / ".offload"
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype) if dtype else "auto",
+        device_map={"": "disk"},
+        offload_folder=offloaded,
+    )
+    losses = row_losses(model, rows, max_tokens=CHECKED_TOKENS)
+    shutil.rmtree(offloaded, ignore_errors=True)
+    counts = losses.tokens
+    recorded = sum(row["loss"] * n for row, n in zip(rows, counts, strict=True)) / sum(counts)
+    same = dtype == run.dtype == "float32"
+    allowed = TOLERANCES["same" if same else "rounded"] * (1 + recorded)
+    if not abs(losses.mean() - recorded) <= allowed:
+        raise ModelError(
+            f"{folder.name}: the written model's loss is {losses.mean():.6g}, the run recorded "
+            f"{recorded:.6g} on the same rows: nothing was kept of it; please report this"
+        )
+    return losses.mean(), recorded

@@ -1,0 +1,130 @@
+"""What `lamina show` prints: a model's layers, and of a run which of them stayed."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lamina.depth.ranges import shown
+from lamina.depth.safetensors_file import StoredTensor
+from lamina.depth.source import Source, resolve
+from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count
+from lamina.depth.tensor_names import layer_of
+from lamina.measure.finished import FinishedRun, finished_run
+from lamina.measure.model_form import NOTE_FILE
+from lamina.measure.results import RESULT_FILE
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer, or what is no layer: embeddings, norm, head."""
+
+    parameters: int
+    nbytes: int
+    dtypes: tuple[str, ...]
+    kind: str
+    """Entries of the config's per-layer lists, such as full_attention."""
+
+
+def overview(given: str) -> RenderableType:
+    """Return the plan of a model or a run.
+
+    Args:
+        given: Hub id, model folder or run folder.
+
+    Raises:
+        ConfigError: The run left no model.
+        ModelError: The model is not found, or its files are not whole.
+    """
+    folder = Path(given).expanduser()
+    if (folder / RESULT_FILE).is_file() or (folder / NOTE_FILE).is_file():
+        return _of_run(finished_run(given))
+    source = resolve(given)
+    parts = parts_of(source)
+    every = range(layer_count(source.config))
+    return Group(Text(source.name, style="bold"), Text(), _table(parts, every))
+
+
+def parts_of(source: Source) -> dict[int | None, Part]:
+    """Weigh a model's layers, by their 0-based index; None is the rest.
+
+    Raises:
+        ModelError: Its files are not whole.
+    """
+    tensors: dict[int | None, list[StoredTensor]] = defaultdict(list)
+    for name, stored in source.described().items():
+        tensors[layer_of(name)].append(stored)
+    return {index: _part(source.config, index, tensors[index]) for index in tensors}
+
+
+def _part(config: dict[str, Any], index: int | None, tensors: Iterable[StoredTensor]) -> Part:
+    tensors = list(tensors)
+    lists = [config.get(field) for field in sorted(PER_LAYER_FIELDS)] if index is not None else []
+    kinds = [str(entries[index]) for entries in lists if entries and index is not None]
+    return Part(
+        sum(tensor.size for tensor in tensors),
+        sum(tensor.nbytes for tensor in tensors),
+        tuple(sorted({tensor.dtype for tensor in tensors})),
+        " ".join(kinds),
+    )
+
+
+def _of_run(run: FinishedRun) -> RenderableType:
+    note = run.note
+    kept, total = note["kept_layers"], note["num_layers"]
+    strip = Text("".join("■" if index in kept else "□" for index in range(total)))
+    lines: list[RenderableType] = [
+        Text(f"{note['model_type']}: {len(kept)} of {total} layers of {note['source_model']}"),
+        Text(),
+        strip,
+        Text(f"stay: {shown(kept)}  (0-based, half-open)", style="dim"),
+        Text(),
+    ]
+    if run.final_is_adapter:
+        lines += [_table(parts_of(run.base()), kept), Text()]
+        lines.append(Text(f"{run.final}: an adapter; lamina export makes a whole model of it"))
+    else:
+        source = resolve(str(run.final))
+        every = range(layer_count(source.config))
+        lines += [_table(parts_of(source), every), Text(), Text(str(run.final))]
+    return Group(*lines)
+
+
+def _table(parts: dict[int | None, Part], kept: Iterable[int]) -> Table:
+    """Rows of equal neighbours among the kept layers, the rest of the model, and the sum."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layers", style="bold")
+    table.add_column("kind")
+    for name in ("parameters", "bytes"):
+        table.add_column(name, justify="right")
+    table.add_column("type")
+    kept = list(kept)
+    for group in _equal_neighbours(kept, parts):
+        part = parts[group[0]]
+        each = "" if len(group) == 1 else " each"
+        table.add_row(shown(group), part.kind, *_sizes(part, each), " ".join(part.dtypes))
+    rest = parts.get(None, Part(0, 0, (), ""))
+    table.add_row("others", "embeddings, norm, head", *_sizes(rest, ""), " ".join(rest.dtypes))
+    chosen = [parts[index] for index in kept] + [rest]
+    whole = Part(sum(p.parameters for p in chosen), sum(p.nbytes for p in chosen), (), "")
+    table.add_row("all", f"{len(kept)} layers", *_sizes(whole, ""), "", style="bold")
+    return table
+
+
+def _sizes(part: Part, each: str) -> tuple[str, str]:
+    return f"{part.parameters:,}{each}", f"{part.nbytes:,}{each}"
+
+
+def _equal_neighbours(kept: list[int], parts: dict[int | None, Part]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for index in kept:
+        if groups and groups[-1][-1] == index - 1 and parts[groups[-1][0]] == parts[index]:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
