@@ -94,7 +94,7 @@ def build(model_type: str, **changes: Any) -> PreTrainedModel:
     return model
 
 
-def save(model_type: str, folder: Path, **options: Any) -> Path:
+def save(model_type: str, folder: Path, *, max_shard_size: str = "5GB", **changes: Any) -> Path:
     """The same, saved by transformers."""
-    build(model_type).save_pretrained(folder, **options)
+    build(model_type, **changes).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder

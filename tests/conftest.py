@@ -76,3 +76,17 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     done = train(tmp_path_factory.mktemp("pruned") / "run", *SHORT, "logger=both")
     assert done.code == 0, done.errors
     return done
+
+
+def lamina(*arguments: object, cwd: Path, **env: str) -> Finished:
+    """Run the `lamina` command in a folder."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lamina")), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment(**env),
+        timeout=600,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr, cwd)

@@ -22,7 +22,7 @@ MISTAKES = {
     "model=pruned has keep_layers",
     "model=original model.keep_layers=3": "model.keep_layers=3: this key goes with model=pruned",
     "model=prunned": "model=prunned: no such option; did you mean pruned?\n"
-    "There are dropped, original, pruned, scratch.",
+    "There are dropped, layers, original, pruned, scratch.",
     "learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",
     "++learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",
     "++trainer.args.learnig_rate=1": "trainer.args.learnig_rate=1: no such key; did you mean "

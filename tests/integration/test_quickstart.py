@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import Finished, environment, train
+from tests.conftest import Finished, environment, lamina, train
 
 CHECK = """
 import json, sys, torch, transformers
 final, rows, dtype = sys.argv[1:]
+def greedy(model, ids):
+    return model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12).tolist()
 model = transformers.AutoModelForCausalLM.from_pretrained(final, dtype=getattr(torch, dtype))
 rows = [json.loads(line) for line in open(rows)]
 pairs = [(torch.tensor([r["input_ids"]]), torch.tensor([r["labels"]])) for r in rows]
@@ -21,6 +25,7 @@ print(json.dumps({
     "loss": sum(n * loss for n, loss in zip(counts, losses)) / sum(counts),
     "layers": model.config.num_hidden_layers,
     "stack": sum(name.endswith("self_attn") for name, _ in model.named_modules()),
+    "answers": [greedy(model, row["input_ids"][:12]) for row in rows[:5]],
 }))
 """
 
@@ -43,10 +48,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     }
 
 
-def loaded(run: Finished, folder: str = "final") -> dict[str, float]:
-    """What a script with only torch and transformers finds in final/."""
-    final = run.final.with_name(folder)
-    arguments = (str(final), str(run.folder / "eval.jsonl"), run.result["dtype"])
+def loaded(run: Finished, final: Path, dtype: str | None = None) -> dict[str, Any]:
+    """What a script with only torch and transformers finds in a final/."""
+    arguments = (str(final), str(run.folder / "eval.jsonl"), dtype or run.result["dtype"])
     done = subprocess.run(
         [sys.executable, "-c", CHECK, *arguments],
         capture_output=True,
@@ -84,7 +88,7 @@ def test_the_original_loses_nothing_before_training(runs: dict[str, Finished]) -
 def test_plain_transformers_loads_final_and_gets_its_loss(
     case: str, runs: dict[str, Finished]
 ) -> None:
-    found = loaded(runs[case])
+    found = loaded(runs[case], runs[case].final)
     assert found["loss"] == pytest.approx(runs[case].metrics["eval_sample_loss"], abs=1e-3)
     assert found["layers"] == found["stack"] == LAYERS[case]
 
@@ -100,3 +104,18 @@ def test_the_merged_model_answers_like_the_adapter(runs: dict[str, Finished]) ->
     assert merged.metrics["eval_loss"] == pytest.approx(adapter.metrics["eval_loss"], abs=1e-5)
     assert (merged.final / "config.json").is_file()
     assert not (adapter.final / "config.json").exists()
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [("float32", 1e-5), ("bfloat16", 5e-3)])
+def test_an_export_has_the_adapters_loss_and_answers(
+    dtype: str, apart: float, runs: dict[str, Finished], tmp_path: Path
+) -> None:
+    run = runs["quickstart"]
+    done = lamina("export", run.folder, "--output", "model", "--dtype", dtype, cwd=tmp_path)
+    assert done.code == 0, done.errors
+    assert "checked: loss" in done.output
+    found = loaded(run, tmp_path / "model", dtype)
+    assert found["loss"] == pytest.approx(run.metrics["eval_sample_loss"], abs=apart)
+    assert found["layers"] == found["stack"] == 8
+    if dtype == "float32":
+        assert found["answers"] == loaded(run, run.final)["answers"]

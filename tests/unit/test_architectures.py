@@ -1,17 +1,25 @@
 """Removal is exact in every architecture: against the larger model with those blocks skipped."""
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lamina.depth.blocks import decoder_stack
 from lamina.depth.loading import load_model
+from lamina.depth.plan import make_plan
 from lamina.depth.source import resolve
-from tests.architectures import ARCHITECTURES, NUM_LAYERS, save
+from lamina.depth.variants import Layers, Original, Pruned
+from lamina.errors import ModelError
+from lamina.measure.cut import write_cut
+from tests.architectures import ARCHITECTURES, NUM_LAYERS, build, save
 
 KEPT = {
     "start dropped": (1, 2, 3, 4, 5),
@@ -69,7 +77,6 @@ def test_the_smaller_model_is_the_larger_one_with_those_blocks_skipped(
     assert not info["unexpected_keys"]
     assert torch.equal(logits(reloaded.eval()), expected)
     assert generated(reloaded, cached=True) == generated(smaller, cached=True)
-    assert decoder_stack(reloaded, len(kept))[1] is not None
 
 
 def test_tied_weights_stay_tied(folder: Path) -> None:
@@ -85,3 +92,118 @@ def test_the_original_is_bit_identical_to_the_stock_model(folder: Path) -> None:
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
     assert ours.keys() == stock.keys()
     assert all(torch.equal(ours[name], stock[name]) for name in stock)
+
+
+def test_the_streamed_checkpoint_is_the_same_model(folder: Path, tmp_path: Path) -> None:
+    kept = KEPT["not contiguous"]
+    plan = make_plan(Layers(keep=list(kept), drop=None), str(folder))
+    write_cut(plan, tmp_path / "cut", max_shard_bytes=20_000)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "cut", dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert torch.equal(logits(model.eval()), logits_with_blocks_skipped(folder, kept))
+    assert len(list((tmp_path / "cut").glob("model-*.safetensors"))) > 1
+    stored = resolve(str(tmp_path / "cut"))
+    stored.stored(stored.weight_map)
+
+
+HUB_FORMS: dict[str, tuple[set[str], dict[str, Any]]] = {
+    "qwen3": ({"layer_types"}, {}),
+    "qwen2": ({"layer_types"}, {}),
+    "qwen3_next": ({"layer_types"}, {"full_attention_interval": 3}),
+    "gemma3_text": ({"layer_types", "_sliding_window_pattern"}, {"sliding_window_pattern": 3}),
+    "gpt_oss": ({"layer_types"}, {}),
+    "smollm3": ({"layer_types", "no_rope_layers"}, {"no_rope_layer_interval": 3}),
+    "olmo3": ({"layer_types"}, {}),
+}
+"""What published config.json files leave out, and what they say instead."""
+
+
+@pytest.mark.parametrize("model_type", HUB_FORMS)
+def test_a_config_that_says_it_by_cadence_or_default_gives_the_same_model(
+    model_type: str, tmp_path: Path
+) -> None:
+    folder = save(model_type, tmp_path / "model")
+    kept = KEPT["not contiguous"]
+    expected = logits_with_blocks_skipped(folder, kept)
+    absent, instead = HUB_FORMS[model_type]
+    path = folder / "config.json"
+    content = {k: v for k, v in json.loads(path.read_text()).items() if k not in absent}
+    path.write_text(json.dumps({**content, **instead}))
+    smaller = load_model(resolve(str(folder)), kept, dtype=torch.float32).eval()
+    assert torch.equal(logits(smaller), expected)
+    write_cut(make_plan(Layers(keep=list(kept), drop=None), str(folder)), tmp_path / "cut")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", dtype=torch.float32)
+    assert torch.equal(logits(reloaded.eval()), expected)
+
+
+def test_heads_for_multi_token_prediction_are_left_out(tmp_path: Path) -> None:
+    folder = save("qwen3_next", tmp_path / "model")
+    path = folder / "model.safetensors"
+    heads = {"mtp.layers.0.mlp.up_proj.weight": torch.ones(2), "mtp.norm.weight": torch.ones(2)}
+    save_file({**load_file(path), **heads}, path, {"format": "pt"})
+    expected = logits_with_blocks_skipped(folder, (1, 2))
+    write_cut(make_plan(Layers(keep=[1, 2], drop=None), str(folder)), tmp_path / "cut")
+    written = load_file(tmp_path / "cut" / "model.safetensors")
+    assert not [name for name in written if name.startswith("mtp")]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", dtype=torch.float32)
+    assert torch.equal(logits(model.eval()), expected)
+    write_cut(make_plan(Original(), str(folder)), tmp_path / "whole")
+    assert heads.keys() < load_file(tmp_path / "whole" / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_gemma_3n_is_refused_with_the_reason(nested: bool, tmp_path: Path) -> None:
+    text = AutoConfig.for_model("gemma3n_text").to_dict()
+    whole = {"model_type": "gemma3n", "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(whole if nested else text))
+    with pytest.raises(ModelError, match="num_kv_shared_layers=15: late layers use the keys and"):
+        make_plan(Pruned(keep_layers=20), str(tmp_path))
+
+
+GGUF: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("QWEN3", {}),
+    "qwen2": ("QWEN2", {}),
+    "qwen3_moe": ("QWEN3MOE", {"decoder_sparse_step": 1, "mlp_only_layers": []}),
+    "qwen3_next": ("QWEN3NEXT", {"mlp_only_layers": []}),
+    "llama": ("LLAMA", {}),
+    "mistral": ("LLAMA", {}),
+    "gemma3_text": ("GEMMA3", {}),
+    "gpt_oss": ("GPT_OSS", {}),
+    "smollm3": ("SMOLLM3", {}),
+    "olmo3": ("OLMO2", {}),
+    "phi3": ("PHI3", {}),
+    "gpt_neox": ("GPTNEOX", {}),
+    "gpt2": ("GPT2", {}),
+}
+"""llama.cpp's name of each family; it knows the mixtures of experts without dense layers."""
+
+CONVERTER_RENAMES = (
+    (r"experts\.\d+\.", "experts."),
+    (r"\.dt_bias$", ".dt_proj.bias"),
+    (r"experts\.(down|gate_up)_proj_bias$", r"experts.\1_proj.bias"),
+    (r"experts\.gate_up_proj", "experts.gate_proj"),
+)
+"""What its converter does to a name before it asks the map: experts are stacked, fused projections
+split, and two names are spelled otherwise."""
+
+
+@pytest.mark.parametrize("model_type", GGUF)
+def test_every_name_has_its_place_in_a_gguf_file(model_type: str, tmp_path: Path) -> None:
+    family, changes = GGUF[model_type]
+    build(model_type, **changes).save_pretrained(tmp_path / "model")
+    plan = make_plan(Layers(keep=None, drop=[0, 3]), str(tmp_path / "model"))
+    write_cut(plan, tmp_path / "cut")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family], len(plan.kept_layers))
+    written = load_file(tmp_path / "cut" / "model.safetensors")
+    unmapped = []
+    for name in written:
+        asked = name
+        for pattern, replacement in CONVERTER_RENAMES:
+            asked = re.sub(pattern, replacement, asked)
+        if names.get_name(asked, try_suffixes=(".weight", ".bias")) is None:
+            unmapped.append(name)
+    assert written
+    assert unmapped == []

@@ -4,7 +4,11 @@ from typing import Any
 
 import pytest
 
-from lamina.depth.surgery import kept_tensors, layer_count, reduced_config
+from lamina.depth.surgery import (
+    layer_count,
+    reduced_config,
+    reduced_generation_config,
+)
 from lamina.errors import ModelError
 
 CONFIG: dict[str, Any] = {
@@ -43,43 +47,91 @@ def test_with_every_layer_kept_nothing_changes() -> None:
     ("field", "value"),
     [
         ("pattern", [1, 2, 3, 4, 5]),
+        ("special_layer_indices", [0, 3]),
+        ("dense_layer_period", 2),
+        ("window_pattern", 3),
         ("num_kv_shared_layers", 2),
-        ("num_nextn_predict_layers", 1),
-        ("text_config", {"num_hidden_layers": 5}),
+        ("hidden_size_per_layer_input", 256),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("is_encoder_decoder", True),
+        ("quantization_config", {"quant_method": "mxfp4"}),
+        ("sliding_window_pattern", "LLLG"),
     ],
 )
 def test_a_field_that_cannot_be_carried_over_is_refused_by_name(field: str, value: object) -> None:
+    config = {key: value for key, value in CONFIG.items() if key != "layer_types"}
     with pytest.raises(ModelError, match=field):
-        reduced_config({**CONFIG, field: value}, (0, 1))
+        reduced_config({**config, field: value}, (0, 1))
 
 
-def test_a_cadence_without_its_list_is_refused() -> None:
-    config = {**CONFIG, "layer_types": None, "full_attention_interval": 4}
-    with pytest.raises(ModelError, match="full_attention_interval=4"):
-        reduced_config(config, (0, 1))
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("layer_norm_eps", 1e-6),
+        ("num_kv_shared_layers", 0),
+        ("some_interval", 1),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("suppressed_token_ids", [1, 2, 3, 4, 5]),
+    ],
+)
+def test_a_field_that_says_nothing_about_layers_stays(field: str, value: object) -> None:
+    assert reduced_config({**CONFIG, field: value}, (0, 1))[field] == value
+
+
+def test_models_of_several_parts_are_refused_with_the_reason() -> None:
+    with pytest.raises(ModelError, match="nests a language model under 'text_config'"):
+        layer_count({"model_type": "gemma3", "text_config": {"num_hidden_layers": 5}})
+    shared = {"num_hidden_layers": 35, "num_kv_shared_layers": 15}
+    with pytest.raises(ModelError, match="num_kv_shared_layers=15: late layers use the keys"):
+        layer_count({"model_type": "gemma3n", "text_config": shared})
+
+
+@pytest.mark.parametrize(
+    ("kept", "interval", "types"),
+    [
+        ((0, 1, 2, 3), 2, "lflf"),
+        ((0, 2, 3, 5), None, "llff"),
+        ((1, 3, 5), 1, "fff"),
+        ((0, 2), 3, "ll"),
+    ],
+)
+def test_a_cadence_becomes_a_list_and_follows_it(
+    kept: tuple[int, ...], interval: int | None, types: str
+) -> None:
+    config = {"num_hidden_layers": 6, "full_attention_interval": 2}
+    reduced = reduced_config(config, kept)
+    names = {"l": "linear_attention", "f": "full_attention"}
+    assert reduced["layer_types"] == [names[letter] for letter in types]
+    assert reduced.get("full_attention_interval") == interval
+
+
+def test_sparse_layers_chosen_by_a_step_are_named_one_by_one() -> None:
+    config = {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [1]}
+    reduced = reduced_config(config, (1, 2, 3, 5))
+    assert (reduced["decoder_sparse_step"], reduced["mlp_only_layers"]) == (1, [0, 1])
+
+
+def test_a_text_with_one_letter_a_layer_is_sliced() -> None:
+    config = {"num_hidden_layers": 4, "hybrid_override_pattern": "M-*M"}
+    assert reduced_config(config, (0, 2, 3))["hybrid_override_pattern"] == "M*M"
+
+
+def test_a_list_of_another_length_is_refused() -> None:
+    with pytest.raises(ModelError, match="layer_types has 5 entries for 6 layers"):
+        reduced_config({**CONFIG, "num_hidden_layers": 6}, (0, 1))
+
+
+def test_heads_for_multi_token_prediction_are_left_out() -> None:
+    config = {"num_hidden_layers": 4, "num_nextn_predict_layers": 1}
+    assert reduced_config(config, (0, 1))["num_nextn_predict_layers"] == 0
+    assert reduced_config(config, range(4)) == config
+
+
+def test_generation_settings_that_name_layers_go() -> None:
+    content = {"eos_token_id": 2, "assistant_early_exit": 4, "dola_layers": [1, 2]}
+    assert reduced_generation_config(content) == {"eos_token_id": 2}
 
 
 def test_a_config_without_a_depth_is_refused() -> None:
     with pytest.raises(ModelError, match="declares no number of decoder layers"):
         layer_count({"model_type": "t5"})
-
-
-def test_kept_tensors_are_renumbered() -> None:
-    names = ["model.embed.weight", *(f"model.layers.{i}.mlp.weight" for i in range(12)), "norm"]
-    assert kept_tensors(names, (0, 10, 11)) == {
-        "model.embed.weight": "model.embed.weight",
-        "model.layers.0.mlp.weight": "model.layers.0.mlp.weight",
-        "model.layers.10.mlp.weight": "model.layers.1.mlp.weight",
-        "model.layers.11.mlp.weight": "model.layers.2.mlp.weight",
-        "norm": "norm",
-    }
-
-
-def test_a_checkpoint_that_is_shallower_than_its_config_is_refused() -> None:
-    with pytest.raises(ModelError, match="no tensors for layer 2"):
-        kept_tensors(["model.layers.0.w", "model.layers.1.w"], (0, 2))
-
-
-def test_two_stacks_of_layers_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"decoder\.layers, encoder\.layers"):
-        kept_tensors(["encoder.layers.0.w", "decoder.layers.0.w"], (0,))

@@ -1,9 +1,10 @@
 """Which layers stay."""
 
+from typing import Any
+
 import pytest
 
-from lamina.depth.ranges import half_open_ranges
-from lamina.depth.variants import Dropped, Original, Pruned
+from lamina.depth.variants import Dropped, Layers, Original, Pruned
 from lamina.errors import ConfigError
 
 
@@ -38,14 +39,23 @@ def test_pruned_refuses_nothing_everything_and_more(count: int) -> None:
         Pruned(keep_layers=count).kept_layers(4)
 
 
+def test_any_set_of_layers_is_kept_or_dropped() -> None:
+    assert Layers(keep=[5, 0, "2-4"], drop=None).kept_layers(6) == (0, 2, 3, 5)
+    assert Layers(keep=None, drop=[3, 4]).kept_layers(6) == (0, 1, 2, 5)
+    assert Layers(keep=None, drop="0-2").kept_layers(6) == (2, 3, 4, 5)
+
+
 @pytest.mark.parametrize(
-    ("kept", "ranges"),
+    ("keep", "drop", "message"),
     [
-        ((), []),
-        ((0, 1, 2), [[0, 3]]),
-        ((0, 1, 3, 4), [[0, 2], [3, 5]]),
-        ((1, 3, 5), [[1, 2], [3, 4], [5, 6]]),
+        (None, None, r"takes either model\.keep or model\.drop"),
+        ([0], [1], r"takes either model\.keep or model\.drop"),
+        ("0-4", None, "every layer would stay; for the whole model choose model=original"),
+        (None, "0-4", "no layer would be left"),
+        (None, [], r"model\.drop=\[\]: names no layer"),
+        ([4], None, r"model\.keep=\[4\]: 4 lies outside"),
     ],
 )
-def test_ranges_are_half_open(kept: tuple[int, ...], ranges: list[list[int]]) -> None:
-    assert half_open_ranges(kept) == ranges
+def test_a_set_that_cannot_be_is_refused(keep: Any, drop: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Layers(keep=keep, drop=drop).kept_layers(4)

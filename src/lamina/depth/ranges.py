@@ -56,6 +56,8 @@ def indices(key: str, value: Any, num_layers: int) -> tuple[int, ...]:
                 f"indices are 0 to {num_layers - 1}, ranges half-open (0-{num_layers} is all)"
             )
         found += range(start, end)
+    if not found:
+        raise ConfigError(f"{key}={_written(value)}: names no layer")
     if twice := [index for index in found if found.count(index) > 1]:
         raise ConfigError(f"{key}={_written(value)}: layer {twice[0]} is named more than once")
     return tuple(sorted(found))

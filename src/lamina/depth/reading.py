@@ -82,6 +82,15 @@ def _beginning(piece: Any, stored: StoredTensor) -> memoryview:
     return as_bytes(piece[:count], None)
 
 
+def torch_dtype_of(stored: StoredTensor) -> "torch.dtype":
+    """Return torch's form of a stored tensor's type: one of those that weights are trained in."""
+    import torch
+
+    names = {written: name for name, written in DTYPES.items()}
+    dtype: torch.dtype = getattr(torch, names[stored.dtype])
+    return dtype
+
+
 def as_bytes(tensor: "torch.Tensor", dtype: "torch.dtype | None") -> memoryview:
     """Return a tensor's bytes as they stand in a safetensors file."""
     import torch

@@ -57,6 +57,12 @@ def layer_of(name: str) -> int | None:
     return int(match["index"]) if match else None
 
 
+def with_layer(name: str, index: int) -> str:
+    """Return a tensor's name with another layer index; unchanged if it belongs to no layer."""
+    match = None if _MTP_KEY.match(name) else _LAYER_KEY.match(name)
+    return f"{match['prefix']}.{index}.{match['rest']}" if match else name
+
+
 def _refuse_other_depth(found: set[int], num_layers: int, num_heads: int) -> None:
     """Raise if the layers in the files are not those that config.json promises."""
     if missing := sorted(set(range(num_layers)) - found):

@@ -1,9 +1,13 @@
 """What the libraries say on the console of a command that has its own progress bar."""
 
+import logging
+
 
 def quiet_transformers() -> None:
     """Keep transformers' notices and progress bars off the console; errors are raised anyway."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # It warns that weights are on disk, which is what was asked for.
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)

@@ -1,19 +1,20 @@
 """Any form of a run's result, made later: a whole model in any type, or the adapter."""
 
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.blocks import adapter_form_is_exact
-from lamina.depth.reading import DTYPES, as_bytes, tensor_slices
+from lamina.depth.reading import as_bytes, tensor_slices, torch_dtype_of
 from lamina.depth.reduction import Reduction, reduction
-from lamina.depth.safetensors_file import StoredTensor
 from lamina.depth.shards import MAX_SHARD_BYTES, Outgoing
 from lamina.depth.source import Source, resolve
 from lamina.depth.surgery import layer_count
-from lamina.depth.tensor_names import kept_tensors
+from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError, ModelError
 from lamina.measure.console import quiet_transformers
 from lamina.measure.evaluate import row_losses
@@ -88,14 +89,14 @@ def _export_adapter(run: FinishedRun, output: Path, dtype: str | None) -> Export
         raise ConfigError(f"--dtype={dtype} goes with --form merged: an adapter keeps its own")
     if run.adapter is None:
         raise ConfigError(f"--form adapter: {run.final} has no adapter; choose --form merged")
-    smaller = reduction(run.base(), run.note["kept_layers"])
+    smaller = reduction(run.checked_base(), run.note["kept_layers"])
     reduced = len(run.note["kept_layers"]) < run.note["num_layers"]
     if reduced and not adapter_form_is_exact(smaller.blueprint):
         raise ConfigError(
             "--form adapter: an adapter cannot rebuild this set of layers of this architecture "
             "exactly; choose --form merged"
         )
-    adapter_updates(run.adapter, smaller.blueprint)
+    adapter_updates(run.adapter, smaller)
     with new_folder(output) as folder:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(run.adapter / name, folder / name)
@@ -137,11 +138,11 @@ class _Origin:
 
 def _origin(run: FinishedRun) -> _Origin:
     """A model is its own origin; an adapter has the base and its updates."""
-    source = run.base() if run.final_is_adapter else resolve(str(run.final))
+    source = run.checked_base() if run.final_is_adapter else resolve(str(run.final))
     count = layer_count(source.config)
     kept = run.note["kept_layers"] if run.final_is_adapter else range(count)
     smaller = reduction(source, kept)
-    updates = adapter_updates(run.final, smaller.blueprint) if run.final_is_adapter else None
+    updates = adapter_updates(run.final, smaller) if run.final_is_adapter else None
     return _Origin(source, kept_tensors(source.weight_map, kept, source.config), smaller, updates)
 
 
@@ -153,40 +154,37 @@ def _beside(run: FinishedRun) -> Source:
 def _tensors(
     origin: _Origin, slices: Mapping[str, Any], dtype: "torch.dtype | None"
 ) -> dict[str, Outgoing]:
-    """Make every tensor ready, with an adapter's updates where it has them."""
+    """Make every tensor ready, layer after layer, with an adapter's updates where it has them."""
     stored = origin.source.stored(origin.mapping)
     named = {new: stored[old] for old, new in origin.mapping.items()}
     tensors = outgoing(slices, named, dtype)
-    if origin.updates is None:
-        return tensors
-    updates, prefix = origin.updates, origin.updates.model.base_model_prefix
-    for name in sorted(updates.names()):
-        # Some checkpoints leave out the base model's prefix.
-        written = name if name in named else name.removeprefix(f"{prefix}.")
-        if written not in named:
-            raise ModelError(
-                f"the adapter changes {name}, which the base stores otherwise: train again with "
-                "export.form=merged"
-            )
-        tensors[written] = _merging(updates, name, slices[written], named[written], dtype)
-    return tensors
+    groups: dict[int | None, list[str]] = defaultdict(list)
+    for name in slices:
+        groups[layer_of(name)].append(name)
+    ordered: dict[str, Outgoing] = {}
+    for layer in sorted(groups, key=lambda index: -1 if index is None else index):
+        group = {name: tensors[name] for name in groups[layer]}
+        if origin.updates and layer in origin.updates.updates:
+            group = _merging(origin.updates, layer, slices, group)
+        ordered.update(group)
+    return ordered
 
 
 def _merging(
     updates: AdapterUpdates,
-    name: str,
-    piece: Any,
-    stored: StoredTensor,
-    dtype: "torch.dtype | None",
-) -> Outgoing:
-    def blocks() -> Iterator[memoryview]:
-        import torch
+    layer: int | None,
+    slices: Mapping[str, Any],
+    group: Mapping[str, Outgoing],
+) -> dict[str, Outgoing]:
+    """Merge a layer when its first tensor is written, and let go of it with the last."""
+    merged: dict[str, torch.Tensor] = {}
 
-        merged = updates.merged(name, piece[...].to(torch.float32))
-        yield as_bytes(merged, dtype or piece[:0].dtype)
+    def blocks(name: str) -> Iterator[memoryview]:
+        if not merged:
+            merged.update(updates.merged(layer, {name: slices[name] for name in group}))
+        yield as_bytes(merged.pop(name), torch_dtype_of(group[name].stored))
 
-    written = DTYPES[str(dtype).removeprefix("torch.")] if dtype else stored.dtype
-    return Outgoing(StoredTensor(written, stored.shape), blocks)
+    return {name: Outgoing(tensor.stored, partial(blocks, name)) for name, tensor in group.items()}
 
 
 def _checked_loss(run: FinishedRun, folder: Path, dtype: str | None) -> tuple[float, float] | None:
@@ -220,7 +218,7 @@ def _checked_loss(run: FinishedRun, folder: Path, dtype: str | None) -> tuple[fl
     allowed = TOLERANCES["same" if same else "rounded"] * (1 + recorded)
     if not abs(losses.mean() - recorded) <= allowed:
         raise ModelError(
-            f"{folder.name}: the written model's loss is {losses.mean():.6g}, the run recorded "
+            f"{run.final}: the written model's loss is {losses.mean():.6g}, the run recorded "
             f"{recorded:.6g} on the same rows: nothing was kept of it; please report this"
         )
     return losses.mean(), recorded

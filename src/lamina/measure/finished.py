@@ -52,17 +52,26 @@ class FinishedRun:
         """Find the larger model again.
 
         Raises:
-            ModelError: It is gone, or its weights are no longer those that the run started from.
+            ModelError: It is gone, or there was none.
         """
         name, revision = self.note["source_model"], self.note["revision"]
         if name is None:
             raise ModelError(f"{self.final} was trained from scratch: it has no larger model")
-        source = resolve(name, revision)
+        return resolve(name, revision)
+
+    def checked_base(self) -> Source:
+        """Find the larger model again, with the weights that it had.
+
+        Raises:
+            ModelError: It is gone, or its weights are no longer those that the run started from.
+        """
+        source = self.base()
         expected = self.note.get("source_fingerprint")
         if source.is_local and expected and weights_fingerprint(source) != expected:
             raise ModelError(
-                f"{name} has other weights than when the adapter in {self.final} was trained on "
-                "it: an adapter for another base gives wrong numbers; bring the old weights back"
+                f"{source.name} has other weights than when the adapter in {self.final} was "
+                "trained on it: an adapter for another base gives wrong numbers; bring the old "
+                "weights back"
             )
         return source
 

@@ -1,135 +1,139 @@
-"""An adapter's updates, added to one weight at a time by PEFT itself."""
+"""An adapter's updates, merged by PEFT itself into one layer of the model at a time."""
 
+import warnings
 from collections import defaultdict
-from copy import copy, deepcopy
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth.reduction import Reduction
+from lamina.depth.surgery import reduced_config
+from lamina.depth.tensor_names import layer_of, with_layer
 from lamina.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
-    from transformers import PreTrainedModel
 
-PREFIX = "base_model.model."
 WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class AdapterUpdates:
-    """An adapter's tensors, sorted by the weights of the reduced model that they change."""
+    """An adapter's tensors, by the layer of the reduced model that they change."""
+
+    folder: Path
+    """Where the adapter lies."""
 
     config: "LoraConfig"
     """PEFT's settings."""
 
-    updates: dict[str, dict[str, "torch.Tensor"]]
-    """By the name of a module: its tensors, by their names in the adapter's file."""
+    updates: dict[int | None, dict[str, "torch.Tensor"]]
+    """Tensors by their names in the adapter's file, those of a layer as if it were the only one;
+    None stands for what is in no layer."""
 
-    replaced: dict[str, "torch.Tensor"]
-    """Weights that were trained themselves, such as biases, by the model's name of them."""
+    reduction: Reduction
+    """The reduced model that the adapter belongs to."""
 
-    model: "PreTrainedModel"
-    """The reduced model without weights."""
+    def merged(self, layer: int | None, slices: Mapping[str, Any]) -> dict[str, "torch.Tensor"]:
+        """Return one layer's weights with their updates, in float32.
 
-    def merged(self, name: str, weight: "torch.Tensor") -> "torch.Tensor":
-        """Return a weight with its update.
+        Transformers loads the layer as a model of its own, PEFT merges the adapter into it, and
+        transformers gives the weights back under their names in the checkpoint.
 
         Args:
-            name: The model's name of it.
-            weight: As the base has it, in float32.
+            layer: 0-based index in the reduced model; None for what is in no layer.
+            slices: Its tensors of the base, by their names in the reduced checkpoint.
+
+        Raises:
+            ModelError: The adapter does not fit.
         """
-        if name in self.replaced:
-            return self.replaced[name]
-        from peft import inject_adapter_in_model, set_peft_model_state_dict
+        import torch
+        from transformers.core_model_loading import revert_weight_conversion
 
-        path = name.removesuffix(".weight")
-        holder = _holding(path, _filled(self.model.get_submodule(path), weight))
-        holder = inject_adapter_in_model(self.config, holder)
-        set_peft_model_state_dict(holder, self.updates[path])
-        layer: Any = holder.get_submodule(path)
-        layer.merge()
-        return layer.get_base_layer().weight.detach()
+        config = self._config_of(layer)
+        model = type(self.reduction.blueprint).from_pretrained(
+            None,
+            config=config,
+            state_dict={with_layer(name, 0): piece for name, piece in slices.items()},
+            dtype=torch.float32,
+        )
+        merged = self._with_updates(layer, model)
+        weights = revert_weight_conversion(merged, merged.state_dict())
+        prefix = f"{merged.base_model_prefix}."
+        found = {}
+        for name in slices:
+            # Some checkpoints leave out the base model's prefix.
+            stored = with_layer(name, 0)
+            given = weights.get(stored, weights.get(prefix + stored))
+            if given is None:
+                raise ModelError(
+                    f"{self.folder}: {name} cannot be merged layer by layer: train again with "
+                    "export.form=merged"
+                )
+            found[name] = given
+        return found
 
-    def names(self) -> set[str]:
-        """Return the model's names of all weights that change."""
-        return {f"{path}.weight" for path in self.updates} | self.replaced.keys()
+    def _config_of(self, layer: int | None) -> Any:
+        """The config of a model with this layer only; without embeddings to speak of."""
+        content = reduced_config(self.reduction.content, (layer or 0,))
+        if layer is not None:
+            content["vocab_size"] = 1
+            content.update(dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")))
+        return type(self.reduction.config).from_dict(content)
+
+    def _with_updates(self, layer: int | None, model: Any) -> Any:
+        from peft import PeftModel, set_peft_model_state_dict
+
+        try:
+            with warnings.catch_warnings():
+                # A layer without experts, among those that have some, misses target_parameters.
+                warnings.simplefilter("ignore")
+                wrapped = PeftModel(model, copy(self.config))
+            outcome = set_peft_model_state_dict(wrapped, self.updates[layer])
+            unplaced = outcome.unexpected_keys
+        except (RuntimeError, ValueError) as error:
+            raise self._other_base(str(error).strip().splitlines()[-1].strip()) from error
+        if unplaced:
+            raise self._other_base(f"{unplaced[0]} has no place in layer {layer}")
+        return wrapped.merge_and_unload()
+
+    def _other_base(self, reason: str) -> ModelError:
+        return ModelError(
+            f"{self.folder}: the adapter was trained on another model than its base ({reason})"
+        )
 
 
-def adapter_updates(folder: Path, model: "PreTrainedModel") -> AdapterUpdates:
-    """Read an adapter and hold it against the reduced model.
+def adapter_updates(folder: Path, smaller: Reduction) -> AdapterUpdates:
+    """Read an adapter.
 
     Args:
         folder: With adapter_config.json and adapter_model.safetensors.
-        model: The reduced model without weights.
+        smaller: The reduced model that it belongs to.
 
     Raises:
-        ModelError: The adapter is of a kind that is not merged here, or belongs to another model.
+        ModelError: The adapter cannot be read, or has layers that the model does not have.
     """
     from peft import PeftConfig
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        config = copy(PeftConfig.from_pretrained(str(folder)))
+        config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{folder}: the adapter cannot be read ({reason})") from error
-    config.layer_replication = None  # the names below are already those of the reduced model
-    updates: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    replaced: dict[str, torch.Tensor] = {}
+    config.layer_replication = None  # the layers below are those of the reduced model already
+    updates: dict[int | None, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
-        path, found, _ = key.removeprefix(PREFIX).partition(".lora_")
-        if found:
-            updates[path][key.removeprefix(PREFIX)] = tensor
-        else:
-            replaced[path.replace(".base_layer.", ".")] = tensor
-    _refuse_other_model(folder, dict(updates), replaced, model)
-    return AdapterUpdates(config, dict(updates), replaced, model)
-
-
-def _refuse_other_model(
-    folder: Path, updates: dict[str, Any], replaced: dict[str, Any], model: "PreTrainedModel"
-) -> None:
-    modules = dict(model.named_modules())
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for path, tensors in updates.items():
-        weight = getattr(modules.get(path), "weight", None)
-        inner = [t.shape[1] for name, t in tensors.items() if ".lora_A." in name]
-        outer = [t.shape[0] for name, t in tensors.items() if ".lora_B." in name]
-        if weight is None or sorted(weight.shape) != sorted(inner + outer):
-            raise _other_base(folder, path)
-    for name, tensor in replaced.items():
-        if shapes.get(name) != tuple(tensor.shape):
-            raise _other_base(folder, name)
-
-
-def _other_base(folder: Path, name: str) -> ModelError:
-    return ModelError(
-        f"{folder}: the adapter's {name} does not fit its base: it was trained on another model"
-    )
-
-
-def _filled(leaf: "torch.nn.Module", weight: "torch.Tensor") -> "torch.nn.Module":
-    """Copy a module without weights, and give it one; nothing else of it is needed."""
-    filled = deepcopy(leaf)
-    filled.weight = type(leaf.weight)(weight, requires_grad=False)
-    if getattr(filled, "bias", None) is not None:
-        filled.bias = type(leaf.bias)(weight.new_zeros(leaf.bias.shape), requires_grad=False)
-    return filled
-
-
-def _holding(path: str, module: "torch.nn.Module") -> "torch.nn.Module":
-    """Put a module at its own path of an otherwise empty model, where PEFT looks for it."""
-    import torch
-
-    root = parent = torch.nn.Module()
-    *parents, last = path.split(".")
-    for name in parents:
-        child = torch.nn.Module()
-        parent.add_module(name, child)
-        parent = child
-    parent.add_module(last, module)
-    return root
+        name = key.removeprefix(PREFIX)
+        updates[layer_of(name)][PREFIX + with_layer(name, 0)] = tensor
+    found = AdapterUpdates(folder, config, dict(updates), smaller)
+    depth = smaller.config.num_hidden_layers
+    if beyond := [layer for layer in updates if layer is not None and layer >= depth]:
+        raise found._other_base(f"it changes layer {max(beyond)} of {depth}")
+    return found

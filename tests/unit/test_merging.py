@@ -1,0 +1,93 @@
+"""An adapter's updates, one weight at a time, are what PEFT merges in the whole model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from lamina.depth.loading import load_model
+from lamina.depth.plan import make_plan
+from lamina.depth.reading import tensor_slices
+from lamina.depth.reduction import reduction
+from lamina.depth.source import resolve
+from lamina.depth.tensor_names import layer_of
+from lamina.depth.variants import Layers
+from lamina.errors import ModelError
+from lamina.measure.cut import write_cut
+from lamina.measure.merging import WEIGHTS_FILE, adapter_updates
+from tests.architectures import ARCHITECTURES, save
+
+KEPT = (0, 2, 5)
+
+
+def trained(folder: Path, adapter: Path, **settings: object) -> PreTrainedModel:
+    """Save an adapter with random weights; return the reduced model that it belongs to."""
+    torch.manual_seed(1)
+    reduced = load_model(resolve(str(folder)), KEPT, dtype=torch.float32)
+    given = {"target_modules": "all-linear", "init_lora_weights": False, "r": 3, **settings}
+    model = get_peft_model(reduced, LoraConfig(task_type="CAUSAL_LM", **given))
+    model.save_pretrained(adapter)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        *((model_type, {}) for model_type in ARCHITECTURES),
+        ("llama", {"use_dora": True}),
+        ("llama", {"use_rslora": True, "alpha_pattern": {"q_proj": 5}}),
+        ("qwen2", {"bias": "all"}),
+        ("gpt2", {"bias": "lora_only"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*pattern keys did not match:RuntimeWarning")
+def test_each_weight_is_merged_as_peft_merges_it(
+    model_type: str, settings: dict[str, object], tmp_path: Path
+) -> None:
+    folder = save(model_type, tmp_path / "model")
+    model = trained(folder, tmp_path / "adapter", **settings)
+    smaller = reduction(resolve(str(folder)), KEPT)
+    write_cut(make_plan(Layers(keep=list(KEPT), drop=None), str(folder)), tmp_path / "cut")
+    before = load_file(tmp_path / "cut" / "model.safetensors")
+    updates = adapter_updates(tmp_path / "adapter", smaller)
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    expected = load_file(tmp_path / "merged" / "model.safetensors")
+    merged = dict(before)
+    for layer in updates.updates:
+        group = {name: t.clone() for name, t in before.items() if layer_of(name) == layer}
+        merged.update(updates.merged(layer, group))
+    assert merged.keys() == expected.keys()
+    changed = {name for name in merged if not torch.equal(merged[name], before[name])}
+    assert {layer_of(name) for name in changed} >= {0, 1, 2}
+    for name, weight in merged.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+
+
+def test_an_adapter_for_another_base_is_named(tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "model")
+    trained(folder, tmp_path / "adapter")
+    shallower = reduction(resolve(str(folder)), (0, 1))
+    with pytest.raises(ModelError, match=r"trained on another model .* changes layer 2 of 2"):
+        adapter_updates(tmp_path / "adapter", shallower)
+    for model_type in ("phi3", "gpt2"):
+        other = resolve(str(save(model_type, tmp_path / model_type)))
+        updates = adapter_updates(tmp_path / "adapter", reduction(other, KEPT))
+        names = {name: name for name in other.weight_map if layer_of(name) == 0}
+        with (
+            tensor_slices(other, names) as slices,
+            pytest.raises(ModelError, match="trained on another model than its base"),
+        ):
+            updates.merged(0, slices)
+
+
+def test_a_damaged_adapter_is_named(tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "model")
+    trained(folder, tmp_path / "adapter")
+    smaller = reduction(resolve(str(folder)), KEPT)
+    path = tmp_path / "adapter" / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="the adapter cannot be read"):
+        adapter_updates(tmp_path / "adapter", smaller)
