@@ -54,6 +54,7 @@ class HubServer(ThreadingHTTPServer):
         self.commits: dict[str, list[Commit]] = {}
         self.gated: set[str] = set()
         self.sent: list[tuple[str, str]] = []
+        self.parts: list[tuple[str, str]] = []
 
     def __enter__(self) -> "HubServer":
         Thread(target=self.serve_forever, args=[0.05], daemon=True).start()
@@ -108,9 +109,15 @@ class Handler(BaseHTTPRequestHandler):
         head = {"X-Repo-Commit": commit.hash}
         if name not in commit.files:
             return self.answer(404, error="EntryNotFound", **head)
+        head["ETag"] = f'"{commit.hashes[name]}"'
+        content = commit.files[name]
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            self.server.parts.append((repository, name))
+            part = content[int(asked[1]) : int(asked[2]) + 1]
+            return self.answer(206, part, **head)
         if self.command == "GET":
             self.server.sent.append((repository, name))
-        return self.answer(200, commit.files[name], ETag=f'"{commit.hashes[name]}"', **head)
+        return self.answer(200, content, **head)
 
     def answer(self, status: int, body: bytes = b"", *, error: str = "", **head: str) -> None:
         self.send_response(status)

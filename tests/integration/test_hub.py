@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REFERENCE, SHORT, Finished, environment, train
+from tests.conftest import REFERENCE, SHORT, Finished, environment, lamina, train
 from tests.hub.server import HubServer
 
 MODEL, DATA = "lamina/reference", "lamina/sample"
@@ -62,7 +62,8 @@ import json, sys
 from lamina.depth.source import resolve
 source = resolve(sys.argv[1])
 absent = source.fetch("no_such_file.json", required=False)
-print(json.dumps([source.weight_map, absent, "torch" in sys.modules]))
+files = sorted(set(source.weight_map.values()))
+print(json.dumps([files, absent, "torch" in sys.modules]))
 """
 
 READ = """
@@ -220,6 +221,30 @@ def test_only_files_with_kept_layers_are_downloaded(sharded: Path, tmp_path: Pat
     assert weights == needed
 
 
+def test_a_model_is_shown_from_its_headers(sharded: Path, tmp_path: Path) -> None:
+    with HubServer() as hub:
+        hub.publish("models/lamina/sharded", sharded)
+        env = clients(hub.url, tmp_path / "cache")
+        done = lamina("show", "lamina/sharded", cwd=tmp_path, **env)
+    assert done.code == 0, done.errors
+    assert "1,814,528" in done.output
+    assert not [name for name in hub.downloaded("models/lamina/sharded") if "model-" in name]
+    assert {name for _, name in hub.parts} == {p.name for p in sharded.glob("*.safetensors")}
+
+
+def test_a_model_is_cut_by_its_id(sharded: Path, tmp_path: Path) -> None:
+    with HubServer() as hub:
+        commit = hub.publish("models/lamina/sharded", sharded)
+        env = clients(hub.url, tmp_path / "cache")
+        given = ("model_name=lamina/sharded", "model=pruned", "model.keep_layers=4", "output=out")
+        done = lamina("cut", *given, cwd=tmp_path, **env)
+    assert done.code == 0, done.errors
+    note = json.loads((tmp_path / "out" / "lamina.json").read_text())
+    assert (note["source_model"], note["revision"]) == ("lamina/sharded", commit)
+    assert note["source_fingerprint"] is None
+    assert "base_model: lamina/sharded" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_cached_model_and_data_set_need_no_hub(
     trained: Finished, cache: Path, nowhere: str, tmp_path: Path
 ) -> None:
@@ -233,7 +258,7 @@ def test_a_cached_model_and_data_set_need_no_hub(
 def test_a_snapshot_is_enough_offline(hub: HubServer, nowhere: str, tmp_path: Path) -> None:
     python(DOWNLOAD, MODEL, env=clients(hub.url, tmp_path))
     found = python(FIND, MODEL, env=clients(nowhere, tmp_path, offline="1"))
-    assert found == [{"": "model.safetensors"}, None, False]
+    assert found == [["model.safetensors"], None, False]
 
 
 @pytest.mark.parametrize("ids", [IDS[:1], IDS[1:]], ids=["model", "data"])
