@@ -5,7 +5,7 @@ of header length, a JSON header with the place of every tensor, and their bytes 
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,8 +87,3 @@ def _header(tensors: Mapping[str, StoredTensor]) -> bytes:
         offset = end
     header = json.dumps(content, separators=(",", ":")).encode()
     return header + b" " * (-len(header) % 8)
-
-
-def total_bytes(tensors: Iterable[Outgoing]) -> int:
-    """Return how many bytes of weights are to be written."""
-    return sum(tensor.stored.nbytes for tensor in tensors)

@@ -180,6 +180,7 @@ def _merging(
     merged: dict[str, torch.Tensor] = {}
 
     def blocks(name: str) -> Iterator[memoryview]:
+        """Give one tensor's bytes; the first call merges the layer."""
         if not merged:
             merged.update(updates.merged(layer, {name: slices[name] for name in group}))
         yield as_bytes(merged.pop(name), torch_dtype_of(group[name].stored))
