@@ -47,15 +47,20 @@ def reduction(source: Source, kept_layers: Sequence[int]) -> Reduction:
         raise ModelError(f"model_name={source.name}: config.json: {reason}") from error
     if len(kept_layers) == larger.num_hidden_layers:
         return Reduction(dict(source.config), larger, blueprint(larger))
-    content = reduced_config(_explicit(source.config, larger), kept_layers)
+    content = reduced_config(explicit(source.config, larger), kept_layers)
     smaller = type(larger).from_dict(content)
     model = blueprint(smaller)
     refuse_changed_blocks(blueprint(larger), model, kept_layers)
     return Reduction(content, smaller, model)
 
 
-def _explicit(content: dict[str, Any], config: "PretrainedConfig") -> dict[str, Any]:
-    """Add the per-layer lists that the config's class derives where config.json has none."""
+def explicit(content: dict[str, Any], config: "PretrainedConfig") -> dict[str, Any]:
+    """Add the per-layer lists that a config's class derives where config.json has none.
+
+    Args:
+        content: Of config.json.
+        config: The same, as transformers reads it.
+    """
     derived = json.loads(config.to_json_string(use_diff=False))
     lists = {field: derived[field] for field in PER_LAYER_FIELDS if derived.get(field)}
     return {**content, **{field: lists[field] for field in lists if not content.get(field)}}

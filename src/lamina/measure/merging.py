@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.reduction import Reduction
-from lamina.depth.surgery import reduced_config
+from lamina.depth.single_layer import load_single_layer
 from lamina.depth.tensor_names import layer_of, with_layer
 from lamina.errors import ModelError
 
@@ -54,13 +54,7 @@ class AdapterUpdates:
         import torch
         from transformers.core_model_loading import revert_weight_conversion
 
-        config = self._config_of(layer)
-        model = type(self.reduction.blueprint).from_pretrained(
-            None,
-            config=config,
-            state_dict={with_layer(name, 0): piece for name, piece in slices.items()},
-            dtype=torch.float32,
-        )
+        model = load_single_layer(self.reduction, layer, slices, torch.float32)
         merged = self._with_updates(layer, model)
         weights = revert_weight_conversion(merged, merged.state_dict())
         prefix = f"{merged.base_model_prefix}."
@@ -76,14 +70,6 @@ class AdapterUpdates:
                 )
             found[name] = given
         return found
-
-    def _config_of(self, layer: int | None) -> Any:
-        """The config of a model with this layer only; without embeddings to speak of."""
-        content = reduced_config(self.reduction.content, (layer or 0,))
-        if layer is not None:
-            content["vocab_size"] = 1
-            content.update(dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")))
-        return type(self.reduction.config).from_dict(content)
 
     def _with_updates(self, layer: int | None, model: Any) -> Any:
         from peft import PeftModel, set_peft_model_state_dict
