@@ -1,0 +1,237 @@
+"""What it takes to remove layers: by Lamina, by load-then-delete, and by mergekit.
+
+    python benchmarks/loading.py [--rounds 3] [--folder DIR] [--mergekit-env DIR] [--json FILE]
+                                 [--check]
+    python benchmarks/loading.py --shape 8b [--folder DIR] [--json FILE] [--check]
+
+The first 24 of 36 layers of a random Qwen3 model of 1.3 GB (bfloat16, embeddings untied) stay, in
+memory and on disk. Each job is done in a fresh process by measured.py, the model's files evicted
+from the page cache before. The order changes from round to round; a first round is not counted. Of
+several rounds the smallest figure counts, which is the one that the rest of the machine disturbed
+least. In memory every weight that remains is used once, for load-then-delete only maps the file.
+
+Seconds: of the whole process, and from the end of its imports to the end of the job. Read: bytes
+that came from the disk after the imports (`read_bytes`), the kernel's reading ahead among them; the
+device's setting stands below the table. Peak: memory above that after the imports (`VmHWM`). Pages
+of mapped files count, as they must: they are where the weights are.
+
+mergekit gets an environment of its own, made by pip on first use in --mergekit-env. The pinned
+versions are those of this project's transformers and torch. It writes the tensors and then ends
+with an error of transformers, which stands below the table; its figures are up to there.
+
+With --shape 8b, `lamina cut` alone cuts a random model of the shape of Qwen3-8B once: 16.4 GB of
+disk, and 11.8 GB for the result.
+
+Whatever came to an end has its output compared with what should have stayed. A folder given with
+--folder keeps the random model for the next time; it has to lie on a disk, not in memory.
+
+Aims: at most 1.01 of the kept weights' bytes read; no slower, imports aside, than the fastest of
+the others that came to an end; a peak of at most the largest tensor and 300 MB, and the kept
+weights besides where they are loaded; at 8B below 4 GB, imports included. GB and MB are decimal.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from figures import Aim, at_least, finish, options, show
+from generated import SHAPES, generate, refuse_difference, tensors
+from measured import Run, last_line, measure
+
+from lamina.depth.safetensors_file import StoredTensor
+
+KEPT_LAYERS = 24
+
+IN_MEMORY = {"lamina's load_model": "lamina_load", "load, then delete": "load_delete"}
+ON_DISK = {
+    "lamina cut": "lamina_cut",
+    "load, delete, save_pretrained": "load_delete_save",
+    "mergekit-yaml, passthrough": "mergekit",
+}
+"""What is compared, ours first, and the names of measured.py's jobs."""
+
+MERGEKIT = ("mergekit==0.1.5", "transformers==5.17.0", "torch==2.13.0")
+READ_AIM, SECONDS_AIM = 1.01, 1.0
+ABOVE_WEIGHTS_AIM, CUT_PEAK_AIM, PEAK_8B_AIM = 300, 1000, 4000  # MB
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the jobs are done on, and where."""
+
+    model: Path
+    kept: dict[str, StoredTensor]
+    mergekit: Path
+    """Its environment."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the weights that stay."""
+        return sum(stored.nbytes for stored in self.kept.values())
+
+    @property
+    def beside_weights(self) -> float:
+        """MB of memory that a job may take besides the weights."""
+        return max(stored.nbytes for stored in self.kept.values()) / 1e6 + ABOVE_WEIGHTS_AIM
+
+    def run(self, job: str) -> Run:
+        """Do a job; what it wrote is compared and removed."""
+        python = self.mergekit / "bin" / "python" if job == "mergekit" else Path(sys.executable)
+        with tempfile.TemporaryDirectory(dir=self.model.parent) as name:
+            run = measure(python, job, self.model, KEPT_LAYERS, Path(name))
+            output = Path(name) / "out"
+            if output.exists() and not run.failure:
+                refuse_difference(self.model, output, self.kept)
+        if run.failure and job != "mergekit":
+            sys.exit(f"error: {job} failed: {run.failure}")
+        if run.read < 0.99 * self.kept_bytes:
+            sys.exit(f"error: {self.model} is not on a disk, or cannot be evicted from the cache")
+        return run
+
+    def rounds(self, jobs: Mapping[str, str], number: int) -> dict[str, list[Run]]:
+        """Do all jobs in turn; the first round fills the file cache and is not counted."""
+        runs: dict[str, list[Run]] = {name: [] for name in jobs}
+        for index in range(number + 1):
+            for name in list(jobs)[:: -1 if index % 2 else 1]:
+                done = self.run(jobs[name])
+                if index > 0:
+                    runs[name].append(done)
+                    seconds = f"{done.seconds_alone:.2f} of {done.seconds:.2f} s"
+                    print(f"round {index}, {name}: {seconds}, {done.read / 1e6:.0f} MB read")
+        return runs
+
+
+def install_mergekit(folder: Path) -> str:
+    """Make an environment with mergekit where there is none; return why that failed, or nothing."""
+    if (folder / "bin" / "mergekit-yaml").is_file():
+        return ""
+    print(f"installing {', '.join(MERGEKIT)} into {folder}")
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *MERGEKIT]
+    for command in ([sys.executable, "-m", "venv", str(folder)], pip):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            return last_line(done.stderr or done.stdout)
+    return ""
+
+
+def smallest(runs: Sequence[Run], figure: str) -> float:
+    """Return the smallest figure of several runs."""
+    return min(getattr(run, figure) for run in runs)
+
+
+def row(name: str, runs: Sequence[Run], kept_bytes: int) -> list[str]:
+    """Return one line of a table."""
+    keys = ("seconds", "seconds_alone", "read", "peak")
+    seconds, alone, read, peak = (smallest(runs, key) for key in keys)
+    title = f"{name}: fails" if runs[0].failure else name
+    megabytes = [f"{size / 1e6:.0f}" for size in (read, peak)]
+    of_kept = f"{read / kept_bytes:.4f}"
+    return [title, f"{seconds:.2f}", f"{alone:.2f}", megabytes[0], of_kept, megabytes[1]]
+
+
+def table(bench: Bench, where: str, runs: Mapping[str, Sequence[Run]], absent: str) -> None:
+    """Show the runs of one table, and below it why one of them failed or is absent."""
+    rows = [row(name, of, bench.kept_bytes) for name, of in runs.items()]
+    notes = [f"kept: {bench.kept_bytes / 1e6:.0f} MB; the disk reads ahead {read_ahead(bench)}"]
+    notes += [f"{name}: {of[0].failure}" for name, of in runs.items() if of[0].failure]
+    if absent:
+        rows.append(["mergekit-yaml: not installed", *[""] * 5])
+        notes.append(f"mergekit-yaml: {absent}")
+    header = ["smallest of all rounds", "s", "s, no imports", "read, MB", "of kept", "peak, MB"]
+    show(f"{KEPT_LAYERS} of 36 layers stay, {where}", header, rows, "\n".join(notes))
+
+
+def read_ahead(bench: Bench) -> str:
+    """Return how far the kernel reads beyond what it was asked for, where it says so."""
+    device = bench.model.stat().st_dev
+    setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    return f"{setting.read_text().strip()} KiB" if setting.is_file() else "an unknown amount"
+
+
+def aims(runs: Mapping[str, Sequence[Run]], kept_bytes: int, peak_limit: float) -> list[Aim]:
+    """Return the figures of one table that have an aim; ours come first."""
+    ours, *others = runs
+    finished = [name for name in others if not runs[name][0].failure]
+    fastest = min(smallest(runs[name], "seconds_alone") for name in finished)
+    read = smallest(runs[ours], "read") / kept_bytes
+    slower = smallest(runs[ours], "seconds_alone") / fastest
+    peak = smallest(runs[ours], "peak") / 1e6
+    return [
+        Aim(name=f"{ours}: bytes read, of the kept ones", value=read, limit=READ_AIM),
+        Aim(name=f"{ours}: seconds, of the fastest other's", value=slower, limit=SECONDS_AIM),
+        Aim(name=f"{ours}: peak memory in MB", value=peak, limit=peak_limit),
+    ]
+
+
+def compare(bench: Bench, number: int) -> tuple[dict[str, Any], list[Aim]]:
+    """Fill and show both tables; return their figures and the aims."""
+    absent = install_mergekit(bench.mergekit)
+    on_disk = {name: job for name, job in ON_DISK.items() if not (absent and job == "mergekit")}
+    memory, disk = (bench.rounds(jobs, number) for jobs in (IN_MEMORY, on_disk))
+    table(bench, "in memory", memory, "")
+    table(bench, "on disk", disk, absent)
+    figures = {
+        where: {name: [asdict(run) for run in of] for name, of in runs.items()}
+        for where, runs in (("in memory", memory), ("on disk", disk))
+    }
+    reached = [
+        *aims(memory, bench.kept_bytes, bench.kept_bytes / 1e6 + bench.beside_weights),
+        *aims(disk, bench.kept_bytes, min(bench.beside_weights, CUT_PEAK_AIM)),
+    ]
+    return {"read_ahead": read_ahead(bench), "absent": absent, **figures}, reached
+
+
+def cut_once(bench: Bench) -> tuple[dict[str, Any], list[Aim]]:
+    """Cut the model once and show what that took; return the figures and the aim."""
+    run = bench.run("lamina_cut")
+    sizes = {"kept": bench.kept_bytes, "read": run.read, "written": run.written}
+    rows = [
+        ["seconds", f"{run.seconds:.1f}", ""],
+        ["seconds without imports", f"{run.seconds_alone:.1f}", ""],
+        ["peak memory, imports included, GB", f"{run.peak_whole / 1e9:.2f}", "below 4"],
+        *([f"{name}, GB", f"{size / 1e9:.3f}", ""] for name, size in sizes.items()),
+    ]
+    notes = f"the disk reads ahead {read_ahead(bench)}"
+    show("lamina cut, the shape of Qwen3-8B", ["", "figure", "aim"], rows, notes)
+    peak = Aim(name="lamina cut: peak memory in MB", value=run.peak_whole / 1e6, limit=PEAK_8B_AIM)
+    return {"read_ahead": read_ahead(bench), "lamina cut": asdict(run)}, [peak]
+
+
+@contextmanager
+def place(folder: Path | None) -> Iterator[Path]:
+    """Give the folder that was asked for, or a temporary one."""
+    if folder is not None:
+        yield folder.expanduser().resolve()
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def main() -> None:
+    """Generate, measure, show, compare with the aims."""
+    parser = options("Compare ways to remove layers: bytes read, seconds, peak memory.")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the random model")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="counted runs of each")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="keeps the random model")
+    cache = Path("~/.cache/lamina-benchmarks/mergekit")
+    parser.add_argument("--mergekit-env", type=Path, metavar="DIR", default=cache, help="its place")
+    asked = parser.parse_args()
+    shape = SHAPES[asked.shape]
+    with place(asked.folder) as folder:
+        model = folder / asked.shape
+        generate(model, shape)
+        mergekit = asked.mergekit_env.expanduser().resolve()
+        bench = Bench(model, tensors(shape, KEPT_LAYERS), mergekit)
+        once = asked.shape == "8b"
+        figures, reached = cut_once(bench) if once else compare(bench, asked.rounds)
+    finish({"shape": asked.shape, **figures}, reached, asked.json, asked.check)
+
+
+if __name__ == "__main__":
+    main()
