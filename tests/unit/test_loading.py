@@ -14,6 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from lamina.depth import reading
 from lamina.depth.loading import load_model, load_tokenizer
 from lamina.depth.plan import make_plan
 from lamina.depth.source import resolve
@@ -83,16 +84,42 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
 def test_no_byte_of_a_dropped_layer_is_read(tmp_path: Path) -> None:
     config = Qwen3Config(**{**SIZE, "hidden_size": 256, "intermediate_size": 512})
     Qwen3ForCausalLM(config).save_pretrained(tmp_path)
-    load_model(resolve(str(tmp_path)), (1, 4), dtype=torch.float32)  # imports are behind us
+    load_model(resolve(str(tmp_path)), (1, 4), dtype=torch.bfloat16)  # imports are behind us
     before = bytes_read()
-    model = load_model(resolve(str(tmp_path)), (1, 4), dtype=torch.float32)
-    kept = sum(parameter.nbytes for parameter in model.parameters())
+    model = load_model(resolve(str(tmp_path)), (1, 4), dtype=torch.bfloat16)
+    kept = sum(parameter.numel() * 4 for parameter in model.parameters())
     assert kept <= bytes_read() - before < kept + 50_000  # headers and config.json
 
 
 def bytes_read() -> int:
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("rchar")).split()[1])
+
+
+def test_a_streamed_tensor_is_read_in_blocks_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE)).save_pretrained(tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 200)
+    with reading.tensor_slices(resolve(str(tmp_path)), {name: name for name in expected}) as slices:
+        for name, piece in slices.items():
+            blocks = list(reading.byte_blocks(piece, None))
+            assert b"".join(blocks) == bytes(expected[name].numpy().tobytes())
+            assert all(len(block) <= 200 for block in blocks)
+            halves = b"".join(reading.byte_blocks(piece, torch.float16))
+            assert halves == expected[name].half().numpy().tobytes()
+
+
+def test_mapped_weights_can_be_trained_and_leave_the_file_alone(tmp_path: Path) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE)).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    before = path.read_bytes()
+    model = load_model(resolve(str(tmp_path)), (1, 4), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert path.read_bytes() == before
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:

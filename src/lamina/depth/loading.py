@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.reading import tensor_slices
+from lamina.depth.reading import DTYPES, tensor_slices
 from lamina.depth.reduction import reduction
 from lamina.depth.source import Source, read_json
 from lamina.depth.surgery import layer_count, reduced_generation_config
@@ -38,14 +38,17 @@ def load_model(
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     mapping = kept_tensors(source.weight_map, kept_layers, source.config)
-    source.stored(mapping)
+    stored = source.stored(mapping)
     settings: dict[str, Any] = {"dtype": dtype}
     if device != "cpu":
         settings["device_map"] = {"": device}
     if len(kept_layers) == layer_count(source.config):
         return AutoModelForCausalLM.from_pretrained(**_location(source), **settings)
     smaller = reduction(source, kept_layers)
-    with tensor_slices(source, mapping) as slices:
+    same = device == "cpu" and all(
+        DTYPES.get(str(dtype).removeprefix("torch.")) == tensor.dtype for tensor in stored.values()
+    )
+    with tensor_slices(source, mapping, mapped=same) as slices:
         model, info = type(smaller.blueprint).from_pretrained(
             None, config=smaller.config, state_dict=slices, output_loading_info=True, **settings
         )

@@ -1,6 +1,6 @@
 """What a safetensors file holds, from its header alone. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 BITS = {
@@ -23,6 +23,9 @@ class StoredTensor:
     """The format's name of the type, such as BF16."""
 
     shape: tuple[int, ...]
+
+    begin: int = field(default=0, compare=False)
+    """Where its bytes begin, from the start of the file; 0 for one that is yet to be written."""
 
     @property
     def size(self) -> int:
@@ -61,14 +64,16 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
     try:
         listed = parse_local_safetensors_file_metadata(path).tensors
-        tensors = {name: StoredTensor(info.dtype, tuple(info.shape)) for name, info in
-                   listed.items()}  # fmt: skip
+        with path.open("rb") as file:
+            begin = 8 + int.from_bytes(file.read(8), "little")
+        tensors = {
+            name: StoredTensor(info.dtype, tuple(info.shape), begin + info.data_offsets[0])
+            for name, info in listed.items()
+        }
         end = max((info.data_offsets[1] for info in listed.values()), default=0)
         declared = sum(tensor.nbytes for tensor in tensors.values())
     except (SafetensorsParsingError, KeyError, TypeError, ValueError) as error:
         raise ValueError("no readable header") from error
-    with path.open("rb") as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
     actual = path.stat().st_size - begin
     if actual != end:
         raise ValueError(f"{actual:,} bytes of weights, {end:,} expected")

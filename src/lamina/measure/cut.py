@@ -74,12 +74,10 @@ def write_cut(plan: Plan, output: Path, max_shard_bytes: int = MAX_SHARD_BYTES) 
     source = plan.source
     assert source is not None
     mapping = kept_tensors(source.weight_map, plan.kept_layers, source.config)
-    stored = source.stored(mapping)
     content = reduction(source, plan.kept_layers).content
     with new_folder(output) as folder:
         write_config(folder, content, source, None)
         copy_tokenizer(source, folder)
         write_beside(folder, note(plan))
         with tensor_slices(source, mapping) as slices:
-            named = {new: stored[old] for old, new in mapping.items()}
-            write_weights(folder, outgoing(slices, named, None), max_shard_bytes)
+            write_weights(folder, outgoing(slices, None), max_shard_bytes)

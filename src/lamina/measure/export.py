@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.blocks import adapter_form_is_exact
-from lamina.depth.reading import as_bytes, tensor_slices, torch_dtype_of
+from lamina.depth.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
 from lamina.depth.reduction import Reduction, reduction
 from lamina.depth.shards import MAX_SHARD_BYTES, Outgoing
 from lamina.depth.source import Source, resolve
@@ -152,12 +152,10 @@ def _beside(run: FinishedRun) -> Source:
 
 
 def _tensors(
-    origin: _Origin, slices: Mapping[str, Any], dtype: "torch.dtype | None"
+    origin: _Origin, slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None"
 ) -> dict[str, Outgoing]:
     """Make every tensor ready, layer after layer, with an adapter's updates where it has them."""
-    stored = origin.source.stored(origin.mapping)
-    named = {new: stored[old] for old, new in origin.mapping.items()}
-    tensors = outgoing(slices, named, dtype)
+    tensors = outgoing(slices, dtype)
     groups: dict[int | None, list[str]] = defaultdict(list)
     for name in slices:
         groups[layer_of(name)].append(name)
@@ -173,7 +171,7 @@ def _tensors(
 def _merging(
     updates: AdapterUpdates,
     layer: int | None,
-    slices: Mapping[str, Any],
+    slices: Mapping[str, TensorSlice],
     group: Mapping[str, Outgoing],
 ) -> dict[str, Outgoing]:
     """Merge a layer when its first tensor is written, and let go of it with the last."""

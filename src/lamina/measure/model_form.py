@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.reading import DTYPES, byte_blocks
+from lamina.depth.reading import DTYPES, TensorSlice, byte_blocks
 from lamina.depth.safetensors_file import StoredTensor
 from lamina.depth.shards import Outgoing, write_shards
 from lamina.depth.source import Source, read_json
@@ -64,24 +64,22 @@ def write_config(folder: Path, content: dict[str, Any], source: Source, dtype: s
         (folder / path.name).write_text(json.dumps(generation, indent=2) + "\n")
 
 
-def outgoing(
-    slices: Mapping[str, Any], stored: Mapping[str, StoredTensor], dtype: "torch.dtype | None"
-) -> dict[str, Outgoing]:
+def outgoing(slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None") -> dict[str, Outgoing]:
     """Make tensors ready to be written as they are read.
 
     Args:
         slices: Of `tensor_slices`, by the names that they are written under.
-        stored: Their types and shapes, by the same names.
         dtype: What real numbers are converted to; None leaves them.
     """
-    return {name: _outgoing(slices[name], stored[name], dtype) for name in slices}
+    return {name: _outgoing(piece, dtype) for name, piece in slices.items()}
 
 
-def _outgoing(piece: Any, stored: StoredTensor, dtype: "torch.dtype | None") -> Outgoing:
+def _outgoing(piece: TensorSlice, dtype: "torch.dtype | None") -> Outgoing:
+    stored = piece.stored
     if dtype is None or not stored.is_floating_point:
-        return Outgoing(stored, lambda: byte_blocks(piece, stored, None))
+        return Outgoing(stored, lambda: byte_blocks(piece, None))
     name = DTYPES[str(dtype).removeprefix("torch.")]
-    return Outgoing(StoredTensor(name, stored.shape), lambda: byte_blocks(piece, stored, dtype))
+    return Outgoing(StoredTensor(name, stored.shape), lambda: byte_blocks(piece, dtype))
 
 
 def refuse_output(key: str, output: Path, *sources: Path) -> None:

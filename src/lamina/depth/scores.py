@@ -1,0 +1,188 @@
+"""Scores from hidden states: losses and divergences, influences and distances."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from lamina.depth.statistics import LeaveOneOut, Stability, Statistics
+from lamina.depth.streams import Left, Streams
+
+if TYPE_CHECKING:
+    import torch
+
+HEAD_BYTES = 2**28
+"""Memory of one block of predictions, about: the vocabulary is what makes them large."""
+
+
+@dataclass
+class Scores:
+    """Sums over windows, for as many of them as have been swept."""
+
+    loss: dict[Left | None, list[float]] = field(default_factory=dict)
+    """Of each stream, one mean a window in nats a token; None is the whole model."""
+
+    kl: dict[Left, list[float]] = field(default_factory=dict)
+    """Divergence from the whole model's predictions, one mean a window."""
+
+    cosine: dict[int, list[float]] = field(default_factory=dict)
+    """Of each layer's input and output, one mean a window; by position among the kept layers."""
+
+    magnitude: dict[int, list[float]] = field(default_factory=dict)
+    """|output - input| / |output| of each layer, one mean a window."""
+
+    angles: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    """arccos / pi between two boundaries, one mean a window."""
+
+    last_angles: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    """The same, of each window's last token."""
+
+    def add_states(self, streams: Streams) -> None:
+        """Score what needs no predictions, from the whole model's boundaries."""
+        for end in range(1, streams.done + 1):
+            for window in range(streams.windows):
+                self._add_window(streams, end, window)
+
+    def _add_window(self, streams: Streams, end: int, window: int) -> None:
+        import torch
+
+        now = streams.boundaries[end, window].double()
+        for start in range(end):
+            before = streams.boundaries[start, window].double()
+            cosine = torch.nn.functional.cosine_similarity(before, now, dim=-1)
+            angles = cosine.clamp(-1, 1).acos() / math.pi
+            self.angles.setdefault((start, end), []).append(angles.mean().item())
+            self.last_angles.setdefault((start, end), []).append(angles[-1].item())
+        ratio = (now - before).norm(dim=-1) / now.norm(dim=-1)
+        self.cosine.setdefault(end - 1, []).append(cosine.mean().item())
+        self.magnitude.setdefault(end - 1, []).append(ratio.mean().item())
+
+    def add_predictions(self, streams: Streams, ids: "torch.Tensor", tick: Any) -> None:
+        """Score every stream's predictions of the next token.
+
+        Args:
+            streams: Behind the last layer.
+            ids: Token ids, (windows, tokens).
+            tick: Called with 1 for each window.
+        """
+        import torch
+        from torch.nn.functional import log_softmax
+
+        host = streams.stack.host
+        rows = max(1, HEAD_BYTES // (16 * host.model.config.vocab_size))
+        for window, row in enumerate(ids):
+            targets = row[1:].to(host.device)
+            sums: dict[Any, list[float]] = {}
+            for start in range(0, len(targets), rows):
+                part = slice(start, min(start + rows, len(targets)))
+                wanted = targets[part, None]
+                whole = log_softmax(host.logits(streams.whole()[window, part]), dim=-1)
+                probabilities = whole.exp()
+                sums.setdefault(None, []).append(-_sum(whole.gather(1, wanted)))
+                for left, state in zip(streams.left, streams.states, strict=False):
+                    other = log_softmax(host.logits(state[window, part]), dim=-1)
+                    sums.setdefault(left, []).append(-_sum(other.gather(1, wanted)))
+                    gap = (probabilities * (whole - other)).sum(dim=-1, dtype=torch.float64)
+                    sums.setdefault(("kl", left), []).append(_sum(gap))
+            for key, values in sums.items():
+                self._add(key, math.fsum(values) / len(targets))
+            tick(1)
+
+    def _add(self, key: Any, value: float) -> None:
+        if isinstance(key, tuple) and key[0] == "kl":
+            self.kl.setdefault(key[1], []).append(value)
+        else:
+            self.loss.setdefault(key, []).append(value)
+
+    def statistics(self, num_layers: int, tokens: int, sets: Sequence[range]) -> Statistics:
+        """Return what was found out.
+
+        Args:
+            num_layers: Of the model; no layer may have been skipped.
+            tokens: In one window.
+            sets: The windows of each calibration set.
+        """
+        whole = self.loss[None]
+        parts = sorted({kind for kind, _ in self.kl} - {"layer"})
+        return Statistics(
+            num_layers=num_layers,
+            num_tokens=len(whole) * (tokens - 1),
+            num_windows=len(whole),
+            baseline_loss=mean(whole),
+            baseline_stderr=_stderr(whole),
+            leave_one_out=self._left_out("layer", num_layers),
+            block_influence=tuple(1 - mean(self.cosine[i]) for i in range(num_layers)),
+            magnitude=tuple(mean(self.magnitude[i]) for i in range(num_layers)),
+            angular_distance=_triangle(self.angles, num_layers),
+            angular_distance_last=_triangle(self.last_angles, num_layers),
+            sublayer={part: self._left_out(part, num_layers) for part in parts},
+            stability=self._stability(num_layers, sets) if len(sets) > 1 else None,
+        )
+
+    def _left_out(self, kind: str, num_layers: int) -> LeaveOneOut:
+        whole = self.loss[None]
+        losses = [self.loss[kind, i] for i in range(num_layers)]
+        deltas = [[a - b for a, b in zip(loss, whole, strict=True)] for loss in losses]
+        return LeaveOneOut(
+            loss=tuple(map(mean, losses)),
+            stderr=tuple(map(_stderr, losses)),
+            delta_stderr=tuple(map(_stderr, deltas)),
+            kl=tuple(mean(self.kl[kind, i]) for i in range(num_layers)),
+        )
+
+    def _stability(self, num_layers: int, sets: Sequence[range]) -> Stability:
+        rankings = [
+            [mean(self.loss["layer", i][w] for w in windows) for i in range(num_layers)]
+            for windows in sets
+        ]
+        pairs = list(combinations(rankings, 2))
+        chosen = max(1, num_layers // 4)
+        return Stability(
+            kendall_tau=tuple(kendall_tau(a, b) for a, b in pairs),
+            jaccard=tuple(jaccard(lowest(a, chosen), lowest(b, chosen)) for a, b in pairs),
+        )
+
+
+def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Kendall's tau-b rank correlation of two scorings; 0 where one is constant."""
+    signs = [
+        (_sign(a - b), _sign(c - d))
+        for (a, c), (b, d) in combinations(zip(first, second, strict=True), 2)
+    ]
+    untied = [sum(1 for sign in signs if sign[side]) for side in (0, 1)]
+    agreement = sum(a * b for a, b in signs)
+    return agreement / math.sqrt(untied[0] * untied[1]) if all(untied) else 0.0
+
+
+def jaccard(first: set[int], second: set[int]) -> float:
+    """Return the share of two sets' union that both have."""
+    return len(first & second) / len(first | second)
+
+
+def lowest(values: Sequence[float], number: int) -> set[int]:
+    """Return the indices of the smallest values; the earlier one of two equal ones."""
+    return set(sorted(range(len(values)), key=lambda index: (values[index], index))[:number])
+
+
+def _triangle(
+    angles: dict[tuple[int, int], list[float]], num_layers: int
+) -> tuple[tuple[float, ...], ...]:
+    """[start][n - 1] from (start, start + n)."""
+    return tuple(
+        tuple(mean(angles[start, end]) for end in range(start + 1, num_layers + 1))
+        for start in range(num_layers)
+    )
+
+
+def _stderr(values: Sequence[float]) -> float:
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _sum(tensor: "torch.Tensor") -> float:
+    return float(tensor.double().sum())
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

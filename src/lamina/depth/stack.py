@@ -1,0 +1,88 @@
+"""A model's decoder layers, one after the other: from disk as they are needed, or all in memory."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lamina.depth.blocks import decoder_stack
+from lamina.depth.host import Host
+from lamina.depth.reading import tensor_slices
+from lamina.depth.reduction import reduction
+from lamina.depth.single_layer import load_single_layer
+from lamina.depth.source import Source
+from lamina.depth.surgery import layer_count
+from lamina.depth.tensor_names import kept_tensors, layer_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+class LayerStack:
+    """Gives a model's layers as often as asked; each time they are read at most once."""
+
+    def __init__(
+        self, source: Source, slices: dict[str, Any], dtype: "torch.dtype", device: str
+    ) -> None:
+        """Load what is in no layer.
+
+        Args:
+            source: The model's files.
+            slices: All its tensors, by name.
+            dtype: Of real numbers.
+            device: Where the layers compute.
+        """
+        self.num_layers = layer_count(source.config)
+        self.dtype, self.device = dtype, device
+        self._whole = reduction(source, range(self.num_layers))
+        self._slices: dict[int | None, dict[str, Any]] = defaultdict(dict)
+        for name, piece in slices.items():
+            layer = layer_of(name)
+            if layer is None or layer < self.num_layers:
+                self._slices[layer][name] = piece
+        self.host = Host(self._whole, self._slices[None], dtype, device)
+        self._held: dict[int, Any] = {}
+
+    def hold(self) -> None:
+        """Load all layers, and keep them."""
+        self._held = {index: self._block(index, self._slices[index]) for index in self._range(0)}
+
+    def blocks(self, start: int) -> Iterator[tuple[int, Any]]:
+        """Give the layers from `start` on, with their 0-based indices; the next one is read ahead.
+
+        Reading is all that the other thread does: building a module changes process-wide state.
+        """
+        if self._held:
+            yield from ((index, self._held[index]) for index in self._range(start))
+            return
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            ahead = reader.submit(self._read, start)
+            for index in self._range(start):
+                tensors = ahead.result()
+                if index + 1 < self.num_layers:
+                    ahead = reader.submit(self._read, index + 1)
+                yield index, self._block(index, tensors)
+
+    def _range(self, start: int) -> range:
+        return range(start, self.num_layers)
+
+    def _read(self, index: int) -> dict[str, "torch.Tensor"]:
+        return {name: piece[...] for name, piece in self._slices[index].items()}
+
+    def _block(self, index: int, tensors: dict[str, Any]) -> Any:
+        model = load_single_layer(self._whole, index, tensors, self.dtype)
+        return decoder_stack(model, 1)[1][0].to(self.device).eval()
+
+
+@contextmanager
+def open_stack(source: Source, dtype: "torch.dtype", device: str) -> Iterator[LayerStack]:
+    """Open a model's files and give its layers.
+
+    Raises:
+        ModelError: A file is missing or not whole, or transformers does not know the architecture.
+    """
+    every = range(layer_count(source.config))
+    mapping = kept_tensors(source.weight_map, every, source.config)
+    with tensor_slices(source, mapping) as slices:
+        yield LayerStack(source, slices, dtype, device)

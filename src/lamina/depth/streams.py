@@ -1,0 +1,156 @@
+"""Hidden states of the whole model and of every model with something left out, layer by layer.
+
+A model without layer j is the whole model up to j. So when the sweep reaches j, the whole model's
+state before it becomes the state of a new stream, which then goes through the layers behind j
+beside all others. Leaving out each of L layers so costs L (L + 1) / 2 layer-forwards instead of
+L (L - 1) for the reduced models and L for the whole one, and every layer's weights are needed once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.depth.host import LayerCall
+from lamina.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lamina.depth.stack import LayerStack
+
+TOKENS_AT_ONCE = 2048
+"""Tokens in one forward pass of a layer, about."""
+
+PARTS = {
+    "attention": ("self_attn", "attention", "attn", "linear_attn"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe"),
+}
+"""Names of a layer's sublayers in the architectures."""
+
+Left = tuple[str, int]
+"""What a stream has left out: layer, attention or mlp, and of which 0-based layer."""
+
+
+class Streams:
+    """The states of some windows, before or behind one layer."""
+
+    def __init__(
+        self, stack: "LayerStack", ids: "torch.Tensor", *, sublayers: bool, skipped: frozenset[int]
+    ) -> None:
+        """Begin before the first layer.
+
+        Args:
+            stack: The model.
+            ids: Token ids, (windows, tokens).
+            sublayers: Whether streams without a layer's attention or mlp are wanted, too.
+            skipped: 0-based layers that are left out of every stream.
+        """
+        import torch
+
+        self.stack, self.sublayers, self.skipped = stack, sublayers, skipped
+        self.windows, self.tokens = ids.shape
+        self.at_once = max(1, TOKENS_AT_ONCE // self.tokens)
+        depth = stack.num_layers - len(skipped)
+        first = torch.cat([stack.host.embed(part) for part in ids.split(self.at_once)])
+        kinds = 3 if sublayers else 1
+        self.left: list[Left] = []
+        self.states = first.new_empty((kinds * depth, *first.shape))
+        """Of each stream in `left`: (streams, windows, tokens, width)."""
+        self.boundaries = first.new_empty((depth + 1, *first.shape))
+        """The whole model's, before each layer that is not skipped, and behind the last one."""
+        self.boundaries[0] = first
+        self.done = 0
+        self.layer_forwards = 0
+
+    def advance(self, index: int, block: Any, tick: Callable[[int], object]) -> None:
+        """Send every stream through a layer, and begin those that leave it out.
+
+        Args:
+            index: 0-based index of the layer.
+            block: The layer.
+            tick: Called with 1 for each stream that is through.
+        """
+        if index in self.skipped:
+            return
+        before = self.boundaries[self.done]
+        self._through(index, block, before, self.boundaries[self.done + 1])
+        tick(1)
+        for state in self.states[: len(self.left)]:
+            self._through(index, block, state, state)
+            tick(1)
+        self.layer_forwards += 1 + len(self.left)
+        self._begin(("layer", index)).copy_(before)
+        for part in PARTS if self.sublayers else ():
+            with silenced(block, part, index):
+                self._through(index, block, before, self._begin((part, index)))
+            self.layer_forwards += 1
+            tick(1)
+        self.done += 1
+
+    def whole(self) -> "torch.Tensor":
+        """Return the whole model's state behind the last layer."""
+        return self.boundaries[self.done]
+
+    def save(self, path: Path) -> None:
+        """Write the states to a file that `restore` reads; it is whole or not there."""
+        from safetensors.torch import save_file
+
+        partial = path.with_suffix(".partial")
+        tensors = {"boundaries": self.boundaries[: self.done + 1]}
+        tensors["states"] = self.states[: len(self.left)]
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial)
+        partial.replace(path)
+
+    def restore(self, path: Path) -> None:
+        """Take up the states that were saved behind some layer."""
+        from safetensors.torch import load_file
+
+        tensors = load_file(path)
+        self.done = len(tensors["boundaries"]) - 1
+        self.boundaries[: self.done + 1] = tensors["boundaries"]
+        self.states[: len(tensors["states"])] = tensors["states"]
+        kept = [i for i in range(self.stack.num_layers) if i not in self.skipped]
+        kinds = ("layer", *PARTS) if self.sublayers else ("layer",)
+        self.left = [(kind, index) for index in kept[: self.done] for kind in kinds]
+
+    def _begin(self, left: Left) -> "torch.Tensor":
+        self.left.append(left)
+        return self.states[len(self.left) - 1]
+
+    def _through(self, index: int, block: Any, given: "torch.Tensor", out: "torch.Tensor") -> None:
+        parts = zip(given.split(self.at_once), out.split(self.at_once), strict=True)
+        for source, target in parts:
+            call: LayerCall = self.stack.host.calls(len(source), self.tokens)[index]
+            target.copy_(call.apply(block, source))
+
+
+@contextmanager
+def silenced(block: Any, part: str, index: int) -> Iterator[None]:
+    """Let one sublayer of a layer give zeros.
+
+    Args:
+        block: The layer.
+        part: attention or mlp.
+        index: The layer's index, for the message.
+
+    Raises:
+        ModelError: The layer has no sublayer of a known name.
+    """
+    modules = [getattr(block, name) for name in PARTS[part] if hasattr(block, name)]
+    if not modules:
+        raise ModelError(
+            f"scan.sublayers=true: layer {index} ({type(block).__name__}) has no {part} "
+            f"({', '.join(PARTS[part])}); scan without sublayers"
+        )
+    hook = modules[0].register_forward_hook(_zeros)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _zeros(_: Any, __: Any, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (output[0].new_zeros(output[0].shape), *output[1:])
+    return output.new_zeros(output.shape)
