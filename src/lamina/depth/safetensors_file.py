@@ -1,5 +1,6 @@
 """What a safetensors file holds, from its header alone. Imports no torch."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,10 +63,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     from huggingface_hub import parse_local_safetensors_file_metadata
     from huggingface_hub.errors import SafetensorsParsingError
 
+    begin = _begin_of_weights(path)
     try:
         listed = parse_local_safetensors_file_metadata(path).tensors
-        with path.open("rb") as file:
-            begin = 8 + int.from_bytes(file.read(8), "little")
         tensors = {
             name: StoredTensor(info.dtype, tuple(info.shape), begin + info.data_offsets[0])
             for name, info in listed.items()
@@ -80,3 +80,20 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     if declared != end:
         raise ValueError("sizes and offsets disagree")
     return tensors
+
+
+def _begin_of_weights(path: Path) -> int:
+    """Read a header's length, and have the header in the page cache.
+
+    An ordinary read would make the kernel read ahead, and go on with it into whatever is read later:
+    megabytes of layers that nobody wants.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        begin = 8 + int.from_bytes(os.pread(descriptor, 8, 0), "little")
+        os.pread(descriptor, min(begin, os.fstat(descriptor).st_size), 0)
+    finally:
+        os.close(descriptor)
+    return begin

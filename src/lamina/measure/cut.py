@@ -78,6 +78,7 @@ def write_cut(plan: Plan, output: Path, max_shard_bytes: int = MAX_SHARD_BYTES) 
     with new_folder(output) as folder:
         write_config(folder, content, source, None)
         copy_tokenizer(source, folder)
-        write_beside(folder, note(plan))
         with tensor_slices(source, mapping) as slices:
             write_weights(folder, outgoing(slices, None), max_shard_bytes)
+        # Behind the weights: the fingerprint's few pages, once cached, set off reading ahead.
+        write_beside(folder, note(plan))
