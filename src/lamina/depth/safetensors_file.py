@@ -85,8 +85,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _begin_of_weights(path: Path) -> int:
     """Read a header's length, and have the header in the page cache.
 
-    An ordinary read would make the kernel read ahead, and go on with it into whatever is read later:
-    megabytes of layers that nobody wants.
+    An ordinary read would make the kernel read ahead, and go on with it into whatever is read
+    later: megabytes of layers that nobody wants.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
