@@ -1,0 +1,213 @@
+"""What a scan found out, layer by layer: scan.csv, and the tables that end `lamina scan`."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rich.bar import Bar
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
+from rich.table import Table
+from rich.text import Text
+
+from lamina.depth.statistics import Numbers, Statistics
+from lamina.measure.results import write_text
+
+COLUMNS = (
+    "layer",
+    "loss",
+    "delta",
+    "stderr",
+    "delta_stderr",
+    "kl",
+    "block_influence",
+    "magnitude",
+)
+"""Of scan.csv; `attention_loss` and `mlp_loss` follow where these were scored."""
+
+WIDTH = 100
+"""Columns of the terminal that the tables take at most."""
+
+_BAR_WIDTH = 30
+_DECADES = 6
+_BLOCKS = "contiguous blocks of least angular distance / pi, half-open"
+
+
+def increases(statistics: Statistics) -> Numbers:
+    """Return what the loss rises by without each layer, in nats a token; below 0 it falls."""
+    return tuple(loss - statistics.baseline_loss for loss in statistics.leave_one_out.loss)
+
+
+def write_csv(statistics: Statistics, path: Path) -> None:
+    """Write one row a layer, the numbers in full; losses and divergences in nats a token.
+
+    Args:
+        statistics: Of the scan.
+        path: scan.csv; its folder is made.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    scores = statistics.leave_one_out
+    columns = [
+        range(statistics.num_layers),
+        scores.loss,
+        increases(statistics),
+        scores.stderr,
+        scores.delta_stderr,
+        scores.kl,
+        statistics.block_influence,
+        statistics.magnitude,
+        *(part.loss for part in statistics.sublayer.values()),
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, *(f"{name}_loss" for name in statistics.sublayer)])
+    writer.writerows(zip(*columns, strict=True))
+    write_text(path, text.getvalue())
+
+
+def scan_table(statistics: Statistics) -> RenderableType:
+    """Return what `lamina scan` ends with: every layer, the best blocks, the stability.
+
+    Args:
+        statistics: Of the scan.
+
+    Returns:
+        Rows of at most `WIDTH` columns.
+    """
+    parts: list[RenderableType] = [Text(), *_heading(statistics), Text(), _layers(statistics)]
+    if statistics.num_layers > 1:
+        parts += [Text(), Text(_BLOCKS, style="bold"), _blocks(statistics)]
+    if statistics.stability:
+        parts += [Text(), _stability(statistics)]
+    return Constrain(Group(*parts), WIDTH)
+
+
+def _heading(statistics: Statistics) -> list[Text]:
+    scored = (
+        f"{statistics.num_layers} layers, {statistics.num_tokens:,} predictions in "
+        f"{statistics.num_windows:,} windows"
+    )
+    loss = f"{statistics.baseline_loss:.4f} ± {statistics.baseline_stderr:.2g}"
+    return [
+        Text(f"{scored}, baseline loss {loss}", style="bold"),
+        Text("nats a token; each layer left out alone, ± one standard error", style="dim"),
+    ]
+
+
+def _layers(statistics: Statistics) -> Table:
+    rises = increases(statistics)
+    scores = statistics.leave_one_out
+    floor, top = _bar_range(rises)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layer", justify="right", style="bold", no_wrap=True)
+    for name in ("loss", "increase", "±"):
+        table.add_column(name, justify="right", no_wrap=True)
+    # The one column that may shrink, so it gives way where marks are long or a terminal is narrow.
+    scale = Text(f"{floor:g} to {top:.3g}, log", no_wrap=True) if top else ""
+    table.add_column(scale, max_width=_BAR_WIDTH)
+    for name in ("KL", "influence"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    cheapest = _least_index(rises)
+    for layer, rise in enumerate(rises):
+        noisy = _within_noise(rise, scores.delta_stderr[layer])
+        marks = ["cheapest"] * (layer == cheapest) + ["within noise"] * noisy
+        table.add_row(
+            str(layer),
+            f"{scores.loss[layer]:.4f}",
+            f"{rise:+.3g}",
+            f"{scores.delta_stderr[layer]:.1e}",
+            Bar(1, 0, _bar_length(rise, floor, top), color="bright_black" if noisy else "blue"),
+            f"{scores.kl[layer]:.3g}",
+            f"{statistics.block_influence[layer]:.4f}",
+            ", ".join(marks),
+            style="green" if layer == cheapest else "",
+        )
+    return table
+
+
+def _within_noise(rise: float, stderr: float) -> bool:
+    return abs(rise) <= 2 * stderr
+
+
+def _bar_range(rises: Numbers) -> tuple[float, float]:
+    """Return where bars begin and end: from the decade below the smallest, 0 and 0 without any."""
+    positive = [rise for rise in rises if rise > 0 and math.isfinite(rise)]
+    if not positive:
+        return 0.0, 0.0
+    top = max(positive)
+    # A rise that is zero but for rounding must not stretch the scale until all bars look alike.
+    smallest = max(min(positive), top / 10**_DECADES)
+    return 10.0 ** (math.ceil(math.log10(smallest)) - 1), top
+
+
+def _bar_length(rise: float, floor: float, top: float) -> float:
+    """Return a share of the full width; what is above 0 stays visible."""
+    if not rise > 0:
+        return 0.0
+    if not math.isfinite(rise):
+        return 1.0
+    return max(math.log(rise / floor) / math.log(top / floor), 0.5 / _BAR_WIDTH)
+
+
+def _blocks(statistics: Statistics) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layers", justify="right", style="bold", no_wrap=True)
+    for name in ("mean over tokens", "last token"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for size in _powers_of_two(statistics.num_layers):
+        both = (statistics.angular_distance, statistics.angular_distance_last)
+        table.add_row(str(size), *(_best_block(distance, size) for distance in both))
+    return table
+
+
+def _best_block(distance: tuple[Numbers, ...], size: int) -> Text:
+    start, least = best_block(distance, size)
+    return Text(f"[{start}, {start + size})  {least:.4f}")
+
+
+def best_block(distance: tuple[Numbers, ...], size: int) -> tuple[int, float]:
+    """Find the contiguous layers that turn the hidden state least.
+
+    Args:
+        distance: [start][n - 1], as in `Statistics.angular_distance`.
+        size: Layers in the block, at most as many as the model has.
+
+    Returns:
+        Its first layer and its distance; of equal ones the first.
+    """
+    candidates = [row[size - 1] for row in distance if len(row) >= size]
+    start = _least_index(candidates)
+    return start, candidates[start]
+
+
+def _powers_of_two(limit: int) -> Iterator[int]:
+    size = 1
+    while size < limit:
+        yield size
+        size *= 2
+
+
+def _least_index(values: Iterable[float]) -> int:
+    """Return where the least value stands; NaN, of which min() makes no sense, comes last."""
+    ranked = [(math.inf if math.isnan(value) else value) for value in values]
+    return ranked.index(min(ranked))
+
+
+def _stability(statistics: Statistics) -> Text:
+    assert statistics.stability is not None
+    tau, overlap = statistics.stability.kendall_tau, statistics.stability.jaccard
+    pairs = "1 pair" if len(tau) == 1 else f"{len(tau)} pairs"
+    return Text(
+        f"stability over {pairs} of sets: Kendall tau {_mean_and_least(tau)}, "
+        f"Jaccard {_mean_and_least(overlap)}"
+    )
+
+
+def _mean_and_least(values: Numbers) -> str:
+    mean = f"{sum(values) / len(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} (least {min(values):.2f})"
