@@ -39,6 +39,22 @@ class Scores:
     last_angles: dict[tuple[int, int], list[float]] = field(default_factory=dict)
     """The same, of each window's last token."""
 
+    def written(self) -> dict[str, Any]:
+        """Return the sums in a form for JSON: a list of keys and values."""
+        return {
+            name: [[key, values] for key, values in sums.items()]
+            for name, sums in vars(self).items()
+        }
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> "Scores":
+        """Return the scores of which `written` gave the content."""
+        found = cls()
+        for name, sums in content.items():
+            for key, values in sums:
+                getattr(found, name)[tuple(key) if isinstance(key, list) else key] = values
+        return found
+
     def add_states(self, streams: Streams) -> None:
         """Score what needs no predictions, from the whole model's boundaries."""
         for end in range(1, streams.done + 1):

@@ -48,6 +48,15 @@ class LayerStack:
         """Load all layers, and keep them."""
         self._held = {index: self._block(index, self._slices[index]) for index in self._range(0)}
 
+    def weight_bytes(self) -> tuple[int, int, int]:
+        """Return the bytes of what is in no layer, of the largest layer, and of all layers."""
+        sizes = {
+            layer: sum(piece.stored.size for piece in slices.values()) * self.dtype.itemsize
+            for layer, slices in self._slices.items()
+        }
+        layers = [nbytes for layer, nbytes in sizes.items() if layer is not None]
+        return sizes[None], max(layers), sum(layers)
+
     def blocks(self, start: int) -> Iterator[tuple[int, Any]]:
         """Give the layers from `start` on, with their 0-based indices; the next one is read ahead.
 

@@ -53,15 +53,14 @@ class Streams:
         self.at_once = max(1, TOKENS_AT_ONCE // self.tokens)
         depth = stack.num_layers - len(skipped)
         first = torch.cat([stack.host.embed(part) for part in ids.split(self.at_once)])
-        kinds = 3 if sublayers else 1
         self.left: list[Left] = []
-        self.states = first.new_empty((kinds * depth, *first.shape))
+        self.states = first.new_empty((len(self._kinds) * depth, *first.shape))
         """Of each stream in `left`: (streams, windows, tokens, width)."""
         self.boundaries = first.new_empty((depth + 1, *first.shape))
         """The whole model's, before each layer that is not skipped, and behind the last one."""
         self.boundaries[0] = first
         self.done = 0
-        self.layer_forwards = 0
+        """Layers that are behind us, of those that are not skipped."""
 
     def advance(self, index: int, block: Any, tick: Callable[[int], object]) -> None:
         """Send every stream through a layer, and begin those that leave it out.
@@ -79,12 +78,10 @@ class Streams:
         for state in self.states[: len(self.left)]:
             self._through(index, block, state, state)
             tick(1)
-        self.layer_forwards += 1 + len(self.left)
         self._begin(("layer", index)).copy_(before)
         for part in PARTS if self.sublayers else ():
             with silenced(block, part, index):
                 self._through(index, block, before, self._begin((part, index)))
-            self.layer_forwards += 1
             tick(1)
         self.done += 1
 
@@ -92,14 +89,25 @@ class Streams:
         """Return the whole model's state behind the last layer."""
         return self.boundaries[self.done]
 
-    def save(self, path: Path) -> None:
-        """Write the states to a file that `restore` reads; it is whole or not there."""
+    @property
+    def layer_forwards(self) -> int:
+        """How often a layer was applied so far, once for each stream."""
+        kinds = len(self._kinds)
+        return sum(kinds + kinds * behind for behind in range(self.done))
+
+    def save(self, path: Path, note: dict[str, str]) -> None:
+        """Write the states to a file that `restore` reads; it is whole or not there.
+
+        Args:
+            path: Of the file.
+            note: What else is to be known when it is read.
+        """
         from safetensors.torch import save_file
 
         partial = path.with_suffix(".partial")
         tensors = {"boundaries": self.boundaries[: self.done + 1]}
         tensors["states"] = self.states[: len(self.left)]
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial)
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial, note)
         partial.replace(path)
 
     def restore(self, path: Path) -> None:
@@ -111,8 +119,11 @@ class Streams:
         self.boundaries[: self.done + 1] = tensors["boundaries"]
         self.states[: len(tensors["states"])] = tensors["states"]
         kept = [i for i in range(self.stack.num_layers) if i not in self.skipped]
-        kinds = ("layer", *PARTS) if self.sublayers else ("layer",)
-        self.left = [(kind, index) for index in kept[: self.done] for kind in kinds]
+        self.left = [(kind, index) for index in kept[: self.done] for kind in self._kinds]
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return ("layer", *PARTS) if self.sublayers else ("layer",)
 
     def _begin(self, left: Left) -> "torch.Tensor":
         self.left.append(left)
