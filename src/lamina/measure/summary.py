@@ -32,7 +32,10 @@ def _where(content: dict[str, Any], final: Path) -> list[Text]:
     lines = [Text(str(final), style="dim", overflow="fold")]
     base = content["provenance"]["base_model"]
     if (final / "adapter_config.json").is_file() and not content["provenance"]["base_revision"]:
-        advice = f"An adapter: it loads while {base} is there; lamina export makes a whole model."
+        advice = (
+            f"An adapter: it loads while {base} is there. "
+            "export.form=merged, or lamina export, makes a whole model."
+        )
         lines.append(Text(advice, style="dim"))
     return lines
 
