@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lamina.config.paths import asset
 from lamina.depth.loading import load_model
 from lamina.depth.source import resolve
-from lamina.depth.variants import Dropped
 from lamina.heal.data import Split
 from lamina.heal.synthetic import FAMILIES, generate_rows
 from lamina.heal.tokenization import Tokenization
@@ -66,7 +65,7 @@ def without_each_layer(folder: str, num_rows: int) -> list[float]:
     depth = source.config["num_hidden_layers"]
     losses = []
     for layer in range(depth):
-        kept = Dropped(layer_to_drop=layer).kept_layers(depth)
+        kept = tuple(index for index in range(depth) if index != layer)
         model = load_model(source, kept, dtype=torch.float32)
         losses.append(row_losses(model, rows, max_tokens=8192).mean())
     return losses

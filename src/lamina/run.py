@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from lamina.config.parameters import Parameters
 from lamina.depth.loading import load_tokenizer, new_model, torch_dtype
 from lamina.depth.plan import Plan, make_plan
+from lamina.depth.scan import ScanSettings
+from lamina.depth.selection import Selector
+from lamina.depth.source import Source
 from lamina.depth.variants import Scratch, Variant
 from lamina.heal.adapters import Adapter
 from lamina.heal.backends import Backend
@@ -21,6 +24,7 @@ from lamina.heal.data import DataSource
 from lamina.heal.feed import Feed, feed
 from lamina.heal.final import Final, Form, reload, save_final
 from lamina.heal.libraries import prepared
+from lamina.heal.scanning import CachedScores, ScanRequest
 from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
 from lamina.heal.tracking import LoggerSettings
@@ -48,6 +52,12 @@ class Run(Parameters):
     model: Variant
     """Which layers stay."""
 
+    selector: Selector
+    """Which layers model=pruned keeps."""
+
+    scan: ScanSettings
+    """How layers are scored, where that is asked for."""
+
     adapter: Adapter
     """Which weights are trained."""
 
@@ -71,8 +81,20 @@ class Run(Parameters):
 
     @cached_property
     def plan(self) -> Plan:
-        """Which layers stay: decided from config.json, before a weight is read."""
-        return make_plan(self.model, self.model_name)
+        """Which layers stay: from config.json alone, unless the variant asks for scores."""
+        return make_plan(self.model, self.model_name, lambda source: self.scores(source, self.data))
+
+    def scores(self, source: Source, data: DataSource) -> CachedScores:
+        """Return the scores of a model's layers on a data set; none is computed yet."""
+        request = ScanRequest(
+            source=source,
+            data=data,
+            settings=self.scan,
+            max_seq_length=self.max_seq_length,
+            seed=self.seed,
+            dtype=lambda: self._weights_dtype,
+        )
+        return CachedScores(request)
 
     def execute(self, record: Record) -> None:
         """Run the experiment and fill its record.
@@ -224,7 +246,7 @@ class Run(Parameters):
             trainer.processing_class,
             self._folder,
             form=form,
-            dtype=torch_dtype(self.export.dtype, automatic=self._dtype_name),
+            dtype=torch_dtype(self.export.dtype, automatic=self.weights_dtype),
             note=content,
         )
         record.update(final=relpath(final.folder, record.path.parent), dtype=final.dtype)
@@ -239,11 +261,5 @@ class Run(Parameters):
         meter.final(*reload(final, source.revision if source else None))
 
     @property
-    def _dtype_name(self) -> str:
-        if self.dtype != "auto":
-            return self.dtype
-        return "bfloat16" if self.bf16 else "float32"
-
-    @property
     def _weights_dtype(self) -> "torch.dtype":
-        return torch_dtype(self._dtype_name, automatic="float32")
+        return torch_dtype(self.weights_dtype, automatic="float32")

@@ -124,3 +124,10 @@ class Parameters:
 
     resume: str
     """auto goes on from the run folder's last whole checkpoint; never refuses to."""
+
+    @property
+    def weights_dtype(self) -> str:
+        """Torch's name of the type that the weights are loaded in."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if self.bf16 else "float32"

@@ -8,6 +8,7 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from lamina.depth.quantities import count, size
 from lamina.errors import ConfigError, LaminaError, joined, nearest
 
 ALLOWED_TARGETS = (
@@ -28,6 +29,8 @@ CHOICES = {
     "data.loss_on": ("auto", "assistant", "completion", "all"),
     "logger.wandb.mode": ("auto", "online", "offline"),
     "adapter.bias": ("none", "all", "lora_only"),
+    "selector.token": ("last", "mean"),
+    "scan.stream": ("auto", True, False, "true", "false"),
 }
 """Keys with a few allowed values; those of an option that was not chosen are absent."""
 
@@ -98,6 +101,13 @@ def _ranges(content: dict[str, Any]) -> Iterator[str]:
     for key in ("r", "alpha"):
         if content["lora"][key] < 1:
             yield f"lora.{key}={content['lora'][key]}: give 1 or more"
+    if content["scan"]["sets"] < 1:
+        yield f"scan.sets={content['scan']['sets']}: give 1 or more"
+    for read, key in ((count, "tokens"), (size, "memory")):
+        try:
+            read(f"scan.{key}", content["scan"][key])
+        except ConfigError as error:
+            yield str(error)
     if not 0 <= content["warmup_ratio"] < 1:
         yield f"warmup_ratio={content['warmup_ratio']}: give a share of all steps, 0 to below 1"
     if content["max_steps"] != -1 and content["max_steps"] < 1:
@@ -107,7 +117,8 @@ def _ranges(content: dict[str, Any]) -> Iterator[str]:
     for dotted, allowed in CHOICES.items():
         value: Any = reduce(lambda node, key: node.get(key, {}), dotted.split("."), content)
         if value != {} and value not in allowed:
-            yield f"{dotted}={value}: give {', '.join(allowed[:-1])} or {allowed[-1]}"
+            names = list(dict.fromkeys(str(choice).lower() for choice in allowed))
+            yield f"{dotted}={value}: give {', '.join(names[:-1])} or {names[-1]}"
 
 
 def _contradictions(content: dict[str, Any]) -> Iterator[str]:
@@ -123,6 +134,9 @@ def _contradictions(content: dict[str, Any]) -> Iterator[str]:
             "trainer.args.eval_packing=True needs packing=true: without it TRL lets packed "
             "documents see each other"
         )
+    by_position = content["selector"]["_target_"].endswith(".First")
+    if not by_position and not content["model"]["_target_"].endswith(".Pruned"):
+        yield "selector chooses the layers of model=pruned: leave it out, or choose model=pruned"
     if content["adapter"]["_target_"].endswith("Full") and content["export"]["form"] in (
         "adapter",
         "both",

@@ -14,7 +14,7 @@ from omegaconf import MISSING, OmegaConf
 
 from lamina.config import parameters
 from lamina.config.paths import asset
-from lamina.depth import variants
+from lamina.depth import scan, selection, variants
 from lamina.heal import adapters, backends, callbacks, data, final, sft, tracking
 from lamina.measure import cut, evaluate
 
@@ -25,6 +25,19 @@ OPTIONS: dict[str, dict[str, type]] = {
         "pruned": variants.Pruned,
         "layers": variants.Layers,
         "scratch": variants.Scratch,
+    },
+    "selector": {
+        "first": selection.First,
+        "last": selection.Last,
+        "uniform": selection.Uniform,
+        "random": selection.Random,
+        "magnitude": selection.Magnitude,
+        "block_influence": selection.BlockInfluence,
+        "angular": selection.Angular,
+        "leave_one_out": selection.LeaveOneOutLoss,
+        "leave_one_out_kl": selection.LeaveOneOutKL,
+        "greedy": selection.Greedy,
+        "taylor": selection.Taylor,
     },
     "adapter": {"lora": adapters.Lora, "full": adapters.Full},
     "backend": {"transformers": backends.Transformers, "unsloth": backends.Unsloth},
@@ -91,8 +104,10 @@ def _run_schema() -> type:
         "generator": schema_of(parameters.GeneratorParameters),
         "export": schema_of(final.Export),
     }
+    scanned = schema_of(scan.ScanSettings)
     entries = _root(parameters.Parameters, nested)
-    for group in ("model", "adapter", "backend", "data", "trainer", "evaluation"):
+    entries.append(("scan", scanned, field(default_factory=scanned)))
+    for group in ("model", "selector", "adapter", "backend", "data", "trainer", "evaluation"):
         entries.append((group, Any, field(default=MISSING)))
     for group in ("logger", "callbacks"):
         entries.append((group, dict[str, Any], field(default_factory=dict)))

@@ -1,9 +1,11 @@
 """The plan of a reduction: which layers of which model stay. Made before a weight is read."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from lamina.depth.ranges import half_open_ranges
+from lamina.depth.selection import LayerScores
 from lamina.depth.source import Source, resolve
 from lamina.depth.surgery import layer_count, reduced_config
 from lamina.depth.tensor_names import kept_tensors
@@ -45,8 +47,15 @@ class Plan:
         return f"{self.model_type}-{len(self.kept_layers)}of{self.num_layers}"
 
 
-def make_plan(variant: Variant, model_name: str) -> Plan:
-    """Decide which layers stay, from config.json alone.
+def make_plan(
+    variant: Variant, model_name: str, scores_of: Callable[[Source], LayerScores]
+) -> Plan:
+    """Decide which layers stay: from config.json alone, unless the variant asks for scores.
+
+    Args:
+        variant: The choice of layers.
+        model_name: Hub id or local path.
+        scores_of: Gives the scores of a model's layers.
 
     Raises:
         ConfigError: The variant does not fit the model's depth.
@@ -54,11 +63,19 @@ def make_plan(variant: Variant, model_name: str) -> Plan:
     """
     if isinstance(variant, Scratch):
         count = layer_count(variant.architecture)
-        return Plan(variant.model_type, None, count, variant.kept_layers(count), {})
+        return Plan(variant.model_type, None, count, tuple(range(count)), {})
     source = resolve(model_name)
     num_layers = layer_count(source.config)
-    kept_layers = variant.kept_layers(num_layers)
-    reduced_config(source.config, kept_layers)
     if source.is_local:
-        source.stored(kept_tensors(source.weight_map, kept_layers, source.config))
-    return Plan(variant.model_type, source, num_layers, kept_layers, dict(vars(variant)))
+        source.stored(kept_tensors(source.weight_map, range(num_layers), source.config))
+    kept_layers = variant.kept_layers(num_layers, scores_of(source))
+    reduced_config(source.config, kept_layers)
+    return Plan(variant.model_type, source, num_layers, kept_layers, _settings(variant))
+
+
+def _settings(settings: Any) -> dict[str, Any]:
+    """A variant's settings for the record; its selector's with the selector's name."""
+    return {
+        key: {"name": type(value).__name__, **vars(value)} if is_dataclass(value) else value
+        for key, value in vars(settings).items()
+    }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from lamina.depth.ranges import indices
+from lamina.depth.selection import LayerScores, LeaveOneOutLoss, Selector
 from lamina.errors import ConfigError
 
 
@@ -17,8 +18,12 @@ class Variant(Protocol):
     model_type: ClassVar[str]
     """Name of the variant, and of its folder below checkpoints/ and logs/."""
 
-    def kept_layers(self, num_layers: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
         """Return the 0-based indices that stay, ascending, of a model with `num_layers` layers.
+
+        Args:
+            num_layers: Of the larger model.
+            scores: Of its layers; computed only if they are asked for.
 
         Raises:
             ConfigError: The choice does not fit a model of this depth.
@@ -32,7 +37,7 @@ class Original:
 
     model_type: ClassVar[str] = "original"
 
-    def kept_layers(self, num_layers: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
         """Keep every layer."""
         return tuple(range(num_layers))
 
@@ -41,22 +46,29 @@ class Original:
 class Dropped:
     """The model without one layer."""
 
-    layer_to_drop: int
-    """0-based index of the decoder layer to remove."""
+    layer_to_drop: Any
+    """0-based index of the decoder layer to remove; auto for the one that costs least."""
 
     model_type: ClassVar[str] = "dropped"
 
-    def kept_layers(self, num_layers: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
         """Keep all layers but `layer_to_drop`.
 
         Raises:
             ConfigError: There is no such layer, or the model has only one.
         """
+        if self.layer_to_drop != "auto" and type(self.layer_to_drop) is not int:
+            raise ConfigError(
+                f"model.layer_to_drop={self.layer_to_drop}: expected a whole number (0-based), or "
+                "auto for the layer that costs least"
+            )
         if num_layers < 2:
             raise ConfigError(
                 f"model.layer_to_drop={self.layer_to_drop}, but the model has {num_layers} layer: "
                 "nothing would be left; choose model=original"
             )
+        if self.layer_to_drop == "auto":
+            return LeaveOneOutLoss().kept(num_layers, num_layers - 1, scores)
         if not 0 <= self.layer_to_drop < num_layers:
             raise ConfigError(
                 f"model.layer_to_drop={self.layer_to_drop}, but the model has {num_layers} layers: "
@@ -67,15 +79,18 @@ class Dropped:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """The model's first layers."""
+    """A number of the model's layers, chosen by a selector."""
 
     keep_layers: int
-    """How many layers stay: those with indices in [0, keep_layers)."""
+    """How many layers stay."""
+
+    selector: Selector
+    """Which ones."""
 
     model_type: ClassVar[str] = "pruned"
 
-    def kept_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Keep the first `keep_layers` layers.
+    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
+        """Keep the `keep_layers` layers that the selector chooses.
 
         Raises:
             ConfigError: Nothing, everything or more than there is would be kept.
@@ -86,7 +101,7 @@ class Pruned:
                 f"model.keep_layers={self.keep_layers}, but the model has {num_layers} layers: "
                 f"give 1 to {num_layers - 1}" + (whole if self.keep_layers == num_layers else "")
             )
-        return tuple(range(self.keep_layers))
+        return self.selector.kept(num_layers, self.keep_layers, scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +116,7 @@ class Layers:
 
     model_type: ClassVar[str] = "layers"
 
-    def kept_layers(self, num_layers: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
         """Keep the layers of `keep`, or all but those of `drop`, in the model's order.
 
         Raises:
@@ -133,7 +148,7 @@ class Scratch:
 
     model_type: ClassVar[str] = "scratch"
 
-    def kept_layers(self, num_layers: int) -> tuple[int, ...]:
+    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
         """Keep every layer."""
         return tuple(range(num_layers))
 
@@ -145,5 +160,5 @@ class DepthDefaults:
     keep_layers: int
     """Layers that stay with model=pruned."""
 
-    layer_to_drop: int
-    """0-based index of the layer that goes with model=dropped."""
+    layer_to_drop: Any
+    """0-based index of the layer that goes with model=dropped, or auto."""

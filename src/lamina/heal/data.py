@@ -4,6 +4,7 @@ Rows are not looked into here but for their columns; `lamina.heal.tokenization` 
 and names the one that cannot be used.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,21 +196,27 @@ DataSource = Jsonl | Hub | Disk | Synthetic
 def held_out(split: Split, fraction: float) -> Splits:
     """Hold out a share of the rows for evaluation, the same rows whatever the run's seed.
 
+    Both parts keep the rows' order.
+
     Raises:
         DataError: The share is not between 0 and 1, or leaves one side empty.
     """
     if not 0 < fraction < 1:
         raise DataError(f"data.eval_fraction={fraction}: give a share above 0 and below 1")
-    size = round(len(split.rows) * fraction)
-    if not 0 < size < len(split.rows):
+    count = len(split.rows)
+    size = round(count * fraction)
+    if not 0 < size < count:
         raise DataError(
-            f"data.eval_fraction={fraction} of {len(split.rows)} rows in {split.origin} leaves one "
+            f"data.eval_fraction={fraction} of {count} rows in {split.origin} leaves one "
             "side empty: give data.eval or more rows"
         )
-    parts = split.rows.train_test_split(test_size=size, seed=0)
+    held = set(random.Random(0).sample(range(count), size))
     return Splits(
-        Split(parts["train"], f"{split.origin} (training part)"),
-        Split(parts["test"], f"{split.origin} (held-out part)"),
+        Split(
+            split.rows.select([i for i in range(count) if i not in held]),
+            f"{split.origin} (training part)",
+        ),
+        Split(split.rows.select(sorted(held)), f"{split.origin} (held-out part)"),
     )
 
 

@@ -42,6 +42,16 @@ def device_name() -> str:
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
+def free_memory_bytes() -> int:
+    """Return the memory that is left: the accelerator's, or the machine's."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
 def peak_memory_bytes() -> int:
     """Return the most memory that was in use: the accelerator's, or this process's resident set."""
     import torch

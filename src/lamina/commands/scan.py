@@ -1,0 +1,69 @@
+"""`lamina scan`: score every layer of a model in one sweep over its weights."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from lamina.commands.entry import Ended, run_app
+from lamina.config.paths import conf_dir
+from lamina.config.preflight import preflight
+from lamina.depth.source import resolve
+from lamina.depth.statistics import Statistics, statistics_of
+from lamina.errors import LaminaError
+from lamina.heal.scanning import whole
+from lamina.measure.results import write_json
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+def scan(config: DictConfig) -> None:
+    """Scan one model."""
+    job = HydraConfig.get()
+    try:
+        preflight(config)
+        found = scan_into(config, Path(job.runtime.output_dir))
+    except LaminaError as error:
+        if job.mode == RunMode.RUN:
+            raise Ended(str(error)) from error
+        sys.stderr.write(f"error in job {job.job.num}: {error}\n")
+        raise
+    show(found, Path(job.runtime.output_dir))
+
+
+def scan_into(config: DictConfig, folder: Path) -> Statistics:
+    """Scan, and write scan.json, scan.csv and scan.png.
+
+    Raises:
+        LaminaError: The model, the text or the settings do not allow it.
+    """
+    from lamina.measure.scan_chart import draw
+    from lamina.measure.scan_report import write_csv
+
+    run = instantiate(config)
+    content = run.scores(resolve(run.model_name), whole(run.data)).scan()
+    found = statistics_of(content)
+    write_json(folder / "scan.json", content)
+    write_csv(found, folder / "scan.csv")
+    draw(found, folder / "scan.png")
+    return found
+
+
+def show(found: Statistics, folder: Path) -> None:
+    """Print the scores, and where they are."""
+    from rich.console import Console
+
+    from lamina.measure.scan_report import scan_table
+
+    console = Console()
+    console.print(scan_table(found))
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    console.print(f"{shown}/scan.json, scan.csv, scan.png", style="dim", highlight=False)
+
+
+def main() -> None:
+    """Run the command."""
+    run_app(scan, "config")

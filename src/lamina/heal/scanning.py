@@ -1,0 +1,192 @@
+"""A model's scores on a data set: from the cache, or by scanning it now."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.depth.greedy import greedy_order
+from lamina.depth.loading import load_tokenizer
+from lamina.depth.quantities import count
+from lamina.depth.reading import weights_fingerprint
+from lamina.depth.scan import Cost, ScanSettings, budget, sweep
+from lamina.depth.source import Source
+from lamina.depth.stack import LayerStack, open_stack
+from lamina.depth.statistics import Statistics, statistics_of
+from lamina.depth.taylor import taylor_importance
+from lamina.heal.calibration import Windows, calibration_windows
+from lamina.heal.data import DataSource, Synthetic
+from lamina.measure.console import quiet_transformers
+from lamina.measure.device import compute_device, free_memory_bytes, peak_memory_bytes
+from lamina.measure.results import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+CODE = ("host", "scores", "single_layer", "stack", "streams", "greedy", "taylor", "statistics")
+"""Modules of lamina.depth that the numbers depend on: a change of one makes old scans unusable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanRequest:
+    """What is to be scored, on what, and how."""
+
+    source: Source
+    data: DataSource
+    settings: ScanSettings
+    max_seq_length: int
+    """Tokens in one window."""
+
+    seed: int
+    """Of the draws of further calibration sets."""
+
+    dtype: "Callable[[], torch.dtype]"
+    """Gives the type in which the model computes; called late, for it imports torch."""
+
+
+class CachedScores:
+    """The scores of a model's layers; each kind is computed once, and then found by its content."""
+
+    def __init__(self, request: ScanRequest) -> None:
+        """Compute nothing yet."""
+        self.request = request
+
+    def statistics(self) -> Statistics:
+        """Return what one sweep over the weights finds."""
+        return statistics_of(self.scan())
+
+    def scan(self) -> dict[str, Any]:
+        """Return the content of scan.json: the statistics, and what they took."""
+        with self._cached("scan.json") as cache:
+            if cache.content is None:
+                cache.content = self._scanned(cache.folder)
+            content: dict[str, Any] = cache.content
+            return content
+
+    def greedy(self, count: int) -> tuple[int, ...]:
+        """Return `count` layers, one after the other the cheapest of those then left."""
+        with self._cached("greedy.json") as cache:
+            known = list((cache.content or {}).get("order", []))
+            if len(known) < count:
+                with self._open() as stack:
+                    known = greedy_order(
+                        stack, self._windows.ids, self.request.settings, count, known,
+                        free_memory_bytes(),
+                    )  # fmt: skip
+                cache.content = {"order": known}
+            return tuple(known[:count])
+
+    def taylor(self) -> tuple[float, ...]:
+        """Return each layer's first-order importance."""
+        with self._cached("taylor.json") as cache:
+            if cache.content is None:
+                found = taylor_importance(self.request.source, self._windows.ids, compute_device())
+                cache.content = {"importance": list(found)}
+            return tuple(cache.content["importance"])
+
+    def _scanned(self, folder: Path) -> dict[str, Any]:
+        settings, ids = self.request.settings, self._windows.ids
+        logger.info("scoring the layers of %s on %d windows", self.request.source.name, len(ids))
+        with self._open() as stack:
+            allowed = budget(settings, stack, ids, free_memory_bytes(), stack.num_layers)
+            scores, cost = sweep(stack, ids, allowed, sublayers=settings.sublayers, folder=folder)
+            found = scores.statistics(stack.num_layers, ids.shape[1], self._windows.sets)
+        return {**found.content(), **_costs(cost), "provenance": self._provenance()}
+
+    def _provenance(self) -> dict[str, Any]:
+        source = self.request.source
+        return {
+            "model": source.name,
+            "revision": source.revision,
+            "calibration_fingerprint": self._windows.fingerprint,
+            "dtype": str(self.request.dtype()).removeprefix("torch."),
+            "settings": asdict(self.request.settings),
+            "max_seq_length": self.request.max_seq_length,
+            "code": code_version(),
+        }
+
+    @contextmanager
+    def _open(self) -> Iterator[LayerStack]:
+        quiet_transformers()
+        with open_stack(self.request.source, self.request.dtype(), compute_device()) as stack:
+            yield stack
+
+    @cached_property
+    def _windows(self) -> Windows:
+        request = self.request
+        return calibration_windows(
+            request.data.load().train,
+            load_tokenizer(request.source),
+            tokens=count("scan.tokens", request.settings.tokens),
+            length=request.max_seq_length,
+            sets=request.settings.sets,
+            seed=request.seed,
+        )
+
+    @cached_property
+    def _folder(self) -> Path:
+        """Named after everything that the numbers depend on."""
+        source = self.request.source
+        parts = [
+            source.revision or weights_fingerprint(source),
+            source.name if source.revision else "",
+            json.dumps(source.config, sort_keys=True),
+            self._windows.fingerprint,
+            str(self.request.dtype()),
+            str(self.request.settings.sublayers),
+            code_version(),
+        ]
+        return cache_folder() / "scans" / sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+    @contextmanager
+    def _cached(self, filename: str) -> Iterator["_Cached"]:
+        """Give a file's content, and write what the body makes of it; one process at a time."""
+        from filelock import FileLock
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / filename
+        with FileLock(self._folder / ".lock"):
+            before = json.loads(path.read_text()) if path.is_file() else None
+            cache = _Cached(self._folder, before)
+            yield cache
+            if cache.content is not before:
+                write_json(path, cache.content or {})
+
+
+@dataclass
+class _Cached:
+    folder: Path
+    content: dict[str, Any] | None
+
+
+def whole(data: DataSource) -> DataSource:
+    """Return a data set of which nothing is held out: a scan evaluates on its calibration text."""
+    return data if isinstance(data, Synthetic) else replace(data, eval=data.train)
+
+
+def code_version() -> str:
+    """Return a hash of the code that scores layers."""
+    folder = Path(__file__).resolve().parents[1] / "depth"
+    digest = sha256()
+    for name in CODE:
+        digest.update((folder / f"{name}.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Return where scans are kept: LAMINA_CACHE, or lamina/ in the user's cache folder."""
+    if given := os.environ.get("LAMINA_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "lamina"
+
+
+def _costs(cost: Cost) -> dict[str, Any]:
+    return {**asdict(cost), "peak_memory_bytes": peak_memory_bytes()}
