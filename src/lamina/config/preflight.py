@@ -30,6 +30,7 @@ CHOICES = {
     "logger.wandb.mode": ("auto", "online", "offline"),
     "adapter.bias": ("none", "all", "lora_only"),
     "selector.token": ("last", "mean"),
+    "scan.rows": ("joined", "apart"),
     "scan.stream": ("auto", True, False, "true", "false"),
 }
 """Keys with a few allowed values; those of an option that was not chosen are absent."""

@@ -2,20 +2,17 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lamina.depth.scan import ScanSettings, budget, sweep
 from lamina.depth.stack import LayerStack
-
-if TYPE_CHECKING:
-    import torch
+from lamina.depth.windows import Windows
 
 logger = logging.getLogger(__name__)
 
 
 def greedy_order(
     stack: LayerStack,
-    ids: "torch.Tensor",
+    windows: Windows,
     settings: ScanSettings,
     count: int,
     known: Sequence[int],
@@ -28,7 +25,7 @@ def greedy_order(
 
     Args:
         stack: The model.
-        ids: Calibration windows, (windows, tokens).
+        windows: Calibration text.
         settings: Of the scan; sublayers play no role.
         count: How many layers go.
         known: The beginning of the order, where it is known already.
@@ -38,8 +35,8 @@ def greedy_order(
     while len(order) < count:
         gone = frozenset(order)
         left = stack.num_layers - len(gone)
-        allowed = budget(settings, stack, ids, free, left)
-        scores, _ = sweep(stack, ids, allowed, sublayers=False, folder=None, skipped=gone)
+        allowed = budget(settings, stack, windows, free, left)
+        scores, _ = sweep(stack, windows, allowed, sublayers=False, folder=None, skipped=gone)
         mean = {index: sum(scores.loss["layer", index]) for index in range(stack.num_layers)
                 if index not in gone}  # fmt: skip
         order.append(min(mean, key=lambda index: (mean[index], index)))

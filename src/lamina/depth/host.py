@@ -70,32 +70,23 @@ class Host:
         self.model.tie_weights()
         self.model.to(device).eval()
         self.device = device
-        self._calls: dict[tuple[int, int], list[LayerCall]] = {}
 
-    def embed(self, ids: "torch.Tensor") -> "torch.Tensor":
-        """Return the first layer's input.
+    def begin(
+        self, ids: "torch.Tensor", positions: "torch.Tensor | None"
+    ) -> "tuple[torch.Tensor, Sequence[LayerCall]]":
+        """Return the first layer's input, and what each layer is called with.
 
         Args:
-            ids: Token ids, (windows, tokens).
+            ids: Token ids, (windows, tokens), without padding.
+            positions: Of each token in its document, of the same shape: where they begin anew, the
+                model keeps documents apart. None for one text a window.
 
         Returns:
-            (windows, tokens, width).
+            (windows, tokens, width), and one call a layer.
         """
-        self._forward(ids, None)
+        self._forward(ids, None, positions)
         hidden: torch.Tensor = self.recorders[0].seen
-        return hidden
-
-    def calls(self, windows: int, tokens: int) -> Sequence[LayerCall]:
-        """Return what each layer is called with, for windows without padding."""
-        import torch
-
-        key = (windows, tokens)
-        if key not in self._calls:
-            self._forward(torch.zeros(key, dtype=torch.long), None)
-            self._calls[key] = [
-                LayerCall(recorder.arguments, recorder.options) for recorder in self.recorders
-            ]
-        return self._calls[key]
+        return hidden, [LayerCall(r.arguments, r.options) for r in self.recorders]
 
     def logits(self, hidden: "torch.Tensor") -> "torch.Tensor":
         """Return the predictions from the last layer's output.
@@ -112,9 +103,15 @@ class Host:
         logits: torch.Tensor = self._forward(ids, hidden[None]).logits[0].float()
         return logits
 
-    def _forward(self, ids: "torch.Tensor", given: "torch.Tensor | None") -> Any:
+    def _forward(
+        self,
+        ids: "torch.Tensor",
+        given: "torch.Tensor | None",
+        positions: "torch.Tensor | None" = None,
+    ) -> Any:
         self.recorders[0].given = given
-        return self.model(input_ids=ids.to(self.device), use_cache=False)
+        placed = {} if positions is None else {"position_ids": positions.to(self.device)}
+        return self.model(input_ids=ids.to(self.device), use_cache=False, **placed)
 
 
 def _recorder(block: Any) -> Any:

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lamina.depth.quantities import size
 from lamina.depth.scores import HEAD_BYTES, Scores
 from lamina.depth.stack import LayerStack
 from lamina.depth.streams import TOKENS_AT_ONCE, Streams
+from lamina.depth.windows import Windows
 from lamina.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
 
 SAVE_SHARE = 0.05
 """Share of a scan's time that saving its state may take."""
@@ -35,6 +33,10 @@ class ScanSettings:
 
     sets: int
     """Calibration sets: the first is the beginning of the text, others are drawn from the rest."""
+
+    rows: str
+    """joined: rows are one text, and every next token counts; apart: rows are kept apart and only
+    trained tokens count, as in training."""
 
     sublayers: bool
     """Whether each layer's attention and mlp are scored apart, too."""
@@ -73,14 +75,14 @@ class Budget:
 
 
 def budget(
-    settings: ScanSettings, stack: LayerStack, ids: "torch.Tensor", free: int, num_kept: int
+    settings: ScanSettings, stack: LayerStack, windows: Windows, free: int, num_kept: int
 ) -> Budget:
     """Decide how much is in memory at once.
 
     Args:
         settings: Of the scan.
         stack: The model.
-        ids: Token ids, (windows, tokens).
+        windows: Calibration text.
         free: Bytes that the machine has left.
         num_kept: Layers that take part.
 
@@ -91,9 +93,9 @@ def budget(
     kinds = 3 if settings.sublayers else 1
     states = (kinds + 1) * num_kept + 2
     width = stack.host.model.config.hidden_size
-    window = states * ids.shape[1] * width * stack.dtype.itemsize
+    window = states * windows.length * width * stack.dtype.itemsize
     outside, layer, every = stack.weight_bytes()
-    working = HEAD_BYTES + 16 * max(TOKENS_AT_ONCE, ids.shape[1]) * width * 4
+    working = HEAD_BYTES + 16 * max(TOKENS_AT_ONCE, windows.length) * width * 4
     fixed = outside + working
     streamed = {"true": True, "false": False}.get(
         str(settings.stream).lower(), fixed + every + window > min(limit, free)
@@ -106,12 +108,12 @@ def budget(
             f"least {-(-(fixed + window) // 10**8) / 10:.1f}GB"
             + ("" if streamed else ", or scan.stream=true")
         )
-    return Budget(hold=not streamed, windows=min(len(ids), (limit - fixed) // window))
+    return Budget(hold=not streamed, windows=min(len(windows), (limit - fixed) // window))
 
 
 def sweep(
     stack: LayerStack,
-    ids: "torch.Tensor",
+    windows: Windows,
     allowed: Budget,
     *,
     sublayers: bool,
@@ -122,7 +124,7 @@ def sweep(
 
     Args:
         stack: The model.
-        ids: Calibration windows, (windows, tokens).
+        windows: Calibration text.
         allowed: What fits into memory.
         sublayers: Whether attention and mlp are scored apart, too.
         folder: Where the state is saved, and taken up again; None saves nothing.
@@ -132,7 +134,7 @@ def sweep(
 
     if allowed.hold:
         stack.hold()
-    passes = list(ids.split(allowed.windows))
+    passes = list(windows.split(allowed.windows))
     state = _State(folder)
     with torch.inference_mode(), _bar(stack, passes, sublayers, skipped) as bar:
         for number in range(state.cost.passes, len(passes)):
@@ -143,7 +145,7 @@ def sweep(
 
 def _one_pass(
     stack: LayerStack,
-    ids: "torch.Tensor",
+    windows: Windows,
     state: "_State",
     sublayers: bool,
     skipped: frozenset[int],
@@ -151,7 +153,7 @@ def _one_pass(
 ) -> None:
     """Take one share of the windows through all layers, and score them."""
     began = time.monotonic()
-    streams = Streams(stack, ids, sublayers=sublayers, skipped=skipped)
+    streams = Streams(stack, windows, sublayers=sublayers, skipped=skipped)
     start = state.restore(streams)
     for index, block in stack.blocks(start):
         bar.set_description(
@@ -162,7 +164,7 @@ def _one_pass(
     bar.set_description("predictions")
     headed = time.monotonic()
     state.scores.add_states(streams)
-    state.scores.add_predictions(streams, ids, lambda _: None)
+    state.scores.add_predictions(streams, windows)
     ended = time.monotonic()
     state.cost.passes += 1
     state.cost.layer_forwards = max(state.cost.layer_forwards, streams.layer_forwards)

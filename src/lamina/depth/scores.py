@@ -1,14 +1,15 @@
 """Scores from hidden states: losses and divergences, influences and distances."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.statistics import LeaveOneOut, Stability, Statistics
 from lamina.depth.streams import Left, Streams
+from lamina.depth.windows import Windows
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +22,14 @@ HEAD_BYTES = 2**28
 class Scores:
     """Sums over windows, for as many of them as have been swept."""
 
+    counts: list[int] = field(default_factory=list)
+    """Predictions that count, of each window."""
+
     loss: dict[Left | None, list[float]] = field(default_factory=dict)
-    """Of each stream, one mean a window in nats a token; None is the whole model."""
+    """Of each stream, the sum over a window's predictions in nats; None is the whole model."""
 
     kl: dict[Left, list[float]] = field(default_factory=dict)
-    """Divergence from the whole model's predictions, one mean a window."""
+    """Divergence from the whole model's predictions, summed over a window."""
 
     cosine: dict[int, list[float]] = field(default_factory=dict)
     """Of each layer's input and output, one mean a window; by position among the kept layers."""
@@ -41,16 +45,20 @@ class Scores:
 
     def written(self) -> dict[str, Any]:
         """Return the sums in a form for JSON: a list of keys and values."""
-        return {
-            name: [[key, values] for key, values in sums.items()]
-            for name, sums in vars(self).items()
+        sums = {
+            name: [[key, values] for key, values in kinds.items()]
+            for name, kinds in vars(self).items()
+            if name != "counts"
         }
+        return {**sums, "counts": self.counts}
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> "Scores":
         """Return the scores of which `written` gave the content."""
-        found = cls()
+        found = cls(counts=list(content["counts"]))
         for name, sums in content.items():
+            if name == "counts":
+                continue
             for key, values in sums:
                 getattr(found, name)[tuple(key) if isinstance(key, list) else key] = values
         return found
@@ -75,36 +83,26 @@ class Scores:
         self.cosine.setdefault(end - 1, []).append(cosine.mean().item())
         self.magnitude.setdefault(end - 1, []).append(ratio.mean().item())
 
-    def add_predictions(self, streams: Streams, ids: "torch.Tensor", tick: Any) -> None:
+    def add_predictions(self, streams: Streams, windows: Windows) -> None:
         """Score every stream's predictions of the next token.
 
         Args:
             streams: Behind the last layer.
-            ids: Token ids, (windows, tokens).
-            tick: Called with 1 for each window.
+            windows: The text that they come from.
         """
-        import torch
-        from torch.nn.functional import log_softmax
-
         host = streams.stack.host
         rows = max(1, HEAD_BYTES // (16 * host.model.config.vocab_size))
-        for window, row in enumerate(ids):
-            targets = row[1:].to(host.device)
+        for window, ids in enumerate(windows.ids):
+            # The state of one token predicts the next one.
+            before = windows.counted[window, 1:].nonzero()[:, 0]
+            self.counts.append(len(before))
             sums: dict[Any, list[float]] = {}
-            for start in range(0, len(targets), rows):
-                part = slice(start, min(start + rows, len(targets)))
-                wanted = targets[part, None]
-                whole = log_softmax(host.logits(streams.whole()[window, part]), dim=-1)
-                probabilities = whole.exp()
-                sums.setdefault(None, []).append(-_sum(whole.gather(1, wanted)))
-                for left, state in zip(streams.left, streams.states, strict=False):
-                    other = log_softmax(host.logits(state[window, part]), dim=-1)
-                    sums.setdefault(left, []).append(-_sum(other.gather(1, wanted)))
-                    gap = (probabilities * (whole - other)).sum(dim=-1, dtype=torch.float64)
-                    sums.setdefault(("kl", left), []).append(_sum(gap))
+            for part in before.split(rows):
+                targets = ids[part + 1, None].to(host.device)
+                for key, value in _predictions(streams, window, part, targets):
+                    sums.setdefault(key, []).append(value)
             for key, values in sums.items():
-                self._add(key, math.fsum(values) / len(targets))
-            tick(1)
+                self._add(key, math.fsum(values))
 
     def _add(self, key: Any, value: float) -> None:
         if isinstance(key, tuple) and key[0] == "kl":
@@ -112,22 +110,21 @@ class Scores:
         else:
             self.loss.setdefault(key, []).append(value)
 
-    def statistics(self, num_layers: int, tokens: int, sets: Sequence[range]) -> Statistics:
+    def statistics(self, num_layers: int, sets: Sequence[range]) -> Statistics:
         """Return what was found out.
 
         Args:
             num_layers: Of the model; no layer may have been skipped.
-            tokens: In one window.
             sets: The windows of each calibration set.
         """
         whole = self.loss[None]
         parts = sorted({kind for kind, _ in self.kl} - {"layer"})
         return Statistics(
             num_layers=num_layers,
-            num_tokens=len(whole) * (tokens - 1),
+            num_tokens=sum(self.counts),
             num_windows=len(whole),
-            baseline_loss=mean(whole),
-            baseline_stderr=_stderr(whole),
+            baseline_loss=self._mean(whole),
+            baseline_stderr=self._stderr(whole),
             leave_one_out=self._left_out("layer", num_layers),
             block_influence=tuple(1 - mean(self.cosine[i]) for i in range(num_layers)),
             magnitude=tuple(mean(self.magnitude[i]) for i in range(num_layers)),
@@ -142,15 +139,27 @@ class Scores:
         losses = [self.loss[kind, i] for i in range(num_layers)]
         deltas = [[a - b for a, b in zip(loss, whole, strict=True)] for loss in losses]
         return LeaveOneOut(
-            loss=tuple(map(mean, losses)),
-            stderr=tuple(map(_stderr, losses)),
-            delta_stderr=tuple(map(_stderr, deltas)),
-            kl=tuple(mean(self.kl[kind, i]) for i in range(num_layers)),
+            loss=tuple(map(self._mean, losses)),
+            stderr=tuple(map(self._stderr, losses)),
+            delta_stderr=tuple(map(self._stderr, deltas)),
+            kl=tuple(self._mean(self.kl[kind, i]) for i in range(num_layers)),
         )
+
+    def _mean(self, sums: Sequence[float]) -> float:
+        """Per prediction, over all windows."""
+        return math.fsum(sums) / sum(self.counts)
+
+    def _stderr(self, sums: Sequence[float]) -> float:
+        """Of the mean: windows are the independent draws, and may count different numbers."""
+        if len(sums) < 2:
+            return 0.0
+        mean = self._mean(sums)
+        spread = math.fsum((s - mean * n) ** 2 for s, n in zip(sums, self.counts, strict=True))
+        return math.sqrt(spread * len(sums) / (len(sums) - 1)) / sum(self.counts)
 
     def _stability(self, num_layers: int, sets: Sequence[range]) -> Stability:
         rankings = [
-            [mean(self.loss["layer", i][w] for w in windows) for i in range(num_layers)]
+            [math.fsum(self.loss["layer", i][w] for w in windows) for i in range(num_layers)]
             for windows in sets
         ]
         pairs = list(combinations(rankings, 2))
@@ -192,8 +201,23 @@ def _triangle(
     )
 
 
-def _stderr(values: Sequence[float]) -> float:
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def _predictions(
+    streams: Streams, window: int, part: "torch.Tensor", targets: "torch.Tensor"
+) -> Iterator[tuple[Any, float]]:
+    """Give each stream's summed loss and divergence for some tokens of a window."""
+    import torch
+    from torch.nn.functional import log_softmax
+
+    host = streams.stack.host
+    part = part.to(host.device)
+    whole = log_softmax(host.logits(streams.whole()[window, part]), dim=-1)
+    probabilities = whole.exp()
+    yield None, -_sum(whole.gather(1, targets))
+    for left, state in zip(streams.left, streams.states, strict=False):
+        other = log_softmax(host.logits(state[window, part]), dim=-1)
+        yield left, -_sum(other.gather(1, targets))
+        gap = (probabilities * (whole - other)).sum(dim=-1, dtype=torch.float64)
+        yield ("kl", left), _sum(gap)
 
 
 def _sum(tensor: "torch.Tensor") -> float:

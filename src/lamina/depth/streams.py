@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.host import LayerCall
+from lamina.depth.windows import Windows
 from lamina.errors import ModelError
 
 if TYPE_CHECKING:
@@ -36,23 +36,26 @@ class Streams:
     """The states of some windows, before or behind one layer."""
 
     def __init__(
-        self, stack: "LayerStack", ids: "torch.Tensor", *, sublayers: bool, skipped: frozenset[int]
+        self, stack: "LayerStack", windows: Windows, *, sublayers: bool, skipped: frozenset[int]
     ) -> None:
         """Begin before the first layer.
 
         Args:
             stack: The model.
-            ids: Token ids, (windows, tokens).
+            windows: Calibration text.
             sublayers: Whether streams without a layer's attention or mlp are wanted, too.
             skipped: 0-based layers that are left out of every stream.
         """
         import torch
 
         self.stack, self.sublayers, self.skipped = stack, sublayers, skipped
-        self.windows, self.tokens = ids.shape
-        self.at_once = max(1, TOKENS_AT_ONCE // self.tokens)
+        self.windows = len(windows)
+        self.at_once = max(1, TOKENS_AT_ONCE // windows.length)
         depth = stack.num_layers - len(skipped)
-        first = torch.cat([stack.host.embed(part) for part in ids.split(self.at_once)])
+        begun = [stack.host.begin(w.ids, w.positions) for w in windows.split(self.at_once)]
+        first = torch.cat([hidden for hidden, _ in begun])
+        self.calls = [calls for _, calls in begun]
+        """Of each portion of windows, what each layer is called with."""
         self.left: list[Left] = []
         self.states = first.new_empty((len(self._kinds) * depth, *first.shape))
         """Of each stream in `left`: (streams, windows, tokens, width)."""
@@ -130,10 +133,9 @@ class Streams:
         return self.states[len(self.left) - 1]
 
     def _through(self, index: int, block: Any, given: "torch.Tensor", out: "torch.Tensor") -> None:
-        parts = zip(given.split(self.at_once), out.split(self.at_once), strict=True)
-        for source, target in parts:
-            call: LayerCall = self.stack.host.calls(len(source), self.tokens)[index]
-            target.copy_(call.apply(block, source))
+        parts = zip(given.split(self.at_once), out.split(self.at_once), self.calls, strict=True)
+        for source, target, calls in parts:
+            target.copy_(calls[index].apply(block, source))
 
 
 @contextmanager

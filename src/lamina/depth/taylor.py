@@ -1,25 +1,21 @@
 """First-order importance of layers: how much the loss changes as their weights go to zero."""
 
-from typing import TYPE_CHECKING
-
 from lamina.depth.blocks import decoder_stack
 from lamina.depth.loading import load_model
 from lamina.depth.source import Source
 from lamina.depth.surgery import layer_count
-
-if TYPE_CHECKING:
-    import torch
+from lamina.depth.windows import Windows
 
 
-def taylor_importance(source: Source, ids: "torch.Tensor", device: str) -> tuple[float, ...]:
+def taylor_importance(source: Source, windows: Windows, device: str) -> tuple[float, ...]:
     """Return the sum of |weight x gradient| over each layer's weights.
 
-    The gradient is that of the mean next-token loss over all windows (Kim et al. 2024, Shortened
+    The gradient is that of the mean loss over all predictions that count (Kim et al. 2024, Shortened
     LLaMA, arXiv:2402.02834). The whole model and its gradient are in memory, in float32.
 
     Args:
         source: The model.
-        ids: Calibration windows, (windows, tokens).
+        windows: Calibration text.
         device: Where to compute.
     """
     import torch
@@ -27,9 +23,13 @@ def taylor_importance(source: Source, ids: "torch.Tensor", device: str) -> tuple
 
     every = range(layer_count(source.config))
     model = load_model(source, every, dtype=torch.float32, device=device).eval()
-    for row in ids.to(device):
-        logits = model(input_ids=row[None], use_cache=False).logits[0, :-1].float()
-        (cross_entropy(logits, row[1:]) / len(ids)).backward()
+    total = int(windows.counted[:, 1:].sum())
+    for window in windows.split(1):
+        ids, counted = window.ids.to(device), window.counted[0, 1:].to(device)
+        placed = {} if window.positions is None else {"position_ids": window.positions.to(device)}
+        logits = model(input_ids=ids, use_cache=False, **placed).logits[0, :-1].float()
+        losses = cross_entropy(logits, ids[0, 1:], reduction="none")
+        (losses[counted].sum() / total).backward()
     with torch.no_grad():
         return tuple(
             sum(

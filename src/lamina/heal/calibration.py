@@ -3,95 +3,120 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth.windows import Windows
 from lamina.errors import ConfigError, DataError
 from lamina.heal.data import Split
 from lamina.heal.rows import FORMS, form_of, problem_of
+from lamina.heal.tokenization import IGNORED, Tokenization
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
-
-@dataclass(frozen=True)
-class Windows:
-    """Token ids without padding, and which of them form one calibration set."""
-
-    ids: "torch.Tensor"
-    """(windows, tokens)."""
-
-    sets: tuple[range, ...]
-    """Windows of each set."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of shape and token ids."""
-        shape = f"{tuple(self.ids.shape)} {self.sets}".encode()
-        return sha256(shape + self.ids.numpy().tobytes()).hexdigest()
+Token = tuple[int, int, bool]
+"""Id, position in its document, and whether its prediction counts."""
 
 
-def calibration_windows(
-    split: Split,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    tokens: int,
-    length: int,
-    sets: int,
-    seed: int,
-) -> Windows:
-    """Cut calibration text into windows.
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How rows become windows."""
 
-    The rows are tokenized in their order, each with the tokenizer's own special tokens (a chat with
-    its template), put one behind the other and cut into windows; what does not fill the last one is
-    dropped. The first set is the beginning of the text. Further ones are drawn at random from the
-    windows behind it, each window for one set only.
+    tokens: int
+    """Of one set; the last window that fits in ends it."""
 
-    Args:
-        split: The rows.
-        tokenizer: The model's.
-        tokens: Of one set; the last window that fits in ends it.
-        length: Tokens in one window.
-        sets: Number of calibration sets.
-        seed: Of the draws.
+    length: int
+    """Tokens in one window."""
 
-    Raises:
-        ConfigError: A set is shorter than one window.
-        DataError: A row cannot be used, or there is too little text.
-    """
-    import torch
+    sets: int
+    """The first one is the beginning of the text; further ones are drawn from the windows behind
+    it, each window for one set only."""
 
-    count = tokens // length
-    if count < 1:
-        raise ConfigError(
-            f"scan.tokens={tokens} is less than one window of max_seq_length={length} tokens: give "
-            "more tokens or a shorter window"
-        )
-    # With several sets all text is tokenized: the draws are from the whole of it.
-    text = _token_ids(split, tokenizer, None if sets > 1 else count * length)
-    found = len(text) // length
-    if found < (sets if sets > 1 else 1):
-        raise DataError(
-            f"{split.origin}: {len(text):,} tokens are less than {sets} windows of "
-            f"max_seq_length={length}: give more text or a shorter window"
-        )
-    count = min(count, found // sets)
-    rest = list(range(count, found))
-    random.Random(seed).shuffle(rest)
-    chosen = [*range(count), *rest[: count * (sets - 1)]]
-    ids = torch.tensor(text[: found * length]).view(found, length)[chosen]
-    return Windows(ids, tuple(range(i * count, (i + 1) * count) for i in range(sets)))
+    seed: int
+    """Of the draws."""
 
+    apart: bool
+    """Whether rows are kept apart and only trained tokens count; otherwise they are one text."""
 
-def _token_ids(split: Split, tokenizer: "PreTrainedTokenizerBase", enough: int | None) -> list[int]:
-    columns = FORMS[form_of(split)]
-    ids: list[int] = []
-    for row in _usable(split, columns):
-        ids += _row_ids(row, columns, tokenizer)
-        if enough is not None and len(ids) >= enough:
-            break
-    return ids
+    loss_on: str
+    """Which tokens are trained: data.loss_on."""
+
+    def windows(
+        self, split: Split, tokenizer: "PreTrainedTokenizerBase"
+    ) -> tuple[Windows, tuple[range, ...]]:
+        """Cut calibration text into windows, and say which of them form each set.
+
+        Rows are tokenized in their order and put one behind the other. Joined, each has the
+        tokenizer's own special tokens (a chat its template), and a window ends wherever it is full.
+        Apart, rows are tokenized as for training, and the part of a row that does not fit into a
+        window is left out. What does not fill the last window is dropped.
+
+        Args:
+            split: The rows.
+            tokenizer: The model's.
+
+        Raises:
+            ConfigError: A set is shorter than one window, or no prediction would count.
+            DataError: A row cannot be used, or there is too little text.
+        """
+        count = self.tokens // self.length
+        if count < 1:
+            raise ConfigError(
+                f"scan.tokens={self.tokens} is less than one window of "
+                f"max_seq_length={self.length} tokens: give more tokens or a shorter window"
+            )
+        # With several sets all text is tokenized: the draws are from the whole of it.
+        found = list(self._cut(split, tokenizer, None if self.sets > 1 else count))
+        if len(found) < self.sets:
+            raise DataError(
+                f"{split.origin}: its text fills {len(found)} windows of "
+                f"max_seq_length={self.length} tokens, and {self.sets} are needed: give more text "
+                "or a shorter window"
+            )
+        count = min(count, len(found) // self.sets)
+        rest = list(range(count, len(found)))
+        random.Random(self.seed).shuffle(rest)
+        chosen = [*range(count), *rest[: count * (self.sets - 1)]]
+        sets = tuple(range(i * count, (i + 1) * count) for i in range(self.sets))
+        return self._tensors([found[index] for index in chosen]), sets
+
+    def _tensors(self, windows: list[list[Token]]) -> Windows:
+        import torch
+
+        ids, positions, counted = torch.tensor(windows).unbind(dim=-1)
+        counted = counted.bool()
+        counted[:, 0] = False
+        if not counted.any():
+            raise ConfigError("scan.rows=apart: no token of the calibration text is a trained one")
+        return Windows(ids, positions if self.apart else None, counted)
+
+    def _cut(
+        self, split: Split, tokenizer: "PreTrainedTokenizerBase", enough: int | None
+    ) -> Iterator[list[Token]]:
+        window: list[Token] = []
+        number = 0
+        for row in self._documents(split, tokenizer):
+            window += row
+            while len(window) >= self.length:
+                yield window[: self.length]
+                number += 1
+                if number == enough:
+                    return
+                window = [] if self.apart else window[self.length :]
+
+    def _documents(
+        self, split: Split, tokenizer: "PreTrainedTokenizerBase"
+    ) -> Iterator[list[Token]]:
+        columns = FORMS[form_of(split)]
+        if not self.apart:
+            for row in _usable(split, columns):
+                yield [(token, 0, True) for token in _row_ids(row, columns, tokenizer)]
+            return
+        tokenize = Tokenization(tokenizer, self.loss_on, self.length, split)
+        for number, row in enumerate(split.rows):
+            encoded = tokenize.row(row, number, split.origin)
+            pairs = zip(encoded["input_ids"], encoded["labels"], strict=True)
+            yield [(i, at, at > 0 and lab != IGNORED) for at, (i, lab) in enumerate(pairs)]
 
 
 def _usable(split: Split, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,8 @@ from lamina.depth.source import Source
 from lamina.depth.stack import LayerStack, open_stack
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.depth.taylor import taylor_importance
-from lamina.heal.calibration import Windows, calibration_windows
+from lamina.depth.windows import Windows
+from lamina.heal.calibration import Calibration
 from lamina.heal.data import DataSource, Synthetic
 from lamina.measure.console import quiet_transformers
 from lamina.measure.device import compute_device, free_memory_bytes, peak_memory_bytes
@@ -78,7 +79,7 @@ class CachedScores:
             if len(known) < count:
                 with self._open() as stack:
                     known = greedy_order(
-                        stack, self._windows.ids, self.request.settings, count, known,
+                        stack, self._windows, self.request.settings, count, known,
                         free_memory_bytes(),
                     )  # fmt: skip
                 cache.content = {"order": known}
@@ -88,17 +89,20 @@ class CachedScores:
         """Return each layer's first-order importance."""
         with self._cached("taylor.json") as cache:
             if cache.content is None:
-                found = taylor_importance(self.request.source, self._windows.ids, compute_device())
+                found = taylor_importance(self.request.source, self._windows, compute_device())
                 cache.content = {"importance": list(found)}
             return tuple(cache.content["importance"])
 
     def _scanned(self, folder: Path) -> dict[str, Any]:
-        settings, ids = self.request.settings, self._windows.ids
-        logger.info("scoring the layers of %s on %d windows", self.request.source.name, len(ids))
+        settings, (windows, sets) = self.request.settings, self._calibration
+        name = self.request.source.name
+        logger.info("scoring the layers of %s on %d windows", name, len(windows))
         with self._open() as stack:
-            allowed = budget(settings, stack, ids, free_memory_bytes(), stack.num_layers)
-            scores, cost = sweep(stack, ids, allowed, sublayers=settings.sublayers, folder=folder)
-            found = scores.statistics(stack.num_layers, ids.shape[1], self._windows.sets)
+            allowed = budget(settings, stack, windows, free_memory_bytes(), stack.num_layers)
+            scores, cost = sweep(
+                stack, windows, allowed, sublayers=settings.sublayers, folder=folder
+            )
+            found = scores.statistics(stack.num_layers, sets)
         return {**found.content(), **_costs(cost), "provenance": self._provenance()}
 
     def _provenance(self) -> dict[str, Any]:
@@ -119,17 +123,22 @@ class CachedScores:
         with open_stack(self.request.source, self.request.dtype(), compute_device()) as stack:
             yield stack
 
-    @cached_property
+    @property
     def _windows(self) -> Windows:
+        return self._calibration[0]
+
+    @cached_property
+    def _calibration(self) -> tuple[Windows, tuple[range, ...]]:
         request = self.request
-        return calibration_windows(
-            request.data.load().train,
-            load_tokenizer(request.source),
+        calibration = Calibration(
             tokens=count("scan.tokens", request.settings.tokens),
             length=request.max_seq_length,
             sets=request.settings.sets,
             seed=request.seed,
+            apart=request.settings.rows == "apart",
+            loss_on=request.data.loss_on,
         )
+        return calibration.windows(request.data.load().train, load_tokenizer(request.source))
 
     @cached_property
     def _folder(self) -> Path:
@@ -139,7 +148,7 @@ class CachedScores:
             source.revision or weights_fingerprint(source),
             source.name if source.revision else "",
             json.dumps(source.config, sort_keys=True),
-            self._windows.fingerprint,
+            f"{self._windows.fingerprint} {self._calibration[1]}",
             str(self.request.dtype()),
             str(self.request.settings.sublayers),
             code_version(),

@@ -89,7 +89,7 @@ class Tokenization:
                 f"{' and '.join(self.columns)}: give both the same columns"
             )
         tokenized = split.rows.map(
-            self._tokenize,
+            self.row,
             with_indices=True,
             fn_kwargs={"origin": split.origin},
             remove_columns=split.rows.column_names,
@@ -126,7 +126,17 @@ class Tokenization:
         ids = list(ids[: max(1, len(ids) // 2)])
         return self.tokenizer.decode(ids), ids
 
-    def _tokenize(self, row: dict[str, Any], index: int, origin: str) -> dict[str, Any]:
+    def row(self, row: dict[str, Any], index: int, origin: str) -> dict[str, Any]:
+        """Tokenize one row.
+
+        Args:
+            row: Its columns.
+            index: Its 0-based number, for an error.
+            origin: The name by which an error speaks of the rows.
+
+        Raises:
+            DataError: The row cannot be used.
+        """
         if problem := problem_of(row, self.columns):
             raise DataError(f"{origin}, row {index + 1}: {problem}")
         encode: dict[str, Callable[[dict[str, Any]], tuple[list[int], Sequence[int]]]] = {
