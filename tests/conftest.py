@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -24,6 +24,23 @@ SHORT = (
     "evaluation.max_new_tokens=8",
 )
 """The quickstart cut to a few seconds of training."""
+
+
+class NoScores:
+    """Stands where no score may be asked for."""
+
+    def statistics(self) -> NoReturn:
+        raise AssertionError("statistics are asked for")
+
+    greedy = taylor = statistics
+
+
+NO_SCORES = NoScores()
+
+
+def no_scores(_: object) -> NoScores:
+    """What `make_plan` gets where the choice goes by position."""
+    return NO_SCORES
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from lamina import __version__
 COMMANDS = {
     "train": "compose and run one experiment or a sweep; the same as python -m train",
     "scan": "score every layer of a model in one sweep over its weights",
+    "shortlist": "scan, then heal without each of the few layers that cost least",
     "cut": "write a model without some of its layers, unhealed",
     "export": "write a run's result in another form: a whole model, or its adapter",
     "show": "print the layers of a model or a run, with parameters, bytes and types",

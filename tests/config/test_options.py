@@ -89,6 +89,15 @@ def test_an_option_composes_and_builds(group: str, option: str) -> None:
     assert isinstance(instantiate(config), Run)
 
 
+@pytest.mark.parametrize("option", options("selector"))
+def test_a_selector_composes_and_reaches_the_model(option: str) -> None:
+    config = composed("model=pruned", f"selector={option}")
+    preflight(config)
+    run = instantiate(config)
+    assert run.model.selector == run.selector
+    assert config.model.selector == config.selector
+
+
 DEFAULTS = {
     "model_name": "Qwen/Qwen3-8B",
     "max_seq_length": 4096,

@@ -68,7 +68,11 @@ def test_eval_jsonl_holds_evaluated_rows(pruned: Finished) -> None:
     assert len(rows) == 60
     for row in rows:
         assert len(row["input_ids"]) == len(row["labels"])
-        assert all(label in (-100, i) for i, label in zip(*row.values(), strict=True))
+        pairs = zip(row["input_ids"], row["labels"], strict=True)
+        assert all(label in (-100, i) for i, label in pairs)
+    counts = [sum(label != -100 for label in row["labels"][1:]) for row in rows]
+    mean = sum(row["loss"] * n for row, n in zip(rows, counts, strict=True)) / sum(counts)
+    assert mean == pytest.approx(pruned.metrics["eval_sample_loss"], rel=1e-9)
 
 
 def test_an_adapter_remembers_its_depth_in_every_checkpoint(pruned: Finished) -> None:

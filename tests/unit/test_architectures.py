@@ -15,11 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lamina.depth.blocks import decoder_stack
 from lamina.depth.loading import load_model
 from lamina.depth.plan import make_plan
+from lamina.depth.selection import First
 from lamina.depth.source import resolve
 from lamina.depth.variants import Layers, Original, Pruned
 from lamina.errors import ModelError
 from lamina.measure.cut import write_cut
 from tests.architectures import ARCHITECTURES, NUM_LAYERS, build, save
+from tests.conftest import no_scores
 
 KEPT = {
     "start dropped": (1, 2, 3, 4, 5),
@@ -96,7 +98,7 @@ def test_the_original_is_bit_identical_to_the_stock_model(folder: Path) -> None:
 
 def test_the_streamed_checkpoint_is_the_same_model(folder: Path, tmp_path: Path) -> None:
     kept = KEPT["not contiguous"]
-    plan = make_plan(Layers(keep=list(kept), drop=None), str(folder))
+    plan = make_plan(Layers(keep=list(kept), drop=None), str(folder), no_scores)
     write_cut(plan, tmp_path / "cut", max_shard_bytes=20_000)
     model, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "cut", dtype=torch.float32, output_loading_info=True
@@ -134,7 +136,8 @@ def test_a_config_that_says_it_by_cadence_or_default_gives_the_same_model(
     path.write_text(json.dumps({**content, **instead}))
     smaller = load_model(resolve(str(folder)), kept, dtype=torch.float32).eval()
     assert torch.equal(logits(smaller), expected)
-    write_cut(make_plan(Layers(keep=list(kept), drop=None), str(folder)), tmp_path / "cut")
+    plan = make_plan(Layers(keep=list(kept), drop=None), str(folder), no_scores)
+    write_cut(plan, tmp_path / "cut")
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", dtype=torch.float32)
     assert torch.equal(logits(reloaded.eval()), expected)
 
@@ -145,12 +148,12 @@ def test_heads_for_multi_token_prediction_are_left_out(tmp_path: Path) -> None:
     heads = {"mtp.layers.0.mlp.up_proj.weight": torch.ones(2), "mtp.norm.weight": torch.ones(2)}
     save_file({**load_file(path), **heads}, path, {"format": "pt"})
     expected = logits_with_blocks_skipped(folder, (1, 2))
-    write_cut(make_plan(Layers(keep=[1, 2], drop=None), str(folder)), tmp_path / "cut")
+    write_cut(make_plan(Layers(keep=[1, 2], drop=None), str(folder), no_scores), tmp_path / "cut")
     written = load_file(tmp_path / "cut" / "model.safetensors")
     assert not [name for name in written if name.startswith("mtp")]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", dtype=torch.float32)
     assert torch.equal(logits(model.eval()), expected)
-    write_cut(make_plan(Original(), str(folder)), tmp_path / "whole")
+    write_cut(make_plan(Original(), str(folder), no_scores), tmp_path / "whole")
     assert heads.keys() < load_file(tmp_path / "whole" / "model.safetensors").keys()
 
 
@@ -160,7 +163,7 @@ def test_gemma_3n_is_refused_with_the_reason(nested: bool, tmp_path: Path) -> No
     whole = {"model_type": "gemma3n", "text_config": text}
     (tmp_path / "config.json").write_text(json.dumps(whole if nested else text))
     with pytest.raises(ModelError, match="num_kv_shared_layers=15: late layers use the keys and"):
-        make_plan(Pruned(keep_layers=20), str(tmp_path))
+        make_plan(Pruned(keep_layers=20, selector=First()), str(tmp_path), no_scores)
 
 
 GGUF: dict[str, tuple[str, dict[str, Any]]] = {
@@ -194,7 +197,7 @@ split, and two names are spelled otherwise."""
 def test_every_name_has_its_place_in_a_gguf_file(model_type: str, tmp_path: Path) -> None:
     family, changes = GGUF[model_type]
     build(model_type, **changes).save_pretrained(tmp_path / "model")
-    plan = make_plan(Layers(keep=None, drop=[0, 3]), str(tmp_path / "model"))
+    plan = make_plan(Layers(keep=None, drop=[0, 3]), str(tmp_path / "model"), no_scores)
     write_cut(plan, tmp_path / "cut")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family], len(plan.kept_layers))
     written = load_file(tmp_path / "cut" / "model.safetensors")

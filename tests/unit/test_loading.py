@@ -20,6 +20,7 @@ from lamina.depth.plan import make_plan
 from lamina.depth.source import resolve
 from lamina.depth.variants import Original
 from lamina.errors import ModelError
+from tests.conftest import no_scores
 
 SIZE = {
     "vocab_size": 64,
@@ -151,7 +152,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2}))
     with pytest.raises(ModelError, match="no safetensors weights"):
-        make_plan(Original(), str(tmp_path))
+        make_plan(Original(), str(tmp_path), no_scores)
     with pytest.raises(ModelError, match="no usable tokenizer"):
         load_tokenizer(resolve(str(tmp_path)))
 

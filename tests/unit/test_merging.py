@@ -20,6 +20,7 @@ from lamina.errors import ModelError
 from lamina.measure.cut import write_cut
 from lamina.measure.merging import WEIGHTS_FILE, adapter_updates
 from tests.architectures import ARCHITECTURES, save
+from tests.conftest import no_scores
 
 KEPT = (0, 2, 5)
 EVERY = (0, 1, 2, 3, 4, 5)
@@ -57,7 +58,7 @@ def test_each_weight_is_merged_as_peft_merges_it(
     model = trained(folder, tmp_path / "adapter", kept, **settings)
     smaller = reduction(resolve(str(folder)), kept)
     variant = Layers(keep=list(kept), drop=None) if kept == KEPT else Original()
-    write_cut(make_plan(variant, str(folder)), tmp_path / "cut")
+    write_cut(make_plan(variant, str(folder), no_scores), tmp_path / "cut")
     before = load_file(tmp_path / "cut" / "model.safetensors")
     updates = adapter_updates(tmp_path / "adapter", smaller)
     model.merge_and_unload().save_pretrained(tmp_path / "merged")

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from lamina.depth.plan import make_plan
 from lamina.depth.reading import weights_fingerprint
+from lamina.depth.selection import First
 from lamina.depth.source import INDEX_FILE, SINGLE_FILE, resolve
 from lamina.depth.variants import Original, Pruned
 from lamina.errors import ModelError
 from tests.architectures import save
-from tests.conftest import REFERENCE
+from tests.conftest import REFERENCE, no_scores
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def change_json(path: Path, **changes: Any) -> None:
 
 def refused(folder: Path, message: str) -> None:
     """Both when layers go and when none does."""
-    for variant in (Original(), Pruned(keep_layers=2)):
+    for variant in (Original(), Pruned(keep_layers=2, selector=First())):
         with pytest.raises(ModelError, match=message):
-            make_plan(variant, str(folder))
+            make_plan(variant, str(folder), no_scores)
 
 
 @pytest.mark.parametrize("cut", [1, 1000, 10_000_000])

@@ -31,7 +31,7 @@ CHOICES = {
     "adapter.bias": ("none", "all", "lora_only"),
     "selector.token": ("last", "mean"),
     "scan.rows": ("joined", "apart"),
-    "scan.stream": ("auto", True, False, "true", "false"),
+    "scan.stream": ("auto", "true", "false", "True", "False"),
 }
 """Keys with a few allowed values; those of an option that was not chosen are absent."""
 
@@ -102,8 +102,9 @@ def _ranges(content: dict[str, Any]) -> Iterator[str]:
     for key in ("r", "alpha"):
         if content["lora"][key] < 1:
             yield f"lora.{key}={content['lora'][key]}: give 1 or more"
-    if content["scan"]["sets"] < 1:
-        yield f"scan.sets={content['scan']['sets']}: give 1 or more"
+    for key in ("sets", "candidates"):
+        if content["scan"][key] < 1:
+            yield f"scan.{key}={content['scan'][key]}: give 1 or more"
     for read, key in ((count, "tokens"), (size, "memory")):
         try:
             read(f"scan.{key}", content["scan"][key])

@@ -47,6 +47,9 @@ class ScanSettings:
     memory: Any
     """Budget for weights and hidden states, such as 8GB; text beyond it takes another pass."""
 
+    candidates: int
+    """Layers that `lamina shortlist` heals without."""
+
 
 @dataclass
 class Cost:

@@ -10,8 +10,8 @@ from lamina.depth.windows import Windows
 def taylor_importance(source: Source, windows: Windows, device: str) -> tuple[float, ...]:
     """Return the sum of |weight x gradient| over each layer's weights.
 
-    The gradient is that of the mean loss over all predictions that count (Kim et al. 2024, Shortened
-    LLaMA, arXiv:2402.02834). The whole model and its gradient are in memory, in float32.
+    The gradient is that of the mean loss over all predictions that count (Kim et al. 2024,
+    Shortened LLaMA, arXiv:2402.02834). The whole model and its gradient are in memory, in float32.
 
     Args:
         source: The model.

@@ -1,0 +1,170 @@
+"""lamina scan, selectors in runs and lamina shortlist: the real commands."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHORT, Finished, environment, lamina, train
+
+SCAN = ("experiment=quickstart", "generator.train_rows=200", "max_seq_length=128", "scan.tokens=1k")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def scanned(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("scan")
+    done = lamina("scan", *SCAN, "hydra.run.dir=run", cwd=folder, LAMINA_CACHE=cache, COLUMNS="120")
+    assert done.code == 0, done.errors
+    return Finished(done.code, done.output, done.errors, folder / "run")
+
+
+def content(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "scan.json").read_text())
+
+
+def test_a_scan_writes_its_numbers_its_table_and_its_picture(scanned: Finished) -> None:
+    found = content(scanned.folder)
+    assert found["num_layers"] == 12
+    assert found["num_windows"] == 7
+    assert found["layer_forwards"] == 78
+    assert len(found["leave_one_out"]["loss"]) == len(found["block_influence"]) == 12
+    assert [len(row) for row in found["angular_distance"]] == list(range(12, 0, -1))
+    assert found["provenance"]["dtype"] == "float32"
+    assert {"seconds", "head_seconds", "peak_memory_bytes", "passes"} <= found.keys()
+    rows = list(csv.DictReader((scanned.folder / "scan.csv").open()))
+    assert [float(row["loss"]) for row in rows] == found["leave_one_out"]["loss"]
+    assert (scanned.folder / "scan.png").read_bytes().startswith(b"\x89PNG")
+    assert "cheapest" in scanned.output
+    # The first layers carry this model; without them it knows nothing.
+    losses = found["leave_one_out"]["loss"]
+    assert min(losses[:2]) > max(losses[2:])
+
+
+def test_a_second_scan_is_the_first_one(scanned: Finished, cache: str, tmp_path: Path) -> None:
+    done = lamina("scan", *SCAN, "hydra.run.dir=run", cwd=tmp_path, LAMINA_CACHE=cache)
+    assert done.code == 0, done.errors
+    assert "scoring the layers" not in done.errors
+    assert content(tmp_path / "run") == content(scanned.folder)
+
+
+def test_streamed_numbers_are_the_held_ones(scanned: Finished, tmp_path: Path) -> None:
+    given = (*SCAN, "scan.stream=true", "hydra.run.dir=run")
+    done = lamina("scan", *given, cwd=tmp_path, LAMINA_CACHE=str(tmp_path / "cache"))
+    assert done.code == 0, done.errors
+    streamed, held = content(tmp_path / "run"), content(scanned.folder)
+    for key in ("baseline_loss", "leave_one_out", "block_influence", "angular_distance"):
+        assert streamed[key] == held[key]
+
+
+def test_a_killed_scan_goes_on(scanned: Finished, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    code = (
+        "import sys, lamina.depth.scan as s; s.SAVE_SECONDS, s.SAVE_SHARE = 0.0, 1e9;"
+        "advance = s.Streams.advance\n"
+        "def slow(self, index, block, tick):\n"
+        "    import time; time.sleep(0.5); advance(self, index, block, tick)\n"
+        "s.Streams.advance = slow\n"
+        "from lamina.cli import main; sys.argv[:1] = ['lamina', 'scan']; main()"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, *SCAN],
+        cwd=tmp_path,
+        env=environment(LAMINA_CACHE=str(cache)),
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(cache.glob("scans/*/scan-state.safetensors")):
+        assert time.monotonic() < deadline
+        assert started.poll() is None
+        time.sleep(0.05)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    assert not list(cache.glob("scans/*/scan.json"))
+    done = lamina("scan", *SCAN, "hydra.run.dir=run", cwd=tmp_path, LAMINA_CACHE=str(cache))
+    assert done.code == 0, done.errors
+    assert content(tmp_path / "run")["leave_one_out"] == content(scanned.folder)["leave_one_out"]
+
+
+def test_a_sweep_over_selectors_scans_once_and_ends_in_a_table(tmp_path: Path) -> None:
+    given = ("model=pruned", "model.keep_layers=8", "selector=first,block_influence,greedy")
+    done = train(
+        tmp_path / "unused",
+        "--multirun",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        *SHORT,
+        *given,
+        "scan.tokens=1k",
+        "scan.memory=1GB",
+        LAMINA_CACHE=str(tmp_path / "cache"),
+        COLUMNS="120",
+    )
+    assert done.code == 0, done.errors
+    assert done.errors.count("scoring the layers of") == 1
+    kept = [json.loads((tmp_path / "sweep" / n / "result.json").read_text()) for n in "012"]
+    assert kept[0]["kept_layers"] == list(range(8))
+    assert all(len(result["kept_layers"]) == 8 for result in kept)
+    assert all({0, 1} <= set(result["kept_layers"]) for result in kept)
+    table = done.output.splitlines()[-3:]
+    assert [line.split()[0] for line in table] == [
+        "selector=first",
+        "selector=block_influence",
+        "selector=greedy",
+    ]
+    note = json.loads((tmp_path / "sweep/2" / kept[2]["final"] / "lamina.json").read_text())
+    assert note["selector"] == {"keep_layers": 8, "selector": {"name": "Greedy"}}
+
+
+def test_a_shortlist_heals_the_cheapest_layers(tmp_path: Path) -> None:
+    given = (*SHORT, "scan.tokens=1k", "scan.candidates=2", "hydra.run.dir=run")
+    done = lamina(
+        "shortlist", *given, cwd=tmp_path, LAMINA_CACHE=str(tmp_path / "cache"), COLUMNS="120"
+    )
+    assert done.code == 0, done.errors
+    losses = content(tmp_path / "run")["leave_one_out"]["loss"]
+    cheapest = sorted(range(12), key=lambda layer: losses[layer])[:2]
+    jobs = [json.loads((tmp_path / f"run/healing/{n}/result.json").read_text()) for n in "01"]
+    for job, layer in zip(jobs, cheapest, strict=True):
+        assert job["kept_layers"] == [index for index in range(12) if index != layer]
+    assert [line.split()[0] for line in done.output.splitlines()[-2:]] == list(map(str, cheapest))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("max_seq_length=2048", "scan.tokens=1k"), "scan.tokens=1000 is less than one window"),
+        (("scan.memory=1MB",), "scan.memory=1MB is too small"),
+        (("scan.memory=lots",), "scan.memory=lots: give a number such as 500MB or 8GB"),
+        (("scan.tokens=1z",), "scan.tokens=1z: give a number such as 4096, 16k or 1.6M"),
+        (("scan.rows=mixed",), "scan.rows=mixed: give joined or apart"),
+        (("scan.sets=0",), "scan.sets=0: give 1 or more"),
+        (("model=dropped", "selector=last"), "selector chooses the layers of model=pruned"),
+        (("selector=angular", "selector.token=first"), "selector.token=first: give last or mean"),
+    ],
+)
+def test_bad_input_is_said_in_one_line(
+    given: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    done = lamina("scan", *SCAN, *given, cwd=tmp_path, LAMINA_CACHE=str(tmp_path / "cache"))
+    assert done.code == 1
+    lines = [line for line in done.errors.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in done.errors
+
+
+def test_a_cut_has_nothing_to_score_layers_on(tmp_path: Path) -> None:
+    given = ("model=pruned", "model.keep_layers=8", "selector=greedy", "output=out")
+    done = lamina("cut", "model_name=${asset:reference}", *given, cwd=tmp_path)
+    assert done.code == 1
+    assert "lamina cut has no text to score layers on" in done.errors

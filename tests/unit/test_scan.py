@@ -1,0 +1,251 @@
+"""One sweep gives what each removal by itself gives: held against models actually built."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lamina.depth import scan as scan_module
+from lamina.depth.blocks import decoder_stack
+from lamina.depth.greedy import greedy_order
+from lamina.depth.loading import load_model
+from lamina.depth.scan import Budget, ScanSettings, budget, sweep
+from lamina.depth.scores import Scores, jaccard, kendall_tau
+from lamina.depth.source import Source, resolve
+from lamina.depth.stack import open_stack
+from lamina.depth.statistics import Statistics, statistics_of
+from lamina.depth.streams import PARTS
+from lamina.depth.taylor import taylor_importance
+from lamina.depth.windows import Windows
+from lamina.errors import ConfigError
+from tests.architectures import NUM_LAYERS, save
+
+MODELS = ("qwen3", "llama", "gemma3_text", "gpt2", "qwen3_next", "gpt_oss")
+
+SETTINGS = ScanSettings(
+    tokens="1k", sets=1, rows="joined", sublayers=True, stream="auto", memory="8GB", candidates=2
+)
+
+
+def text(windows: int = 5, length: int = 12) -> Windows:
+    ids = torch.randint(3, 60, (windows, length), generator=torch.Generator().manual_seed(1))
+    counted = torch.ones_like(ids, dtype=torch.bool)
+    counted[:, 0] = False
+    return Windows(ids, None, counted)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return resolve(str(save(request.param, tmp_path_factory.mktemp(request.param))))
+
+
+def scores(
+    source: Source, windows: Windows, *, hold: bool = True, portion: int = 99, **options: Any
+) -> tuple[Scores, scan_module.Cost]:
+    given = {"sublayers": True, "folder": None, **options}
+    with open_stack(source, torch.float32, "cpu") as stack:
+        return sweep(stack, windows, Budget(hold=hold, windows=portion), **given)
+
+
+def statistics(source: Source, windows: Windows, **options: Any) -> Statistics:
+    return scores(source, windows, **options)[0].statistics(NUM_LAYERS, [range(len(windows))])
+
+
+@torch.no_grad()
+def predictions(model: PreTrainedModel, windows: Windows) -> torch.Tensor:
+    return model.eval()(windows.ids, use_cache=False).logits[:, :-1].float()
+
+
+def loss(logits: torch.Tensor, windows: Windows) -> float:
+    return cross_entropy(logits.flatten(0, 1), windows.ids[:, 1:].flatten()).item()
+
+
+def whole(source: Source) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
+
+
+def test_leave_one_out_is_the_loss_of_the_model_built_without_the_layer(source: Source) -> None:
+    windows = text()
+    found = statistics(source, windows)
+    full = predictions(whole(source), windows)
+    assert found.baseline_loss == pytest.approx(loss(full, windows), abs=1e-5)
+    assert (found.num_tokens, found.num_windows) == (55, 5)
+    for layer in range(NUM_LAYERS):
+        kept = [index for index in range(NUM_LAYERS) if index != layer]
+        built = predictions(load_model(source, kept, dtype=torch.float32), windows)
+        assert found.leave_one_out.loss[layer] == pytest.approx(loss(built, windows), abs=1e-5)
+        divergence = kl_div(
+            built.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="none"
+        )
+        assert found.leave_one_out.kl[layer] == pytest.approx(
+            divergence.sum(-1).mean().item(), abs=1e-5
+        )
+
+
+def test_a_sublayer_score_is_the_loss_with_its_output_zeroed(source: Source) -> None:
+    windows = text()
+    found = statistics(source, windows)
+    model = whole(source)
+    for part, names in PARTS.items():
+        for layer, block in enumerate(decoder_stack(model, NUM_LAYERS)[1]):
+            module = next(getattr(block, name) for name in names if hasattr(block, name))
+            hook = module.register_forward_hook(zeroed)
+            expected = loss(predictions(model, windows), windows)
+            hook.remove()
+            assert found.sublayer[part].loss[layer] == pytest.approx(expected, abs=1e-5)
+
+
+def zeroed(_: Any, __: Any, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return torch.zeros_like(output)
+
+
+def test_influences_and_distances_are_those_of_the_states_seen_by_hooks(source: Source) -> None:
+    windows = text()
+    found = statistics(source, windows)
+    model = whole(source)
+    states: list[torch.Tensor] = []
+    blocks = decoder_stack(model, NUM_LAYERS)[1]
+    blocks[0].register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    for block in blocks:
+        block.register_forward_hook(lambda _, __, out: states.append(out))
+    predictions(model, windows)
+    for start in range(NUM_LAYERS):
+        for end in range(start + 1, NUM_LAYERS + 1):
+            cosine = cosine_similarity(states[start].double(), states[end].double(), dim=-1)
+            angle = cosine.clamp(-1, 1).acos() / math.pi
+            mean, last = angle.mean().item(), angle[:, -1].mean().item()
+            assert found.angular_distance[start][end - start - 1] == pytest.approx(mean, abs=1e-6)
+            assert found.angular_distance_last[start][end - start - 1] == pytest.approx(
+                last, abs=1e-6
+            )
+        now, before = states[start + 1].double(), states[start].double()
+        cosine = cosine_similarity(before, now, dim=-1).mean().item()
+        assert found.block_influence[start] == pytest.approx(1 - cosine, abs=1e-6)
+        ratio = ((now - before).norm(dim=-1) / now.norm(dim=-1)).mean().item()
+        assert found.magnitude[start] == pytest.approx(ratio, abs=1e-6)
+
+
+def test_streamed_and_held_in_one_pass_or_several_the_numbers_are_the_same(source: Source) -> None:
+    windows = text()
+    held = statistics(source, windows)
+    assert statistics(source, windows, hold=False) == held
+    portions = statistics(source, windows, hold=False, portion=2)
+    assert portions.leave_one_out.loss == pytest.approx(held.leave_one_out.loss, abs=1e-6)
+    assert portions.num_tokens == held.num_tokens
+
+
+def test_every_layer_is_read_once_and_applied_as_often_as_promised(source: Source) -> None:
+    _, cost = scores(source, text(), sublayers=False)
+    assert cost.layer_forwards == NUM_LAYERS * (NUM_LAYERS + 1) // 2
+    assert cost.passes == 1
+    _, cost = scores(source, text(), sublayers=True)
+    assert cost.layer_forwards == 3 * NUM_LAYERS * (NUM_LAYERS + 1) // 2
+
+
+def test_the_standard_error_is_that_of_the_windows_means(source: Source) -> None:
+    windows = text()
+    found = statistics(source, windows)
+    logits = predictions(whole(source), windows)
+    means = torch.tensor(
+        [cross_entropy(logits[w], windows.ids[w, 1:]).item() for w in range(len(windows))]
+    )
+    assert found.baseline_stderr == pytest.approx(means.std().item() / math.sqrt(5), rel=1e-3)
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_an_interrupted_scan_goes_on_with_the_layer_where_it_stopped(
+    source: Source, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(scan_module, "SAVE_SHARE", 1e9)
+    windows = text()
+    advance, applied = scan_module.Streams.advance, []
+
+    def interrupted(self: Any, index: int, block: Any, tick: Callable[[int], object]) -> None:
+        if len(applied) == NUM_LAYERS + stop:
+            raise KeyboardInterrupt
+        applied.append(index)
+        advance(self, index, block, tick)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_module.Streams, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scores(source, windows, folder=tmp_path, portion=3)
+    assert (tmp_path / scan_module.STATE_FILE).is_file()
+
+    def counted(self: Any, index: int, block: Any, tick: Callable[[int], object]) -> None:
+        applied.append(index)
+        advance(self, index, block, tick)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_module.Streams, "advance", counted)
+        found, cost = scores(source, windows, folder=tmp_path, portion=3)
+    assert applied == [*range(NUM_LAYERS), *range(NUM_LAYERS)]
+    assert found == scores(source, windows, portion=3)[0]
+    assert cost.passes == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_greedy_removes_what_the_naive_loop_removes(source: Source) -> None:
+    windows = text()
+    left, order = list(range(NUM_LAYERS)), []
+    for _ in range(3):
+        candidates = {
+            layer: loss(
+                predictions(
+                    load_model(source, [i for i in left if i != layer], dtype=torch.float32),
+                    windows,
+                ),
+                windows,
+            )
+            for layer in left
+        }
+        order.append(min(candidates, key=lambda layer: candidates[layer]))
+        left.remove(order[-1])
+    with open_stack(source, torch.float32, "cpu") as stack:
+        assert greedy_order(stack, windows, SETTINGS, 3, [], 10**10) == order
+        assert greedy_order(stack, windows, SETTINGS, 3, order[:2], 10**10) == order
+
+
+def test_taylor_is_the_sum_of_weight_times_gradient(source: Source) -> None:
+    windows = text()
+    model = whole(source)
+    logits = model(windows.ids, use_cache=False).logits[:, :-1]
+    cross_entropy(logits.flatten(0, 1), windows.ids[:, 1:].flatten()).backward()
+    expected = [
+        sum((p * p.grad).abs().sum().item() for p in block.parameters() if p.grad is not None)
+        for block in decoder_stack(model, NUM_LAYERS)[1]
+    ]
+    assert taylor_importance(source, windows, "cpu") == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_budget_says_how_much_is_needed(source: Source) -> None:
+    with open_stack(source, torch.float32, "cpu") as stack:
+        windows = text()
+        assert budget(SETTINGS, stack, windows, 10**10, 6) == Budget(hold=True, windows=5)
+        short = {**vars(SETTINGS), "memory": "1MB"}
+        with pytest.raises(ConfigError, match=r"scan.memory=1MB is too small .* at least 0\.\dGB"):
+            budget(ScanSettings(**short), stack, windows, 10**10, 6)
+        streamed = ScanSettings(**{**vars(SETTINGS), "stream": "true"})
+        assert not budget(streamed, stack, windows, 10**10, 6).hold
+        assert not budget(SETTINGS, stack, windows, 0, 6).hold
+
+
+def test_statistics_survive_their_file(source: Source) -> None:
+    found = statistics(source, text())
+    assert statistics_of({**found.content(), "seconds": 1.0}) == found
+
+
+def test_rank_stability() -> None:
+    assert kendall_tau([1, 2, 3, 4], [10, 20, 30, 40]) == 1
+    assert kendall_tau([1, 2, 3, 4], [4, 3, 2, 1]) == -1
+    assert kendall_tau([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(2 / 3)
+    assert kendall_tau([1, 1, 1], [1, 2, 3]) == 0
+    assert jaccard({1, 2}, {2, 3}) == pytest.approx(1 / 3)
