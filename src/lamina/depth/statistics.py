@@ -1,6 +1,7 @@
 """What a scan found out about a model's layers: the one thing that every selector reads."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -103,8 +104,9 @@ def statistics_of(content: dict[str, Any]) -> Statistics:
 
 
 def _tuples(value: Any) -> Any:
+    """Lists to tuples; null in a list to NaN, which JSON does not have."""
     if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
+        return tuple(math.nan if item is None else _tuples(item) for item in value)
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return value

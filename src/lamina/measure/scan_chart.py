@@ -74,7 +74,7 @@ def _draw_losses(panel: Any, statistics: Statistics) -> None:
     _scale(panel, drawn, errors)
     panel.set_title(
         "Loss without one layer, above the whole model's "
-        f"{statistics.baseline_loss:.4f} ± {statistics.baseline_stderr:.2g}",
+        f"{statistics.baseline_loss:.5g} ± {statistics.baseline_stderr:.2g}",
         fontsize=10,
     )
     panel.set_ylabel("increase, nats a token")

@@ -91,7 +91,7 @@ def _heading(statistics: Statistics) -> list[Text]:
         f"{statistics.num_layers} layers, {statistics.num_tokens:,} predictions in "
         f"{statistics.num_windows:,} windows"
     )
-    loss = f"{statistics.baseline_loss:.4f} ± {statistics.baseline_stderr:.2g}"
+    loss = f"{statistics.baseline_loss:.5g} ± {statistics.baseline_stderr:.2g}"
     return [
         Text(f"{scored}, baseline loss {loss}", style="bold"),
         Text("nats a token; each layer left out alone, ± one standard error", style="dim"),
@@ -118,7 +118,7 @@ def _layers(statistics: Statistics) -> Table:
         marks = ["cheapest"] * (layer == cheapest) + ["within noise"] * noisy
         table.add_row(
             str(layer),
-            f"{scores.loss[layer]:.4f}",
+            f"{scores.loss[layer]:.5g}",
             f"{rise:+.3g}",
             f"{scores.delta_stderr[layer]:.1e}",
             Bar(1, 0, _bar_length(rise, floor, top), color="bright_black" if noisy else "blue"),
