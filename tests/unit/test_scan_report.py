@@ -110,13 +110,13 @@ def test_csv_with_sublayers(tmp_path: Path) -> None:
 
 
 def test_heading() -> None:
-    heading = "12 layers, 65,408 predictions in 512 windows, baseline loss 3.5000 ± 0.031"
+    heading = "12 layers, 65,408 predictions in 512 windows, baseline loss 3.5 ± 0.031"
     assert printed(statistics())[1] == heading
 
 
 def test_a_row_has_its_figures() -> None:
     first = row(printed(statistics()), 0).split()
-    assert first == ["0", "13.0000", "+9.5", "5.0e-04", "█" * 29, "4.75", "0.5000"]
+    assert first == ["0", "13", "+9.5", "5.0e-04", "█" * 29, "4.75", "0.5000"]
 
 
 def test_cheapest_and_noise_are_marked() -> None:
