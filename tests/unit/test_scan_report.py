@@ -116,7 +116,7 @@ def test_heading() -> None:
 
 def test_a_row_has_its_figures() -> None:
     first = row(printed(statistics()), 0).split()
-    assert first == ["0", "13", "+9.5", "5.0e-04", "█" * 29, "4.75", "0.5000"]
+    assert first == ["0", "13", "+9.5", "5.0e-04", "█" * 30, "4.75", "0.5000"]
 
 
 def test_cheapest_and_noise_are_marked() -> None:
