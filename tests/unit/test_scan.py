@@ -20,12 +20,14 @@ from lamina.depth.source import Source, resolve
 from lamina.depth.stack import open_stack
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.depth.streams import PARTS
+from lamina.depth.surgery import layer_count
 from lamina.depth.taylor import taylor_importance
 from lamina.depth.windows import Windows
 from lamina.errors import ConfigError
-from tests.architectures import NUM_LAYERS, save
+from tests.architectures import save
+from tests.conftest import REFERENCE
 
-MODELS = ("qwen3", "llama", "gemma3_text", "gpt2", "qwen3_next", "gpt_oss")
+MODELS = ("qwen3", "llama", "gemma3_text", "gpt2", "qwen3_next", "gpt_oss", "reference")
 
 SETTINGS = ScanSettings(
     tokens="1k", sets=1, rows="joined", sublayers=True, stream="auto", memory="8GB", candidates=2
@@ -41,7 +43,13 @@ def text(windows: int = 5, length: int = 12) -> Windows:
 
 @pytest.fixture(scope="module", params=MODELS)
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    if request.param == "reference":
+        return resolve(str(REFERENCE))
     return resolve(str(save(request.param, tmp_path_factory.mktemp(request.param))))
+
+
+def depth_of(source: Source) -> int:
+    return layer_count(source.config)
 
 
 def scores(
@@ -53,7 +61,7 @@ def scores(
 
 
 def statistics(source: Source, windows: Windows, **options: Any) -> Statistics:
-    return scores(source, windows, **options)[0].statistics(NUM_LAYERS, [range(len(windows))])
+    return scores(source, windows, **options)[0].statistics(depth_of(source), [range(len(windows))])
 
 
 @torch.no_grad()
@@ -75,8 +83,8 @@ def test_leave_one_out_is_the_loss_of_the_model_built_without_the_layer(source: 
     full = predictions(whole(source), windows)
     assert found.baseline_loss == pytest.approx(loss(full, windows), abs=1e-5)
     assert (found.num_tokens, found.num_windows) == (55, 5)
-    for layer in range(NUM_LAYERS):
-        kept = [index for index in range(NUM_LAYERS) if index != layer]
+    for layer in range(depth_of(source)):
+        kept = [index for index in range(depth_of(source)) if index != layer]
         built = predictions(load_model(source, kept, dtype=torch.float32), windows)
         assert found.leave_one_out.loss[layer] == pytest.approx(loss(built, windows), abs=1e-5)
         divergence = kl_div(
@@ -92,7 +100,7 @@ def test_a_sublayer_score_is_the_loss_with_its_output_zeroed(source: Source) -> 
     found = statistics(source, windows)
     model = whole(source)
     for part, names in PARTS.items():
-        for layer, block in enumerate(decoder_stack(model, NUM_LAYERS)[1]):
+        for layer, block in enumerate(decoder_stack(model, depth_of(source))[1]):
             module = next(getattr(block, name) for name in names if hasattr(block, name))
             hook = module.register_forward_hook(zeroed)
             expected = loss(predictions(model, windows), windows)
@@ -111,20 +119,18 @@ def test_influences_and_distances_are_those_of_the_states_seen_by_hooks(source: 
     found = statistics(source, windows)
     model = whole(source)
     states: list[torch.Tensor] = []
-    blocks = decoder_stack(model, NUM_LAYERS)[1]
+    blocks = decoder_stack(model, depth_of(source))[1]
     blocks[0].register_forward_pre_hook(lambda _, given: states.append(given[0]))
     for block in blocks:
         block.register_forward_hook(lambda _, __, out: states.append(out))
     predictions(model, windows)
-    for start in range(NUM_LAYERS):
-        for end in range(start + 1, NUM_LAYERS + 1):
+    for start in range(depth_of(source)):
+        for end in range(start + 1, depth_of(source) + 1):
             cosine = cosine_similarity(states[start].double(), states[end].double(), dim=-1)
             angle = cosine.clamp(-1, 1).acos() / math.pi
             mean, last = angle.mean().item(), angle[:, -1].mean().item()
-            assert found.angular_distance[start][end - start - 1] == pytest.approx(mean, abs=1e-6)
-            assert found.angular_distance_last[start][end - start - 1] == pytest.approx(
-                last, abs=1e-6
-            )
+            assert found.angular_distance[start][end - start] == pytest.approx(mean, abs=1e-6)
+            assert found.angular_distance_last[start][end - start] == pytest.approx(last, abs=1e-6)
         now, before = states[start + 1].double(), states[start].double()
         cosine = cosine_similarity(before, now, dim=-1).mean().item()
         assert found.block_influence[start] == pytest.approx(1 - cosine, abs=1e-6)
@@ -143,10 +149,10 @@ def test_streamed_and_held_in_one_pass_or_several_the_numbers_are_the_same(sourc
 
 def test_every_layer_is_read_once_and_applied_as_often_as_promised(source: Source) -> None:
     _, cost = scores(source, text(), sublayers=False)
-    assert cost.layer_forwards == NUM_LAYERS * (NUM_LAYERS + 1) // 2
+    assert cost.layer_forwards == depth_of(source) * (depth_of(source) + 1) // 2
     assert cost.passes == 1
     _, cost = scores(source, text(), sublayers=True)
-    assert cost.layer_forwards == 3 * NUM_LAYERS * (NUM_LAYERS + 1) // 2
+    assert cost.layer_forwards == 3 * depth_of(source) * (depth_of(source) + 1) // 2
 
 
 def test_the_standard_error_is_that_of_the_windows_means(source: Source) -> None:
@@ -169,7 +175,7 @@ def test_an_interrupted_scan_goes_on_with_the_layer_where_it_stopped(
     advance, applied = scan_module.Streams.advance, []
 
     def interrupted(self: Any, index: int, block: Any, tick: Callable[[int], object]) -> None:
-        if len(applied) == NUM_LAYERS + stop:
+        if len(applied) == depth_of(source) + stop:
             raise KeyboardInterrupt
         applied.append(index)
         advance(self, index, block, tick)
@@ -187,7 +193,7 @@ def test_an_interrupted_scan_goes_on_with_the_layer_where_it_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(scan_module.Streams, "advance", counted)
         found, cost = scores(source, windows, folder=tmp_path, portion=3)
-    assert applied == [*range(NUM_LAYERS), *range(NUM_LAYERS)]
+    assert applied == [*range(depth_of(source)), *range(depth_of(source))]
     assert found == scores(source, windows, portion=3)[0]
     assert cost.passes == 2
     assert list(tmp_path.iterdir()) == []
@@ -195,7 +201,7 @@ def test_an_interrupted_scan_goes_on_with_the_layer_where_it_stopped(
 
 def test_greedy_removes_what_the_naive_loop_removes(source: Source) -> None:
     windows = text()
-    left, order = list(range(NUM_LAYERS)), []
+    left, order = list(range(depth_of(source))), []
     for _ in range(3):
         candidates = {
             layer: loss(
@@ -221,7 +227,7 @@ def test_taylor_is_the_sum_of_weight_times_gradient(source: Source) -> None:
     cross_entropy(logits.flatten(0, 1), windows.ids[:, 1:].flatten()).backward()
     expected = [
         sum((p * p.grad).abs().sum().item() for p in block.parameters() if p.grad is not None)
-        for block in decoder_stack(model, NUM_LAYERS)[1]
+        for block in decoder_stack(model, depth_of(source))[1]
     ]
     assert taylor_importance(source, windows, "cpu") == pytest.approx(expected, rel=1e-3)
 
@@ -229,13 +235,15 @@ def test_taylor_is_the_sum_of_weight_times_gradient(source: Source) -> None:
 def test_the_budget_says_how_much_is_needed(source: Source) -> None:
     with open_stack(source, torch.float32, "cpu") as stack:
         windows = text()
-        assert budget(SETTINGS, stack, windows, 10**10, 6) == Budget(hold=True, windows=5)
+        assert budget(SETTINGS, stack, windows, 10**10, depth_of(source)) == Budget(
+            hold=True, windows=5
+        )
         short = {**vars(SETTINGS), "memory": "1MB"}
         with pytest.raises(ConfigError, match=r"scan.memory=1MB is too small .* at least 0\.\dGB"):
-            budget(ScanSettings(**short), stack, windows, 10**10, 6)
+            budget(ScanSettings(**short), stack, windows, 10**10, depth_of(source))
         streamed = ScanSettings(**{**vars(SETTINGS), "stream": "true"})
-        assert not budget(streamed, stack, windows, 10**10, 6).hold
-        assert not budget(SETTINGS, stack, windows, 0, 6).hold
+        assert not budget(streamed, stack, windows, 10**10, depth_of(source)).hold
+        assert not budget(SETTINGS, stack, windows, 0, depth_of(source)).hold
 
 
 def test_statistics_survive_their_file(source: Source) -> None:

@@ -33,7 +33,7 @@ def scores(rises: Numbers) -> LeaveOneOut:
 def distances(layers: int, best: int) -> tuple[Numbers, ...]:
     """Blocks of n layers: the nearer their start is to `best`, the smaller."""
     return tuple(
-        tuple(0.01 * n + 0.001 * abs(start - best) for n in range(1, layers - start + 1))
+        tuple(0.01 * n + 0.001 * abs(start - best) for n in range(layers - start + 1))
         for start in range(layers)
     )
 
@@ -157,11 +157,11 @@ def test_best_blocks() -> None:
 
 
 def test_best_block_reaches_the_last_layer() -> None:
-    distance = ((0.5, 0.6, 0.7), (0.4, 0.3), (0.1,))
+    distance = ((0.0, 0.5, 0.6, 0.7), (0.0, 0.4, 0.3), (0.0, 0.1))
     assert best_block(distance, 1) == (2, 0.1)
     assert best_block(distance, 2) == (1, 0.3)
     assert best_block(distance, 3) == (0, 0.7)
-    assert best_block(((math.nan, 0.6), (0.4,)), 1) == (1, 0.4)
+    assert best_block(((0.0, math.nan, 0.6), (0.0, 0.4)), 1) == (1, 0.4)
 
 
 def test_stability() -> None:

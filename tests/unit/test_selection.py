@@ -12,7 +12,13 @@ from lamina.depth.variants import Dropped, Pruned
 from lamina.errors import ConfigError
 from tests.conftest import NO_SCORES
 
-DISTANCE = ((0.9, 0.8, 0.7, 0.6, 0.5), (0.2, 0.9, 0.3, 0.4), (0.3, 0.1, 0.9), (0.4, 0.5), (0.1,))
+DISTANCE = (
+    (0.0, 0.9, 0.8, 0.7, 0.6, 0.5),
+    (0.0, 0.2, 0.9, 0.3, 0.4),
+    (0.0, 0.3, 0.1, 0.9),
+    (0.0, 0.4, 0.5),
+    (0.0, 0.1),
+)
 
 FOUND = Statistics(
     num_layers=5,

@@ -194,9 +194,9 @@ def lowest(values: Sequence[float], number: int) -> set[int]:
 def _triangle(
     angles: dict[tuple[int, int], list[float]], num_layers: int
 ) -> tuple[tuple[float, ...], ...]:
-    """[start][n - 1] from (start, start + n)."""
+    """[start][n] from (start, start + n); a block of no layers turns nothing."""
     return tuple(
-        tuple(mean(angles[start, end]) for end in range(start + 1, num_layers + 1))
+        (0.0, *(mean(angles[start, end]) for end in range(start + 1, num_layers + 1)))
         for start in range(num_layers)
     )
 

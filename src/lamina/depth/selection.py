@@ -128,7 +128,7 @@ class Angular:
         table = found.angular_distance_last if self.token == "last" else found.angular_distance
         size = num_layers - keep_layers
         starts = range(num_layers - size + 1)
-        best = min(starts, key=lambda start: (table[start][size - 1], start))
+        best = min(starts, key=lambda start: (table[start][size], start))
         return tuple(i for i in range(num_layers) if not best <= i < best + size)
 
 

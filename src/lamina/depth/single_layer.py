@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def load_single_layer(
-    model: Reduction, layer: int | None, slices: Mapping[str, Any], dtype: "torch.dtype"
+    model: Reduction,
+    layer: int | None,
+    slices: Mapping[str, Any],
+    dtype: "torch.dtype",
+    device: str = "cpu",
 ) -> "PreTrainedModel":
     """Let transformers load one layer, with whatever it does to names and weights.
 
@@ -23,15 +27,18 @@ def load_single_layer(
             a layer with random weights.
         slices: The tensors, by their names in the model's checkpoint.
         dtype: Of real numbers.
+        device: Where to.
     """
     content = reduced_config(explicit(model.content, model.config), (layer or 0,))
     if layer is not None:
         # Nearly no embeddings: they are not this layer's, and would be filled with random numbers.
         content["vocab_size"] = 1
         content.update(dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")))
+    placed = {} if device == "cpu" else {"device_map": {"": device}}
     return type(model.blueprint).from_pretrained(
         None,
         config=type(model.config).from_dict(content),
         state_dict={with_layer(name, 0): piece for name, piece in slices.items()},
         dtype=dtype,
+        **placed,
     )

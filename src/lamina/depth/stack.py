@@ -60,7 +60,8 @@ class LayerStack:
     def blocks(self, start: int) -> Iterator[tuple[int, Any]]:
         """Give the layers from `start` on, with their 0-based indices; the next one is read ahead.
 
-        Reading is all that the other thread does: building a module changes process-wide state.
+        Reading, and copying to the device, is all that the other thread does: building a module
+        changes process-wide state.
         """
         if self._held:
             yield from ((index, self._held[index]) for index in self._range(start))
@@ -77,11 +78,11 @@ class LayerStack:
         return range(start, self.num_layers)
 
     def _read(self, index: int) -> dict[str, "torch.Tensor"]:
-        return {name: piece[...] for name, piece in self._slices[index].items()}
+        return {name: piece[...].to(self.device) for name, piece in self._slices[index].items()}
 
     def _block(self, index: int, tensors: dict[str, Any]) -> Any:
-        model = load_single_layer(self._whole, index, tensors, self.dtype)
-        return decoder_stack(model, 1)[1][0].to(self.device).eval()
+        model = load_single_layer(self._whole, index, tensors, self.dtype, self.device)
+        return decoder_stack(model, 1)[1][0].eval()
 
 
 @contextmanager

@@ -68,8 +68,8 @@ class Statistics:
     arXiv:2312.09299); one entry a layer."""
 
     angular_distance: tuple[Numbers, ...]
-    """[start][n - 1]: arccos(cosine) / pi between the inputs of layers start and start + n, mean
-    over all tokens, for 1 <= n <= L - start; the last one is before the final norm."""
+    """[start][n]: arccos(cosine) / pi between the inputs of layers start and start + n, mean over
+    all tokens, for 0 <= n <= L - start; behind the last layer, before the final norm."""
 
     angular_distance_last: tuple[Numbers, ...]
     """The same on each window's last token only (Gromov et al. 2024, arXiv:2403.17887)."""

@@ -123,7 +123,8 @@ def _draw_distances(panel: Any, statistics: Statistics) -> None:
     layers = statistics.num_layers
     distance = statistics.angular_distance
     cells = [
-        [row[size] if size < len(row) else math.nan for row in distance] for size in range(layers)
+        [row[size] if size < len(row) else math.nan for row in distance]
+        for size in range(1, layers + 1)
     ]
     edges = (-0.5, layers - 0.5, 0.5, layers + 0.5)
     image = panel.imshow(

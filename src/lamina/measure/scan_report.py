@@ -174,13 +174,13 @@ def best_block(distance: tuple[Numbers, ...], size: int) -> tuple[int, float]:
     """Find the contiguous layers that turn the hidden state least.
 
     Args:
-        distance: [start][n - 1], as in `Statistics.angular_distance`.
+        distance: [start][n], as in `Statistics.angular_distance`.
         size: Layers in the block, at most as many as the model has.
 
     Returns:
         Its first layer and its distance; of equal ones the first.
     """
-    candidates = [row[size - 1] for row in distance if len(row) >= size]
+    candidates = [row[size] for row in distance if len(row) > size]
     start = _least_index(candidates)
     return start, candidates[start]
 

@@ -39,7 +39,7 @@ def test_a_scan_writes_its_numbers_its_table_and_its_picture(scanned: Finished) 
     assert found["num_windows"] == 7
     assert found["layer_forwards"] == 78
     assert len(found["leave_one_out"]["loss"]) == len(found["block_influence"]) == 12
-    assert [len(row) for row in found["angular_distance"]] == list(range(12, 0, -1))
+    assert [len(row) for row in found["angular_distance"]] == list(range(13, 1, -1))
     assert found["provenance"]["dtype"] == "float32"
     assert {"seconds", "head_seconds", "peak_memory_bytes", "passes"} <= found.keys()
     rows = list(csv.DictReader((scanned.folder / "scan.csv").open()))
