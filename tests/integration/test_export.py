@@ -64,7 +64,7 @@ def test_the_merged_form_stands_alone(pruned: Finished, tmp_path: Path) -> None:
     }
     note = json.loads((tmp_path / "out" / "lamina.json").read_text())
     assert note == json.loads((pruned.final / "lamina.json").read_text())
-    assert note["selector"] == {"keep_layers": 8}
+    assert note["selector"] == {"keep_layers": 8, "selector": {"name": "First"}}
 
 
 def test_the_adapter_form_is_copied_with_its_card(pruned: Finished, tmp_path: Path) -> None:
