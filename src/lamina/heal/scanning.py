@@ -74,14 +74,14 @@ class CachedScores:
 
     def greedy(self, count: int) -> tuple[int, ...]:
         """Return `count` layers, one after the other the cheapest of those then left."""
+        losses = self.statistics().leave_one_out.loss
+        first = min(range(len(losses)), key=lambda index: (losses[index], index))
         with self._cached("greedy.json") as cache:
-            known = list((cache.content or {}).get("order", []))
+            known = list((cache.content or {}).get("order", [first]))
             if len(known) < count:
+                settings, free = self.request.settings, free_memory_bytes()
                 with self._open() as stack:
-                    known = greedy_order(
-                        stack, self._windows, self.request.settings, count, known,
-                        free_memory_bytes(),
-                    )  # fmt: skip
+                    known = greedy_order(stack, self._windows, settings, count, known, free)
                 cache.content = {"order": known}
             return tuple(known[:count])
 
