@@ -1,6 +1,8 @@
-"""One of loading.py's jobs in a fresh process, and what it took.
+"""One of loading.py's or scan.py's jobs in a fresh process, and what it took.
 
-    python benchmarks/measured.py RECORD.json JOB MODEL KEPT_LAYERS OUTPUT
+    python benchmarks/measured.py RECORD.json JOB MODEL NUMBER OUTPUT
+
+NUMBER says how many of the first layers stay, or how many tokens a scan takes.
 
 `measure` starts this file as a command. RECORD.json then holds that process's counters after the
 imports and at the end, whether the job came to an end or not. What a job imports only in its course
@@ -50,19 +52,19 @@ class Run:
     """The last line that was printed, if the job did not come to an end."""
 
 
-def measure(python: Path, job: str, model: Path, kept: int, folder: Path) -> Run:
+def measure(python: Path, job: str, model: Path, number: int, folder: Path) -> Run:
     """Do a job in a fresh process, the model's files evicted from the page cache before.
 
     Args:
         python: The interpreter, which may be that of another environment.
         job: A key of `JOBS`.
         model: Folder of the model.
-        kept: How many of its first layers stay.
+        number: How many of its first layers stay, or how many tokens a scan takes.
         folder: An empty one; the job's output goes to `out` in it.
     """
     evict(model)
     record, log = folder / "record.json", folder / "log"
-    arguments = [str(argument) for argument in (record, job, model, kept, folder / "out")]
+    arguments = [str(argument) for argument in (record, job, model, number, folder / "out")]
     # Without PYTHONPATH another environment would not mix its modules with this one's.
     left_out = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH" if python != Path(sys.executable) else ""}
     environment = {k: v for k, v in os.environ.items() if k not in left_out}
@@ -147,6 +149,22 @@ def mergekit(model: str, kept: int, output: str) -> None:
     main()
 
 
+def lamina_scan(model: str, tokens: int, output: str) -> None:
+    """Score every removal, layer by layer from disk; write what the scan says that it took."""
+    import torch
+
+    from lamina.depth.scan import Budget, sweep
+    from lamina.depth.source import resolve
+    from lamina.depth.stack import open_stack
+
+    with open_stack(resolve(model), torch.bfloat16, "cpu") as stack:
+        vocabulary = stack.host.model.config.vocab_size
+        ids = torch.randint(vocabulary, (max(1, tokens // 256), min(tokens, 256)))
+        streamed = Budget(hold=False, windows=len(ids))
+        _, cost = sweep(stack, ids, streamed, sublayers=False, folder=None)
+    Path(output).write_text(json.dumps(vars(cost)))
+
+
 def without_last_layers(path: str, kept: int) -> Any:
     """Load a whole model as transformers does, and delete the layers behind the kept ones."""
     import torch
@@ -186,6 +204,7 @@ JOBS = {
         lamina_cut, (*TRANSFORMERS, "lamina.commands.cut", "lamina.config.schema", "lamina.cli")
     ),
     "load_delete_save": Job(load_delete_save, TRANSFORMERS),
+    "lamina_scan": Job(lamina_scan, (*TRANSFORMERS, "accelerate", "lamina.depth.scan")),
     "mergekit": Job(mergekit, (*TRANSFORMERS, "mergekit.scripts.run_yaml")),
 }
 
@@ -210,14 +229,14 @@ def fields(name: str) -> dict[str, str]:
 
 def main() -> None:
     """Import, count, do the job, count again."""
-    record, name, model, kept, output = sys.argv[1:]
+    record, name, model, number, output = sys.argv[1:]
     job = JOBS[name]
     for module in job.imports:
         importlib.import_module(module)
     imported = counters()
     (PROC / "clear_refs").write_text("5")  # sets VmHWM back to VmRSS
     try:
-        job.do(model, int(kept), output)
+        job.do(model, int(number), output)
     finally:
         Path(record).write_text(json.dumps({"imported": imported, "ended": counters()}))
 

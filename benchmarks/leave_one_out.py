@@ -1,0 +1,162 @@
+"""The losses of a model without each of its layers, by one sweep and by the naive loop.
+
+Both have all weights in memory before a clock starts, and take the same windows as one batch.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from generated import LAYERS, Shape, config
+from torch.nn import ModuleList
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from lamina.depth.loading import load_model
+from lamina.depth.scan import Budget, sweep
+from lamina.depth.source import resolve
+from lamina.depth.stack import LayerStack, open_stack
+
+SHAPE = Shape(
+    hidden_size=256,
+    intermediate_size=768,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    vocab_size=2000,
+)
+"""Small enough for a CPU, and with so small a vocabulary that the layers are most of the work."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The losses without each layer, and what they took."""
+
+    losses: dict[int, float]
+    """In nats a token, by the 0-based index of the layer that is left out."""
+
+    layer_forwards: int
+    seconds: float
+    head_seconds: float
+    """Of them, behind the last layer."""
+
+
+Scorer = Callable[[torch.Tensor, frozenset[int]], Found]
+"""Scores every removal on token ids (windows, tokens), some layers being left out already."""
+
+
+@contextmanager
+def scorers(device: str) -> Iterator[tuple[Scorer, Scorer]]:
+    """Give the sweep and the naive loop over one random model, each with weights of its own."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with TemporaryDirectory() as folder:
+        write_model(Path(folder))
+        source = resolve(folder)
+        with open_stack(source, torch.float32, device) as stack:
+            stack.hold()
+            whole = load_model(source, range(LAYERS), dtype=torch.float32, device=device)
+            yield Swept(stack), Naive(whole)
+
+
+def write_model(folder: Path) -> None:
+    """Write a random model in float32 whose layers differ in how much they matter."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config(SHAPE, LAYERS), dtype=torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight *= 4
+        for layer in model.model.layers:
+            strength = 1 + torch.rand(())
+            for weight in layer.parameters():
+                weight *= strength
+    model.save_pretrained(folder)
+
+
+def token_ids(tokens: int) -> torch.Tensor:
+    """Return random token ids in windows of 256, or in one that is shorter."""
+    generator = torch.Generator().manual_seed(2)
+    size = (max(1, tokens // 256), min(tokens, 256))
+    return torch.randint(SHAPE.vocab_size, size, generator=generator)
+
+
+class Swept:
+    """Lamina's: every layer meets all reduced models' states while it is at hand."""
+
+    def __init__(self, stack: LayerStack) -> None:
+        self.stack = stack
+
+    def __call__(self, ids: torch.Tensor, skipped: frozenset[int]) -> Found:
+        """Score every removal."""
+        # hold=False loads nothing: the stack holds its layers already.
+        allowed = Budget(hold=False, windows=len(ids))
+        began = time.perf_counter()
+        scores, cost = sweep(
+            self.stack, ids, allowed, sublayers=False, folder=None, skipped=skipped
+        )
+        losses = {left[1]: mean(values) for left, values in scores.loss.items() if left}
+        seconds = time.perf_counter() - began
+        return Found(losses, cost.layer_forwards, seconds, cost.head_seconds)
+
+
+class Naive:
+    """The peer: one forward pass of transformers for each reduced model, a list of the layers."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        self.layers = list(model.model.layers)
+        self.at_norm = 0.0
+        model.model.norm.register_forward_pre_hook(self._note)
+
+    @torch.inference_mode()
+    def __call__(self, ids: torch.Tensor, skipped: frozenset[int]) -> Found:
+        """Score every removal."""
+        ids = ids.to(self.model.device)
+        left = [index for index in range(LAYERS) if index not in skipped]
+        losses, head_seconds = {}, 0.0
+        began = time.perf_counter()
+        for dropped in left:
+            kept = [self.layers[index] for index in left if index != dropped]
+            self.model.model.layers = ModuleList(kept)
+            output = self.model(input_ids=ids, labels=ids, use_cache=False)
+            losses[dropped] = output.loss.item()
+            head_seconds += time.perf_counter() - self.at_norm
+        seconds = time.perf_counter() - began
+        return Found(losses, len(left) * (len(left) - 1), seconds, head_seconds)
+
+    def _note(self, *_: Any) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.at_norm = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Layers left out one after the other, each time the one whose loss costs least."""
+
+    layers: list[int]
+    layer_forwards: int
+    seconds: float
+
+
+def greedy(score: Scorer, ids: torch.Tensor, number: int) -> Chosen:
+    """Leave out layers until a number of them is gone."""
+    layers: list[int] = []
+    rounds = []
+    for _ in range(number):
+        found = score(ids, frozenset(layers))
+        layers.append(min(found.losses, key=found.losses.__getitem__))
+        rounds.append(found)
+    forwards = sum(found.layer_forwards for found in rounds)
+    return Chosen(layers, forwards, sum(found.seconds for found in rounds))
+
+
+def summary(runs: Sequence[Found]) -> dict[str, Any]:
+    """Return the figures of the run that took least, and the seconds of all."""
+    best = min(runs, key=lambda run: run.seconds)
+    return {**asdict(best), "all_seconds": [run.seconds for run in runs]}
