@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,6 +21,7 @@ from lamina.depth.loading import load_model
 from lamina.depth.scan import Budget, sweep
 from lamina.depth.source import resolve
 from lamina.depth.stack import LayerStack, open_stack
+from lamina.depth.windows import Windows
 
 SHAPE = Shape(
     hidden_size=256,
@@ -96,10 +96,12 @@ class Swept:
         # hold=False loads nothing: the stack holds its layers already.
         allowed = Budget(hold=False, windows=len(ids))
         began = time.perf_counter()
+        windows = Windows.joined(ids)
         scores, cost = sweep(
-            self.stack, ids, allowed, sublayers=False, folder=None, skipped=skipped
+            self.stack, windows, allowed, sublayers=False, folder=None, skipped=skipped
         )
-        losses = {left[1]: mean(values) for left, values in scores.loss.items() if left}
+        total = sum(scores.counts)
+        losses = {left[1]: sum(sums) / total for left, sums in scores.loss.items() if left}
         seconds = time.perf_counter() - began
         return Found(losses, cost.layer_forwards, seconds, cost.head_seconds)
 

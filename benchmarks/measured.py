@@ -156,12 +156,13 @@ def lamina_scan(model: str, tokens: int, output: str) -> None:
     from lamina.depth.scan import Budget, sweep
     from lamina.depth.source import resolve
     from lamina.depth.stack import open_stack
+    from lamina.depth.windows import Windows
 
     with open_stack(resolve(model), torch.bfloat16, "cpu") as stack:
         vocabulary = stack.host.model.config.vocab_size
         ids = torch.randint(vocabulary, (max(1, tokens // 256), min(tokens, 256)))
         streamed = Budget(hold=False, windows=len(ids))
-        _, cost = sweep(stack, ids, streamed, sublayers=False, folder=None)
+        _, cost = sweep(stack, Windows.joined(ids), streamed, sublayers=False, folder=None)
     Path(output).write_text(json.dumps(vars(cost)))
 
 

@@ -36,9 +36,7 @@ SETTINGS = ScanSettings(
 
 def text(windows: int = 5, length: int = 12) -> Windows:
     ids = torch.randint(3, 60, (windows, length), generator=torch.Generator().manual_seed(1))
-    counted = torch.ones_like(ids, dtype=torch.bool)
-    counted[:, 0] = False
-    return Windows(ids, None, counted)
+    return Windows.joined(ids)
 
 
 @pytest.fixture(scope="module", params=MODELS)

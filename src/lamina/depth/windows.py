@@ -22,6 +22,19 @@ class Windows:
     counted: "torch.Tensor"
     """Whether a token's prediction counts, (windows, tokens); the first one's never does."""
 
+    @staticmethod
+    def joined(ids: "torch.Tensor") -> "Windows":
+        """Return windows that are each one text, of which every next token counts.
+
+        Args:
+            ids: Token ids, (windows, tokens).
+        """
+        import torch
+
+        counted = torch.ones_like(ids, dtype=torch.bool)
+        counted[:, 0] = False
+        return Windows(ids, None, counted)
+
     def __len__(self) -> int:
         """Return the number of windows."""
         return len(self.ids)
