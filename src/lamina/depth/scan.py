@@ -158,7 +158,7 @@ def _one_pass(
     began = time.monotonic()
     streams = Streams(stack, windows, sublayers=sublayers, skipped=skipped)
     start = state.restore(streams)
-    for index, block in stack.blocks(start):
+    for index, block in stack.blocks(start, skipped):
         bar.set_description(
             f"layer {index + 1}/{stack.num_layers}, {1 + len(streams.left)} streams"
         )

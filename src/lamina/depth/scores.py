@@ -14,7 +14,7 @@ from lamina.depth.windows import Windows
 if TYPE_CHECKING:
     import torch
 
-HEAD_BYTES = 2**28
+HEAD_BYTES = 2**29
 """Memory of one block of predictions, about: the vocabulary is what makes them large."""
 
 

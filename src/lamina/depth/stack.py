@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,9 @@ class LayerStack:
 
     def hold(self) -> None:
         """Load all layers, and keep them."""
-        self._held = {index: self._block(index, self._slices[index]) for index in self._range(0)}
+        for index in range(self.num_layers):
+            if index not in self._held:
+                self._held[index] = self._block(index, self._slices[index])
 
     def weight_bytes(self) -> tuple[int, int, int]:
         """Return the bytes of what is in no layer, of the largest layer, and of all layers."""
@@ -57,25 +60,27 @@ class LayerStack:
         layers = [nbytes for layer, nbytes in sizes.items() if layer is not None]
         return sizes[None], max(layers), sum(layers)
 
-    def blocks(self, start: int) -> Iterator[tuple[int, Any]]:
+    def blocks(self, start: int, skipped: AbstractSet[int]) -> Iterator[tuple[int, Any]]:
         """Give the layers from `start` on, with their 0-based indices; the next one is read ahead.
 
         Reading, and copying to the device, is all that the other thread does: building a module
         changes process-wide state.
+
+        Args:
+            start: 0-based layer.
+            skipped: Layers that are not wanted, and not read.
         """
+        wanted = [index for index in range(start, self.num_layers) if index not in skipped]
         if self._held:
-            yield from ((index, self._held[index]) for index in self._range(start))
+            yield from ((index, self._held[index]) for index in wanted)
             return
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(self._read, start)
-            for index in self._range(start):
-                tensors = ahead.result()
-                if index + 1 < self.num_layers:
-                    ahead = reader.submit(self._read, index + 1)
+            ahead = [reader.submit(self._read, index) for index in wanted[:1]]
+            for index, following in zip(wanted, [*wanted[1:], None], strict=True):
+                tensors = ahead.pop().result()
+                if following is not None:
+                    ahead.append(reader.submit(self._read, following))
                 yield index, self._block(index, tensors)
-
-    def _range(self, start: int) -> range:
-        return range(start, self.num_layers)
 
     def _read(self, index: int) -> dict[str, "torch.Tensor"]:
         return {name: piece[...].to(self.device) for name, piece in self._slices[index].items()}
