@@ -66,10 +66,10 @@ def make_plan(
         return Plan(variant.model_type, None, count, tuple(range(count)), {})
     source = resolve(model_name)
     num_layers = layer_count(source.config)
-    if source.is_local:
-        source.stored(kept_tensors(source.weight_map, range(num_layers), source.config))
     kept_layers = variant.kept_layers(num_layers, scores_of(source))
     reduced_config(source.config, kept_layers)
+    if source.is_local:
+        source.stored(kept_tensors(source.weight_map, kept_layers, source.config))
     return Plan(variant.model_type, source, num_layers, kept_layers, _settings(variant))
 
 
