@@ -74,6 +74,10 @@ def test_the_adapter_form_is_copied_with_its_card(pruned: Finished, tmp_path: Pa
     for name in ("adapter_model.safetensors", "adapter_config.json", "README.md", "lamina.json"):
         assert (tmp_path / "out" / name).read_bytes() == (pruned.final / name).read_bytes()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 8
+    assert "checked: loss" in done.output
+    alone = lamina("export", "out", "--output", "copy", "--form", "adapter", cwd=tmp_path)
+    assert alone.code == 0, alone.errors
+    assert "checked: every tensor has its place" in alone.output
 
 
 def test_a_model_form_is_exported_in_another_type(pruned: Finished, tmp_path: Path) -> None:
@@ -147,21 +151,43 @@ def test_a_base_that_is_gone_is_named(moved: Finished, tmp_path: Path) -> None:
     refused(done, f"{tmp_path / 'base'}: no such folder", tmp_path / "out")
 
 
-def test_an_adapter_of_another_base_is_refused(moved: Finished, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [("merged", "was trained on another model than its base"), ("adapter", "do not fit the model")],
+)
+def test_an_adapter_of_another_base_is_refused(
+    moved: Finished, form: str, message: str, tmp_path: Path
+) -> None:
     path = moved.final / "adapter_model.safetensors"
     tensors = load_file(path)
     save_file({name: t[..., :-1].contiguous() for name, t in tensors.items()}, path)
-    done = lamina("export", moved.folder, "--output", "out", cwd=tmp_path)
-    refused(done, "was trained on another model than its base", tmp_path / "out")
+    done = lamina("export", moved.folder, "--output", "out", "--form", form, cwd=tmp_path)
+    refused(done, message, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [("merged", "of layer 7 is missing"), ("adapter", "do not fit the model (first: model.lay")],
+)
+def test_an_adapter_without_one_of_its_tensors_is_refused(
+    moved: Finished, form: str, message: str, tmp_path: Path
+) -> None:
+    path = moved.final / "adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if "layers.7." in name)]
+    save_file(tensors, path)
+    done = lamina("export", moved.folder, "--output", "out", "--form", form, cwd=tmp_path)
+    refused(done, message, tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
 def test_an_export_that_is_not_what_was_measured_is_not_kept(
-    moved: Finished, tmp_path: Path
+    moved: Finished, form: str, tmp_path: Path
 ) -> None:
     path = moved.final / "adapter_model.safetensors"
     save_file({name: t + 0.5 for name, t in load_file(path).items()}, path)
-    done = lamina("export", moved.folder, "--output", "out", cwd=tmp_path)
-    refused(done, "the written model's loss is", tmp_path / "out")
+    done = lamina("export", moved.folder, "--output", "out", "--form", form, cwd=tmp_path)
+    refused(done, "what was written has a loss of", tmp_path / "out")
 
 
 def test_what_is_no_finished_run_is_refused(moved: Finished, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lamina.depth.shards import MAX_SHARD_BYTES, Outgoing
 from lamina.depth.source import Source, resolve
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
+from lamina.depth.verification import refuse_misfits
 from lamina.errors import ConfigError, ModelError
 from lamina.measure.console import quiet_transformers
 from lamina.measure.evaluate import row_losses
@@ -32,6 +33,7 @@ from lamina.measure.model_form import (
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 CHECKED_TOKENS = 512
 """Recorded tokens that the written model is evaluated on, about."""
@@ -102,7 +104,9 @@ def _export_adapter(run: FinishedRun, output: Path, dtype: str | None) -> Export
             shutil.copyfile(run.adapter / name, folder / name)
         copy_tokenizer(_beside(run), folder)
         write_beside(folder, run.note, is_adapter=True)
-    return Exported(output, "adapter", None, None)
+        model = _reloaded_adapter(run, folder)
+        loss = _checked_loss(run, model, str(model.dtype).removeprefix("torch."))
+    return Exported(output, "adapter", None, loss)
 
 
 def _export_model(
@@ -120,7 +124,9 @@ def _export_model(
         with tensor_slices(origin.source, origin.mapping) as slices:
             tensors = _tensors(origin, slices, wanted)
             write_weights(folder, tensors, max_shard_bytes)
-        loss = _checked_loss(run, folder, dtype)
+        offloaded = folder / ".offload"
+        loss = _checked_loss(run, _reloaded_model(folder, offloaded, dtype), dtype)
+        shutil.rmtree(offloaded, ignore_errors=True)
     return Exported(output, "merged", dtype, loss)
 
 
@@ -186,15 +192,50 @@ def _merging(
     return {name: Outgoing(tensor.stored, partial(blocks, name)) for name, tensor in group.items()}
 
 
-def _checked_loss(run: FinishedRun, folder: Path, dtype: str | None) -> tuple[float, float] | None:
-    """Evaluate the written model on a few rows that the run recorded, layer by layer from disk.
+def _reloaded_model(folder: Path, offloaded: Path, dtype: str | None) -> "PreTrainedModel":
+    """Load the written model; its weights stay on disk until a layer needs them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype) if dtype else "auto",
+        device_map={"": "disk"},
+        offload_folder=offloaded,
+    )
+    return model
+
+
+def _reloaded_adapter(run: FinishedRun, folder: Path) -> "PreTrainedModel":
+    """Load the written adapter as its card says, in the base's own type: that maps its files.
+
+    An offloaded base is of no use here: PEFT 0.19 would leave the adapter without weights.
+
+    Raises:
+        ModelError: It does not fit the base.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype="auto",
+        revision=run.note["revision"] or "main",
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    refuse_misfits(f"{run.final} on {run.note['source_model']}", info)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _checked_loss(
+    run: FinishedRun, model: "PreTrainedModel", dtype: str | None
+) -> tuple[float, float] | None:
+    """Evaluate what was written, loaded again, on a few rows that the run recorded.
 
     Raises:
         ModelError: Its loss is not the recorded one.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     rows: list[dict[str, Any]] = []
     for row in run.rows:
         if rows and sum(len(r["input_ids"]) for r in [*rows, row]) > CHECKED_TOKENS:
@@ -202,22 +243,15 @@ def _checked_loss(run: FinishedRun, folder: Path, dtype: str | None) -> tuple[fl
         rows.append(row)
     if not rows:
         return None
-    offloaded = folder / ".offload"
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype) if dtype else "auto",
-        device_map={"": "disk"},
-        offload_folder=offloaded,
-    )
     losses = row_losses(model, rows, max_tokens=CHECKED_TOKENS)
-    shutil.rmtree(offloaded, ignore_errors=True)
     counts = losses.tokens
     recorded = sum(row["loss"] * n for row, n in zip(rows, counts, strict=True)) / sum(counts)
     same = dtype == run.dtype == "float32"
     allowed = TOLERANCES["same" if same else "rounded"] * (1 + recorded)
     if not abs(losses.mean() - recorded) <= allowed:
         raise ModelError(
-            f"{run.final}: the written model's loss is {losses.mean():.6g}, the run recorded "
-            f"{recorded:.6g} on the same rows: nothing was kept of it; please report this"
+            f"{run.final}: loaded again, what was written has a loss of {losses.mean():.6g}; the "
+            f"run recorded {recorded:.6g} on the same rows: nothing was kept of it; please report "
+            "this"
         )
     return losses.mean(), recorded

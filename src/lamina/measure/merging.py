@@ -72,7 +72,7 @@ class AdapterUpdates:
         return found
 
     def _with_updates(self, layer: int | None, model: Any) -> Any:
-        from peft import PeftModel, set_peft_model_state_dict
+        from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
         try:
             with warnings.catch_warnings():
@@ -85,6 +85,9 @@ class AdapterUpdates:
             raise self._other_base(str(error).strip().splitlines()[-1].strip()) from error
         if unplaced:
             raise self._other_base(f"{unplaced[0]} has no place in layer {layer}")
+        expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+        if missing := sorted(expected.keys() - self.updates[layer].keys()):
+            raise self._other_base(f"{missing[0]} of layer {layer} is missing")
         return wrapped.merge_and_unload()
 
     def _other_base(self, reason: str) -> ModelError:
