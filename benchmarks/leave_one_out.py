@@ -4,7 +4,7 @@ Both have all weights in memory before a clock starts, and take the same windows
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.nn import ModuleList
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from lamina.depth.greedy import Rounds
 from lamina.depth.loading import load_model
 from lamina.depth.scan import Budget, sweep
 from lamina.depth.source import resolve
@@ -47,12 +48,8 @@ class Found:
     """Of them, behind the last layer."""
 
 
-Scorer = Callable[[torch.Tensor, frozenset[int]], Found]
-"""Scores every removal on token ids (windows, tokens), some layers being left out already."""
-
-
 @contextmanager
-def scorers(device: str) -> Iterator[tuple[Scorer, Scorer]]:
+def scorers(device: str) -> Iterator[tuple["Swept", "Naive"]]:
     """Give the sweep and the naive loop over one random model, each with weights of its own."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -91,19 +88,29 @@ class Swept:
     def __init__(self, stack: LayerStack) -> None:
         self.stack = stack
 
-    def __call__(self, ids: torch.Tensor, skipped: frozenset[int]) -> Found:
-        """Score every removal."""
-        # hold=False loads nothing: the stack holds its layers already.
-        allowed = Budget(hold=False, windows=len(ids))
+    def __call__(self, ids: torch.Tensor) -> Found:
+        """Score every removal on token ids (windows, tokens)."""
         began = time.perf_counter()
-        windows = Windows.joined(ids)
         scores, cost = sweep(
-            self.stack, windows, allowed, sublayers=False, folder=None, skipped=skipped
+            self.stack, Windows.joined(ids), allowed(ids), sublayers=False, folder=None
         )
         total = sum(scores.counts)
         losses = {left[1]: sum(sums) / total for left, sums in scores.loss.items() if left}
         seconds = time.perf_counter() - began
         return Found(losses, cost.layer_forwards, seconds, cost.head_seconds)
+
+    def greedy(self, ids: torch.Tensor, number: int) -> "Chosen":
+        """Leave out layers until a number of them is gone."""
+        began = time.perf_counter()
+        rounds = Rounds(self.stack, Windows.joined(ids), allowed(ids), [])
+        for _ in range(number):
+            rounds.next()
+        return Chosen(rounds.gone, rounds.layer_forwards, time.perf_counter() - began)
+
+
+def allowed(ids: torch.Tensor) -> Budget:
+    """Return a budget that holds everything; hold=False, for the stack has its layers already."""
+    return Budget(hold=False, windows=len(ids), spare=10**10)
 
 
 class Naive:
@@ -116,8 +123,8 @@ class Naive:
         model.model.norm.register_forward_pre_hook(self._note)
 
     @torch.inference_mode()
-    def __call__(self, ids: torch.Tensor, skipped: frozenset[int]) -> Found:
-        """Score every removal."""
+    def __call__(self, ids: torch.Tensor, skipped: frozenset[int] = frozenset()) -> Found:
+        """Score every removal on token ids (windows, tokens), some layers being gone already."""
         ids = ids.to(self.model.device)
         left = [index for index in range(LAYERS) if index not in skipped]
         losses, head_seconds = {}, 0.0
@@ -130,6 +137,17 @@ class Naive:
             head_seconds += time.perf_counter() - self.at_norm
         seconds = time.perf_counter() - began
         return Found(losses, len(left) * (len(left) - 1), seconds, head_seconds)
+
+    def greedy(self, ids: torch.Tensor, number: int) -> "Chosen":
+        """Leave out layers until a number of them is gone."""
+        layers: list[int] = []
+        rounds = []
+        for _ in range(number):
+            found = self(ids, frozenset(layers))
+            layers.append(min(found.losses, key=found.losses.__getitem__))
+            rounds.append(found)
+        forwards = sum(found.layer_forwards for found in rounds)
+        return Chosen(layers, forwards, sum(found.seconds for found in rounds))
 
     def _note(self, *_: Any) -> None:
         if self.model.device.type == "cuda":
@@ -144,18 +162,6 @@ class Chosen:
     layers: list[int]
     layer_forwards: int
     seconds: float
-
-
-def greedy(score: Scorer, ids: torch.Tensor, number: int) -> Chosen:
-    """Leave out layers until a number of them is gone."""
-    layers: list[int] = []
-    rounds = []
-    for _ in range(number):
-        found = score(ids, frozenset(layers))
-        layers.append(min(found.losses, key=found.losses.__getitem__))
-        rounds.append(found)
-    forwards = sum(found.layer_forwards for found in rounds)
-    return Chosen(layers, forwards, sum(found.seconds for found in rounds))
 
 
 def summary(runs: Sequence[Found]) -> dict[str, Any]:

@@ -56,18 +56,18 @@ NAMES = ("one sweep", "naive loop")
 
 def compare(tokens: int, rounds: int, device: str) -> tuple[dict[str, Any], list[Aim]]:
     """Score and choose with both, and show that; return the figures and the aims."""
-    from leave_one_out import greedy, scorers, summary, token_ids
+    from leave_one_out import scorers, summary, token_ids
 
     ids, few = token_ids(tokens), token_ids(GREEDY_TOKENS)
     runs: list[list[Found]] = [[], []]
     with scorers(device) as both:
         for index in range(rounds + 1):
             for side in (1, 0) if index % 2 else (0, 1):
-                done = both[side](ids, frozenset())
+                done = both[side](ids)
                 if index > 0:
                     runs[side].append(done)
                     print(f"round {index}, {NAMES[side]}: {done.seconds:.2f} s")
-        chosen = [greedy(score, few, LEFT_OUT) for score in both]
+        chosen = [score.greedy(few, LEFT_OUT) for score in both]
     swept, naive = (min(of, key=lambda run: run.seconds) for of in runs)
     table(swept, naive, f"{ids.numel()} tokens, {device}")
     greedy_table(*chosen)

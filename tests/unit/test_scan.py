@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lamina.depth import greedy
 from lamina.depth import scan as scan_module
 from lamina.depth.blocks import decoder_stack
 from lamina.depth.greedy import greedy_order
@@ -17,7 +18,7 @@ from lamina.depth.loading import load_model
 from lamina.depth.scan import Budget, ScanSettings, budget, sweep
 from lamina.depth.scores import Scores, jaccard, kendall_tau
 from lamina.depth.source import Source, resolve
-from lamina.depth.stack import open_stack
+from lamina.depth.stack import LayerStack, open_stack
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.depth.streams import PARTS
 from lamina.depth.surgery import layer_count
@@ -216,6 +217,50 @@ def test_greedy_removes_what_the_naive_loop_removes(source: Source) -> None:
     with open_stack(source, torch.float32, "cpu") as stack:
         assert greedy_order(stack, windows, SETTINGS, 3, [], 10**10) == order
         assert greedy_order(stack, windows, SETTINGS, 3, order[:2], 10**10) == order
+        with pytest.MonkeyPatch.context() as patch:
+            # Passes of two windows: no room is left to share anything with the next round.
+            patch.setattr(greedy, "budget", lambda *_: Budget(hold=False, windows=2))
+            assert greedy_order(stack, windows, SETTINGS, 3, [], 10**10) == order
+
+
+def forwards(stack: LayerStack, spare: int, rounds: int) -> list[int]:
+    """Layer-forwards of each round of a greedy search with some room for states."""
+    windows = text()
+    search = greedy.Rounds(stack, windows, Budget(hold=True, windows=5, spare=spare), [])
+    taken = []
+    for _ in range(rounds):
+        before = search.layer_forwards
+        search.next()
+        taken.append(search.layer_forwards - before)
+    return [*taken, *search.gone]
+
+
+def test_a_greedy_round_begins_where_the_last_removal_makes_a_difference() -> None:
+    source, count = resolve(str(REFERENCE)), 5
+    with open_stack(source, torch.float32, "cpu") as stack:
+        without, room = forwards(stack, 0, count), forwards(stack, 10**9, count)
+        state = text().ids.numel() * stack.host.model.config.hidden_size * 4
+        half = forwards(stack, 20 * state, count)
+    gone = room[count:]
+    assert without[count:] == gone == half[count:]
+    assert without[:count] == [n * (n + 1) // 2 - p for n, p in positions(gone)]
+    assert room[:count] == [sum(range(p + 1, n + 1)) for n, p in positions(gone)]
+    assert sum(room[:count]) <= sum(half[:count]) <= sum(without[:count])
+
+
+def positions(gone: list[int]) -> list[tuple[int, int]]:
+    """Of each round, how many layers are left, and before how many of them nothing changed."""
+    left, found = list(range(12)), [(12, 0)]
+    for layer in gone[:-1]:
+        position = left.index(layer)
+        left.remove(layer)
+        found.append((len(left), position))
+    return found
+
+
+@pytest.mark.parametrize(("room", "marks"), [(66, 1), (65, 2), (30, 2), (29, 3), (0, None)])
+def test_states_are_marked_as_closely_as_there_is_room(room: int, marks: int | None) -> None:
+    assert greedy.marked(12, room) == (range(marks, 12, marks) if marks else range(0))
 
 
 def test_taylor_is_the_sum_of_weight_times_gradient(source: Source) -> None:
@@ -233,9 +278,9 @@ def test_taylor_is_the_sum_of_weight_times_gradient(source: Source) -> None:
 def test_the_budget_says_how_much_is_needed(source: Source) -> None:
     with open_stack(source, torch.float32, "cpu") as stack:
         windows = text()
-        assert budget(SETTINGS, stack, windows, 10**10, depth_of(source)) == Budget(
-            hold=True, windows=5
-        )
+        whole = budget(SETTINGS, stack, windows, 10**10, depth_of(source))
+        assert (whole.hold, whole.windows) == (True, 5)
+        assert 0 < whole.spare < 8 * 10**9
         short = {**vars(SETTINGS), "memory": "1MB"}
         with pytest.raises(ConfigError, match=r"scan.memory=1MB is too small .* at least 0\.\dGB"):
             budget(ScanSettings(**short), stack, windows, 10**10, depth_of(source))

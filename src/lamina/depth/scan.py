@@ -76,6 +76,9 @@ class Budget:
     windows: int
     """Windows in one pass."""
 
+    spare: int = 0
+    """Bytes that are left beside one pass."""
+
 
 def budget(
     settings: ScanSettings, stack: LayerStack, windows: Windows, free: int, num_kept: int
@@ -111,7 +114,9 @@ def budget(
             f"least {-(-(fixed + window) // 10**8) / 10:.1f}GB"
             + ("" if streamed else ", or scan.stream=true")
         )
-    return Budget(hold=not streamed, windows=min(len(windows), (limit - fixed) // window))
+    at_once = min(len(windows), (limit - fixed) // window)
+    spare = max(0, min(limit, free) - fixed - at_once * window)
+    return Budget(hold=not streamed, windows=at_once, spare=spare)
 
 
 def sweep(
@@ -123,7 +128,7 @@ def sweep(
     folder: Path | None,
     skipped: frozenset[int] = frozenset(),
 ) -> tuple[Scores, Cost]:
-    """Score every removal.
+    """Score every removal, in as many passes over the weights as the windows need.
 
     Args:
         stack: The model.

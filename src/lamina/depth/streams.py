@@ -64,6 +64,12 @@ class Streams:
         self.boundaries[0] = first
         self.done = 0
         """Layers that are behind us, of those that are not skipped."""
+        self.layer_forwards = 0
+        """How often a layer was applied, once for each stream."""
+        self._known = 0
+        """The last boundary that is the whole model's."""
+        self._marks: dict[int, torch.Tensor] = {}
+        """Copies of the streams' states, by how many layers were behind them."""
 
     def advance(self, index: int, block: Any, tick: Callable[[int], object]) -> None:
         """Send every stream through a layer, and begin those that leave it out.
@@ -74,8 +80,10 @@ class Streams:
             tick: Called with 1 for each stream that is through.
         """
         before = self.boundaries[self.done]
-        self._through(index, block, before, self.boundaries[self.done + 1])
-        tick(1)
+        if self.done == self._known:
+            self._through(index, block, before, self.boundaries[self.done + 1])
+            self._known += 1
+            tick(1)
         for state in self.states[: len(self.left)]:
             self._through(index, block, state, state)
             tick(1)
@@ -91,10 +99,38 @@ class Streams:
         return self.boundaries[self.done]
 
     @property
-    def layer_forwards(self) -> int:
-        """How often a layer was applied so far, once for each stream."""
-        kinds = len(self._kinds)
-        return sum(kinds + kinds * behind for behind in range(self.done))
+    def forwards_left(self) -> int:
+        """How often a layer has yet to be applied."""
+        depth, done = len(self._kept), self.done
+        every = len(self._kinds) * (depth * (depth + 1) - done * (done + 1)) // 2
+        return every - (self._known - done)
+
+    def mark(self) -> None:
+        """Keep a copy of all states as they are now: `leave_out` can go back to it."""
+        self._marks[self.done] = self.states[: len(self.left)].clone()
+
+    def leave_out(self, index: int) -> int:
+        """Leave one more layer out of every stream, and go back to where that does not matter yet.
+
+        Before that layer no state changes: neither the whole model's nor that of a stream without
+        an earlier layer. So the streams go back to their last mark before it, and those that begin
+        between there and the layer find the state that they begin with.
+
+        Args:
+            index: 0-based index of a layer that is behind us.
+
+        Returns:
+            The 0-based index of the layer to go on with.
+        """
+        position = self._kept.index(index)
+        self.skipped |= {index}
+        self._known = position
+        self._marks = {at: states for at, states in self._marks.items() if at <= position}
+        self.done = max(self._marks, default=0)
+        self.left = [(kind, kept) for kept in self._kept[: self.done] for kind in self._kinds]
+        if self.done:
+            self.states[: len(self.left)] = self._marks[self.done]
+        return [*self._kept, self.stack.num_layers][self.done]
 
     def save(self, path: Path, note: dict[str, str]) -> None:
         """Write the states to a file that `restore` reads; it is whole or not there.
@@ -116,11 +152,15 @@ class Streams:
         from safetensors.torch import load_file
 
         tensors = load_file(path)
-        self.done = len(tensors["boundaries"]) - 1
+        self.done = self._known = len(tensors["boundaries"]) - 1
         self.boundaries[: self.done + 1] = tensors["boundaries"]
         self.states[: len(tensors["states"])] = tensors["states"]
-        kept = [i for i in range(self.stack.num_layers) if i not in self.skipped]
-        self.left = [(kind, index) for index in kept[: self.done] for kind in self._kinds]
+        self.left = [(kind, index) for index in self._kept[: self.done] for kind in self._kinds]
+        self.layer_forwards = len(self._kinds) * self.done * (self.done + 1) // 2
+
+    @property
+    def _kept(self) -> list[int]:
+        return [index for index in range(self.stack.num_layers) if index not in self.skipped]
 
     @property
     def _kinds(self) -> tuple[str, ...]:
@@ -134,6 +174,7 @@ class Streams:
         parts = zip(given.split(self.at_once), out.split(self.at_once), self.calls, strict=True)
         for source, target, calls in parts:
             target.copy_(calls[index].apply(block, source))
+        self.layer_forwards += 1
 
 
 @contextmanager
