@@ -1,8 +1,6 @@
 """One run: from a large model to a healed smaller one, measured before and after."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from os.path import relpath
@@ -27,7 +25,7 @@ from lamina.heal.libraries import prepared
 from lamina.heal.scanning import CachedScores, ScanRequest
 from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
-from lamina.heal.tracking import LoggerSettings
+from lamina.heal.tracking import LoggerSettings, watchers
 from lamina.measure.card import note
 from lamina.measure.device import release
 from lamina.measure.evaluate import SAMPLE_ROWS, Evaluation
@@ -116,8 +114,9 @@ class Run(Parameters):
         model = self._load_model(tokenizer)
         form = self.export.form_of(self.plan, model, self.adapter.name)
         meter.reduced(model, tokenizer, untouched=bool(source) and not self.plan.is_reduced)
-        with self._watchers(record, checkpoint) as watchers:
-            trainer = self._trainer(model, tokenizer, rows, arguments, watchers)
+        context = self._context(record, checkpoint)
+        with watchers(context, self.logger.values(), self.callbacks.values()) as watching:
+            trainer = self._trainer(model, tokenizer, rows, arguments, watching)
             self._heal(trainer, checkpoint, record)
             final = self._keep(trainer, form, record)
             meter.memory()
@@ -154,11 +153,8 @@ class Run(Parameters):
             now = {"data_fingerprint": origin["data_fingerprint"]}
             refuse_changes(checkpoint, record.previous["provenance"], now)
         write_rows(record.path.parent, rows.eval_rows(SAMPLE_ROWS))
-        record.update(
-            eval_fingerprint=fingerprint(rows.eval.rows),
-            provenance=origin,
-            data=rows.counts(),
-        )
+        evaluated = fingerprint(rows.eval.rows)
+        record.update(eval_fingerprint=evaluated, provenance=origin, data=rows.counts())
         return rows
 
     def _meter(self, rows: Feed, record: Record) -> Meter:
@@ -172,12 +168,11 @@ class Run(Parameters):
 
     def _measure_baseline(self, meter: Meter) -> None:
         """Evaluate the untouched model, unless it is the very one that is to be healed."""
-        if not self.evaluation.baseline or self.plan.source is None or not self.plan.is_reduced:
-            return
-        logger.info("evaluating %s, untouched", self.model_name)
-        every = range(self.plan.num_layers)
-        meter.baseline(self.backend.load_model(self.plan.source, every, self._weights_dtype))
-        release()
+        source, every = self.plan.source, range(self.plan.num_layers)
+        if self.evaluation.baseline and source is not None and self.plan.is_reduced:
+            logger.info("evaluating %s, untouched", self.model_name)
+            meter.baseline(self.backend.load_model(source, every, self._weights_dtype))
+            release()
 
     def _load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
         """Build the model that is to be healed, with nothing but its kept layers read."""
@@ -188,10 +183,9 @@ class Run(Parameters):
         logger.info("loading %s, %d of %d layers", self.model_name, len(kept), self.plan.num_layers)
         return self.backend.load_model(self.plan.source, kept, self._weights_dtype)
 
-    @contextmanager
-    def _watchers(self, record: Record, checkpoint: Path | None) -> Iterator[list[Any]]:
-        """Open the loggers and build the callbacks; loggers are closed whatever happens."""
-        context = Context(
+    def _context(self, record: Record, checkpoint: Path | None) -> Context:
+        """Gather what loggers and callbacks may want to know."""
+        return Context(
             run_dir=Path(self.run_dir).absolute(),
             logging_dir=Path(self.logging_dir).expanduser().absolute() / self.plan.model_type,
             run_name=f"{self.plan.name}-{self.adapter.name}",
@@ -200,12 +194,6 @@ class Run(Parameters):
             history=record.content["history"],
             metrics=record.content["metrics"],
         )
-        with ExitStack() as stack:
-            writers = [stack.enter_context(w.writer(context)) for w in self.logger.values() if w]
-            callbacks = [c.build(context) for c in self.callbacks.values() if c]
-            for callback in callbacks:
-                stack.callback(getattr(callback, "close", lambda: None))
-            yield writers + callbacks
 
     def _trainer(
         self,
@@ -213,7 +201,7 @@ class Run(Parameters):
         tokenizer: "PreTrainedTokenizerBase",
         rows: Feed,
         arguments: "SFTConfig",
-        watchers: list[Any],
+        watching: list[Any],
     ) -> "TokenLossTrainer":
         return self.trainer.build(
             arguments=arguments,
@@ -223,7 +211,7 @@ class Run(Parameters):
             eval=rows.eval.rows,
             peft_config=self.adapter.peft_config(),
             plan=self.plan,
-            callbacks=watchers,
+            callbacks=watching,
         )
 
     def _heal(self, trainer: "TokenLossTrainer", checkpoint: Path | None, record: Record) -> None:
@@ -235,11 +223,9 @@ class Run(Parameters):
 
     def _keep(self, trainer: "TokenLossTrainer", form: Form, record: Record) -> Final:
         """Write the best weights to final/, with what they were made of."""
+        parameters = asdict(self)
         content = note(
-            self.plan,
-            adapter=self.adapter.name,
-            parameters=asdict(self),
-            record=record.content,
+            self.plan, adapter=self.adapter.name, parameters=parameters, record=record.content
         )
         final = save_final(
             trainer.best_model(),
@@ -254,11 +240,10 @@ class Run(Parameters):
 
     def _measure_final(self, final: Final, meter: Meter) -> None:
         """Read final/ back as a user would, and measure that."""
-        if not self.evaluation.reload:
-            return
-        logger.info("evaluating %s", final.folder)
-        source = self.plan.source
-        meter.final(*reload(final, source.revision if source else None))
+        if self.evaluation.reload:
+            logger.info("evaluating %s", final.folder)
+            source = self.plan.source
+            meter.final(*reload(final, source.revision if source else None))
 
     @property
     def _weights_dtype(self) -> "torch.dtype":

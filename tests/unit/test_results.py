@@ -70,7 +70,7 @@ def test_a_failed_write_keeps_the_old_file_and_says_where(
     def full(self: Path, *_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OutputError, match=r"a\.json cannot be written: No space left on device"):
         write_json(tmp_path / "a.json", {"a": 2})
     monkeypatch.undo()

@@ -135,6 +135,7 @@ def _recorder(block: Any) -> Any:
                 return getattr(self.block[0], name)
 
         def forward(self, hidden_states: Any, *arguments: Any, **options: Any) -> Any:
+            """Note the call."""
             self.seen, self.arguments, self.options = hidden_states, arguments, options
             return hidden_states if self.given is None else self.given
 

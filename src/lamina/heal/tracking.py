@@ -3,10 +3,10 @@
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from transformers import TrainerCallback
 
-    from lamina.heal.callbacks import Context
+    from lamina.heal.callbacks import CallbackSettings, Context
 
 WANDB_HOST = "https://api.wandb.ai"
 
@@ -25,6 +25,27 @@ class LoggerSettings(Protocol):
     def writer(self, context: "Context") -> "AbstractContextManager[TrainerCallback]":
         """Open the logger for a run; leaving the context closes it, whatever happened."""
         ...
+
+
+@contextmanager
+def watchers(
+    context: "Context",
+    loggers: "Iterable[LoggerSettings | None]",
+    callbacks: "Iterable[CallbackSettings | None]",
+) -> Iterator[list[Any]]:
+    """Open the loggers and build the callbacks; all are closed whatever happens.
+
+    Args:
+        context: Of the run.
+        loggers: Settings; None stands for one that was turned off.
+        callbacks: Likewise.
+    """
+    with ExitStack() as stack:
+        writers = [stack.enter_context(logger.writer(context)) for logger in loggers if logger]
+        built = [callback.build(context) for callback in callbacks if callback]
+        for callback in built:
+            stack.callback(getattr(callback, "close", lambda: None))
+        yield writers + built
 
 
 @dataclass(frozen=True, kw_only=True)

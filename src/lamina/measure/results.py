@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +144,24 @@ def write_text(path: Path, content: str) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write as `write_text` does.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content)
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        # It fails as well where the folder is a file; the first reason is the one to tell.
+        with suppress(OSError):
+            temporary.unlink()
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 

@@ -2,15 +2,13 @@
 
 import io
 import math
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from lamina.depth.statistics import Statistics
-from lamina.errors import OutputError
+from lamina.measure.results import write_bytes
 from lamina.measure.scan_report import best_block, increases
 
 SIZE = (1500, 700)
@@ -55,7 +53,7 @@ def draw(statistics: Statistics, path: Path) -> None:
     )
     picture = io.BytesIO()
     canvas.print_png(picture, pil_kwargs={"compress_level": 9})
-    _write(path, picture.getvalue())
+    write_bytes(path, picture.getvalue())
 
 
 def _draw_losses(panel: Any, statistics: Statistics) -> None:
@@ -151,16 +149,3 @@ def _marker_size(statistics: Statistics) -> float:
 def _drawable(values: Sequence[float]) -> list[float]:
     """Replace infinities, at which an axis has no limits, by gaps."""
     return [value if math.isfinite(value) else math.nan for value in values]
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        # It fails as well where the folder is a file; the first reason is the one to tell.
-        with suppress(OSError):
-            temporary.unlink()
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
