@@ -14,6 +14,7 @@ from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import LaminaError
 from lamina.measure.results import Record
+from lamina.pipeline import Pipeline
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -25,8 +26,7 @@ def train(config: DictConfig) -> None:
     try:
         with record.outcome():
             preflight(config)
-            run = instantiate(config)
-            run.execute(record)
+            Pipeline(instantiate(config), record).execute()
     except LaminaError as error:
         if job.mode == RunMode.RUN:
             raise Ended(str(error)) from error

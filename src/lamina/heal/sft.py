@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError, nearest
+from lamina.heal.probe import refuse_leaking_packs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,6 +74,9 @@ class SFT:
             plan: Its kept layers go into the adapter, so that the adapter, and every checkpoint of
                 it, rebuilds the reduced model from the untouched base.
             callbacks: In the order in which they are called.
+
+        Raises:
+            ConfigError: With packing, this model would let documents see each other.
         """
         from lamina.heal.trainer import TokenLossTrainer
 
@@ -89,4 +93,6 @@ class SFT:
             adapter = trainer.model.peft_config["default"]
             adapter.layer_replication = plan.layer_replication
             adapter.revision = plan.source.revision if plan.source else None
+        if arguments.packing:
+            refuse_leaking_packs(trainer, train)
         return trainer

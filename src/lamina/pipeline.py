@@ -1,0 +1,163 @@
+"""The pipeline of one run: from a large model to a healed smaller one, measured on the way."""
+
+import logging
+from dataclasses import asdict
+from os.path import relpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.depth import loading
+from lamina.heal.callbacks import Context
+from lamina.heal.checkpoints import claim, disk_errors, refuse_changes, saved_step
+from lamina.heal.feed import Feed
+from lamina.heal.final import Final, Form, reload, save_final
+from lamina.heal.libraries import prepared
+from lamina.heal.tracking import watchers
+from lamina.measure.card import note
+from lamina.measure.device import release
+from lamina.measure.evaluate import SAMPLE_ROWS
+from lamina.measure.meter import Meter
+from lamina.measure.provenance import fingerprint, provenance
+from lamina.measure.results import Record, write_rows
+from lamina.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lamina.heal.trainer import TokenLossTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """Executes one run, and fills its record."""
+
+    def __init__(self, run: Run, record: Record) -> None:
+        """Do nothing yet.
+
+        Args:
+            run: The experiment.
+            record: Of what is found.
+        """
+        self.run, self.record, self.plan = run, record, run.plan
+
+    def execute(self) -> None:
+        """Run the experiment.
+
+        Raises:
+            LaminaError: Something cannot be done; the message says what and what to do.
+        """
+        checkpoint = self._claim()
+        with prepared(self.run.seed, self.run.num_threads):
+            self._execute(checkpoint)
+
+    def _execute(self, checkpoint: Path | None) -> None:
+        run = self.run
+        arguments = run.trainer.arguments(run.folder)
+        tokenizer = run.load_tokenizer()
+        rows = self._feed(tokenizer, checkpoint)
+        meter = self._meter(rows)
+        self._measure_baseline(meter)
+        model = self._load_model(tokenizer)
+        form = run.export.form_of(self.plan, model, run.adapter.name)
+        untouched = self.plan.source is not None and not self.plan.is_reduced
+        meter.reduced(model, tokenizer, untouched=untouched)
+        context = self._context(checkpoint)
+        with watchers(context, run.logger.values(), run.callbacks.values()) as watching:
+            trainer = run.build_trainer(model, tokenizer, rows, arguments, watching)
+            self._heal(trainer, checkpoint)
+            final = self._keep(trainer, form)
+            meter.memory()
+            del trainer, model
+            release()  # final/ is read back: beside them it would take twice the memory
+            self._measure_final(final, meter)
+
+    def _claim(self) -> Path | None:
+        """Take the checkpoint folder; return the checkpoint to go on from, if there is one."""
+        run, plan = self.run, self.plan
+        kept: dict[str, Any] = {"model_type": plan.model_type, "adapter": run.adapter.name}
+        kept["kept_layers"] = list(plan.kept_layers)
+        run_dir = Path(run.run_dir).absolute()
+        checkpoint = claim(run.folder, run_dir, run.resume, self.record.previous, kept)
+        self.record.update(**kept, num_layers=plan.num_layers, seed=run.seed)
+        return checkpoint
+
+    def _feed(self, tokenizer: "PreTrainedTokenizerBase", checkpoint: Path | None) -> Feed:
+        """Load and tokenize the data; eval.jsonl lets anyone check the final loss."""
+        rows, record = self.run.load_feed(tokenizer), self.record
+        origin = provenance(self.plan, rows.train.rows, self.run.backend.name)
+        if checkpoint is not None and record.previous is not None:
+            now = {"data_fingerprint": origin["data_fingerprint"]}
+            refuse_changes(checkpoint, record.previous["provenance"], now)
+        write_rows(record.path.parent, rows.eval_rows(SAMPLE_ROWS))
+        evaluated = fingerprint(rows.eval.rows)
+        record.update(eval_fingerprint=evaluated, provenance=origin, data=rows.counts())
+        return rows
+
+    def _meter(self, rows: Feed) -> Meter:
+        return Meter(
+            evaluation=self.run.evaluation,
+            rows=rows.eval_rows(),
+            prompts=rows.prompts,
+            max_tokens=self.run.max_seq_length,
+            record=self.record,
+        )
+
+    def _measure_baseline(self, meter: Meter) -> None:
+        """Evaluate the untouched model, unless it is the very one that is to be healed."""
+        run, source, every = self.run, self.plan.source, range(self.plan.num_layers)
+        if run.evaluation.baseline and source is not None and self.plan.is_reduced:
+            logger.info("evaluating %s, untouched", run.model_name)
+            meter.baseline(run.backend.load_model(source, every, run.torch_dtype))
+            release()
+
+    def _load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+        if self.plan.source is not None:
+            kept, name = len(self.plan.kept_layers), self.run.model_name
+            logger.info("loading %s, %d of %d layers", name, kept, self.plan.num_layers)
+        return self.run.load_model(tokenizer)
+
+    def _context(self, checkpoint: Path | None) -> Context:
+        """Gather what loggers and callbacks may want to know."""
+        run, content = self.run, self.record.content
+        return Context(
+            run_dir=Path(run.run_dir).absolute(),
+            logging_dir=Path(run.logging_dir).expanduser().absolute() / self.plan.model_type,
+            run_name=f"{self.plan.name}-{run.adapter.name}",
+            config=asdict(run),
+            resume_step=saved_step(checkpoint) if checkpoint else None,
+            history=content["history"],
+            metrics=content["metrics"],
+        )
+
+    def _heal(self, trainer: "TokenLossTrainer", checkpoint: Path | None) -> None:
+        """Train, and leave the best weights in the trainer's model."""
+        self.record.update(trainable_parameters=trainer.trainable_parameters())
+        with disk_errors(self.run.folder):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.record.measured(**trainer.figures())
+
+    def _keep(self, trainer: "TokenLossTrainer", form: Form) -> Final:
+        """Write the best weights to final/, with what they were made of."""
+        run, record = self.run, self.record
+        parameters = asdict(run)
+        content = note(
+            self.plan, adapter=run.adapter.name, parameters=parameters, record=record.content
+        )
+        final = save_final(
+            trainer.best_model(),
+            trainer.processing_class,
+            run.folder,
+            form=form,
+            dtype=loading.torch_dtype(run.export.dtype, automatic=run.weights_dtype),
+            note=content,
+        )
+        record.update(final=relpath(final.folder, record.path.parent), dtype=final.dtype)
+        return final
+
+    def _measure_final(self, final: Final, meter: Meter) -> None:
+        """Read final/ back as a user would, and measure that."""
+        if self.run.evaluation.reload:
+            logger.info("evaluating %s", final.folder)
+            source = self.plan.source
+            meter.final(*reload(final, source.revision if source else None))

@@ -1,0 +1,61 @@
+"""Packed documents do not see each other; where they would, training does not begin."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from lamina.errors import ConfigError
+from lamina.heal.probe import refuse_leaking_packs
+from tests.architectures import save
+from tests.conftest import REFERENCE
+
+ROWS = Dataset.from_list([{"input_ids": list(range(start, start + 20))} for start in (3, 30)])
+
+
+def trainer(folder: Path, *, padding_free: bool = True, attention: str = "sdpa") -> Any:
+    """What the probe needs of a trainer, around a real model and TRL's own collator."""
+    return SimpleNamespace(
+        model=AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention
+        ),
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=0, padding_free=padding_free),
+        args=SimpleNamespace(device="cpu"),
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "olmo3", "qwen3_moe"])
+def test_documents_are_kept_apart(name: str, tmp_path: Path) -> None:
+    refuse_leaking_packs(trainer(save(name, tmp_path)), ROWS)
+
+
+def test_the_reference_model_keeps_them_apart_with_an_adapter_too() -> None:
+    probed = trainer(REFERENCE)
+    probed.model = get_peft_model(probed.model, LoraConfig(target_modules="all-linear"))
+    probed.model.train()
+    refuse_leaking_packs(probed, ROWS)
+    assert probed.model.training
+
+
+def test_a_collator_that_knows_no_documents_is_found_out() -> None:
+    message = r"packed documents would see each other in this model \(qwen3, attention sdpa"
+    with pytest.raises(ConfigError, match=message):
+        refuse_leaking_packs(trainer(REFERENCE, padding_free=False), ROWS)
+
+
+def test_a_model_whose_layers_carry_a_state_across_documents_is_found_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\(qwen3_next, attention sdpa.* give packing=false"):
+        refuse_leaking_packs(trainer(save("qwen3_next", tmp_path)), ROWS)
+
+
+def test_documents_of_a_single_token_are_enough() -> None:
+    rows = Dataset.from_list([{"input_ids": [5]}])
+    refuse_leaking_packs(trainer(REFERENCE), rows)
+    with pytest.raises(ConfigError, match="would see each other"):
+        refuse_leaking_packs(trainer(REFERENCE, padding_free=False), rows)
