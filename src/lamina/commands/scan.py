@@ -14,7 +14,7 @@ from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.depth.source import resolve
 from lamina.depth.statistics import Statistics, statistics_of
-from lamina.errors import LaminaError
+from lamina.errors import ConfigError, LaminaError
 from lamina.heal.scanning import whole
 from lamina.measure.results import write_json
 
@@ -43,6 +43,8 @@ def scan_into(config: DictConfig, folder: Path) -> Statistics:
     from lamina.measure.scan_chart import draw
     from lamina.measure.scan_report import write_csv
 
+    if config.dry_run:
+        raise ConfigError("dry_run=true goes with training: a scan trains nothing, leave it out")
     run = instantiate(config)
     content = run.scores(resolve(run.model_name), whole(run.data)).scan()
     found = statistics_of(content)

@@ -7,14 +7,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.entry import Ended, run_app
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import LaminaError
-from lamina.measure.results import Record
+from lamina.measure.results import Record, write_json
 from lamina.pipeline import Pipeline
+
+DRY_RUN_FILE = "dry_run.json"
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -22,17 +24,41 @@ def train(config: DictConfig) -> None:
     """Run one job: everything that can be refused is refused before a weight is read."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    record = Record(folder, list(job.overrides.task))
     try:
-        with record.outcome():
+        if config.dry_run:
             preflight(config)
-            Pipeline(instantiate(config), record).execute()
+            rehearse(config, folder)
+        else:
+            heal(config, folder, list(job.overrides.task))
     except LaminaError as error:
         if job.mode == RunMode.RUN:
             raise Ended(str(error)) from error
         sys.stderr.write(f"error in job {job.job.num}: {error}\n")
         raise
+
+
+def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
+    """Execute the pipeline, and print what came of it."""
+    record = Record(folder, overrides)
+    with record.outcome():
+        preflight(config)
+        Pipeline(instantiate(config), record).execute()
     show(record, folder)
+
+
+def rehearse(config: DictConfig, folder: Path) -> None:
+    """Print what the run would do and take, and write it to dry_run.json."""
+    from rich.console import Console
+
+    from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
+    from lamina.rehearsal import Rehearsal
+
+    content = Rehearsal(instantiate(config)).report()
+    resolved = OmegaConf.to_container(config, resolve=True)
+    write_json(folder / DRY_RUN_FILE, {"config": resolved, **content})
+    console = Console()
+    console.print(dry_run_report(content, OmegaConf.to_yaml(config, resolve=True), console))
+    refuse_what_does_not_fit(content, config.output_dir)
 
 
 def show(record: Record, folder: Path) -> None:

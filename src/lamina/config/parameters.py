@@ -125,6 +125,9 @@ class Parameters:
     resume: str
     """auto goes on from the run folder's last whole checkpoint; never refuses to."""
 
+    dry_run: bool
+    """Whether only a report is made of what the run would do and take."""
+
     @property
     def weights_dtype(self) -> str:
         """Torch's name of the type that the weights are loaded in."""

@@ -1,0 +1,105 @@
+"""What dry_run=true shows: the config, the plan, what it takes, and a few rows of the data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lamina.depth.ranges import shown
+from lamina.errors import ConfigError
+
+CUT = 400
+"""Characters from which on a piece of a row is shown by its two ends."""
+
+
+def dry_run_report(content: dict[str, Any], config: str, console: Console) -> RenderableType:
+    """Return what a rehearsal found.
+
+    Args:
+        content: What `lamina.rehearsal.Rehearsal.report` returned.
+        config: The resolved config, as YAML.
+        console: Where it goes: without colours, trained text stands between ⟦ and ⟧.
+    """
+    kept, total = content["kept_layers"], content["num_layers"]
+    strip = "".join("■" if index in kept else "□" for index in range(total))
+    marks = console.color_system is None
+    parts: list[RenderableType] = [Text(config.rstrip()), Text()]
+    parts += [Text(f"{strip}  {len(kept)} of {total} layers: {shown(kept)}"), Text()]
+    parts += [_figures(content), Text(), _data(content["data"]), Text()]
+    legend = Text("training rows; trained: ").append(*_styled("so", True, marks))
+    parts += [legend.append(", read: ").append(*_styled("so", False, marks))]
+    parts += [_row(row, marks) for row in content["sample"]]
+    return Group(*parts)
+
+
+def refuse_what_does_not_fit(content: dict[str, Any], output_dir: str) -> None:
+    """Raise if the run would not end for want of memory or disk.
+
+    Args:
+        content: What `lamina.rehearsal.Rehearsal.report` returned.
+        output_dir: Where checkpoints go.
+
+    Raises:
+        ConfigError: It would not.
+    """
+    footprint = content["footprint"]
+    if footprint["disk"] > footprint["free_disk"]:
+        raise ConfigError(
+            f"output_dir={output_dir}: {footprint['checkpoints']} checkpoints and final/ take "
+            f"{_gb(footprint['disk'])}, {_gb(footprint['free_disk'])} are free: lower "
+            "save_total_limit, or give another output_dir"
+        )
+
+
+def _figures(content: dict[str, Any]) -> Table:
+    footprint, step = content["footprint"], content["step"]
+    share = content["trainable_parameters"] / content["parameters"]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_row("parameters", f"{content['parameters']:,}", "without the adapter's")
+    table.add_row("trained", f"{content['trainable_parameters']:,}", f"{share:.2%} of them")
+    for name in ("weights", "gradients", "optimizer"):
+        table.add_row(name, _gb(footprint[name]), "")
+    free = f"of {_gb(footprint['free_memory'])} free, libraries included, {content['device']}"
+    table.add_row("peak memory", _gb(footprint["peak_memory"]), free)
+    several = f"{footprint['checkpoints']} beside each other at most"
+    table.add_row("one checkpoint", _gb(footprint["checkpoint"]), several)
+    table.add_row("final/", _gb(footprint["final"]), content["form"])
+    table.add_row("disk", _gb(footprint["disk"]), f"of {_gb(footprint['free_disk'])} free")
+    about = f"{step['tokens']:,} tokens forward and backward, {step['seconds']:.1f} s"
+    table.add_row("first loss", f"{step['loss']:.4g}", about)
+    return table
+
+
+def _data(counts: dict[str, dict[str, int]]) -> Table:
+    """One row a split: what became of its rows and tokens."""
+    names = list(dict.fromkeys(name for split in counts.values() for name in split))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("split", style="bold")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for split, figures in counts.items():
+        table.add_row(split, *(f"{figures[name]:,}" if name in figures else "" for name in names))
+    return table
+
+
+def _row(pieces: Sequence[dict[str, Any]], marks: bool) -> Text:
+    text = Text("\n")
+    for piece in pieces:
+        whole = piece["text"]
+        half = CUT // 2
+        short = whole if len(whole) <= CUT else f"{whole[:half]} … {whole[-half:]}"
+        text.append(*_styled(short, piece["trained"], marks))
+    return text
+
+
+def _styled(text: str, trained: bool, marks: bool) -> tuple[str, str]:
+    return f"⟦{text}⟧" if marks and trained else text, "bold green" if trained else "dim"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

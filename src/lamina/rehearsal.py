@@ -1,0 +1,232 @@
+"""dry_run=true: everything that a run does up to its first step, and no file but a report."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.depth import loading
+from lamina.depth.reduction import reduction
+from lamina.errors import ConfigError
+from lamina.heal.feed import Feed
+from lamina.heal.libraries import prepared
+from lamina.heal.tokenization import IGNORED
+from lamina.measure.device import device_name, free_memory_bytes, peak_memory_bytes
+from lamina.measure.footprint import (
+    Footprint,
+    folder_bytes,
+    free_disk_bytes,
+    most_checkpoints,
+    state_bytes,
+    trained,
+    weight_bytes,
+)
+from lamina.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig
+
+    from lamina.heal.final import Form
+    from lamina.heal.trainer import TokenLossTrainer
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_ROWS = 2
+"""Training rows that are shown."""
+
+ONE_STEP = {
+    "max_steps": 1,
+    "gradient_accumulation_steps": 1,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "logging_strategy": "no",
+}
+"""What differs from the training that is rehearsed."""
+
+
+class Rehearsal:
+    """Looks at everything that a run would do, and takes one step of its training."""
+
+    def __init__(self, run: Run) -> None:
+        """Do nothing yet.
+
+        Args:
+            run: The experiment.
+        """
+        self.run, self.plan = run, run.plan
+        self.one_step = replace(run.trainer, args={**run.trainer.args, **ONE_STEP})
+
+    def report(self) -> dict[str, Any]:
+        """Rehearse the run; return what is to be known about it before it is started.
+
+        Raises:
+            LaminaError: The run could not do it either.
+        """
+        with prepared(self.run.seed, self.run.num_threads), tempfile.TemporaryDirectory() as name:
+            return self._report(Path(name))
+
+    def _report(self, scratch: Path) -> dict[str, Any]:
+        run, plan, free = self.run, self.plan, free_memory_bytes()
+        arguments = run.trainer.arguments(scratch)
+        self._refuse_too_large(free)
+        tokenizer = run.load_tokenizer()
+        rows = run.load_feed(tokenizer)
+        model = run.load_model(tokenizer)
+        form = run.export.form_of(plan, model, run.adapter.name)
+        parameters = model.num_parameters()
+        trainer = self._trainer(model, tokenizer, rows, scratch)
+        step = self._step(trainer)
+        footprint = self._footprint(trainer, form, scratch, arguments, rows, free)
+        return {
+            "num_layers": plan.num_layers,
+            "kept_layers": list(plan.kept_layers),
+            "parameters": parameters,
+            "trainable_parameters": trainer.trainable_parameters(),
+            "form": form,
+            "device": device_name(),
+            "step": step,
+            "footprint": {**asdict(footprint), "disk": footprint.disk},
+            "data": rows.counts(),
+            "sample": [spans(row, tokenizer) for row in rows.train.rows.select(shown(rows))],
+        }
+
+    def _refuse_too_large(self, free: int) -> None:
+        """Refuse a training whose weights and gradients alone are more than there is memory."""
+        source, run = self.plan.source, self.run
+        if source is None:
+            return
+        model = reduction(source, self.plan.kept_layers).blueprint
+        parameters = model.num_parameters()
+        if (peft_config := run.adapter.peft_config()) is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        gradients = sum(parameter.numel() for parameter in trained(model))
+        needed = (parameters + gradients) * run.torch_dtype.itemsize
+        if needed > free:
+            raise ConfigError(
+                f"{parameters:,} weights and the gradients of {gradients:,} take at least "
+                f"{needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: keep fewer "
+                "layers, or choose adapter=lora or dtype=bfloat16"
+            )
+
+    def _trainer(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Feed,
+        scratch: Path,
+    ) -> "TokenLossTrainer":
+        """Build the trainer of one step, over the longest rows: they take the most memory."""
+        run = replace(self.run, trainer=self.one_step)
+        longest = replace(rows.train, rows=rows.train.rows.select(self._longest(rows)))
+        few = replace(rows, train=longest)
+        return run.build_trainer(model, tokenizer, few, self.one_step.arguments(scratch), [])
+
+    def _longest(self, rows: Feed) -> list[int]:
+        """Return the longest rows' indices, as many as fill the forward pass of one step."""
+        lengths = [len(ids) for ids in rows.train.rows["input_ids"]]
+        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+        batch = self.run.per_device_train_batch_size
+        room = batch * self.run.max_seq_length if self.run.packing else 0
+        chosen: list[int] = []
+        while order and (len(chosen) < batch or sum(lengths[i] for i in chosen) < room):
+            chosen.append(order.pop(0))
+        return chosen
+
+    def _step(self, trainer: "TokenLossTrainer") -> dict[str, float]:
+        logger.info("one step on the longest rows")
+        began = time.monotonic()
+        with _told_if_memory_is_short():
+            outcome = trainer.train()
+        if not outcome.training_loss < float("inf"):
+            raise ConfigError(f"the first step's loss is {outcome.training_loss}: check the data")
+        return {
+            "loss": outcome.training_loss,
+            "tokens": trainer.state.num_input_tokens_seen,
+            "seconds": time.monotonic() - began,
+        }
+
+    def _footprint(
+        self,
+        trainer: "TokenLossTrainer",
+        form: "Form",
+        scratch: Path,
+        arguments: "SFTConfig",
+        rows: Feed,
+        free: int,
+    ) -> Footprint:
+        model, run = trainer.model, self.run
+        every, ours = weight_bytes(model.parameters()), weight_bytes(trained(model))
+        optimizer = state_bytes(trainer.optimizer.state)
+        trainer.processing_class.save_pretrained(scratch / "tokenizer")
+        beside = folder_bytes(scratch / "tokenizer")
+        saved = every if form == "model" else ours
+        dtype = loading.torch_dtype(run.export.dtype, automatic=run.weights_dtype)
+        # An adapter's weights are merged into the model's.
+        own = 0 if form == "model" else trainer.trainable_parameters()
+        whole = (sum(p.numel() for p in model.parameters()) - own) * dtype.itemsize + beside
+        finals = {"adapter": ours + beside, "both": ours + beside + whole}
+        return Footprint(
+            weights=every,
+            gradients=ours,
+            optimizer=optimizer,
+            peak_memory=peak_memory_bytes(),
+            free_memory=free,
+            checkpoint=saved + optimizer + beside,
+            checkpoints=most_checkpoints(
+                arguments.save_total_limit or 10**9, self._steps(arguments, rows), run.eval_steps
+            ),
+            final=finals.get(form, whole),
+            free_disk=free_disk_bytes(run.folder),
+        )
+
+    def _steps(self, arguments: "SFTConfig", rows: Feed) -> int:
+        """Return the training's optimizer steps on one device, about: packs are taken as full."""
+        if arguments.max_steps > 0:
+            return int(arguments.max_steps)
+        count = rows.train.count
+        sequences = -(-count.tokens // self.run.max_seq_length) if arguments.packing else count.rows
+        at_once = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        return -(-int(sequences * arguments.num_train_epochs) // at_once)
+
+
+@contextmanager
+def _told_if_memory_is_short() -> Iterator[None]:
+    """Say what to do where the accelerator's memory does not suffice."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "one step does not fit into the accelerator's memory: lower "
+            "per_device_train_batch_size or max_seq_length, or give gradient_checkpointing=true"
+        ) from error
+
+
+def shown(rows: Feed) -> range:
+    """Return which training rows are shown."""
+    return range(min(SAMPLE_ROWS, len(rows.train.rows)))
+
+
+def spans(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
+    """Return a row's text in pieces, each trained or not.
+
+    Args:
+        row: input_ids and labels.
+        tokenizer: Decodes them, special tokens included.
+    """
+    marked = list(zip(row["input_ids"], row["labels"], strict=True))
+    groups = groupby(marked, key=lambda pair: pair[1] != IGNORED)
+    return [
+        {"text": tokenizer.decode([token for token, _ in group]), "trained": is_trained}
+        for is_trained, group in groups
+    ]

@@ -1,0 +1,158 @@
+"""dry_run=true shows what a run would do and take, and leaves nothing but its report."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from rich.console import Console
+
+from lamina.config.paths import conf_dir
+from lamina.config.schema import register
+from lamina.errors import ConfigError
+from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
+from lamina.measure.footprint import folder_bytes, most_checkpoints
+from lamina.rehearsal import Rehearsal
+from tests.conftest import SHORT, Finished, lamina, train
+
+PRUNED = (*SHORT, "model=pruned", "model.keep_layers=8")
+FORMS = {
+    "adapter": ("adapter=lora",),
+    "both": ("adapter=lora", "export.form=both"),
+    "model": ("adapter=full", "learning_rate=1e-4"),
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Finished, Finished]:
+    """The rehearsal of a run, and the run."""
+    folder = tmp_path_factory.mktemp("dry")
+    chosen = (*PRUNED, *FORMS[request.param])
+    dry = train(folder / "dry", *chosen, "dry_run=true")
+    run = train(folder / "run", *chosen)
+    assert (dry.code, run.code) == (0, 0), dry.errors + run.errors
+    return dry, run
+
+
+def reported(dry: Finished) -> dict[str, Any]:
+    return json.loads((dry.folder / "dry_run.json").read_text())
+
+
+def test_nothing_is_written_but_the_report(pair: tuple[Finished, Finished]) -> None:
+    dry, _ = pair
+    own = {path.name for path in dry.folder.iterdir()} - {".hydra", "train.log"}
+    assert own == {"dry_run.json"}
+
+
+def test_what_it_says_is_what_the_run_then_does(pair: tuple[Finished, Finished]) -> None:
+    dry, run = pair
+    report, result = reported(dry), run.result
+    assert report["kept_layers"] == result["kept_layers"] == list(range(8))
+    assert report["parameters"] == result["num_parameters"]
+    assert report["trainable_parameters"] == result["trainable_parameters"]
+    assert report["data"] == result["data"]
+    assert report["config"]["max_steps"] == 6
+
+
+def test_what_it_takes_is_what_the_run_then_took(pair: tuple[Finished, Finished]) -> None:
+    dry, run = pair
+    footprint = reported(dry)["footprint"]
+    written = run.folder / "checkpoints" / "pruned"
+    largest = max(map(folder_bytes, written.glob("checkpoint-*")))
+    assert footprint["checkpoint"] == pytest.approx(largest, rel=0.05)
+    final = sum(map(folder_bytes, written.glob("final*")))
+    assert footprint["final"] == pytest.approx(final, rel=0.05)
+    assert footprint["disk"] >= 0.95 * folder_bytes(written)
+    assert footprint["optimizer"] == pytest.approx(2 * footprint["gradients"], rel=0.01)
+    assert footprint["peak_memory"] < 1.2 * run.metrics["peak_memory_bytes"]
+
+
+def test_the_console_shows_the_config_the_layers_and_what_is_trained(
+    pair: tuple[Finished, Finished],
+) -> None:
+    output = pair[0].output
+    assert "keep_layers: 8" in output
+    assert "■■■■■■■■□□□□  8 of 12 layers: [0, 8)" in output
+    assert "tokens trained" in output
+    assert "<|im_start|>assistant\n⟦" in output
+    assert output.count("<|im_end|>⟧") == 2
+    assert "⟦<|im_start|>user" not in output
+
+
+def test_colours_tell_trained_from_read_where_there_are_any(
+    pair: tuple[Finished, Finished],
+) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
+    console.print(dry_run_report(reported(pair[0]), "", console))
+    shown = console.file.getvalue()
+    assert "⟦" not in shown
+    piece = next(p for p in reported(pair[0])["sample"][0] if p["trained"])
+    assert f"\x1b[1;32m{piece['text']}" in shown
+
+
+def test_a_disk_that_is_too_small_is_said(pair: tuple[Finished, Finished]) -> None:
+    report = reported(pair[0])
+    refuse_what_does_not_fit(report, "here")
+    report["footprint"]["free_disk"] = report["footprint"]["disk"] - 1
+    with pytest.raises(ConfigError, match=r"output_dir=here: \d checkpoints and final/ take"):
+        refuse_what_does_not_fit(report, "here")
+
+
+def test_too_little_memory_is_said_before_a_weight_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        given = [*PRUNED, "run_dir=.", "dry_run=true"]
+        rehearsal = Rehearsal(instantiate(compose("config", overrides=given)))
+    monkeypatch.setattr("lamina.rehearsal.free_memory_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("lamina.depth.reading.tensor_slices", None)
+    message = r"1,223,424 weights and the gradients of 262,144 take at least 0\.0 GB of memory"
+    with pytest.raises(ConfigError, match=message):
+        rehearsal.report()
+
+
+def test_an_accelerator_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        given = [*PRUNED, "run_dir=.", "dry_run=true"]
+        rehearsal = Rehearsal(instantiate(compose("config", overrides=given)))
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("trl.SFTTrainer.train", full)
+    with pytest.raises(ConfigError, match="one step does not fit into the accelerator's memory"):
+        rehearsal.report()
+
+
+def test_bad_data_is_found_as_in_a_run(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
+    done = train(tmp_path / "run", "experiment=quickstart", "data=jsonl", "data.train=rows.jsonl",
+                 "data.eval=rows.jsonl", "dry_run=true", cwd=tmp_path)  # fmt: skip
+    assert done.code == 1
+    assert "rows.jsonl" in done.errors
+    assert not (tmp_path / "run" / "dry_run.json").exists()
+
+
+def test_a_scan_has_no_dry_run(tmp_path: Path) -> None:
+    done = lamina("scan", "experiment=quickstart", "dry_run=true", cwd=tmp_path)
+    assert done.code == 1
+    assert done.errors == (
+        "error: dry_run=true goes with training: a scan trains nothing, leave it out\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps", "interval", "most"), [(5, 1000, 100, 6), (1, 1000, 100, 3), (5, 250, 100, 3)]
+)
+def test_a_new_checkpoint_is_whole_before_an_old_one_goes(
+    limit: int, steps: int, interval: int, most: int
+) -> None:
+    assert most_checkpoints(limit, steps, interval) == most
