@@ -13,12 +13,16 @@ class Ended(BaseException):
     """Carries a single job's error past Hydra, which would print a line of its own about it."""
 
 
-def run_app(app: Callable[[], object], config_name: str) -> None:
+def run_app(
+    app: Callable[[], object], config_name: str, closing: Callable[[], str | None] = lambda: None
+) -> None:
     """Run a Hydra app; errors addressed to the user come without a traceback.
 
     Args:
         app: What `hydra.main` returned.
         config_name: Its primary config, for errors of composition.
+        closing: Called at the end, also after an error; returns what went wrong in a sweep, whose
+            jobs have said their own errors.
     """
     from lamina.config.composition import COMPOSITION_ERRORS, explain
     from lamina.config.paths import load_environment
@@ -28,6 +32,7 @@ def run_app(app: Callable[[], object], config_name: str) -> None:
     load_environment()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         app()
+        closing()
         return
     # Hydra prints composition errors its own way unless it is told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -36,6 +41,12 @@ def run_app(app: Callable[[], object], config_name: str) -> None:
             app()
         except COMPOSITION_ERRORS as error:
             fail(explain(error, sys.argv[1:], config_name))
+        except (Exception, KeyboardInterrupt) as error:
+            if wrong := closing():
+                fail(f"interrupted; {wrong}" if isinstance(error, KeyboardInterrupt) else wrong)
+            raise
+        if wrong := closing():
+            fail(wrong)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`python -m train`: compose, check, instantiate, execute."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.entry import Ended, run_app
+from lamina.commands.sweep import close_sweep, is_done
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import LaminaError
 from lamina.measure.results import Record, write_json
 from lamina.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
 
 DRY_RUN_FILE = "dry_run.json"
 
@@ -24,16 +28,27 @@ def train(config: DictConfig) -> None:
     """Run one job: everything that can be refused is refused before a weight is read."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
+    overrides = list(job.overrides.task)
+    in_sweep = job.mode == RunMode.MULTIRUN
     try:
         if config.dry_run:
             preflight(config)
             rehearse(config, folder)
+        elif in_sweep and is_done(folder, overrides):
+            sys.stderr.write(f"job {job.job.num} was completed before\n")
         else:
-            heal(config, folder, list(job.overrides.task))
+            heal(config, folder, overrides)
     except LaminaError as error:
-        if job.mode == RunMode.RUN:
+        if not in_sweep:
             raise Ended(str(error)) from error
         sys.stderr.write(f"error in job {job.job.num}: {error}\n")
+        raise
+    except Exception as error:
+        if in_sweep:
+            logger.exception("job %s", job.job.num)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            where = f"the traceback is in {folder / 'train.log'}"
+            sys.stderr.write(f"error in job {job.job.num}: {reason}; {where}\n")
         raise
 
 
@@ -73,4 +88,4 @@ def show(record: Record, folder: Path) -> None:
 
 def main() -> None:
     """Run the command."""
-    run_app(train, "config")
+    run_app(train, "config", closing=close_sweep)

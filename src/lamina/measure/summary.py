@@ -1,14 +1,11 @@
 """The main figures of a run as a short table for the console."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-
-from lamina.measure.card import LOSSES
 
 
 def summary(content: dict[str, Any], folder: Path) -> RenderableType:
@@ -79,27 +76,3 @@ def _samples(samples: list[dict[str, str]]) -> Table:
         cells = (sample["prompt"], sample["before"], sample["after"])
         table.add_row(*(Text(" ".join((cell or "").split())) for cell in cells))
     return table
-
-
-def sweep_summary(results: Sequence[dict[str, Any]]) -> RenderableType:
-    """Return the closing table of a sweep: one row a job.
-
-    Args:
-        results: The jobs' result.json, in the jobs' order.
-    """
-    given = [result["overrides"] for result in results]
-    common = set.intersection(*map(set, given)) if len(given) > 1 else set()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("job", style="bold", overflow="fold")
-    for name in ("layers", "baseline", "reduced", "healed"):
-        table.add_column(name, justify="right")
-    for result, overrides in zip(results, given, strict=True):
-        own = " ".join(text for text in overrides if text not in common) or " ".join(overrides)
-        kept, total = result["kept_layers"], result["num_layers"]
-        layers = f"{len(kept)} of {total}" if kept else ""
-        losses = [result["metrics"][key] for key in LOSSES]
-        cells = ["" if loss is None else f"{loss:.4g}" for loss in losses]
-        if result["status"] != "completed":
-            cells[-1] = result["status"]
-        table.add_row(own, layers, *cells)
-    return Group(Text(), table)

@@ -1,0 +1,109 @@
+"""What a sweep says while it runs and when it ends, and the summary that it leaves."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from lamina.measure.results import read_result
+
+
+class Sweep(Callback):
+    """Follows a sweep from the process that started it, and from each job's."""
+
+    started: ClassVar["Sweep | None"] = None
+    """The sweep that this process started; Hydra makes the object, and calls nothing at its end
+    once a job has failed."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Note what is to be done."""
+        Sweep.started = self
+        self.folder = Path(config.hydra.sweep.dir)
+        self.planned = planned_jobs(config)
+        self.done = 0
+        self.began = time.monotonic()
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Write the summary again, and say how far the sweep is."""
+        from lamina.measure.sweep import read_jobs, write_summary
+
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        following = Sweep.started
+        folder = Path(config.hydra.sweep.dir)
+        jobs = read_jobs(folder, following.planned if following else ())
+        write_summary(folder, jobs)
+        if following is not None:
+            following.done += 1
+            following.tell(sum(job.status == "failed" for job in jobs))
+
+    def tell(self, failed: int) -> None:
+        """Print one line: jobs that are through, jobs that failed, time that is left."""
+        left = len(self.planned) - self.done
+        seconds = (time.monotonic() - self.began) / self.done * left
+        line = f"sweep: {self.done} of {len(self.planned)} jobs through"
+        line += f", {failed} failed" if failed else ""
+        sys.stderr.write(f"{line}, about {_duration(seconds)} left\n" if left else f"{line}\n")
+
+    def close(self) -> str | None:
+        """Print the table; return what is to be said if a job failed or left nothing."""
+        from rich.console import Console
+
+        from lamina.measure.sweep import read_jobs, sweep_table, write_summary
+
+        jobs = read_jobs(self.folder, self.planned)
+        write_summary(self.folder, jobs)
+        Console(file=sys.stdout).print(sweep_table(jobs))
+        wrong = [job for job in jobs if job.status != "completed"]
+        if not wrong:
+            return None
+        named = ", ".join(f"{job.name} ({job.status})" for job in wrong)
+        return (
+            f"{len(wrong)} of {len(jobs)} jobs are not completed: {named}; the same command with "
+            f"hydra.sweep.dir={self.folder} runs only these again"
+        )
+
+
+def close_sweep() -> str | None:
+    """End the sweep that this process started, if it did; return what went wrong in it."""
+    return Sweep.started.close() if Sweep.started is not None else None
+
+
+def is_done(folder: Path, overrides: list[str]) -> bool:
+    """Say whether an earlier start of a sweep completed a job.
+
+    Args:
+        folder: Of the job.
+        overrides: Its own now; with others it is another job.
+    """
+    before = read_result(folder)
+    return (
+        before is not None
+        and before["status"] == "completed"
+        and sorted(before["overrides"]) == sorted(overrides)
+    )
+
+
+def planned_jobs(config: DictConfig) -> list[list[str]]:
+    """Return the overrides of every job that Hydra's basic sweeper makes of a command line."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    given += list(config.hydra.overrides.task)
+    jobs: list[list[str]] = BasicSweeper.split_arguments(
+        OverridesParser.create().parse_overrides(given), None
+    )[0]
+    return jobs
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else (
+        f"{minutes} min" if minutes else f"{rest} s"
+    )  # fmt: skip

@@ -1,0 +1,169 @@
+"""A sweep's jobs side by side, from the files that they wrote: nothing else has to be alive."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lamina.measure.results import read_result, write_text
+
+SUMMARY = "summary"
+"""Name of the summary's files, without their endings."""
+
+FIGURES = (
+    "baseline_eval_loss",
+    "reduced_eval_loss",
+    "eval_loss",
+    "perplexity",
+    "tokens_per_second",
+    "train_seconds",
+    "peak_memory_bytes",
+)
+"""Metrics that the summary has, in nats a token where they are losses."""
+
+COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference")
+"""Of the table that people read; original is the loss of the untouched model."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of one job."""
+
+    name: str
+    """Its folder below the sweep's: Hydra's job number."""
+
+    own: str
+    """The overrides that tell it from the others."""
+
+    result: dict[str, Any] | None
+    """Its result.json; None where it left none."""
+
+    @property
+    def status(self) -> str:
+        """completed, failed, running, or missing without a result."""
+        return self.result["status"] if self.result else "missing"
+
+    @property
+    def healed(self) -> float | None:
+        """Loss of final/ in nats a token."""
+        return self.result["metrics"]["eval_loss"] if self.result else None
+
+    @property
+    def difference(self) -> float | None:
+        """By how much that loss is above the original's, which nothing was removed from."""
+        baseline = self.result["metrics"]["baseline_eval_loss"] if self.result else None
+        return None if self.healed is None or baseline is None else self.healed - baseline
+
+    @property
+    def layers(self) -> str:
+        """How many layers stayed, of how many."""
+        kept = self.result["kept_layers"] if self.result else None
+        return f"{len(kept)} of {self.result['num_layers']}" if self.result and kept else ""
+
+    @property
+    def error(self) -> str:
+        """Why it failed, in one line; empty if it did not."""
+        reason = str((self.result or {}).get("error") or "")
+        return reason.splitlines()[0] if reason else ""
+
+
+def read_jobs(folder: Path, planned: Sequence[Sequence[str]] = ()) -> list[Job]:
+    """Read a sweep's jobs, in their order.
+
+    Args:
+        folder: Of the sweep.
+        planned: Overrides of every job that is to be, in order: those without a result are missing.
+    """
+    found = {path.parent.name for path in folder.glob("*/result.json")}
+    names = sorted(found | {str(number) for number in range(len(planned))}, key=_order)
+    results = {name: read_result(folder / name) for name in names}
+    given = [_overrides(name, results[name], planned) for name in names]
+    common = set.intersection(*map(set, given)) if len(given) > 1 else set()
+    return [
+        Job(name, " ".join(o for o in own if o not in common) or " ".join(own), results[name])
+        for name, own in zip(names, given, strict=True)
+    ]
+
+
+def write_summary(folder: Path, jobs: Sequence[Job]) -> None:
+    """Write summary.csv and summary.md, the best job first.
+
+    Raises:
+        OutputError: They cannot be written.
+    """
+    best = ranked(jobs)
+    header = ["rank", "job", "status", "overrides", "layers", *FIGURES, "difference", "error"]
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(header)
+    for rank, job in enumerate(best, 1):
+        metrics = job.result["metrics"] if job.result else {}
+        cells = [job.name, job.status, job.own, job.layers]
+        cells += [metrics.get(name) for name in FIGURES]
+        rows.writerow(
+            [rank if job.status == "completed" else "", *cells, job.difference, job.error]
+        )
+    write_text(folder / f"{SUMMARY}.csv", text.getvalue())
+    lines = [
+        "| job | layers | original | reduced | healed | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [f"| {' | '.join(_escaped(cell) for cell in _cells(job))} |" for job in best]
+    write_text(folder / f"{SUMMARY}.md", "\n".join(lines) + "\n")
+
+
+def ranked(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs with the least healed loss first, and those without one last."""
+    last = float("inf")
+    return sorted(jobs, key=lambda job: last if _unhealed(job) else job.healed or 0.0)
+
+
+def sweep_table(jobs: Sequence[Job]) -> RenderableType:
+    """Return the closing table of a sweep: one row a job, in the jobs' order."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(COLUMNS[0], style="bold", overflow="fold")
+    for name in COLUMNS[1:]:
+        table.add_column(name, justify="right")
+    for job in jobs:
+        table.add_row(*_cells(job))
+    return Group(Text(), table)
+
+
+def _cells(job: Job) -> list[str]:
+    metrics = job.result["metrics"] if job.result else {}
+    losses = [metrics.get(f"{name}_eval_loss") for name in ("baseline", "reduced")]
+    shown = [_figure(loss) for loss in (*losses, job.healed, job.difference)]
+    if job.status != "completed":
+        shown[2:] = [job.status, ""]
+    return [job.own, job.layers, *shown]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def _unhealed(job: Job) -> bool:
+    return job.status != "completed" or job.healed is None
+
+
+def _overrides(
+    name: str, result: dict[str, Any] | None, planned: Sequence[Sequence[str]]
+) -> Sequence[str]:
+    if result is not None:
+        found: list[str] = result["overrides"]
+        return found
+    return planned[int(name)] if name.isdigit() and int(name) < len(planned) else ()
+
+
+def _order(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdigit() else (2**31, name)
