@@ -77,9 +77,10 @@ class Pipeline:
         run, plan = self.run, self.plan
         kept: dict[str, Any] = {"model_type": plan.model_type, "adapter": run.adapter.name}
         kept["kept_layers"] = list(plan.kept_layers)
-        run_dir = Path(run.run_dir).absolute()
-        checkpoint = claim(run.folder, run_dir, run.resume, self.record.previous, kept)
-        self.record.update(**kept, num_layers=plan.num_layers, seed=run.seed)
+        run_dir, before = Path(run.run_dir).absolute(), self.record.previous or {}
+        earlier, now = {**before, **before.get("settings", {})}, {**kept, **run.settings}
+        checkpoint = claim(run.folder, run_dir, run.resume, earlier, now)
+        self.record.update(**kept, num_layers=plan.num_layers, seed=run.seed, settings=run.settings)
         return checkpoint
 
     def _feed(self, tokenizer: "PreTrainedTokenizerBase", checkpoint: Path | None) -> Feed:

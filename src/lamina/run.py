@@ -1,6 +1,6 @@
 """The run object: a composed experiment, and what it is made of."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
     from lamina.heal.trainer import TokenLossTrainer
+
+FREE_IN_RESUMING = frozenset(
+    "max_steps num_train_epochs eval_strategy eval_steps save_strategy save_steps save_total_limit "
+    "logging_strategy logging_steps per_device_eval_batch_size".split()
+)
+"""Training arguments that may change when a run goes on: how long, and how often it looks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +97,16 @@ class Run(Parameters):
     def torch_dtype(self) -> "torch.dtype":
         """Type in which the weights are loaded."""
         return loading.torch_dtype(self.weights_dtype, automatic="float32")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the trained weights depend on besides data and layers, by its key in the config."""
+        kept = {k: v for k, v in self.trainer.args.items() if k not in FREE_IN_RESUMING}
+        return {
+            "dtype": self.dtype,
+            **{f"adapter.{key}": value for key, value in asdict(self.adapter).items()},
+            **{f"trainer.args.{key}": value for key, value in kept.items()},
+        }
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """Load the model's tokenizer, or build the one of a model that starts from scratch."""

@@ -9,7 +9,7 @@ from tests.conftest import REFERENCE, SHORT, Finished, train
 
 RESULT_KEYS = {
     "status", "error", "model_type", "num_layers", "kept_layers", "adapter", "num_parameters",
-    "trainable_parameters", "overrides", "final", "dtype", "seed", "history", "samples",
+    "trainable_parameters", "overrides", "settings", "final", "dtype", "seed", "history", "samples",
     "eval_fingerprint", "provenance", "metrics", "data",
 }  # fmt: skip
 METRIC_KEYS = {
@@ -172,20 +172,3 @@ def test_a_sweep_of_two_jobs_leaves_two_of_everything(tmp_path: Path) -> None:
     runs = [path.name for job in jobs for path in job.folder.glob("wandb/offline-run-*")]
     assert len(runs) == len({name.rpartition("-")[2] for name in runs}) == 2
     assert all(list(job.folder.glob("logs/dropped/events*")) for job in jobs)
-
-
-def test_a_job_that_fails_does_not_take_the_others_with_it(tmp_path: Path) -> None:
-    done = train(
-        tmp_path / "unused",
-        "--multirun",
-        f"hydra.sweep.dir={tmp_path / 'sweep'}",
-        *SHORT,
-        "max_steps=1",
-        "evaluation=none",
-        "model=dropped",
-        "model.layer_to_drop=77,3",
-    )
-    assert done.code == 1
-    assert "model.layer_to_drop=77, but the model has 12 layers" in done.errors
-    first, second = (json.loads((tmp_path / "sweep" / n / "result.json").read_text()) for n in "01")
-    assert (first["status"], second["status"]) == ("failed", "completed")

@@ -1,6 +1,7 @@
 """A run that is killed and started again ends as if nothing had happened."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,13 +77,45 @@ def test_an_incomplete_checkpoint_is_skipped(pruned: Finished, tmp_path: Path) -
     assert last_whole_checkpoint(tmp_path) is None
 
 
-@pytest.mark.parametrize("change", ["model.keep_layers=6", "adapter=full"])
+@pytest.mark.parametrize(
+    "change",
+    ["model.keep_layers=6", "adapter=full", "learning_rate=1e-4", "lora.r=8", "packing=false"],
+)
 def test_a_checkpoint_of_another_experiment_is_refused(pruned: Finished, change: str) -> None:
     before = pruned.result
     done = train(pruned.folder, *SHORT, change)
     assert done.code == 1
     assert "give another hydra.run.dir" in done.errors
     assert pruned.result == before
+
+
+def test_a_changed_setting_is_named_with_both_values(pruned: Finished) -> None:
+    done = train(pruned.folder, *SHORT, "learning_rate=1e-4")
+    assert "is of trainer.args.learning_rate=0.002, not 0.0001: give another" in done.errors
+
+
+def test_a_run_that_was_stopped_after_its_last_step_takes_no_other(tmp_path: Path) -> None:
+    given = (*SHORT, "lr_scheduler_type=constant", "evaluation=none", "export.form=merged")
+    whole = train(tmp_path / "run", *given)
+    assert whole.code == 0, whole.errors
+    before, weights = whole.result, (whole.final / "model.safetensors").read_bytes()
+    shutil.rmtree(whole.final)
+    (whole.folder / "result.json").write_text(json.dumps({**before, "status": "running"}))
+    again = train(tmp_path / "run", *given)
+    assert again.code == 0, again.errors
+    assert again.result["history"] == before["history"]
+    assert again.metrics["train_tokens"] == before["metrics"]["train_tokens"]
+    assert again.metrics["eval_loss"] == before["metrics"]["eval_loss"]
+    assert (again.final / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_may_be_made_longer(tmp_path: Path) -> None:
+    given = (*SHORT, "lr_scheduler_type=constant", "evaluation=none")
+    short = train(tmp_path / "grown", *given)
+    longer = train(tmp_path / "grown", *given, "max_steps=9")
+    at_once = train(tmp_path / "at_once", *given, "max_steps=9")
+    assert (short.code, longer.code, at_once.code) == (0, 0, 0), longer.errors
+    assert longer.result["history"] == at_once.result["history"]
 
 
 def test_changed_data_is_refused(pruned: Finished) -> None:

@@ -27,7 +27,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def claim(
-    folder: Path, run_dir: Path, resume: str, before: dict[str, Any] | None, now: dict[str, Any]
+    folder: Path, run_dir: Path, resume: str, before: dict[str, Any], now: dict[str, Any]
 ) -> Path | None:
     """Take a checkpoint folder for a run; return the checkpoint to go on from, if there is one.
 
@@ -38,8 +38,8 @@ def claim(
         folder: Where checkpoint-{step}/ and final/ go.
         run_dir: The run folder.
         resume: auto or never.
-        before: result.json of an earlier start in the run folder, if there was one.
-        now: Those of its fields that must not have changed.
+        before: What an earlier start in the run folder recorded; empty if there was none.
+        now: What of it must not have changed.
 
     Raises:
         OutputError: The folder is another run's, cannot be written, or holds a checkpoint that
@@ -53,7 +53,7 @@ def claim(
         raise OutputError(
             f"resume=never, but {checkpoint} is there: give resume=auto or another hydra.run.dir"
         )
-    refuse_changes(checkpoint, before or {}, now)
+    refuse_changes(checkpoint, before, now)
     return checkpoint
 
 

@@ -76,6 +76,14 @@ class TokenLossTrainer(SFTTrainer):
         self._token_nll += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
         return loss, logits, labels
 
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """Train for an epoch; a training that was stopped after its last step is not gone on with.
+
+        transformers 5.17 takes one more step before it looks at the number of steps.
+        """
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **options)
+
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write no card beside each checkpoint: final/ gets one that says what was removed."""
 

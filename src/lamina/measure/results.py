@@ -49,6 +49,7 @@ class Record:
             "num_parameters": None,
             "trainable_parameters": None,
             "overrides": list(overrides),
+            "settings": {},
             "final": None,
             "dtype": None,
             "seed": None,

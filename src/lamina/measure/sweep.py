@@ -103,18 +103,15 @@ def write_summary(folder: Path, jobs: Sequence[Job]) -> None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(header)
     for rank, job in enumerate(best, 1):
+        place = rank if job.status == "completed" else ""
         metrics = job.result["metrics"] if job.result else {}
-        cells = [job.name, job.status, job.own, job.layers]
-        cells += [metrics.get(name) for name in FIGURES]
-        rows.writerow(
-            [rank if job.status == "completed" else "", *cells, job.difference, job.error]
-        )
+        figures = [metrics.get(name) for name in FIGURES]
+        about: list[Any] = [place, job.name, job.status, job.own, job.layers]
+        rows.writerow([*about, *figures, job.difference, job.error])
     write_text(folder / f"{SUMMARY}.csv", text.getvalue())
-    lines = [
-        "| job | layers | original | reduced | healed | difference |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [f"| {' | '.join(_escaped(cell) for cell in _cells(job))} |" for job in best]
+    table = [[*COLUMNS, "error"], ["---"] * (len(COLUMNS) + 1)]
+    table += [[*_cells(job), job.error] for job in best]
+    lines = [f"| {' | '.join(map(_escaped, cells))} |" for cells in table]
     write_text(folder / f"{SUMMARY}.md", "\n".join(lines) + "\n")
 
 

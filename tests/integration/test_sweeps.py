@@ -1,0 +1,119 @@
+"""Sweeps: what a failing job costs, what a second start does, and the summary that is left."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.measure.results import read_result
+from lamina.measure.sweep import read_jobs, sweep_table, write_summary
+from tests.conftest import SHORT, Finished, environment, train
+
+LAYERS = (3, 77, 1, 5, 9)
+QUICK = (*SHORT, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation.num_samples=1")
+
+
+def sweep(folder: Path, *overrides: str) -> Finished:
+    """Run five jobs, one of which drops a layer that the model does not have."""
+    layers = f"model.layer_to_drop={','.join(map(str, LAYERS))}"
+    given = ("--multirun", f"hydra.sweep.dir={folder}", *QUICK, "model=dropped", layers)
+    return train(folder.parent, *given, *overrides)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [read_result(folder / str(number)) or {} for number in range(len(LAYERS))]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Path]:
+    folder = tmp_path_factory.mktemp("sweep") / "jobs"
+    return sweep(folder), folder
+
+
+def test_one_bad_job_in_five_is_recorded_and_the_others_run(swept: tuple[Finished, Path]) -> None:
+    done, folder = swept
+    assert done.code == 1
+    statuses = [result["status"] for result in results(folder)]
+    assert statuses == ["completed", "failed", "completed", "completed", "completed"]
+    reason = "model.layer_to_drop=77, but the model has 12 layers: give 0 to 11 (0-based)"
+    assert results(folder)[1]["error"] == reason
+    assert f"error in job 1: {reason}" in done.errors
+    assert done.errors.splitlines()[-1] == (
+        "error: 1 of 5 jobs are not completed: 1 (failed); the same command with "
+        f"hydra.sweep.dir={folder} runs only these again"
+    )
+    assert "Traceback" not in done.errors
+    assert "sweep: 5 of 5 jobs through, 1 failed\n" in done.errors
+
+
+def test_the_summary_ranks_the_jobs(swept: tuple[Finished, Path]) -> None:
+    _, folder = swept
+    with (folder / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["eval_loss"]) for row in rows[:-1]]
+    assert losses == sorted(losses)
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4", ""]
+    assert {row["overrides"] for row in rows} == {f"model.layer_to_drop={i}" for i in LAYERS}
+    assert (rows[-1]["status"], rows[-1]["job"]) == ("failed", "1")
+    for row in rows[:-1]:
+        above = float(row["eval_loss"]) - float(row["baseline_eval_loss"])
+        assert float(row["difference"]) == pytest.approx(above)
+    lines = (folder / "summary.md").read_text().splitlines()
+    assert len(lines) == 7
+    assert lines[-1].endswith("give 0 to 11 (0-based) |")
+
+
+def test_a_second_start_does_only_what_is_not_completed(swept: tuple[Finished, Path]) -> None:
+    _, folder = swept
+    files = [folder / n / "result.json" for n in "0234"]
+    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
+    done = sweep(folder)
+    assert done.code == 1
+    assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in files] == before
+    told = [line for line in done.errors.splitlines() if line.endswith("was completed before")]
+    assert told == [f"job {number} was completed before" for number in (0, 2, 3, 4)]
+    assert "error in job 1:" in done.errors
+
+
+def test_a_folder_whose_job_had_other_settings_is_refused(swept: tuple[Finished, Path]) -> None:
+    _, folder = swept
+    done = sweep(folder, "learning_rate=1e-3", "model.layer_to_drop=3")
+    assert done.code == 1
+    assert "is of trainer.args.learning_rate=0.002, not 0.001: give another" in done.errors
+    assert results(folder)[0]["status"] == "completed"
+
+
+def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs"
+    command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}", *QUICK]
+    command += ["model=dropped", "model.layer_to_drop=3,5,7,9"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment(), text=True) as process:
+        while (read_result(folder / "0") or {}).get("status") != "completed":
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "error: interrupted; " in errors
+    assert f"hydra.sweep.dir={folder} runs only these again" in errors
+    assert "Traceback" not in errors
+    statuses = [(read_result(folder / str(n)) or {}).get("status") for n in range(4)]
+    assert statuses[0] == "completed"
+    assert "completed" not in statuses[2:]
+
+
+def test_jobs_without_a_result_are_missing(tmp_path: Path) -> None:
+    jobs = read_jobs(tmp_path, [["a=1", "b=1"], ["a=1", "b=2"]])
+    assert [(job.name, job.own, job.status) for job in jobs] == [
+        ("0", "b=1", "missing"),
+        ("1", "b=2", "missing"),
+    ]
+    write_summary(tmp_path, jobs)
+    assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith(",0,missing,b=1")
+    assert sweep_table(jobs)
