@@ -12,6 +12,7 @@ from lamina.heal.checkpoints import claim, disk_errors, refuse_changes, saved_st
 from lamina.heal.feed import Feed
 from lamina.heal.final import Final, Form, reload, save_final
 from lamina.heal.libraries import prepared
+from lamina.heal.ownership import owned
 from lamina.heal.tracking import watchers
 from lamina.measure.card import note
 from lamina.measure.device import release
@@ -47,9 +48,11 @@ class Pipeline:
         Raises:
             LaminaError: Something cannot be done; the message says what and what to do.
         """
-        checkpoint = self._claim()
-        with prepared(self.run.seed, self.run.num_threads):
-            self._execute(checkpoint)
+        # output_dir may lie elsewhere, where another run's process may be at work.
+        with owned(self.run.folder):
+            checkpoint = self._claim()
+            with prepared(self.run.seed, self.run.num_threads):
+                self._execute(checkpoint)
 
     def _execute(self, checkpoint: Path | None) -> None:
         run = self.run

@@ -15,6 +15,7 @@ from lamina.commands.sweep import close_sweep, is_done
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import LaminaError
+from lamina.heal.ownership import owned
 from lamina.measure.results import Record, write_json
 from lamina.pipeline import Pipeline
 
@@ -54,10 +55,11 @@ def train(config: DictConfig) -> None:
 
 def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     """Execute the pipeline, and print what came of it."""
-    record = Record(folder, overrides)
-    with record.outcome():
-        preflight(config)
-        Pipeline(instantiate(config), record).execute()
+    with owned(folder):
+        record = Record(folder, overrides)
+        with record.outcome():
+            preflight(config)
+            Pipeline(instantiate(config), record).execute()
     show(record, folder)
 
 

@@ -1,0 +1,55 @@
+"""Whose a folder is: two processes never write into one."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lamina.errors import OutputError
+from lamina.heal.checkpoints import disk_errors
+
+LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process while the body runs.
+
+    The operating system holds the lock: it goes with its process, however that ends.
+
+    Args:
+        folder: Made if it is missing.
+
+    Raises:
+        OutputError: Another process holds it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise OutputError(
+                f"{folder} belongs to {_owner(folder)}, which is still at work there: wait for it, "
+                "or give another hydra.run.dir"
+            ) from error
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        (folder / OWNER_FILE).write_text(json.dumps(owner) + "\n")
+    try:
+        yield
+    finally:
+        (folder / OWNER_FILE).unlink(missing_ok=True)
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = json.loads((folder / OWNER_FILE).read_text())
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {owner['pid']} on {owner['host']}"

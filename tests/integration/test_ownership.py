@@ -1,0 +1,48 @@
+"""Two processes never train into one folder; a dead owner's folder can be taken over."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lamina.heal.ownership import OWNER_FILE
+from tests.conftest import SHORT, environment, train
+
+LONG = (*SHORT, "max_steps=500", "evaluation=none")
+
+
+def started(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """Start a long run and wait until it holds its checkpoint folder."""
+    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *LONG, *overrides]
+    process = subprocess.Popen(
+        command, cwd=folder.parent, env=environment(), stderr=subprocess.DEVNULL
+    )
+    while not list(folder.parent.rglob(f"pruned/{OWNER_FILE}")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+def test_a_second_process_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
+    with started(tmp_path / "run") as first:
+        try:
+            second = train(tmp_path / "run", *LONG)
+        finally:
+            first.kill()
+    assert second.code == 1
+    assert f"error: {tmp_path / 'run'} belongs to process {first.pid} on " in second.errors
+    assert "is still at work there: wait for it" in second.errors
+    # The first one was killed: its folder is free.
+    third = train(tmp_path / "run", *SHORT, "evaluation=none")
+    assert third.code == 0, third.errors
+    assert not list((tmp_path / "run").rglob(OWNER_FILE))
+
+
+def test_a_checkpoint_folder_elsewhere_has_one_owner_too(tmp_path: Path) -> None:
+    with started(tmp_path / "one", "output_dir=shared") as first:
+        try:
+            second = train(tmp_path / "two", *LONG, "output_dir=shared")
+        finally:
+            first.kill()
+    assert second.code == 1
+    assert f"{tmp_path / 'shared' / 'pruned'} belongs to process {first.pid}" in second.errors
