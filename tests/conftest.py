@@ -6,12 +6,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "src" / "lamina" / "assets" / "reference"
+
+CACHE = TemporaryDirectory(prefix="lamina-cache-")
+"""The cache of one session of tests: none of a person's own is read or written."""
 
 SHORT = (
     "experiment=quickstart",
@@ -68,7 +72,7 @@ class Finished:
 def environment(**changes: str) -> dict[str, str]:
     """The test's environment without what would let a run reach a service."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HF_", "HYDRA_"))}
-    return {**kept, "HF_HUB_OFFLINE": "1", **changes}
+    return {**kept, "HF_HUB_OFFLINE": "1", "LAMINA_CACHE": CACHE.name, **changes}
 
 
 def train(folder: Path, *overrides: str, cwd: Path | None = None, **env: str) -> Finished:

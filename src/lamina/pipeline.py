@@ -2,11 +2,15 @@
 
 import logging
 from dataclasses import asdict
+from importlib.metadata import version
 from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth import loading
+from lamina.depth.reading import identity
+from lamina.depth.source import Source
+from lamina.heal.cache import cached, code_version, folder_of
 from lamina.heal.callbacks import Context
 from lamina.heal.checkpoints import claim, disk_errors, refuse_changes, saved_step
 from lamina.heal.feed import Feed
@@ -15,7 +19,7 @@ from lamina.heal.libraries import prepared
 from lamina.heal.ownership import owned
 from lamina.heal.tracking import watchers
 from lamina.measure.card import note
-from lamina.measure.device import release
+from lamina.measure.device import device_name, release
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import fingerprint, provenance
@@ -108,12 +112,34 @@ class Pipeline:
         )
 
     def _measure_baseline(self, meter: Meter) -> None:
-        """Evaluate the untouched model, unless it is the very one that is to be healed."""
+        """Evaluate the untouched model, unless it is the very one that is to be healed.
+
+        All jobs of a sweep have the same one: the first that comes by evaluates it.
+        """
         run, source, every = self.run, self.plan.source, range(self.plan.num_layers)
-        if run.evaluation.baseline and source is not None and self.plan.is_reduced:
-            logger.info("evaluating %s, untouched", run.model_name)
-            meter.baseline(run.backend.load_model(source, every, run.torch_dtype))
-            release()
+        if not run.evaluation.baseline or source is None or not self.plan.is_reduced:
+            return
+        with cached(self._baseline_folder(source), "baseline.json") as entry:
+            if entry.content is None:
+                logger.info("evaluating %s, untouched", run.model_name)
+                model = run.backend.load_model(source, every, run.torch_dtype)
+                entry.content = {"loss": meter.loss(model)}
+                del model
+                release()
+            self.record.measured(baseline_eval_loss=entry.content["loss"])
+        self.record.write()
+
+    def _baseline_folder(self, source: Source) -> Path:
+        """Name the cache folder after everything that the loss depends on, to its last bit."""
+        run = self.run
+        parts = [
+            *identity(source),
+            self.record.content["eval_fingerprint"],
+            f"{run.torch_dtype} {run.max_seq_length} {run.backend.name} {device_name()}",
+            *(f"{name} {version(name)}" for name in ("torch", "transformers")),
+            code_version("measure", ("evaluate",)),
+        ]
+        return folder_of("baselines", parts)
 
     def _load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
         if self.plan.source is not None:

@@ -51,6 +51,21 @@ def test_one_bad_job_in_five_is_recorded_and_the_others_run(swept: tuple[Finishe
     assert "sweep: 5 of 5 jobs through, 1 failed\n" in done.errors
 
 
+def test_the_untouched_model_is_evaluated_once(tmp_path: Path) -> None:
+    given = (*QUICK, "model=dropped")
+    pair = [
+        train(tmp_path / name, *given, f"model.layer_to_drop={name}", LAMINA_CACHE=str(tmp_path))
+        for name in ("3", "5")
+    ]
+    assert [done.code for done in pair] == [0, 0]
+    assert [done.errors.count(", untouched") for done in pair] == [1, 0]
+    apart = train(tmp_path / "apart", *given, LAMINA_CACHE=str(tmp_path / "another"))
+    losses = {done.metrics["baseline_eval_loss"] for done in (*pair, apart)}
+    assert len(losses) == 1
+    other = train(tmp_path / "other", *given, "generator.seed=5", LAMINA_CACHE=str(tmp_path))
+    assert other.errors.count(", untouched") == 1
+
+
 def test_the_summary_ranks_the_jobs(swept: tuple[Finished, Path]) -> None:
     _, folder = swept
     with (folder / "summary.csv").open() as file:

@@ -4,6 +4,7 @@ The library's reader maps whole files, or reads a whole tensor where a few rows 
 a tensor's bytes are read where the header says that they are.
 """
 
+import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
@@ -198,6 +199,12 @@ def weights_fingerprint(source: Source) -> str:
             digest.update(f"{name} {stored.dtype} {stored.shape}\n".encode())
             digest.update(piece.file.read(stored.begin, min(stored.nbytes, mmap.PAGESIZE)))
     return digest.hexdigest()
+
+
+def identity(source: Source) -> list[str]:
+    """Return what tells a model from every other: its commit or its weights, and its config."""
+    weights = [source.revision, source.name] if source.revision else [weights_fingerprint(source)]
+    return [*weights, json.dumps(source.config, sort_keys=True)]
 
 
 def torch_dtype_of(stored: StoredTensor) -> "torch.dtype":

@@ -1,39 +1,39 @@
 """A model's scores on a data set: from the cache, or by scanning it now."""
 
-import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.greedy import greedy_order
 from lamina.depth.loading import load_tokenizer
 from lamina.depth.quantities import count
-from lamina.depth.reading import weights_fingerprint
+from lamina.depth.reading import identity
 from lamina.depth.scan import Cost, ScanSettings, budget, sweep
 from lamina.depth.source import Source
 from lamina.depth.stack import LayerStack, open_stack
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.depth.taylor import taylor_importance
 from lamina.depth.windows import Windows
+from lamina.heal.cache import cached, code_version, folder_of
 from lamina.heal.calibration import Calibration
 from lamina.heal.data import DataSource, Synthetic
 from lamina.measure.console import quiet_transformers
 from lamina.measure.device import compute_device, free_memory_bytes, peak_memory_bytes
-from lamina.measure.results import write_json
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
 
-CODE = ("host", "scores", "single_layer", "stack", "streams", "greedy", "taylor", "statistics")
-"""Modules of lamina.depth that the numbers depend on: a change of one makes old scans unusable."""
+CODE = (
+    "depth",
+    ("host", "scores", "single_layer", "stack", "streams", "greedy", "taylor", "statistics"),
+)
+"""Modules that the numbers depend on: a change of one makes old scans unusable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class CachedScores:
 
     def scan(self) -> dict[str, Any]:
         """Return the content of scan.json: the statistics, and what they took."""
-        with self._cached("scan.json") as cache:
+        with cached(self._folder, "scan.json") as cache:
             if cache.content is None:
                 cache.content = self._scanned(cache.folder)
             content: dict[str, Any] = cache.content
@@ -76,7 +76,7 @@ class CachedScores:
         """Return `count` layers, one after the other the cheapest of those then left."""
         losses = self.statistics().leave_one_out.loss
         first = min(range(len(losses)), key=lambda index: (losses[index], index))
-        with self._cached("greedy.json") as cache:
+        with cached(self._folder, "greedy.json") as cache:
             known = list((cache.content or {}).get("order", [first]))
             if len(known) < count:
                 settings, free = self.request.settings, free_memory_bytes()
@@ -87,7 +87,7 @@ class CachedScores:
 
     def taylor(self) -> tuple[float, ...]:
         """Return each layer's first-order importance."""
-        with self._cached("taylor.json") as cache:
+        with cached(self._folder, "taylor.json") as cache:
             if cache.content is None:
                 found = taylor_importance(self.request.source, self._windows, compute_device())
                 cache.content = {"importance": list(found)}
@@ -114,7 +114,7 @@ class CachedScores:
             "dtype": str(self.request.dtype()).removeprefix("torch."),
             "settings": asdict(self.request.settings),
             "max_seq_length": self.request.max_seq_length,
-            "code": code_version(),
+            "code": code_version(*CODE),
         }
 
     @contextmanager
@@ -143,58 +143,19 @@ class CachedScores:
     @cached_property
     def _folder(self) -> Path:
         """Named after everything that the numbers depend on."""
-        source = self.request.source
         parts = [
-            source.revision or weights_fingerprint(source),
-            source.name if source.revision else "",
-            json.dumps(source.config, sort_keys=True),
+            *identity(self.request.source),
             f"{self._windows.fingerprint} {self._calibration[1]}",
             str(self.request.dtype()),
             str(self.request.settings.sublayers),
-            code_version(),
+            code_version(*CODE),
         ]
-        return cache_folder() / "scans" / sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-    @contextmanager
-    def _cached(self, filename: str) -> Iterator["_Cached"]:
-        """Give a file's content, and write what the body makes of it; one process at a time."""
-        from filelock import FileLock
-
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / filename
-        with FileLock(self._folder / ".lock"):
-            before = json.loads(path.read_text()) if path.is_file() else None
-            cache = _Cached(self._folder, before)
-            yield cache
-            if cache.content is not before:
-                write_json(path, cache.content or {})
-
-
-@dataclass
-class _Cached:
-    folder: Path
-    content: dict[str, Any] | None
+        return folder_of("scans", parts)
 
 
 def whole(data: DataSource) -> DataSource:
     """Return a data set of which nothing is held out: a scan evaluates on its calibration text."""
     return data if isinstance(data, Synthetic) else replace(data, eval=data.train)
-
-
-def code_version() -> str:
-    """Return a hash of the code that scores layers."""
-    folder = Path(__file__).resolve().parents[1] / "depth"
-    digest = sha256()
-    for name in CODE:
-        digest.update((folder / f"{name}.py").read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def cache_folder() -> Path:
-    """Return where scans are kept: LAMINA_CACHE, or lamina/ in the user's cache folder."""
-    if given := os.environ.get("LAMINA_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "lamina"
 
 
 def _costs(cost: Cost) -> dict[str, Any]:

@@ -39,10 +39,9 @@ class Meter:
     record: Record
     """Where the figures go."""
 
-    def baseline(self, model: "PreTrainedModel") -> None:
-        """Evaluate the untouched model."""
-        self.record.measured(baseline_eval_loss=self._losses(model).mean())
-        self.record.write()
+    def loss(self, model: "PreTrainedModel") -> float:
+        """Return a model's loss on the rows, in nats a token."""
+        return self._losses(model).mean()
 
     def reduced(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, untouched: bool
@@ -58,7 +57,7 @@ class Meter:
         wanted = {"reduced_eval_loss": self.evaluation.reduced}
         wanted["baseline_eval_loss"] = self.evaluation.baseline and untouched
         if any(wanted.values()):
-            loss = self._losses(model).mean()
+            loss = self.loss(model)
             self.record.measured(**{name: loss for name, asked in wanted.items() if asked})
         answered = zip(self.prompts, self._answers(model, tokenizer), strict=True)
         self.record.update(
