@@ -1,16 +1,26 @@
 """What a sweep says while it runs and when it ends, and the summary that it leaves."""
 
+import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
 
+from lamina.commands.entry import Ended
+from lamina.config.preflight import preflight
+from lamina.depth.plan import make_plan
+from lamina.depth.statistics import Statistics
+from lamina.errors import LaminaError
 from lamina.measure.results import read_result
 
 
@@ -28,6 +38,24 @@ class Sweep(Callback):
         self.planned = planned_jobs(config)
         self.done = 0
         self.began = time.monotonic()
+        if config.hydra.launcher._target_.endswith(".SlurmLauncher"):
+            # Without accounting on the cluster each of its looks at the queue ends in a warning.
+            logging.getLogger("submitit").setLevel(logging.ERROR)
+            self.look_ahead(config)
+
+    def look_ahead(self, config: DictConfig) -> None:
+        """Check every job here before it waits in a queue.
+
+        Raises:
+            Ended: None of them could run.
+        """
+        refused = {}
+        for number, overrides in enumerate(self.planned):
+            if reason := refusal(config, overrides, self.folder / str(number)):
+                refused[number] = reason
+                sys.stderr.write(f"job {number} will be refused: {reason}\n")
+        if len(refused) == len(self.planned):
+            raise Ended("none of the sweep's jobs could run; nothing was submitted")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Write the summary again, and say how far the sweep is."""
@@ -88,6 +116,51 @@ def is_done(folder: Path, overrides: list[str]) -> bool:
         and before["status"] == "completed"
         and sorted(before["overrides"]) == sorted(overrides)
     )
+
+
+def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str | None:
+    """Return why a job of a sweep would be refused, as far as its config decides.
+
+    Args:
+        config: The sweep's, with Hydra's own.
+        overrides: The job's.
+        folder: The job's.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    job = loader.load_sweep_config(config, list(overrides))
+    with open_dict(job):
+        job.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(job)
+        del job["hydra"]
+    try:
+        preflight(job)
+        run = instantiate(job)
+        make_plan(run.model, run.model_name, lambda _: _NoScores())
+    except LaminaError as error:
+        return str(error)
+    except _ScoresNeededError:
+        return None
+    return None
+
+
+class _ScoresNeededError(Exception):
+    """Which layers stay is decided by a scan, which is the job's to make."""
+
+
+class _NoScores:
+    """Stands where scores may be asked for."""
+
+    def statistics(self) -> Statistics:
+        """Refuse."""
+        raise _ScoresNeededError
+
+    def greedy(self, count: int) -> tuple[int, ...]:
+        """Refuse."""
+        raise _ScoresNeededError
+
+    def taylor(self) -> tuple[float, ...]:
+        """Refuse."""
+        raise _ScoresNeededError
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:

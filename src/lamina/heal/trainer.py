@@ -14,6 +14,7 @@ from transformers import (
 from trl import SFTTrainer
 
 from lamina.heal.observers import StepClock
+from lamina.heal.preemption import SaveAndRequeue
 from lamina.measure.evaluate import perplexity
 
 
@@ -31,6 +32,7 @@ class TokenLossTrainer(SFTTrainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(self.clock)
         self.add_callback(Checkpointing())
+        self.add_callback(SaveAndRequeue())
         self._token_nll = torch.zeros(2, dtype=torch.float64)
 
     def trainable_parameters(self) -> int:

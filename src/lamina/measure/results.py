@@ -91,6 +91,9 @@ class Record:
         """
         try:
             yield
+        except SystemExit:
+            self.update(status="requeued")  # by submitit: the same job comes back to its folder
+            raise
         # Ctrl-C and exits too: result.json must not say running for ever; the error goes on.
         except BaseException as error:
             self._fail(error)
@@ -99,7 +102,8 @@ class Record:
 
     def _fail(self, error: BaseException) -> None:
         before = self.previous
-        if before and (self.content["model_type"] is None or before["status"] == "completed"):
+        refused = self.content["model_type"] is None
+        if before and before["model_type"] and (refused or before["status"] == "completed"):
             write_json(self.path, before)
             return
         reason = (
