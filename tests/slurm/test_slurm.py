@@ -1,0 +1,207 @@
+"""Sweeps on a real SLURM of two nodes: preempted, out of time, a node taken away."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import SHORT, environment
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("slurmctld") is None or os.geteuid() != 0,
+    reason="needs SLURM, as root: apt-get install slurm-wlm munge",
+)
+
+HERE = Path(__file__).parent
+SLURM = (
+    "hydra/launcher=slurm",
+    "hydra.launcher.partition=low",
+    "hydra.launcher.gpus_per_node=null",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.mem_gb=3",
+    "hydra.launcher.timeout_min=10",
+)
+LONG = (
+    *SHORT,
+    "max_steps=40",
+    "gradient_accumulation_steps=8",
+    "eval_steps=10",
+    "save_steps=10",
+    "evaluation.num_samples=1",
+    "model=dropped",
+    "model.layer_to_drop=3",
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which SLURM's commands find the cluster."""
+    root = tmp_path_factory.mktemp("cluster")
+    subprocess.run(["bash", HERE / "up.sh", root], check=True, capture_output=True, timeout=120)
+    variables = environment(SLURM_CONF=str(root / "slurm.conf"), OMP_NUM_THREADS="1")
+    yield variables
+    subprocess.run(["scancel", "--user=root"], env=variables, check=False)
+    subprocess.run(["bash", HERE / "down.sh", root], check=True)
+
+
+def ask(variables: dict[str, str], *command: str) -> list[list[str]]:
+    """Run one of SLURM's commands; return its lines in words."""
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+@contextmanager
+def swept(
+    folder: Path, variables: dict[str, str], *overrides: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a sweep; when the body is through, wait for its end and expect success."""
+    command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(
+        [*command, *overrides], cwd=folder.parent, env=variables, text=True, **pipes
+    ) as process:
+        try:
+            yield process
+            wait_for(lambda: process.poll() is not None, variables, 400)
+        finally:
+            process.kill()
+        assert process.stdout is not None
+        assert process.returncode == 0, process.stdout.read()
+
+
+def wait_for(condition: Callable[[], bool], variables: dict[str, str], seconds: int) -> None:
+    """Wait, and let no requeued job be held back: SLURM does that for two minutes."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, ask(variables, "squeue")
+        for words in ask(variables, "squeue", "-h", "-t", "PD", "-o", "%A %r"):
+            if words[-1] == "BeginTime":
+                update = ["scontrol", "update", f"jobid={words[0]}", "StartTime=now"]
+                subprocess.run(update, env=variables, capture_output=True, check=False)
+        time.sleep(0.5)
+
+
+def result(folder: Path, number: int = 0) -> dict[str, Any]:
+    return json.loads((folder / str(number) / "result.json").read_text())
+
+
+def trained(folder: Path, step: int) -> Callable[[], bool]:
+    state = folder / "0" / "checkpoints" / "dropped" / f"checkpoint-{step}" / "trainer_state.json"
+    return state.is_file
+
+
+def log(folder: Path) -> str:
+    """What the jobs wrote to their logs on the cluster."""
+    return "".join(path.read_text() for path in (folder / ".submitit").rglob("*.out"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
+    with swept(folder, cluster, *LONG):
+        pass
+    return folder
+
+
+def assert_equal(folder: Path, undisturbed: Path) -> None:
+    ours, theirs = result(folder), result(undisturbed)
+    assert ours["status"] == "completed"
+    assert [entry["step"] for entry in ours["history"]] == list(range(1, 41))
+    assert ours["history"] == theirs["history"]
+    assert ours["metrics"]["eval_loss"] == theirs["metrics"]["eval_loss"]
+
+
+def test_six_jobs_on_the_cluster_are_six_jobs_here(cluster: dict[str, str], tmp_path: Path) -> None:
+    jobs = (*SHORT, "max_steps=3", "evaluation.num_samples=1", "model=dropped")
+    layers = "model.layer_to_drop=1,3,5,7,9,10"
+    for name, launcher in (("slurm", SLURM), ("here", ())):
+        with swept(tmp_path / name, cluster, *jobs, layers, *launcher):
+            pass
+    for number in range(6):
+        ours, theirs = (result(tmp_path / name, number) for name in ("slurm", "here"))
+        assert ours["history"] == theirs["history"]
+        assert ours["metrics"]["eval_loss"] == theirs["metrics"]["eval_loss"]
+    assert len((tmp_path / "slurm" / "summary.csv").read_text().splitlines()) == 7
+    assert log(tmp_path / "slurm")
+
+
+def test_a_preempted_job_saves_and_comes_back(
+    cluster: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    with swept(folder, cluster, *LONG, *SLURM):
+        wait_for(trained(folder, 10), cluster, 120)
+        high = [
+            "sbatch",
+            "-p",
+            "high",
+            "-N2",
+            "--exclusive",
+            "-o",
+            "/dev/null",
+            "--wrap",
+            "sleep 3",
+        ]
+        ask(cluster, *high)
+        wait_for(lambda: "Requeued" in log(folder), cluster, 60)
+        saved = sorted(int(path.name[11:]) for path in folder.rglob("checkpoint-*"))
+    assert any(step % 10 for step in saved), saved
+    assert "this job is preempted" in log(folder) or "this job is timed-out" in log(folder)
+    assert_equal(folder, undisturbed)
+
+
+def test_a_job_whose_time_is_over_saves_and_comes_back(
+    cluster: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=95")
+    with swept(folder, cluster, *LONG, *SLURM, *limits):
+        pass
+    assert "Requeued" in log(folder)
+    assert_equal(folder, undisturbed)
+
+
+def test_a_job_whose_node_is_taken_away_comes_back(
+    cluster: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    with swept(folder, cluster, *LONG, *SLURM):
+        wait_for(trained(folder, 20), cluster, 120)
+        ((job, node),) = ask(cluster, "squeue", "-h", "-t", "R", "-o", "%A %N")
+        pid = Path(cluster["SLURM_CONF"]).with_name(f"slurmd-{node}.pid").read_text()
+        os.kill(int(pid), signal.SIGKILL)
+        for pattern in (rf"slurmstepd: \[{job}", str(folder / ".submitit")):
+            subprocess.run(["pkill", "-9", "-f", pattern], check=False)
+        assert result(folder)["status"] == "running"
+        wait_for(lambda: result(folder)["status"] == "completed", cluster, 300)
+    subprocess.run(["slurmd", "-N", node], env=cluster, check=True)
+    assert_equal(folder, undisturbed)
+
+
+def test_a_sweep_of_which_no_job_could_run_is_not_submitted(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    given = (*SHORT, *SLURM, "model=dropped", "model.layer_to_drop=77,88")
+    done = subprocess.run(
+        [*command, *given], cwd=tmp_path, env=cluster, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        *(
+            f"job {number} will be refused: model.layer_to_drop={layer}, but the model has 12 "
+            "layers: give 0 to 11 (0-based)"
+            for number, layer in enumerate((77, 88))
+        ),
+        "error: none of the sweep's jobs could run; nothing was submitted",
+    ]
+    assert not (tmp_path / "sweep" / ".submitit").exists()
