@@ -11,7 +11,8 @@ from lamina.config.older_form import resolve
 from lamina.errors import ConfigError
 
 FLAG = "--old"
-GROUP = "experiment/older"
+GROUP = "older"
+"""Of the experiments that are held in memory; no file of ours has this name."""
 
 
 def take_old(arguments: Sequence[str]) -> list[str]:
@@ -39,7 +40,7 @@ def take_old(arguments: Sequence[str]) -> list[str]:
     name = _hold(Path(given[0]))
     # Hydra's parser wants all overrides side by side.
     first = next((n for n, a in enumerate(rest) if "=" in a and not a.startswith("-")), 0)
-    return [*rest[:first], f"experiment={GROUP.rpartition('/')[2]}/{name}", *rest[first:]]
+    return [*rest[:first], f"experiment={GROUP}/{name}", *rest[first:]]
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -63,5 +64,7 @@ def _hold(path: Path) -> str:
     """Put the experiment that a file of the older form makes into Hydra's store."""
     name = experiment_name(path)
     node = OmegaConf.create(experiment(resolve(path)))
-    ConfigStore.instance().store(group=GROUP, name=name, node=node, package="_global_")
+    ConfigStore.instance().store(
+        group=f"experiment/{GROUP}", name=name, node=node, package="_global_"
+    )
     return name

@@ -11,6 +11,7 @@ import yaml
 
 from lamina.config.older_files import Entry
 from lamina.config.older_form import OlderForm
+from lamina.config.paths import conf_dir
 
 PLACES = {
     "layer_to_drop": "depth.layer_to_drop",
@@ -21,6 +22,8 @@ PLACES = {
     "wandb_run_name": "logger.wandb.name",
 }
 """Where a value goes that had another name."""
+
+_NO_NAMES = ("null", "true", "false", "nan", "inf")
 
 _LOGGERS = {
     (): "none",
@@ -51,10 +54,15 @@ class Line:
 
 
 def experiment_name(path: Path) -> str:
-    """Return the name of a file as that of an experiment, which has letters, digits, _ and -."""
+    """Return the name of a file as that of an experiment, with old_ where it cannot stay.
+
+    It cannot where Hydra would not read it as a name, or has an experiment of this name itself:
+    what ships wins over a folder of --config-dir.
+    """
     name = re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)
-    plain = re.match(r"[A-Za-z]", name) and name.lower() not in ("null", "true", "false", "nan")
-    return name if plain and name.lower() != "inf" else f"old_{name}"
+    readable = re.match(r"[A-Za-z]", name) and name.lower() not in _NO_NAMES
+    shipped = (conf_dir() / "experiment" / f"{name}.yaml").is_file()
+    return name if readable and not shipped else f"old_{name}"
 
 
 def experiment(older: OlderForm) -> str:
@@ -64,10 +72,10 @@ def experiment(older: OlderForm) -> str:
     added where these would contradict: bf16 with fp16, and how the best checkpoint is chosen with
     an eval_strategy other than steps.
     """
-    names = " < ".join(read.path.name for read in older.files)
-    lines = ["# @package _global_", f"# From a config of the older form: {_one_line(names)}"]
-    lines += [comment for comment in older.files[0].header if not comment.startswith("# @")]
-    lines += ["defaults:"]
+    names = " ".join(" < ".join(read.path.name for read in older.files).split())
+    # Hydra stops reading its own header at the second line.
+    lines = ["# @package _global_", f"# From a config of the older form: {names}"]
+    lines += [*older.files[0].header, "defaults:"]
     for line in _defaults(older):
         lines += line.indented("  ")
     body = list(_body(_lines(older)))
@@ -145,7 +153,3 @@ def scalar(value: Any) -> str:
     return str(
         yaml.safe_dump(text, default_style='"', allow_unicode=True, width=float("inf"))
     ).strip()
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
