@@ -173,6 +173,13 @@ REFUSED = {
     "whole number",
     "seed: 1\nseed: 2": "@, line 3: seed stands twice; leave one of them",
     "seed: [1": "@: line 2: no YAML: expected ',' or ']', but got '<stream end>'",
+    "seed: !!timestamp x": "@, line 2: the value is not what its tag says",
+    "seed: !!python/name:os.system": "@: line 2: no YAML: could not determine a constructor for "
+    "the tag 'tag:yaml.org,2002:python/name:os.system'",
+    "? [a]\n: b": "@, line 2: a key must be a text",
+    "<<: {[a]: b}": "@, line 2: a key must be a text",
+    "a: &a {<<: *a}": "@: a={}: no such key\n"
+    "lamina migrate --force leaves out the keys that there are not",
     "- a": "@: line 2: no YAML: expected <block end>, but found '-'",
     "_extends: [a, b]": "@: _extends=['a', 'b']: expected the path of one file",
     "_extends: nowhere.yaml": "@: _extends=%/nowhere.yaml: no such file or directory",
@@ -193,6 +200,12 @@ def test_a_mistake_is_named(text: str, tmp_path: Path) -> None:
 def test_a_list_is_no_config(tmp_path: Path) -> None:
     path = old(tmp_path, old="- a\n- b\n")
     with pytest.raises(ConfigError, match="expected a mapping of keys to values"):
+        resolve(path)
+
+
+def test_a_file_nested_without_end_is_named(tmp_path: Path) -> None:
+    path = old(tmp_path, old=f"model_type: original\nseed: {'[' * 5000}")
+    with pytest.raises(ConfigError, match="old.yaml: nested without end"):
         resolve(path)
 
 

@@ -124,10 +124,11 @@ def _entries(
     found: dict[str, Entry] = {}
     for name, inner, comments in _pairs(loader, root, path, lines):
         key = repr(name) if "." in name else name  # such a key is not that of a mapping
-        if not (isinstance(inner, yaml.MappingNode) and inner.value):
+        mapping = isinstance(inner, yaml.MappingNode)
+        parts = list(_pairs(loader, inner, path, lines)) if mapping else []
+        if not parts:
             found[key] = _entry(loader, inner, path, lines, comments)
-            continue
-        for part, value, below in _pairs(loader, inner, path, lines):
+        for part, value, below in parts:
             found[f"{key}.{part}"] = _entry(loader, value, path, lines, (*comments, *below))
             comments = ()
     return found
@@ -141,26 +142,36 @@ def _pairs(
         raise ConfigError(f"{path}: expected a mapping of keys to values")
     seen: set[str] = set()
     for key, _ in node.value:
-        if key.value in seen:
+        name = _name(key, path)
+        if name in seen:
             line = key.start_mark.line + 1
-            raise ConfigError(f"{path}, line {line}: {key.value} stands twice; leave one of them")
-        seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+            raise ConfigError(f"{path}, line {line}: {name} stands twice; leave one of them")
+        seen.add(name)
     loader.flatten_mapping(node)
     block_above = False
     # What `<<` brings comes first: a key of the mapping itself wins.
     for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise ConfigError(f"{path}, line {key.start_mark.line + 1}: a key must be a text")
         apart = not (block_above or node.flow_style)
-        yield key.value, value, _above(lines, key.start_mark.line) if apart else ()
+        yield _name(key, path), value, _above(lines, key.start_mark.line) if apart else ()
         # The lines of a block text may look like comments.
         block_above = isinstance(value, yaml.ScalarNode) and value.style in _BLOCK_TEXT
+
+
+def _name(key: yaml.Node, path: Path) -> str:
+    if not isinstance(key, yaml.ScalarNode):
+        raise ConfigError(f"{path}, line {key.start_mark.line + 1}: a key must be a text")
+    return str(key.value)
 
 
 def _entry(
     loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: list[str], above: tuple[str, ...]
 ) -> Entry:
-    value = loader.construct_object(node, deep=True)
+    try:
+        value = loader.construct_object(node, deep=True)
+    except (AttributeError, IndexError, KeyError) as error:
+        # What PyYAML 6.0.3 raises for !!timestamp, !!int and !!bool before a text that is none.
+        line = node.start_mark.line + 1
+        raise ConfigError(f"{path}, line {line}: the value is not what its tag says") from error
     text = node.value if isinstance(node, yaml.ScalarNode) and value is not None else None
     behind = lines[node.end_mark.line][node.end_mark.column :].strip()
     on_its_line = isinstance(node, yaml.ScalarNode) and node.style not in _BLOCK_TEXT
