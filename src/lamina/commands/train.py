@@ -9,7 +9,8 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.commands.entry import Ended, run_app
+from lamina.commands.entry import Ended, run_app, said_in_one_line
+from lamina.commands.older import take_old
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import LaminaError
@@ -73,4 +74,6 @@ def show(record: Record, folder: Path) -> None:
 
 def main() -> None:
     """Run the command."""
+    with said_in_one_line():
+        sys.argv[1:] = take_old(sys.argv[1:])
     run_app(train, "config")
