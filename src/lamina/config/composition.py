@@ -10,8 +10,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lamina.config.fields import fields_of
 from lamina.config.paths import conf_dir
-from lamina.config.schema import OPTIONS
+from lamina.config.schema import OPTIONS, schema_of
 from lamina.errors import nearest
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
@@ -71,8 +72,6 @@ def _unknown_key(key: str, text: str, overrides: Sequence[str], config_name: str
     dotted = _full_key(text) or key
     given = next((o for o in overrides if o.lstrip("+~").split("=")[0] == dotted), dotted)
     given = given.lstrip("+")
-    if dotted.startswith("trainer.args."):
-        return f"{given}: not set in conf/; write +{given} to set any field of TRL's SFTConfig"
     if key in DERIVED:
         return f"{given}: no longer a key, {DERIVED[key]}"
     if owner := _owner(dotted):
@@ -91,6 +90,8 @@ def _owner(dotted: str) -> str:
     group, _, key = dotted.partition(".")
     options = OPTIONS.get(group, {}).items()
     having = [name for name, settings in options if key in _names(settings)]
+    if group == "adapter" and key in fields_of("LoraConfig"):
+        having = ["lora"]
     return " or ".join(f"{group}={name}" for name in having)
 
 
@@ -103,7 +104,7 @@ def _keys_of(group: str, class_name: str) -> str:
 
 
 def _names(settings: Any) -> list[str]:
-    return [field.name for field in fields(settings)]
+    return [entry.name for entry in fields(schema_of(settings)) if entry.name != "_target_"]
 
 
 def _full_key(text: str) -> str | None:

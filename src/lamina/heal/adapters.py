@@ -1,7 +1,9 @@
 """Adapters: which weights are trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from lamina.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -26,20 +28,42 @@ class Lora:
     target_modules: Any
     """Module names, or all-linear: every linear layer but the output head."""
 
+    further: dict[str, Any]
+    """Any other fields of PEFT's LoraConfig."""
+
     name: ClassVar[str] = "lora"
 
-    def peft_config(self) -> "LoraConfig":
-        """Return PEFT's form of these settings."""
-        from peft import LoraConfig
+    @classmethod
+    def of(cls, **given: Any) -> "Lora":
+        """Build one from the keys of the config's node: ours, and any other of LoraConfig."""
+        own = {field.name for field in fields(cls)}
+        named = {key: value for key, value in given.items() if key in own}
+        further = {key: value for key, value in given.items() if key not in own}
+        return cls(**named, further=further)
 
-        return LoraConfig(
-            task_type="CAUSAL_LM",
-            r=self.r,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            bias=self.bias,
-            target_modules=self.target_modules,
-        )
+    def peft_config(self) -> "LoraConfig":
+        """Return PEFT's form of these settings.
+
+        Raises:
+            ConfigError: PEFT refuses them.
+        """
+        from peft import LoraConfig, LoraRuntimeConfig
+
+        further = dict(self.further)
+        try:
+            if "runtime_config" in further:  # the one nested class that PEFT does not build itself
+                further["runtime_config"] = LoraRuntimeConfig(**further["runtime_config"])
+            return LoraConfig(
+                task_type="CAUSAL_LM",
+                r=self.r,
+                lora_alpha=self.alpha,
+                lora_dropout=self.dropout,
+                bias=self.bias,
+                target_modules=self.target_modules,
+                **further,
+            )
+        except (TypeError, ValueError, ImportError) as error:
+            raise ConfigError(f"adapter: {str(error).splitlines()[0]}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,12 @@
 """Supervised fine-tuning with TRL's SFTTrainer, and a loss that can be compared."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.plan import Plan
-from lamina.errors import ConfigError, nearest
+from lamina.errors import ConfigError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,22 +31,18 @@ class SFT:
             output_dir: Folder for checkpoint-{step}/.
 
         Raises:
-            ConfigError: A field is unknown, or a value is refused by TRL.
+            ConfigError: A value is refused by TRL.
         """
         import torch
         from trl import SFTConfig
 
-        known = {f.name for f in fields(SFTConfig)} - {"output_dir", "report_to"}
-        for key, value in self.args.items():
-            if key not in known:
-                raise ConfigError(f"trainer.args.{key}={value}: no such key{nearest(key, known)}")
         accelerated = torch.accelerator.is_available()
         own = {"dataloader_pin_memory": accelerated, "disable_tqdm": True}
         if self.args.get("bf16") and not accelerated:
             own["use_cpu"] = True  # without it bfloat16 is refused on a processor
         try:
             return SFTConfig(output_dir=str(output_dir), report_to="none", **{**own, **self.args})
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"trainer.args: {str(error).splitlines()[0]}") from error
 
     def build(
