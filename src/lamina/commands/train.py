@@ -7,7 +7,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.entry import Ended, run_app
 from lamina.config.paths import conf_dir
@@ -21,7 +21,7 @@ def train(config: DictConfig) -> None:
     """Run one job: everything that can be refused is refused before a weight is read."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    record = Record(folder, list(job.overrides.task))
+    record = Record(folder, OmegaConf.to_container(job.overrides.task, resolve=False))
     try:
         with record.outcome():
             preflight(config)
