@@ -70,7 +70,7 @@ def _culprit(error: Exception, overrides: Sequence[str]) -> str | None:
         group = (error.missing_cfg_file or "").rpartition("/")[0]
         return given(group, overrides)
     text = text_of(error)
-    if isinstance(error.__cause__, (TypeError, ValueError)):
+    if type(error.__cause__) in (TypeError, ValueError):  # OmegaConf has subclasses of its own
         return no_name(overrides)
     match = re.search(r"Could not override '([^']+)'|merging override ([^=\s]+)", text)
     key = (match[1] or match[2]) if match else full_key(text)

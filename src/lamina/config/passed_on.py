@@ -174,6 +174,9 @@ ADAPTER = Passed(
 )
 
 
+_NONE = object()
+
+
 def problems(content: Mapping[str, Any]) -> Iterator[str]:
     """Name what is wrong with trainer.args and adapter.
 
@@ -181,9 +184,9 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
         content: The resolved config.
     """
     arguments = content["trainer"]["args"]
-    # max_length is max_seq_length, which is checked under that name.
-    mirrored = {"max_length"} if arguments.get("max_length") == content["max_seq_length"] else set()
-    own = {key: value for key, value in arguments.items() if key not in mirrored}
+    # What only follows a shared parameter is checked under that one's name.
+    shared = {**content, "max_length": content["max_seq_length"]}
+    own = {key: value for key, value in arguments.items() if shared.get(key, _NONE) != value}
     yield from TRAINER.problems(own)
     if content["adapter"]["_target_"] == "lamina.heal.adapters.Lora.of":
         yield from ADAPTER.problems(content["adapter"])

@@ -82,7 +82,7 @@ def _other(error: Exception, text: str, overrides: Sequence[str]) -> str:
         return f"{key}={match[1]}: a group of keys; give {key}.NAME=VALUE"
     if match := re.search(r"Interpolation key '([^']+)' not found", text):
         return f"{key}: refers to {match[1]}, which is not there"
-    if isinstance(error.__cause__, (TypeError, ValueError)) and (choice := no_name(overrides)):
+    if type(error.__cause__) in (TypeError, ValueError) and (choice := no_name(overrides)):
         group = choice.lstrip("+~").split("=")[0]
         options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         return f"{choice}: choose {either(options)}"
