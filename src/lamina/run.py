@@ -106,6 +106,7 @@ class Run(Parameters):
 
     def _execute(self, record: Record, checkpoint: Path | None) -> None:
         arguments = self.trainer.arguments(self._folder)
+        self.adapter.peft_config()  # what PEFT refuses is refused before a weight is read
         source = self.plan.source
         tokenizer = load_tokenizer(source) if source else build_tokenizer()
         rows = self._feed(tokenizer, record, checkpoint)
@@ -209,7 +210,7 @@ class Run(Parameters):
             tokenizer=tokenizer,
             train=rows.train.rows,
             eval=rows.eval.rows,
-            peft_config=self.adapter.peft_config(),
+            adapter=self.adapter,
             plan=self.plan,
             callbacks=watching,
         )
@@ -223,9 +224,8 @@ class Run(Parameters):
 
     def _keep(self, trainer: "TokenLossTrainer", form: Form, record: Record) -> Final:
         """Write the best weights to final/, with what they were made of."""
-        parameters = asdict(self)
         content = note(
-            self.plan, adapter=self.adapter.name, parameters=parameters, record=record.content
+            self.plan, adapter=self.adapter.name, parameters=asdict(self), record=record.content
         )
         final = save_final(
             trainer.best_model(),

@@ -8,6 +8,9 @@ from lamina.errors import ConfigError
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+ALL_LINEAR = "all-linear"
+"""Stands for every linear layer but the output head."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
@@ -41,6 +44,17 @@ class Lora:
         further = {key: value for key, value in given.items() if key not in own}
         return cls(**named, further=further)
 
+    def settings(self) -> dict[str, Any]:
+        """Return what is asked for, under PEFT's names."""
+        return {
+            "r": self.r,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "bias": self.bias,
+            "target_modules": self.target_modules,
+            **self.further,
+        }
+
     def peft_config(self) -> "LoraConfig":
         """Return PEFT's form of these settings.
 
@@ -49,19 +63,11 @@ class Lora:
         """
         from peft import LoraConfig, LoraRuntimeConfig
 
-        further = dict(self.further)
+        settings = self.settings()
         try:
-            if "runtime_config" in further:  # the one nested class that PEFT does not build itself
-                further["runtime_config"] = LoraRuntimeConfig(**further["runtime_config"])
-            return LoraConfig(
-                task_type="CAUSAL_LM",
-                r=self.r,
-                lora_alpha=self.alpha,
-                lora_dropout=self.dropout,
-                bias=self.bias,
-                target_modules=self.target_modules,
-                **further,
-            )
+            if "runtime_config" in settings:  # the one nested class that PEFT does not build itself
+                settings["runtime_config"] = LoraRuntimeConfig(**settings["runtime_config"])
+            return LoraConfig(task_type="CAUSAL_LM", **settings)
         except (TypeError, ValueError, ImportError) as error:
             raise ConfigError(f"adapter: {str(error).splitlines()[0]}") from error
 
@@ -72,9 +78,13 @@ class Full:
 
     name: ClassVar[str] = "full"
 
+    def settings(self) -> dict[str, Any]:
+        """Return nothing: nothing is asked of PEFT."""
+        return {}
+
     def peft_config(self) -> None:
         """Return nothing: PEFT is not used."""
 
 
 Adapter = Lora | Full
-"""Anything with `name` and `peft_config`."""
+"""Anything with `name`, `settings` and `peft_config`."""

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
+from lamina.heal.adapters import ALL_LINEAR, Adapter
+from lamina.heal.as_asked import refuse_changes
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig
 
@@ -53,7 +54,7 @@ class SFT:
         tokenizer: "PreTrainedTokenizerBase",
         train: "Dataset",
         eval: "Dataset",
-        peft_config: "LoraConfig | None",
+        adapter: Adapter,
         plan: Plan,
         callbacks: Sequence["TrainerCallback"],
     ) -> "TokenLossTrainer":
@@ -65,10 +66,13 @@ class SFT:
             tokenizer: Its tokenizer.
             train: Tokenized training rows: input_ids and labels.
             eval: Tokenized evaluation rows.
-            peft_config: Of the adapter; None trains every weight.
+            adapter: Which weights are trained.
             plan: Its kept layers go into the adapter, so that the adapter, and every checkpoint of
                 it, rebuilds the reduced model from the untouched base.
             callbacks: In the order in which they are called.
+
+        Raises:
+            ConfigError: A library changed a setting on the way.
         """
         from lamina.heal.trainer import TokenLossTrainer
 
@@ -78,11 +82,15 @@ class SFT:
             processing_class=tokenizer,
             train_dataset=train,
             eval_dataset=eval,
-            peft_config=peft_config,
+            peft_config=adapter.peft_config(),
             callbacks=list(callbacks),
         )
-        if peft_config is not None:
-            adapter = trainer.model.peft_config["default"]
-            adapter.layer_replication = plan.layer_replication
-            adapter.revision = plan.source.revision if plan.source else None
+        refuse_changes("trainer.args.", self.args, trainer.args)
+        if asked := adapter.settings():
+            used = trainer.model.peft_config["default"]
+            if asked["target_modules"] == ALL_LINEAR:
+                del asked["target_modules"]  # PEFT puts the names that it found in its place
+            refuse_changes("adapter.", asked, used)
+            used.layer_replication = plan.layer_replication
+            used.revision = plan.source.revision if plan.source else None
         return trainer
