@@ -59,7 +59,6 @@ TRAINER_GONE = {
     "processing_class": "leave it out; the tokenizer is the model's own",
     "formatting_func": "give rows with messages, prompt and completion, or text",
     "peft_config": "set adapter.NAME=VALUE",
-    "model_init_kwargs": "set model_name and dtype",
     "torch_dtype": "set dtype=bfloat16 or float32",
     "use_liger": "set trainer.args.use_liger_kernel",
     "num_of_sequences": "set packing",
