@@ -97,6 +97,8 @@ MISTAKES = {
     "adapter.lora_alpha=8": "adapter.lora_alpha=8: not set here: set adapter.alpha",
     "adapter.layer_replication=[[0,4]]": "adapter.layer_replication=[[0, 4]]: not set here: the "
     "kept layers decide it: choose model=dropped, pruned or layers",
+    "adapter.kasa_config.rank=3 export.form=merged": "adapter.kasa_config={'rank': 3}: expected a "
+    "mapping with the keys beta/gamma or null",
     "adapter.init_lora_weights=pissa": "adapter.init_lora_weights=pissa changes the base's "
     "weights, which an adapter alone could not rebuild: give export.form=merged",
     "adapter.layers_to_transform=[0]": "adapter.layers_to_transform=[0] needs a list in "
@@ -141,6 +143,8 @@ MISTAKES = {
     "max_seq_length=4k per_device_train_batch_size=16": "per_device_train_batch_size=16 with "
     "packing=true and max_seq_length=4000: sdpa's mask of one batch would take 4.1 GB; give 7 or "
     "less, or packing=false",
+    "trainer.args.label_smoothing_factor=0.1": "trainer.args.label_smoothing_factor=0.1 needs "
+    "trainer.args.loss_type=nll: TRL's other losses do not smooth labels",
     "trainer.args.max_length=64": "trainer.args.max_length=64, but rows are cut at "
     "max_seq_length=512: set max_seq_length alone",
     # What is missing, or not there.

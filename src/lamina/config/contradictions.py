@@ -28,6 +28,7 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
     """
     yield from _best_checkpoint(content)
     yield from _precision(content)
+    yield from _loss(content)
     yield from _packing(content)
     yield from _adapter(content)
     yield from _selection(content)
@@ -66,6 +67,21 @@ def _precision(content: Mapping[str, Any]) -> Iterator[str]:
             # bf16 is a shared parameter, the others are not.
             key = other if other in content else f"trainer.args.{other}"
             yield f"trainer.args.{half}=true and {key}=true: give only one of them"
+
+
+def _loss(content: Mapping[str, Any]) -> Iterator[str]:
+    arguments = content["trainer"]["args"]
+    smoothing, kind = arguments.get("label_smoothing_factor"), arguments.get("loss_type")
+    if _numbers(smoothing) and kind != "nll":
+        yield (
+            f"trainer.args.label_smoothing_factor={smoothing} needs trainer.args.loss_type=nll: "
+            "TRL's other losses do not smooth labels"
+        )
+    if "dataloader_prefetch_factor" in arguments and not arguments.get("dataloader_num_workers"):
+        yield (
+            f"trainer.args.dataloader_prefetch_factor={arguments['dataloader_prefetch_factor']} "
+            "needs trainer.args.dataloader_num_workers of 1 or more"
+        )
 
 
 def _packing(content: Mapping[str, Any]) -> Iterator[str]:

@@ -100,8 +100,13 @@ class _Kind:
     items: tuple["_Kind", ...] = ()
     """Of a list: what its items may be."""
 
+    keys: tuple[str, ...] = ()
+    """Of a mapping: the only keys."""
+
     @property
     def names(self) -> tuple[Any, ...]:
+        if self.keys:
+            return (f"a mapping with the keys {'/'.join(self.keys)}",)
         if self.items:
             inside = either([name for kind in self.items for name in kind.names])
             return (f"a list (each item {inside})",)
@@ -115,6 +120,8 @@ class _Kind:
             return True
         if type(value) not in PLAIN[self.plain][1]:
             return False
+        if self.keys:
+            return value.keys() <= {*self.keys}
         return not self.items or all(any(k.takes(item) for k in self.items) for item in value)
 
 
@@ -156,7 +163,7 @@ def _kind(part: ast.expr) -> Iterator[_Kind]:
     elif values := _enumeration(name):
         yield _Kind(values=values)
     elif name.endswith("Config"):
-        yield _Kind(plain="dict")  # a settings class of the library's own, given field by field
+        yield _Kind(plain="dict", keys=_nested(name))
     else:
         yield _Kind()
 
@@ -192,6 +199,15 @@ def _classes(package: str, file: str) -> dict[str, ast.ClassDef]:
     assert spec.origin is not None
     tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+@cache
+def _nested(name: str) -> tuple[str, ...]:
+    """The fields of a settings class inside PEFT's, which is given field by field."""
+    node = _classes("peft", "tuners/lora/config.py").get(name)
+    statements = node.body if node else []
+    targets = [each.target for each in statements if isinstance(each, ast.AnnAssign)]
+    return tuple(target.id for target in targets if isinstance(target, ast.Name))
 
 
 @cache

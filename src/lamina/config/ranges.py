@@ -16,6 +16,7 @@ CHOICES = {
     "export.form": ("auto", "adapter", "merged", "both"),
     "export.dtype": ("auto", "bfloat16", "float32"),
     "data.loss_on": ("auto", "assistant", "completion", "all"),
+    "trainer.args.loss_type": ("nll", "dft", "chunked_nll"),
     "logger.wandb.mode": ("auto", "online", "offline"),
     "adapter.bias": ("none", "all", "lora_only"),
     "selector.token": ("last", "mean"),

@@ -72,19 +72,23 @@ class SFT:
             callbacks: In the order in which they are called.
 
         Raises:
-            ConfigError: A library changed a setting on the way.
+            ConfigError: A library refused a setting, or changed it on the way.
         """
         from lamina.heal.trainer import TokenLossTrainer
 
-        trainer = TokenLossTrainer(
-            model=model,
-            args=arguments,
-            processing_class=tokenizer,
-            train_dataset=train,
-            eval_dataset=eval,
-            peft_config=adapter.peft_config(),
-            callbacks=list(callbacks),
-        )
+        try:
+            trainer = TokenLossTrainer(
+                model=model,
+                args=arguments,
+                processing_class=tokenizer,
+                train_dataset=train,
+                eval_dataset=eval,
+                peft_config=adapter.peft_config(),
+                callbacks=list(callbacks),
+            )
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"trainer.args, adapter: {reason}") from error
         refuse_changes("trainer.args.", self.args, trainer.args)
         if asked := adapter.settings():
             used = trainer.model.peft_config["default"]
