@@ -86,11 +86,11 @@ class TokenLossTrainer(SFTTrainer):
         Transformers 5.17 smooths labels, and TRL 1.14 weighs tokens (loss_type=dft), there, too.
         """
         trained_on = {name: getattr(self, name) for name in ("label_smoother", "compute_loss_func")}
-        vars(self).update(dict.fromkeys(trained_on))
+        self.__dict__.update(dict.fromkeys(trained_on))
         try:
             yield
         finally:
-            vars(self).update(trained_on)
+            self.__dict__.update(trained_on)
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write no card beside each checkpoint: final/ gets one that says what was removed."""
