@@ -54,6 +54,7 @@ class Pipeline:
     def _execute(self, checkpoint: Path | None) -> None:
         run = self.run
         arguments = run.trainer.arguments(run.folder)
+        run.adapter.peft_config()  # what PEFT refuses is refused before a weight is read
         tokenizer = run.load_tokenizer()
         rows = self._feed(tokenizer, checkpoint)
         meter = self._meter(rows)

@@ -20,12 +20,17 @@ def run_app(app: Callable[[], object], config_name: str) -> None:
         app: What `hydra.main` returned.
         config_name: Its primary config, for errors of composition.
     """
-    from lamina.config.composition import COMPOSITION_ERRORS, explain
+    from lamina.config import guard
+    from lamina.config.composition import explain
     from lamina.config.paths import load_environment
     from lamina.config.schema import register
+    from lamina.config.wording import COMPOSITION_ERRORS
 
     register()
     load_environment()
+    guard.install()
+    if found := list(guard.argument_problems(sys.argv[1:])):
+        fail("\n".join(found))
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         app()
         return

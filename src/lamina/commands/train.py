@@ -30,7 +30,7 @@ def train(config: DictConfig) -> None:
             preflight(config)
             rehearse(config, folder)
         else:
-            heal(config, folder, list(job.overrides.task))
+            heal(config, folder, OmegaConf.to_container(job.overrides.task, resolve=False))
     except LaminaError as error:
         if job.mode == RunMode.RUN:
             raise Ended(str(error)) from error
