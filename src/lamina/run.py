@@ -31,7 +31,7 @@ from lamina.measure.device import release
 from lamina.measure.evaluate import SAMPLE_ROWS, Evaluation
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import fingerprint, provenance
-from lamina.measure.results import Record, write_rows
+from lamina.measure.results import ROWS_FILE, SKIPPED_FILE, Record, write_rows
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +117,8 @@ class Run(Parameters):
         context = self._context(record, checkpoint)
         with watchers(context, self.logger.values(), self.callbacks.values()) as watching:
             trainer = self._trainer(model, tokenizer, rows, arguments, watching)
+            length = arguments.max_length
+            record.update(data=rows.packed(trainer.train_dataset, trainer.eval_dataset, length))
             self._heal(trainer, checkpoint, record)
             final = self._keep(trainer, form, record)
             meter.memory()
@@ -152,7 +154,9 @@ class Run(Parameters):
         if checkpoint is not None and record.previous is not None:
             now = {"data_fingerprint": origin["data_fingerprint"]}
             refuse_changes(checkpoint, record.previous["provenance"], now)
-        write_rows(record.path.parent, rows.eval_rows(SAMPLE_ROWS))
+        write_rows(record.path.with_name(ROWS_FILE), rows.eval_rows(SAMPLE_ROWS))
+        if skipped := rows.skipped():
+            write_rows(record.path.with_name(SKIPPED_FILE), skipped)
         evaluated = fingerprint(rows.eval.rows)
         record.update(eval_fingerprint=evaluated, provenance=origin, data=rows.counts())
         return rows

@@ -14,11 +14,12 @@ from lamina.depth.source import resolve
 from lamina.depth.stack import open_stack
 from lamina.errors import ConfigError, DataError
 from lamina.heal.calibration import Calibration
-from lamina.heal.data import Jsonl, Split
+from lamina.heal.data import Files
 from lamina.heal.scanning import whole
+from lamina.heal.splits import Split
 from lamina.heal.tokenization import Tokenization
 from lamina.measure.evaluate import row_losses
-from tests.conftest import REFERENCE
+from tests.conftest import FOREIGN, REFERENCE
 
 LOSS = {"sets": 1, "seed": 0, "loss_on": "auto"}
 
@@ -113,9 +114,10 @@ def test_a_row_that_cannot_be_used_is_named(tokenizer: PreTrainedTokenizerBase) 
 def test_a_scan_holds_no_row_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in TEXT))
-    data = Jsonl(train=str(path), eval=None, eval_fraction=0.1, loss_on="auto")
-    assert whole(data).load().train.rows.to_list() == TEXT
-    kept = data.load().train.rows["text"]
+    data = Files(format="jsonl", train=str(path), **{**FOREIGN, "eval_fraction": 0.1})
+    every = [row["text"] for row in whole(data).load().train.usable()]
+    assert every == [row["text"] for row in TEXT]
+    kept = [row["text"] for row in data.load().train.usable()]
     assert len(kept) == 54
     assert list(kept) == [row["text"] for row in TEXT if row["text"] in set(kept)]
 

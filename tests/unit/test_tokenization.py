@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from lamina.errors import ConfigError, DataError
-from lamina.heal.data import Split
+from lamina.heal.splits import Split
 from lamina.heal.tokenization import IGNORED, Tokenization
 from lamina.heal.tokenizer import build_tokenizer
 
@@ -66,7 +66,9 @@ def test_what_overflows_is_cut_and_counted() -> None:
     assert [len(row["input_ids"]) for row in done.rows] == [6, 4]
     assert done.as_dict() == {
         "rows": 2,
+        "rows_skipped": 0,
         "rows_dropped": 0,
+        "tokens_in": 15,
         "tokens": 10,
         "tokens_dropped": 5,
         "tokens_trained": 8,
@@ -95,7 +97,7 @@ def test_the_prompt_ends_where_the_answer_begins() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "1+1", "answer": "2"}, "row 1: found columns question, answer; expected"),
+        ({"frage": "1+1", "antwort": "2"}, "row 1: found columns frage, antwort; expected"),
         ({"text": ""}, "row 2: column 'text' is empty or missing"),
         ({"text": None}, "row 2: column 'text' is empty or missing"),
         ({"messages": []}, "row 2: column 'messages' is empty or missing"),

@@ -27,6 +27,8 @@ CHOICES = {
     "export.form": ("auto", "adapter", "merged", "both"),
     "export.dtype": ("auto", "bfloat16", "float32"),
     "data.loss_on": ("auto", "assistant", "completion", "all"),
+    "data.on_bad_row": ("error", "skip"),
+    "data.format": ("csv", "json", "jsonl", "parquet"),
     "logger.wandb.mode": ("auto", "online", "offline"),
     "adapter.bias": ("none", "all", "lora_only"),
     "selector.token": ("last", "mean"),

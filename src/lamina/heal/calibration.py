@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.depth.windows import Windows
 from lamina.errors import ConfigError, DataError
-from lamina.heal.data import Split
-from lamina.heal.rows import FORMS, form_of, problem_of
+from lamina.heal.splits import Split
 from lamina.heal.tokenization import IGNORED, Tokenization
 
 if TYPE_CHECKING:
@@ -107,23 +106,16 @@ class Calibration:
     def _documents(
         self, split: Split, tokenizer: "PreTrainedTokenizerBase"
     ) -> Iterator[list[Token]]:
-        columns = FORMS[form_of(split)]
         if not self.apart:
-            for row in _usable(split, columns):
-                yield [(token, 0, True) for token in _row_ids(row, columns, tokenizer)]
+            for row in split.usable():
+                ids = _row_ids(row, split.conversion.columns, tokenizer)
+                yield [(token, 0, True) for token in ids]
             return
         tokenize = Tokenization(tokenizer, self.loss_on, self.length, split)
-        for number, row in enumerate(split.rows):
-            encoded = tokenize.row(row, number, split.origin)
+        for row in split.usable():
+            encoded = tokenize.row(row)
             pairs = zip(encoded["input_ids"], encoded["labels"], strict=True)
             yield [(i, at, at > 0 and lab != IGNORED) for at, (i, lab) in enumerate(pairs)]
-
-
-def _usable(split: Split, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(split.rows, 1):
-        if problem := problem_of(row, columns):
-            raise DataError(f"{split.origin}, row {number}: {problem}")
-        yield row
 
 
 def _row_ids(
