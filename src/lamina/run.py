@@ -31,7 +31,7 @@ from lamina.measure.device import release
 from lamina.measure.evaluate import SAMPLE_ROWS, Evaluation
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import fingerprint, provenance
-from lamina.measure.results import ROWS_FILE, SKIPPED_FILE, Record, write_rows
+from lamina.measure.results import Record
 
 if TYPE_CHECKING:
     import torch
@@ -117,8 +117,7 @@ class Run(Parameters):
         context = self._context(record, checkpoint)
         with watchers(context, self.logger.values(), self.callbacks.values()) as watching:
             trainer = self._trainer(model, tokenizer, rows, arguments, watching)
-            length = arguments.max_length
-            record.update(data=rows.packed(trainer.train_dataset, trainer.eval_dataset, length))
+            record.update(data=rows.packed(trainer))
             self._heal(trainer, checkpoint, record)
             final = self._keep(trainer, form, record)
             meter.memory()
@@ -154,9 +153,7 @@ class Run(Parameters):
         if checkpoint is not None and record.previous is not None:
             now = {"data_fingerprint": origin["data_fingerprint"]}
             refuse_changes(checkpoint, record.previous["provenance"], now)
-        write_rows(record.path.with_name(ROWS_FILE), rows.eval_rows(SAMPLE_ROWS))
-        if skipped := rows.skipped():
-            write_rows(record.path.with_name(SKIPPED_FILE), skipped)
+        rows.write(record.path.parent, SAMPLE_ROWS)
         evaluated = fingerprint(rows.eval.rows)
         record.update(eval_fingerprint=evaluated, provenance=origin, data=rows.counts())
         return rows
@@ -227,10 +224,8 @@ class Run(Parameters):
 
     def _keep(self, trainer: "TokenLossTrainer", form: Form, record: Record) -> Final:
         """Write the best weights to final/, with what they were made of."""
-        parameters = asdict(self)
-        content = note(
-            self.plan, adapter=self.adapter.name, parameters=parameters, record=record.content
-        )
+        name = self.adapter.name
+        content = note(self.plan, adapter=name, parameters=asdict(self), record=record.content)
         final = save_final(
             trainer.best_model(),
             trainer.processing_class,

@@ -118,11 +118,23 @@ def _ranges(content: dict[str, Any]) -> Iterator[str]:
         yield f"max_steps={content['max_steps']}: give 1 or more, or -1 for no limit"
     if content["max_steps"] == -1 and not content["num_train_epochs"] > 0:
         yield f"num_train_epochs={content['num_train_epochs']}: give more than 0"
+    yield from _data_ranges(content["data"])
     for dotted, allowed in CHOICES.items():
         value: Any = reduce(lambda node, key: node.get(key, {}), dotted.split("."), content)
         if value != {} and value not in allowed:
             names = list(dict.fromkeys(str(choice).lower() for choice in allowed))
             yield f"{dotted}={value}: give {', '.join(names[:-1])} or {names[-1]}"
+
+
+def _data_ranges(data: dict[str, Any]) -> Iterator[str]:
+    """Shares and counts of the chosen data source; the generator has fewer of them."""
+    if "eval_fraction" in data and not 0 < data["eval_fraction"] < 1:
+        yield f"data.eval_fraction={data['eval_fraction']}: give a share above 0 and below 1"
+    count = data.get("max_train_samples")
+    if count is not None and count < 1:
+        yield f"data.max_train_samples={count}: give 1 or more, or null for all rows"
+    if not 0 <= data["max_dropped"] <= 1:
+        yield f"data.max_dropped={data['max_dropped']}: give a share, 0 to 1"
 
 
 def _contradictions(content: dict[str, Any]) -> Iterator[str]:

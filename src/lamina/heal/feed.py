@@ -3,16 +3,19 @@
 import logging
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.heal.accounting import TokenizedSplit, pack_fill
 from lamina.heal.data import DataSource
 from lamina.heal.splits import Split
 from lamina.heal.tokenization import Tokenization
+from lamina.measure.results import ROWS_FILE, SKIPPED_FILE, write_rows
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from lamina.heal.trainer import TokenLossTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -31,31 +34,33 @@ class Feed:
         rows = self.eval.rows
         return list(rows if limit is None else rows.select(range(min(limit, len(rows)))))
 
-    def skipped(self) -> list[dict[str, Any]]:
-        """Return origin, row and problem of every row that was left out."""
-        return [*self.train.skipped, *self.eval.skipped]
+    def write(self, folder: Path, limit: int) -> None:
+        """Write eval.jsonl, the first `limit` evaluated rows, and skipped_rows.jsonl if any were.
+
+        Raises:
+            OutputError: A file cannot be written.
+        """
+        write_rows(folder / ROWS_FILE, self.eval_rows(limit))
+        if skipped := [*self.train.skipped, *self.eval.skipped]:
+            write_rows(folder / SKIPPED_FILE, skipped)
 
     def counts(self) -> dict[str, dict[str, Any]]:
         """Return what became of each split's tokens."""
         return {"train": self.train.as_dict(), "eval": self.eval.as_dict()}
 
-    def packed(
-        self, train: "Dataset", evaluation: "Dataset", length: int | None
-    ) -> dict[str, dict[str, Any]]:
-        """Return the counts, and how full the trainer's packs are.
-
-        Args:
-            train: The trainer's training rows.
-            evaluation: Its evaluation rows.
-            length: Tokens that fit into one pack.
+    def packed(self, trainer: "TokenLossTrainer") -> dict[str, dict[str, Any]]:
+        """Return the counts, and how full the packs are that a trainer made.
 
         Raises:
-            ConfigError: The trainer cut rows that were not to be cut.
+            ConfigError: It cut rows that were not to be cut.
         """
-        counts = self.counts()
-        counts["train"]["pack_fill"] = pack_fill(train, self.train.count, length)
-        counts["eval"]["pack_fill"] = pack_fill(evaluation, self.eval.count, length)
-        return counts
+        made, length = (trainer.train_dataset, trainer.eval_dataset), trainer.args.max_length
+        return {
+            name: {**split.as_dict(), "pack_fill": pack_fill(rows, split.count, length)}
+            for name, split, rows in zip(
+                ("train", "eval"), (self.train, self.eval), made, strict=True
+            )
+        }
 
 
 LONG = 10_000

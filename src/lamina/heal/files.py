@@ -77,8 +77,11 @@ def _stamp(path: Path) -> Stamp:
 def _rows(key: str, kind: str, stamps: tuple[Stamp, ...], reader: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of all files; by the arguments the library finds rows that it kept."""
     for number, (name, *_) in enumerate(stamps):
+        row = 0
         for row, content, problem in READERS[kind](Path(name), f"{key}={name}"):
             yield {"file": number, "row": row, "content": content, "problem": problem}
+        if row == 0:
+            raise DataError(f"{key}={name}: no rows")
 
 
 @contextmanager

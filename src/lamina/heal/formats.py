@@ -163,7 +163,7 @@ def _loads(text: str) -> Any:
             json.dumps(content, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if error.lineno > 1 else ""
-        raise ValueError(f"not JSON ({error.msg} at {line}column {error.colno})") from error
+        raise ValueError(f"not JSON ({error.msg}: {line}column {error.colno})") from error
     except UnicodeEncodeError as error:
         raise ValueError("not UTF-8 (half of a surrogate pair)") from error
     except RecursionError as error:

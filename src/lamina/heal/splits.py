@@ -130,15 +130,9 @@ def held_out(split: Split, fraction: float) -> Splits:
 
 
 def first_rows(splits: Splits, count: int | None) -> Splits:
-    """Return splits with no more than the first `count` training rows; None keeps them all.
-
-    Raises:
-        DataError: The count is below 1.
-    """
+    """Return splits with no more than the first `count` training rows; None keeps them all."""
     if count is None:
         return splits
-    if count < 1:
-        raise DataError(f"data.max_train_samples={count}: give 1 or more, or null for all rows")
     train = splits.train
     return replace(splits, train=train.select(range(min(count, len(train.rows))), train.origin))
 
