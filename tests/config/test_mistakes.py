@@ -45,6 +45,15 @@ MISTAKES = {
     "resume=maybe": "resume=maybe: give auto or never",
     "backend=unsloth": "backend=unsloth is not part of this version",
     "data=jsonl": "data.train is missing: give data.train=VALUE",
+    "data=csv data.train=a data.on_bad_row=ignore": "data.on_bad_row=ignore: give error or skip",
+    "data=csv data.train=a data.format=xls": "data.format=xls: give csv, json, jsonl or parquet",
+    "data=csv data.train=a data.columns.promt=a": "data.columns.promt=a: no such key; did you mean "
+    "data.columns.prompt?",
+    "data=csv data.train=a data.eval_fraction=2": "data.eval_fraction=2.0: give a share above 0 "
+    "and below 1",
+    "data=csv data.train=a data.max_train_samples=0": "data.max_train_samples=0: give 1 or more, "
+    "or null for all rows",
+    "data.max_dropped=2": "data.max_dropped=2.0: give a share, 0 to 1",
     "experiment": "experiment: not of the form NAME=VALUE",
     "++model._target_=os.system": "model._target_=os.system: not allowed",
     "model_name=./nowhere": "model_name=./nowhere: no such folder",

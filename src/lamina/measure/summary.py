@@ -76,7 +76,7 @@ def _data(count: dict[str, Any]) -> tuple[str, str, str]:
     """Say what became of the training rows' tokens."""
     parts = [f"of {count['tokens_in']:,}, {count['tokens_dropped']:,} dropped"]
     if count["rows_skipped"]:
-        parts.append(f"{count['rows_skipped']:,} rows skipped")
+        parts.append(f"rows skipped: {count['rows_skipped']:,}")
     if count["pack_fill"] is not None:
         parts.append(f"packs {count['pack_fill']:.1%} full")
     return "data", f"{count['tokens']:,} tokens", ", ".join(parts)
