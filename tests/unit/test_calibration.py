@@ -1,6 +1,7 @@
 """Rows become windows: joined as one text, or apart as in training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,19 @@ def test_a_row_that_cannot_be_used_is_named(tokenizer: PreTrainedTokenizerBase) 
     made = Calibration(tokens=500, length=16, apart=False, **LOSS)
     with pytest.raises(DataError, match=r"rows\.jsonl, row 3: column 'text' is empty"):
         made.windows(split(*TEXT[:2], {"text": ""}, *TEXT), tokenizer)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_rows_of_other_forms_are_read_as_for_training(
+    tokenizer: PreTrainedTokenizerBase, apart: bool
+) -> None:
+    pairs = [(f"ab {n}", f"{n} ba") for n in range(9)]
+    own = [{"question": asked, "answer": answer} for asked, answer in pairs]
+    plain = [{"prompt": f"{asked}\n\n", "completion": answer} for asked, answer in pairs]
+    made = Calibration(tokens=48, length=16, apart=apart, **LOSS)
+    bad = {"question": "", "answer": ""}
+    windows, _ = made.windows(replace(split(bad, *own), skips=True), tokenizer)
+    assert windows.fingerprint == made.windows(split(*plain), tokenizer)[0].fingerprint
 
 
 def test_a_scan_holds_no_row_out(tmp_path: Path) -> None:

@@ -185,6 +185,30 @@ def test_skipped_rows_are_counted_and_listed() -> None:
     )
 
 
+def test_messages_that_the_template_does_not_take_are_a_bad_row() -> None:
+    tokenizer = build_tokenizer()
+    refuse = (
+        "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system') }}{%- endif -%}"
+    )
+    tokenizer.chat_template = refuse + tokenizer.chat_template
+    rows = split(chat(2), {"messages": TURNS})
+    message = (
+        r"^rows\.jsonl, row 2: the model's chat template does not take these messages \(no sys"
+    )
+    with pytest.raises(DataError, match=message):
+        Tokenization(tokenizer, "auto", 64, rows)(rows)
+    done = Tokenization(tokenizer, "auto", 64, rows)(replace(rows, skips=True))
+    assert (done.count.rows, done.count.rows_skipped) == (1, 1)
+
+
+def test_a_row_in_which_the_assistant_speaks_first_asks_nothing() -> None:
+    rows = split({"messages": TURNS[2:]}, chat(2))
+    tokenize = Tokenization(build_tokenizer(), "auto", 64, rows)
+    assert tokenize(rows).count.rows == 2
+    asked = [text for text, _ in replace(rows, skips=True).each(tokenize.prompt)]
+    assert asked == ["copy A"]
+
+
 def test_text_without_an_end_is_refused() -> None:
     tokenizer = build_tokenizer()
     tokenizer.eos_token = None

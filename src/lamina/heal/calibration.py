@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.depth.windows import Windows
 from lamina.errors import ConfigError, DataError
+from lamina.heal.chat import show_chat
 from lamina.heal.splits import Split
 from lamina.heal.tokenization import IGNORED, Tokenization
 
@@ -107,13 +108,12 @@ class Calibration:
         self, split: Split, tokenizer: "PreTrainedTokenizerBase"
     ) -> Iterator[list[Token]]:
         if not self.apart:
-            for row in split.usable():
-                ids = _row_ids(row, split.conversion.columns, tokenizer)
+            columns = split.conversion.columns
+            for ids in split.each(lambda row: _row_ids(row, columns, tokenizer)):
                 yield [(token, 0, True) for token in ids]
             return
         tokenize = Tokenization(tokenizer, self.loss_on, self.length, split)
-        for row in split.usable():
-            encoded = tokenize.row(row)
+        for encoded in split.each(tokenize.row):
             pairs = zip(encoded["input_ids"], encoded["labels"], strict=True)
             yield [(i, at, at > 0 and lab != IGNORED) for at, (i, lab) in enumerate(pairs)]
 
@@ -130,5 +130,4 @@ def _row_ids(
             "messages need: give rows with text"
         )
     messages = [message for part in parts for message in part]
-    encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
-    return list(encoded["input_ids"])
+    return list(show_chat(tokenizer, messages)["input_ids"])

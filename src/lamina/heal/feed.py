@@ -1,7 +1,7 @@
 """What a training eats: both splits as token ids, and the prompts that show what it learnt."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,9 @@ def feed(
     for split in (train, held):
         split.refuse_losses(data.max_dropped, max_seq_length)
         _say_skipped(split)
-    prompts = tuple(map(tokenize.prompt, islice(splits.eval.usable(), num_prompts)))
+    # A row in which the assistant speaks first can be trained on, but asks nothing.
+    asking = replace(splits.eval, skips=True).each(tokenize.prompt)
+    prompts = tuple(islice(asking, num_prompts))
     return Feed(train=train, eval=held, prompts=prompts)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import DataError
-from lamina.heal.formats import READER, READERS
+from lamina.heal.formats import READERS
+from lamina.heal.versions import version_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,7 +45,12 @@ def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...
             rows = Dataset.from_generator(
                 _rows,
                 features=Features({**features, "problem": Value("string")}),
-                gen_kwargs={"key": key, "kind": kind, "stamps": stamps, "reader": READER},
+                gen_kwargs={
+                    "key": key,
+                    "kind": kind,
+                    "stamps": stamps,
+                    "code": version_of("files", "formats"),
+                },
             )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, DataError):
@@ -74,7 +80,7 @@ def _stamp(path: Path) -> Stamp:
     return str(path), str(path.resolve()), found.st_size, found.st_ctime_ns
 
 
-def _rows(key: str, kind: str, stamps: tuple[Stamp, ...], reader: int) -> Iterator[dict[str, Any]]:
+def _rows(key: str, kind: str, stamps: tuple[Stamp, ...], code: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of all files; by the arguments the library finds rows that it kept."""
     for number, (name, *_) in enumerate(stamps):
         row = 0

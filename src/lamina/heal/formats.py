@@ -14,9 +14,6 @@ from typing import Any
 
 from lamina.errors import DataError
 
-READER = 1
-"""Version of what is read from a file; with another one, rows that were kept are read again."""
-
 Read = tuple[int, dict[str, Any], str | None]
 """A row's 1-based number in its file, its content, and what makes it unusable.
 

@@ -1,10 +1,10 @@
 """Splits of a data set: rows, where each of them stands, and in which form they are read."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamina.errors import DataError
 from lamina.heal.columns import Conversion, conversion_of
@@ -12,6 +12,8 @@ from lamina.heal.rows import BadRowError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Used = TypeVar("Used")
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,25 @@ class Split:
         Raises:
             DataError: One cannot be used, and bad rows are not skipped.
         """
+        return self.each(lambda row: row)
+
+    def each(self, use: Callable[[dict[str, Any]], Used]) -> Iterator[Used]:
+        """Yield what `use` makes of each row in the columns that training knows.
+
+        Args:
+            use: May raise BadRowError.
+
+        Raises:
+            DataError: A row cannot be used, and bad rows are not skipped.
+        """
         for index, row in enumerate(self.rows):
             try:
-                yield read(row, self.conversion, bool(self.files))
+                used = use(read(row, self.conversion, bool(self.files)))
             except BadRowError as error:
                 if not self.skips:
                     raise self.refusal(index, error) from error
+            else:
+                yield used
 
     def select(self, indices: Sequence[int], origin: str) -> "Split":
         """Return some of the rows under another name; each still knows where it stood."""

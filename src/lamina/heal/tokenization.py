@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ConfigError, DataError
 from lamina.heal.accounting import TokenizedSplit, account
+from lamina.heal.chat import show_chat, training_template
 from lamina.heal.columns import Conversion
 from lamina.heal.endings import Endings
 from lamina.heal.rows import BadRowError
 from lamina.heal.splits import Split, read
+from lamina.heal.versions import version_of
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that is not trained."""
+
+CODE = ("tokenization", "splits", "columns", "rows", "chat", "endings")
+"""Modules that decide what a row becomes."""
 
 
 class _RefusedError(Exception):
@@ -59,7 +64,9 @@ class Tokenization:
                 f"data.loss_on={loss_on}, but {split.origin} has {split.conversion.description}: "
                 f"give auto, all{'' if default == 'all' else ' or ' + default}"
             )
-        self.template = self._training_template() if default == "assistant" else None
+        self.template = None
+        if default == "assistant":
+            self.template = training_template(tokenizer, self.loss_on)
         self.endings = Endings.of(tokenizer, self.columns, self.loss_on)
 
     def __call__(self, split: Split) -> TokenizedSplit:
@@ -82,6 +89,7 @@ class Tokenization:
                     "conversion": split.conversion,
                     "from_files": bool(split.files),
                     "skips": split.skips,
+                    "code": version_of(*CODE),
                 },
                 remove_columns=split.rows.column_names,
                 features=_features(),
@@ -93,10 +101,16 @@ class Tokenization:
         return account(split, tokenized, self.max_seq_length)
 
     def prompt(self, row: dict[str, Any]) -> tuple[str, list[int]]:
-        """Return what a row asks, as text for people and as all tokens up to the answer."""
+        """Return what a row asks, as text for people and as all tokens up to the answer.
+
+        Raises:
+            BadRowError: Nobody asks, or the chat template does not take it.
+        """
         if "messages" in self.columns:
             turns = list(takewhile(lambda m: m["role"] != "assistant", row["messages"]))
-            text = turns[-1]["content"] if turns else ""
+            if not turns:
+                raise BadRowError("the first message is the assistant's; expected another before")
+            text = turns[-1]["content"]
             return text, list(self._chat(turns, add_generation_prompt=True)["input_ids"])
         if "prompt" in self.columns:
             prompt = row["prompt"]
@@ -145,6 +159,7 @@ class Tokenization:
         conversion: Conversion,
         from_files: bool,
         skips: bool,
+        code: str,
     ) -> dict[str, Any]:
         try:
             return {**self.row(read(row, conversion, from_files)), "problem": None}
@@ -188,45 +203,11 @@ class Tokenization:
         return list(self._chat(prompt, add_generation_prompt=True)["input_ids"])
 
     def _chat(self, messages: list[dict[str, Any]], **options: Any) -> Any:
-        return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=True, return_dict=True, **options
-        )
+        return show_chat(self.tokenizer, messages, chat_template=self.template, **options)
 
     def _ended(self, text: str) -> str:
         end = self.tokenizer.eos_token or ""
         return text if text.endswith(end) else text + end
-
-    def _training_template(self) -> str | None:
-        """Return a chat template that marks the assistant's tokens, or None for the model's own."""
-        from trl.chat_template_utils import (
-            get_training_chat_template,
-            has_generation_markers,
-            is_chat_template_stop_token_trained,
-        )
-
-        if self.tokenizer.chat_template is None:
-            raise ConfigError(
-                f"the tokenizer of {self.tokenizer.name_or_path} has no chat template, which rows "
-                "with messages need: give rows with text, or a model that was tuned for chat"
-            )
-        if self.loss_on == "all":
-            return None
-        template = None
-        advice = "choose data.loss_on=all to train on every token"
-        if not has_generation_markers(self.tokenizer.chat_template):
-            try:
-                template = get_training_chat_template(self.tokenizer)
-            except ValueError as error:
-                raise ConfigError(
-                    "data.loss_on=assistant: this model's chat template does not mark the "
-                    f"assistant's tokens; {advice}"
-                ) from error
-        if not is_chat_template_stop_token_trained(self.tokenizer, chat_template=template):
-            raise ConfigError(
-                "data.loss_on=assistant: this model's chat template leaves the end-of-turn token "
-                f"untrained, so the model would not learn to stop; {advice}"
-            )
-        return template
 
 
 def _features() -> "Features":
