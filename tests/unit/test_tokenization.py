@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from lamina.errors import ConfigError, DataError
-from lamina.heal.accounting import TokenizedSplit
+from lamina.heal.accounting import TokenizedSplit, pack_fill
 from lamina.heal.splits import Split
 from lamina.heal.tokenization import IGNORED, Tokenization
 from lamina.heal.tokenizer import build_tokenizer
@@ -227,3 +227,13 @@ def test_a_row_whose_answer_does_not_end_is_refused() -> None:
     rows = split(chat(2), chat(9))
     with pytest.raises(ConfigError, match=r"^rows\.jsonl, row 2: the token that ends an answer"):
         Tokenization(tokenizer, "auto", 64, rows)(rows)
+
+
+def test_the_pack_fill_is_the_share_of_places_with_a_token() -> None:
+    count = tokenized(413).count
+    packs = {"input_ids": [[1] * 413, [1] * 152], "seq_lengths": [[413], [53, 43, 33, 23]]}
+    assert pack_fill(Dataset.from_dict(packs), count, 413) == 565 / 826
+    unpacked = Dataset.from_dict({"input_ids": [[1] * 565]})
+    assert pack_fill(unpacked, count, 413) is None
+    with pytest.raises(ConfigError, match=r"^trainer\.args leaves 413 of 565 tokens: leave"):
+        pack_fill(unpacked.map(lambda row: {"input_ids": row["input_ids"][:413]}), count, 413)
