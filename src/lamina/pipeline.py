@@ -18,7 +18,7 @@ from lamina.measure.device import release
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import fingerprint, provenance
-from lamina.measure.results import Record, write_rows
+from lamina.measure.results import Record
 from lamina.run import Run
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Pipeline:
         context = self._context(checkpoint)
         with watchers(context, run.logger.values(), run.callbacks.values()) as watching:
             trainer = run.build_trainer(model, tokenizer, rows, arguments, watching)
+            self.record.update(data=rows.packed(trainer))
             self._heal(trainer, checkpoint)
             final = self._keep(trainer, form)
             meter.memory()
@@ -90,7 +91,7 @@ class Pipeline:
         if checkpoint is not None and record.previous is not None:
             now = {"data_fingerprint": origin["data_fingerprint"]}
             refuse_changes(checkpoint, record.previous["provenance"], now)
-        write_rows(record.path.parent, rows.eval_rows(SAMPLE_ROWS))
+        rows.write(record.path.parent, SAMPLE_ROWS)
         evaluated = fingerprint(rows.eval.rows)
         record.update(eval_fingerprint=evaluated, provenance=origin, data=rows.counts())
         return rows

@@ -149,6 +149,15 @@ MISTAKES = {
     "max_seq_length=512: set max_seq_length alone",
     # What is missing, or not there.
     "data=jsonl": "data.train is missing: give data.train=VALUE",
+    "data=csv data.train=a data.on_bad_row=ignore": "data.on_bad_row=ignore: give error or skip",
+    "data=csv data.train=a data.format=xls": "data.format=xls: give csv, json, jsonl or parquet",
+    "data=csv data.train=a data.columns.promt=a": "data.columns.promt=a: no such key; did you mean "
+    "data.columns.prompt?",
+    "data=csv data.train=a data.eval_fraction=2": "data.eval_fraction=2.0: give a share of "
+    "the training rows, above 0, below 1",
+    "data=csv data.train=a data.max_train_samples=0": "data.max_train_samples=0: give 1 or more, "
+    "or null for all rows",
+    "data.max_dropped=2": "data.max_dropped=2.0: give 0 to 1",
     "experiment": "experiment: not of the form NAME=VALUE (quote values with commas or brackets)",
     "model_name=./nowhere": "model_name=./nowhere: no such folder",
     "model_name=${nowhere}": "model_name: refers to nowhere, which is not there",

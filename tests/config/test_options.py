@@ -93,7 +93,8 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
     ],
 )
 def test_an_option_composes_and_builds(group: str, option: str) -> None:
-    needed = {"jsonl": ["data.train=rows.jsonl"], "disk": ["data.path=rows"]}
+    files = {name: ["data.train=rows"] for name in ("csv", "json", "jsonl", "parquet")}
+    needed = {**files, "disk": ["data.path=rows"]}
     config = composed(f"{group}={option}", *needed.get(option, []))
     preflight(config)
     assert isinstance(instantiate(config), Run)

@@ -16,6 +16,8 @@ CHOICES = {
     "export.form": ("auto", "adapter", "merged", "both"),
     "export.dtype": ("auto", "bfloat16", "float32"),
     "data.loss_on": ("auto", "assistant", "completion", "all"),
+    "data.on_bad_row": ("error", "skip"),
+    "data.format": ("csv", "json", "jsonl", "parquet"),
     "trainer.args.loss_type": ("nll", "dft", "chunked_nll"),
     "logger.wandb.mode": ("auto", "online", "offline"),
     "adapter.bias": ("none", "all", "lora_only"),
@@ -72,6 +74,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(AT_LEAST_ONE, (lambda value: value >= 1, "give 1 or more")),
     **dict.fromkeys(NOT_NEGATIVE, (lambda value: value >= 0, "give 0 or more")),
     **dict.fromkeys(SHARES, (lambda value: 0 <= value < 1, "give 0 to below 1")),
+    "data.max_dropped": (lambda value: 0 <= value <= 1, "give 0 to 1"),
+    "data.max_train_samples": (lambda value: value >= 1, "give 1 or more, or null for all rows"),
 }
 """Keys of numbers: what fits, and what to give."""
 

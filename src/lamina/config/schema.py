@@ -43,7 +43,7 @@ OPTIONS: dict[str, dict[str, type]] = {
     "adapter": {"lora": adapters.Lora, "full": adapters.Full},
     "backend": {"transformers": backends.Transformers, "unsloth": backends.Unsloth},
     "data": {
-        "jsonl": data.Jsonl,
+        "files": data.Files,
         "hub": data.Hub,
         "disk": data.Disk,
         "synthetic": data.Synthetic,
