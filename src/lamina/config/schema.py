@@ -90,7 +90,9 @@ def _entry(settings_field: Field[Any]) -> tuple[str, Any, Any]:
     """Name, type and default of one schema field; Any where a group's option will stand."""
     annotation = settings_field.type
     if _is_dict(settings_field):
-        return settings_field.name, dict[str, Any], field(default_factory=_open_dict)
+        # Of one that holds anything, a library knows the keys; of another the YAML lists them.
+        factory = _open_dict if get_args(annotation)[1] is Any else dict
+        return settings_field.name, dict[str, Any], field(default_factory=factory)
     if annotation is Tokens:  # text, too: 16k; preflight makes a number of it
         return settings_field.name, Any, field(default=MISSING)
     parts = get_args(annotation) or (annotation,)
