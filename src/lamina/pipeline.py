@@ -66,7 +66,8 @@ class Pipeline:
         context = self._context(checkpoint)
         with watchers(context, run.logger.values(), run.callbacks.values()) as watching:
             trainer = run.build_trainer(model, tokenizer, rows, arguments, watching)
-            self.record.update(data=rows.packed(trainer))
+            made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+            self.record.update(data=rows.packed(made, run.max_seq_length))
             self._heal(trainer, checkpoint)
             final = self._keep(trainer, form)
             meter.memory()

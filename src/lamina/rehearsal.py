@@ -1,6 +1,7 @@
 """dry_run=true: everything that a run does up to its first step, and no file but a report."""
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from lamina.measure.footprint import (
 from lamina.run import Run
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig
 
@@ -78,12 +80,14 @@ class Rehearsal:
         self._refuse_too_large(free)
         tokenizer = run.load_tokenizer()
         rows = run.load_feed(tokenizer)
+        packs = packed(rows, arguments)
         model = run.load_model(tokenizer)
         form = run.export.form_of(plan, model, run.adapter.name)
         parameters = model.num_parameters()
         trainer = self._trainer(model, tokenizer, rows, scratch)
         step = self._step(trainer)
-        footprint = self._footprint(trainer, form, scratch, arguments, rows, free)
+        steps = total_steps(len(packs["train"]), arguments)
+        footprint = self._footprint(trainer, form, scratch, steps, free)
         return {
             "num_layers": plan.num_layers,
             "kept_layers": list(plan.kept_layers),
@@ -93,7 +97,8 @@ class Rehearsal:
             "device": device_name(),
             "step": step,
             "footprint": {**asdict(footprint), "disk": footprint.disk},
-            "data": rows.counts(),
+            "steps": steps,
+            "data": rows.packed(packs, self.run.max_seq_length),
             "sample": [spans(row, tokenizer) for row in rows.train.rows.select(shown(rows))],
         }
 
@@ -159,8 +164,7 @@ class Rehearsal:
         trainer: "TokenLossTrainer",
         form: "Form",
         scratch: Path,
-        arguments: "SFTConfig",
-        rows: Feed,
+        steps: int,
         free: int,
     ) -> Footprint:
         model, run = trainer.model, self.run
@@ -181,21 +185,38 @@ class Rehearsal:
             peak_memory=peak_memory_bytes(),
             free_memory=free,
             checkpoint=saved + optimizer + beside,
-            checkpoints=most_checkpoints(
-                arguments.save_total_limit or 10**9, self._steps(arguments, rows), run.eval_steps
-            ),
+            checkpoints=most_checkpoints(run.save_total_limit, steps, run.eval_steps),
             final=finals.get(form, whole),
             free_disk=free_disk_bytes(run.folder),
         )
 
-    def _steps(self, arguments: "SFTConfig", rows: Feed) -> int:
-        """Return the training's optimizer steps on one device, about: packs are taken as full."""
-        if arguments.max_steps > 0:
-            return int(arguments.max_steps)
-        count = rows.train.count
-        sequences = -(-count.tokens // self.run.max_seq_length) if arguments.packing else count.rows
-        at_once = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        return -(-int(sequences * arguments.num_train_epochs) // at_once)
+
+def packed(rows: Feed, arguments: "SFTConfig") -> "dict[str, Dataset]":
+    """Return both splits as the trainer will make them."""
+    from trl import pack_dataset
+
+    splits = {"train": rows.train.rows, "eval": rows.eval.rows}
+    evaluated = arguments.eval_packing
+    wanted = {"train": arguments.packing}
+    wanted["eval"] = arguments.packing if evaluated is None else evaluated
+    length, strategy = arguments.max_length, arguments.packing_strategy
+    return {
+        name: pack_dataset(split, length, strategy) if wanted[name] else split
+        for name, split in splits.items()
+    }
+
+
+def total_steps(sequences: int, arguments: "SFTConfig") -> int:
+    """Return the optimizer steps of a training on one device.
+
+    Args:
+        sequences: Rows or packs of one epoch.
+        arguments: Of the training.
+    """
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    at_once = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return math.ceil(-(-sequences // at_once) * arguments.num_train_epochs)
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> Tokenize
     return TokenizedSplit(rows, split.origin, count, skipped, lengths, list(readable["start"]))
 
 
-def pack_fill(rows: "Dataset", counted: TokenCount, length: int | None) -> float | None:
+def pack_fill(rows: "Dataset", counted: TokenCount, length: int) -> float | None:
     """Return how full the packs are, once the trainer has made them.
 
     Args:
@@ -150,6 +150,6 @@ def pack_fill(rows: "Dataset", counted: TokenCount, length: int | None) -> float
             f"trainer.args leaves {tokens:,} of {counted.tokens:,} tokens: leave "
             "trainer.args.max_length at max_seq_length"
         )
-    if "seq_lengths" not in rows.column_names or not length:
+    if "seq_lengths" not in rows.column_names:
         return None
     return float(tokens / (len(rows) * length))

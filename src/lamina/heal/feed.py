@@ -1,6 +1,7 @@
 """What a training eats: both splits as token ids, and the prompts that show what it learnt."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,8 @@ from lamina.heal.tokenization import Tokenization
 from lamina.measure.results import ROWS_FILE, SKIPPED_FILE, write_rows
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-    from lamina.heal.trainer import TokenLossTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +48,19 @@ class Feed:
         """Return what became of each split's tokens."""
         return {"train": self.train.as_dict(), "eval": self.eval.as_dict()}
 
-    def packed(self, trainer: "TokenLossTrainer") -> dict[str, dict[str, Any]]:
-        """Return the counts, and how full the packs are that a trainer made.
+    def packed(self, made: "Mapping[str, Dataset]", length: int) -> dict[str, dict[str, Any]]:
+        """Return the counts, and how full the packs are.
+
+        Args:
+            made: What became of train and eval in the trainer.
+            length: Tokens that fit into one pack.
 
         Raises:
             ConfigError: It cut rows that were not to be cut.
         """
-        made, length = (trainer.train_dataset, trainer.eval_dataset), trainer.args.max_length
         return {
-            name: {**split.as_dict(), "pack_fill": pack_fill(rows, split.count, length)}
-            for name, split, rows in zip(
-                ("train", "eval"), (self.train, self.eval), made, strict=True
-            )
+            name: {**split.as_dict(), "pack_fill": pack_fill(made[name], split.count, length)}
+            for name, split in (("train", self.train), ("eval", self.eval))
         }
 
 
