@@ -1,7 +1,6 @@
 """dry_run=true: everything that a run does up to its first step, and no file but a report."""
 
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from lamina.depth.reduction import reduction
 from lamina.errors import ConfigError
 from lamina.heal.feed import Feed
 from lamina.heal.libraries import prepared
+from lamina.heal.packing import packed, total_steps
 from lamina.heal.tokenization import IGNORED
 from lamina.measure.device import device_name, free_memory_bytes, peak_memory_bytes
 from lamina.measure.footprint import (
@@ -30,9 +30,7 @@ from lamina.measure.footprint import (
 from lamina.run import Run
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import SFTConfig
 
     from lamina.heal.final import Form
     from lamina.heal.trainer import TokenLossTrainer
@@ -80,7 +78,7 @@ class Rehearsal:
         self._refuse_too_large(free)
         tokenizer = run.load_tokenizer()
         rows = run.load_feed(tokenizer)
-        packs = packed(rows, arguments)
+        packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
         model = run.load_model(tokenizer)
         form = run.export.form_of(plan, model, run.adapter.name)
         parameters = model.num_parameters()
@@ -189,34 +187,6 @@ class Rehearsal:
             final=finals.get(form, whole),
             free_disk=free_disk_bytes(run.folder),
         )
-
-
-def packed(rows: Feed, arguments: "SFTConfig") -> "dict[str, Dataset]":
-    """Return both splits as the trainer will make them."""
-    from trl import pack_dataset
-
-    splits = {"train": rows.train.rows, "eval": rows.eval.rows}
-    evaluated = arguments.eval_packing
-    wanted = {"train": arguments.packing}
-    wanted["eval"] = arguments.packing if evaluated is None else evaluated
-    length, strategy = arguments.max_length, arguments.packing_strategy
-    return {
-        name: pack_dataset(split, length, strategy) if wanted[name] else split
-        for name, split in splits.items()
-    }
-
-
-def total_steps(sequences: int, arguments: "SFTConfig") -> int:
-    """Return the optimizer steps of a training on one device.
-
-    Args:
-        sequences: Rows or packs of one epoch.
-        arguments: Of the training.
-    """
-    if arguments.max_steps > 0:
-        return int(arguments.max_steps)
-    at_once = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    return math.ceil(-(-sequences // at_once) * arguments.num_train_epochs)
 
 
 @contextmanager
