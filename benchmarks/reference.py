@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lamina.config.paths import asset
 from lamina.depth.loading import load_model
 from lamina.depth.source import resolve
-from lamina.heal.data import Split
+from lamina.heal.splits import Split
 from lamina.heal.synthetic import FAMILIES, generate_rows
 from lamina.heal.tokenization import Tokenization
 from lamina.measure.evaluate import answers, row_losses

@@ -29,6 +29,17 @@ SHORT = (
 )
 """The quickstart cut to a few seconds of training."""
 
+FOREIGN: dict[str, Any] = {
+    "eval": None,
+    "eval_fraction": 0.5,
+    "max_train_samples": None,
+    "columns": {},
+    "loss_on": "auto",
+    "on_bad_row": "error",
+    "max_dropped": 0.01,
+}
+"""Settings that all data sources but the generator have."""
+
 
 class NoScores:
     """Stands where no score may be asked for."""

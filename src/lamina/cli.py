@@ -11,6 +11,7 @@ COMMANDS = {
     "shortlist": "scan, then heal without each of the few layers that cost least",
     "cut": "write a model without some of its layers, unhealed",
     "export": "write a run's result in another form: a whole model, or its adapter",
+    "migrate": "turn a config of the older form into an experiment file",
     "show": "print the layers of a model or a run, with parameters, bytes and types",
 }
 """Each command's name and what it is for; its module stands in lamina.commands."""

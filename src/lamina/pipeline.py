@@ -23,7 +23,7 @@ from lamina.measure.device import device_name, release
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import fingerprint, provenance
-from lamina.measure.results import Record, write_rows
+from lamina.measure.results import Record
 from lamina.run import Run
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Pipeline:
     def _execute(self, checkpoint: Path | None) -> None:
         run = self.run
         arguments = run.trainer.arguments(run.folder)
+        run.adapter.peft_config()  # what PEFT refuses is refused before a weight is read
         tokenizer = run.load_tokenizer()
         rows = self._feed(tokenizer, checkpoint)
         meter = self._meter(rows)
@@ -72,6 +73,8 @@ class Pipeline:
         context = self._context(checkpoint)
         with watchers(context, run.logger.values(), run.callbacks.values()) as watching:
             trainer = run.build_trainer(model, tokenizer, rows, arguments, watching)
+            made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+            self.record.update(data=rows.packed(made, run.max_seq_length))
             self._heal(trainer, checkpoint)
             final = self._keep(trainer, form)
             meter.memory()
@@ -97,7 +100,7 @@ class Pipeline:
         if checkpoint is not None and record.previous is not None:
             now = {"data_fingerprint": origin["data_fingerprint"]}
             refuse_changes(checkpoint, record.previous["provenance"], now)
-        write_rows(record.path.parent, rows.eval_rows(SAMPLE_ROWS))
+        rows.write(record.path.parent, SAMPLE_ROWS)
         evaluated = fingerprint(rows.eval.rows)
         record.update(eval_fingerprint=evaluated, provenance=origin, data=rows.counts())
         return rows

@@ -15,6 +15,7 @@ from lamina.depth.reduction import reduction
 from lamina.errors import ConfigError
 from lamina.heal.feed import Feed
 from lamina.heal.libraries import prepared
+from lamina.heal.packing import packed, total_steps
 from lamina.heal.tokenization import IGNORED
 from lamina.measure.device import device_name, free_memory_bytes, peak_memory_bytes
 from lamina.measure.footprint import (
@@ -30,7 +31,6 @@ from lamina.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import SFTConfig
 
     from lamina.heal.final import Form
     from lamina.heal.trainer import TokenLossTrainer
@@ -78,12 +78,14 @@ class Rehearsal:
         self._refuse_too_large(free)
         tokenizer = run.load_tokenizer()
         rows = run.load_feed(tokenizer)
+        packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
         model = run.load_model(tokenizer)
         form = run.export.form_of(plan, model, run.adapter.name)
         parameters = model.num_parameters()
         trainer = self._trainer(model, tokenizer, rows, scratch)
         step = self._step(trainer)
-        footprint = self._footprint(trainer, form, scratch, arguments, rows, free)
+        steps = total_steps(len(packs["train"]), arguments)
+        footprint = self._footprint(trainer, form, scratch, steps, free)
         return {
             "num_layers": plan.num_layers,
             "kept_layers": list(plan.kept_layers),
@@ -93,7 +95,8 @@ class Rehearsal:
             "device": device_name(),
             "step": step,
             "footprint": {**asdict(footprint), "disk": footprint.disk},
-            "data": rows.counts(),
+            "steps": steps,
+            "data": rows.packed(packs, self.run.max_seq_length),
             "sample": [spans(row, tokenizer) for row in rows.train.rows.select(shown(rows))],
         }
 
@@ -159,8 +162,7 @@ class Rehearsal:
         trainer: "TokenLossTrainer",
         form: "Form",
         scratch: Path,
-        arguments: "SFTConfig",
-        rows: Feed,
+        steps: int,
         free: int,
     ) -> Footprint:
         model, run = trainer.model, self.run
@@ -181,21 +183,10 @@ class Rehearsal:
             peak_memory=peak_memory_bytes(),
             free_memory=free,
             checkpoint=saved + optimizer + beside,
-            checkpoints=most_checkpoints(
-                arguments.save_total_limit or 10**9, self._steps(arguments, rows), run.eval_steps
-            ),
+            checkpoints=most_checkpoints(run.save_total_limit, steps, run.eval_steps),
             final=finals.get(form, whole),
             free_disk=free_disk_bytes(run.folder),
         )
-
-    def _steps(self, arguments: "SFTConfig", rows: Feed) -> int:
-        """Return the training's optimizer steps on one device, about: packs are taken as full."""
-        if arguments.max_steps > 0:
-            return int(arguments.max_steps)
-        count = rows.train.count
-        sequences = -(-count.tokens // self.run.max_seq_length) if arguments.packing else count.rows
-        at_once = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        return -(-int(sequences * arguments.num_train_epochs) // at_once)
 
 
 @contextmanager

@@ -160,7 +160,7 @@ class Run(Parameters):
             tokenizer=tokenizer,
             train=rows.train.rows,
             eval=rows.eval.rows,
-            peft_config=self.adapter.peft_config(),
+            adapter=self.adapter,
             plan=self.plan,
             callbacks=watching,
         )

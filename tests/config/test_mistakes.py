@@ -1,123 +1,308 @@
-"""What a mistake on the command line says: short, with the key, the value and what is allowed."""
+"""What a mistake says: all of it, exactly, with the key, the value and what is allowed."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Finished, environment, train
+from tests.conftest import Finished, environment
+
+TARGETS = (
+    "targets begin with lamina., trl., peft., transformers., torch.optim., torch.utils.tensorboard."
+)
+VARIANTS = "There are dropped, layers, original, pruned, scratch."
 
 MISTAKES = {
+    # Layers.
     "model.keep_layers=99": "model.keep_layers=99, but the model has 12 layers: give 1 to 11",
     "model.keep_layers=12": "model.keep_layers=12, but the model has 12 layers: give 1 to 11; for "
     "the whole model choose model=original",
     "model.keep_layers=0": "model.keep_layers=0, but the model has 12 layers: give 1 to 11",
-    "model.keep_layers=-1": "model.keep_layers=-1, but the model has 12 layers: give 1 to 11",
+    "model.keep_layers=3.5": "model.keep_layers=3.5: expected a whole number",
     "model=dropped model.layer_to_drop=-1": "model.layer_to_drop=-1, but the model has 12 layers: "
     "give 0 to 11 (0-based)",
     "model=dropped model.layer_to_drop=12": "model.layer_to_drop=12, but the model has 12 layers: "
     "give 0 to 11 (0-based)",
-    "model=dropped model.layer_to_drop=abc": "model.layer_to_drop=abc: expected a whole number",
+    "model=dropped model.layer_to_drop=abc": "model.layer_to_drop=abc: expected a whole number "
+    "(0-based), or auto for the layer that costs least",
+    "depth.layer_to_drop=first": "depth.layer_to_drop=first: expected a whole number (0-based), or "
+    "auto for the layer that costs least",
+    # Keys of another option.
     "model.layer_to_drop=-1": "model.layer_to_drop=-1: this key goes with model=dropped; "
-    "model=pruned has keep_layers",
+    "model=pruned has keep_layers, selector",
     "model=original model.keep_layers=3": "model.keep_layers=3: this key goes with model=pruned",
-    "model=prunned": "model=prunned: no such option; did you mean pruned?\n"
-    "There are dropped, layers, original, pruned, scratch.",
+    "model.architecture.hidden_size=1": "model.architecture.hidden_size=1: this key goes with "
+    "model=scratch; model=pruned has keep_layers, selector",
+    "adapter=full adapter.use_rslora=true": "adapter.use_rslora=true: this key goes with "
+    "adapter=lora",
+    "selector=last model=original": "selector chooses the layers of model=pruned: leave it out, or "
+    "choose model=pruned",
+    # Options.
+    "model=prunned": f"model=prunned: no such option; did you mean pruned?\n{VARIANTS}",
+    "experiment=quikstart": "experiment=quikstart: no such option; did you mean quickstart?\n"
+    "There are dropped, dropped_lora, original, original_lora, pruned, pruned_lora, quickstart, "
+    "reference.",
+    "adapter=null": "adapter=null: choose full or lora",
+    "callbacks=null": "callbacks=null: choose default, early_stopping or none",
+    "backend=unsloth": "backend=unsloth is not part of this version: choose backend=transformers",
+    # Keys.
     "learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",
     "++learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",
-    "++trainer.args.learnig_rate=1": "trainer.args.learnig_rate=1: no such key; did you mean "
-    "learning_rate?",
+    "keep_layers=3": "keep_layers=3: no such key; did you mean depth.keep_layers?",
+    "lora.rank=3": "lora.rank=3: no such key; there is r or alpha",
+    "logger=wandb logger.wandb.proj=3": "logger.wandb.proj=3: no such key; did you mean "
+    "logger.wandb.project?",
+    "++logger.tensorboard.folder=x": "logger.tensorboard.folder=x: no such key",
+    "++data.train_row=3": "data.train_row=3: no such key; did you mean train_rows?",
+    "callbacks=early_stopping callbacks.early_stopping.patienc=3": "callbacks.early_stopping."
+    "patienc=3: no such key; did you mean callbacks.early_stopping.patience?",
+    "hydra.run.folder=x": "hydra.run.folder=x: no such key; see --cfg hydra",
     "use_lora=true": "use_lora=true: no longer a key, choose adapter=lora or adapter=full",
     "report_to=wandb": "report_to=wandb: no longer a key, choose logger=tb, wandb, both or none",
+    "~learning_rate": "trainer.args.learning_rate: refers to learning_rate, which is not there",
+    # Fields of SFTConfig.
+    "trainer.args.max_grad_nrom=1": "trainer.args.max_grad_nrom=1: no such key; did you mean "
+    "max_grad_norm?",
+    "++trainer.args.learnig_rate=1": "trainer.args.learnig_rate=1: no such key; did you mean "
+    "learning_rate?",
+    "trainer.args.evaluation_strategy=no": "trainer.args.evaluation_strategy=no: not a field of "
+    "SFTConfig in trl 1.14.2: set trainer.args.eval_strategy",
+    "trainer.args.max_seq_length=64": "trainer.args.max_seq_length=64: not a field of SFTConfig in "
+    "trl 1.14.2: set max_seq_length=TOKENS",
+    "trainer.args.warmup_ratio=0.1": "trainer.args.warmup_ratio=0.1: not a field of SFTConfig in "
+    "trl 1.14.2: set warmup_ratio=SHARE",
+    "trainer.args.no_cuda=true": "trainer.args.no_cuda=True: not a field of SFTConfig in trl "
+    "1.14.2: set trainer.args.use_cpu",
+    "trainer.args.group_by_length=true": "trainer.args.group_by_length=True: not a field of "
+    "SFTConfig in trl 1.14.2: set trainer.args.train_sampling_strategy=group_by_length",
+    "trainer.args.output_dir=x": "trainer.args.output_dir=x: not set here: set output_dir=FOLDER",
+    "trainer.args.hub_token=x": "trainer.args.hub_token=x: not set here: set HF_TOKEN in the "
+    "environment or in .env",
+    "trainer.args.tf32=maybe": "trainer.args.tf32=maybe: expected true, false or null",
+    "trainer.args.max_grad_norm=big": "trainer.args.max_grad_norm=big: expected a number",
+    "trainer.args.dataloader_num_workers=1.5": "trainer.args.dataloader_num_workers=1.5: expected "
+    "a whole number",
+    "trainer.args.include_for_metrics=[1]": "trainer.args.include_for_metrics=[1]: expected a list "
+    "(each item a text)",
+    "trainer.args.optim=adamw": "trainer.args.optim=adamw: not one of its 41 choices; did you mean "
+    "grokadamw?",
+    "trainer.args.packing_strategy=best": "trainer.args.packing_strategy=best: give bfd, bfd_split "
+    "or wrapped",
+    "trainer.args=3": "trainer.args=3: a group of keys; give trainer.args.NAME=VALUE",
+    # Fields of LoraConfig.
+    "adapter.use_rslor=true": "adapter.use_rslor=True: no such key; did you mean use_rslora?",
+    "adapter.use_dora=2": "adapter.use_dora=2: expected true or false",
+    "adapter.lora_alpha=8": "adapter.lora_alpha=8: not set here: set adapter.alpha",
+    "adapter.layer_replication=[[0,4]]": "adapter.layer_replication=[[0, 4]]: not set here: the "
+    "kept layers decide it: choose model=dropped, pruned or layers",
+    "adapter.kasa_config.rank=3 export.form=merged": "adapter.kasa_config={'rank': 3}: expected a "
+    "mapping with the keys beta/gamma or null",
+    "adapter.init_lora_weights=pissa": "adapter.init_lora_weights=pissa changes the base's "
+    "weights, which an adapter alone could not rebuild: give export.form=merged",
+    "adapter.layers_to_transform=[0]": "adapter.layers_to_transform=[0] needs a list in "
+    "adapter.target_modules, such as [q_proj,v_proj]",
+    # Types.
     "bf16=maybe": "bf16=maybe: expected true or false",
     "max_steps=ten": "max_steps=ten: expected a whole number",
     "learning_rate=fast": "learning_rate=fast: expected a number",
+    "learning_rate=null": "learning_rate=null: give a value",
+    "learning_rate=1e-3,1e-4": "learning_rate=1e-3,1e-4: several values need --multirun; a list "
+    "stands in brackets",
+    "export=merged": "export=merged: a group of keys; give export.NAME=VALUE",
+    "max_seq_length=4kb": "max_seq_length=4kb: give a number such as 4096, 16k or 1.6M",
+    # Ranges.
     "warmup_ratio=1": "warmup_ratio=1.0: give a share of all steps, 0 to below 1",
     "learning_rate=0": "learning_rate=0.0: give more than 0",
     "max_steps=0": "max_steps=0: give 1 or more, or -1 for no limit",
-    "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50",
+    "adapter.dropout=1": "adapter.dropout=1.0: give 0 to below 1",
+    "lr_scheduler_type=linnear": "lr_scheduler_type=linnear: give linear, cosine, "
+    "cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt, "
+    "reduce_lr_on_plateau, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay or "
+    "greedy",
     "export.form=gguf": "export.form=gguf: give auto, adapter, merged or both",
-    "adapter=full export.form=adapter": "export.form=adapter needs adapter=lora",
-    "packing=false +trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs packing",
     "data.loss_on=everything": "data.loss_on=everything: give auto, assistant, completion or all",
     "logger=wandb logger.wandb.mode=sometimes": "logger.wandb.mode=sometimes: give auto, online or "
     "offline",
     "resume=maybe": "resume=maybe: give auto or never",
-    "backend=unsloth": "backend=unsloth is not part of this version",
+    # Contradictions.
+    "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50: the best checkpoint could "
+    "not be chosen; make it one",
+    "trainer.args.eval_strategy=no": "trainer.args.eval_strategy=no, but "
+    "trainer.args.load_best_model_at_end=true chooses by eval_loss: set it to false, too, or "
+    "evaluate",
+    "trainer.args.save_strategy=epoch": "trainer.args.save_strategy=epoch, but "
+    "trainer.args.eval_strategy=steps: the best checkpoint could not be chosen; give both the same",
+    "adapter=full export.form=adapter": "export.form=adapter needs adapter=lora: adapter=full has "
+    "none",
+    "packing=false trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs "
+    "packing=true: without it TRL lets packed documents see each other",
+    "bf16=true trainer.args.fp16=true": "trainer.args.fp16=true and bf16=true: give only one of "
+    "them",
+    "max_seq_length=4k per_device_train_batch_size=16": "per_device_train_batch_size=16 with "
+    "packing=true and max_seq_length=4000: sdpa's mask of one batch would take 4.1 GB; give 7 or "
+    "less, or packing=false",
+    "trainer.args.label_smoothing_factor=0.1": "trainer.args.label_smoothing_factor=0.1 needs "
+    "trainer.args.loss_type=nll: TRL's other losses do not smooth labels",
+    "trainer.args.max_length=64": "trainer.args.max_length=64, but rows are cut at "
+    "max_seq_length=512: set max_seq_length alone",
+    # What is missing, or not there.
     "data=jsonl": "data.train is missing: give data.train=VALUE",
-    "experiment": "experiment: not of the form NAME=VALUE",
-    "++model._target_=os.system": "model._target_=os.system: not allowed",
+    "data=csv data.train=a data.on_bad_row=ignore": "data.on_bad_row=ignore: give error or skip",
+    "data=csv data.train=a data.format=xls": "data.format=xls: give csv, json, jsonl or parquet",
+    "data=csv data.train=a data.columns.promt=a": "data.columns.promt=a: no such key; did you mean "
+    "data.columns.prompt?",
+    "data=csv data.train=a data.eval_fraction=2": "data.eval_fraction=2.0: give a share of "
+    "the training rows, above 0, below 1",
+    "data=csv data.train=a data.max_train_samples=0": "data.max_train_samples=0: give 1 or more, "
+    "or null for all rows",
+    "data.max_dropped=2": "data.max_dropped=2.0: give 0 to 1",
+    "experiment": "experiment: not of the form NAME=VALUE (quote values with commas or brackets)",
     "model_name=./nowhere": "model_name=./nowhere: no such folder",
+    "model_name=${nowhere}": "model_name: refers to nowhere, which is not there",
+    # Foreign code.
+    "++model._target_=os.system": f"model._target_=os.system: not allowed; {TARGETS}",
+    "++callbacks.x._target_=lamina.heal.libraries.os.system": "callbacks.x._target_=lamina.heal."
+    "libraries.os.system: not allowed; it is not a class or function of that package's own",
+    "++hydra.callbacks.x._target_=builtins.eval": "hydra.callbacks.x._target_=builtins.eval: not "
+    "allowed; targets begin with hydra., hydra_plugins., lamina.",
+    # Several at once.
+    "learnig_rate=1 model=prunned max_step=3 bf16=maybe warmup_ratio=2": "model=prunned: no such "
+    f"option; did you mean pruned?\n{VARIANTS}\n"
+    "learnig_rate=1: no such key; did you mean learning_rate?\n"
+    "max_step=3: no such key; did you mean max_steps?\n"
+    "bf16=maybe: expected true or false\n"
+    "warmup_ratio=2.0: give a share of all steps, 0 to below 1",
+    "data=jsonl warmup_ratio=2 save_steps=7 trainer.args.foo=1 adapter.r=0 model_name=./nowhere "
+    "++x=1": "data.train is missing: give data.train=VALUE\n"
+    "x=1: no such key\n"
+    "trainer.args.foo=1: no such key; give a field of trl's SFTConfig\n"
+    "adapter.r=0: give 1 or more\n"
+    "warmup_ratio=2.0: give a share of all steps, 0 to below 1\n"
+    "save_steps=7 is not a multiple of eval_steps=50: the best checkpoint could not be chosen; "
+    "make it one\n"
+    "model_name=./nowhere: no such folder",
 }
+"""Arguments beside experiment=quickstart, and the whole message."""
+
+IN_A_FILE = {
+    "lerning_rate: 1": "conf file experiment/mine: lerning_rate: no such key; did you mean "
+    "learning_rate?",
+    "lora: {rank: 4}": "conf file experiment/mine: lora.rank: no such key; there is r or alpha",
+    "max_steps: ten": "conf file experiment/mine: max_steps=ten: expected a whole number",
+    "trainer: {args: {optim: sdg, max_grad_nrom: 1}}\nlearning_rate: 0": "trainer.args.optim=sdg: "
+    "not one of its 41 choices; did you mean sgd?\n"
+    "trainer.args.max_grad_nrom=1: no such key; did you mean max_grad_norm?\n"
+    "learning_rate=0.0: give more than 0",
+    "adapter: {use_rslora: maybe}\nmodel: {keep_layers: 99}": "adapter.use_rslora=maybe: expected "
+    "true or false\n"
+    "model.keep_layers=99, but the model has 12 layers: give 1 to 11",
+    "callbacks: {evil: {_target_: os.system, command: ls}}": "callbacks.evil._target_=os.system: "
+    f"not allowed; {TARGETS}",
+    "callbacks: {evil: {_target_: builtins.eval}}\nlogger: {evil: {_target_: pickle.load}}": ""
+    f"logger.evil._target_=pickle.load: not allowed; {TARGETS}\n"
+    f"callbacks.evil._target_=builtins.eval: not allowed; {TARGETS}",
+    "hydra: {callbacks: {evil: {_target_: os.system, command: ls}}}": "hydra.callbacks.evil."
+    "_target_=os.system: not allowed; targets begin with hydra., hydra_plugins., lamina.",
+    "hydra: {job_logging: {handlers: {evil: {(): os.system, command: ls}}}}": "hydra.job_logging."
+    "handlers.evil.()=os.system: not allowed; log handlers are those of Python's logging",
+    "max_steps: [": "{folder}/experiment/mine.yaml, line 6: not YAML (expected the node content, "
+    "but found '<stream end>')",
+}
+"""Content of an experiment file that builds on the quickstart, and the whole message."""
+
+FORKED = """
+import json, os, sys
+from lamina.commands.train import main
+
+for folder, arguments in json.load(sys.stdin):
+    os.makedirs(folder)
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), number)
+        sys.argv = ["train", *arguments]
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        heavy = {"torch", "transformers", "trl", "peft", "datasets", "wandb"} & sys.modules.keys()
+        print("heavy:", *sorted(heavy), flush=True)
+        os._exit(code)
+    with open(f"{folder}/code", "w") as file:
+        file.write(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+"""
+"""The command itself, in a process for each line of arguments, forked once Hydra is imported: a
+third of the time. Each says at its end what it imported."""
+
+
+def finished(lines: dict[Path, list[str]]) -> list[Finished]:
+    """Run `python -m train` once for each folder, with the arguments given."""
+    subprocess.run(
+        [sys.executable, "-c", FORKED],
+        input=json.dumps([[str(folder), given] for folder, given in lines.items()]),
+        text=True,
+        env=environment(),
+        timeout=300,
+        check=True,
+    )
+    return [
+        Finished(
+            int((folder / "code").read_text()),
+            (folder / "stdout").read_text(),
+            (folder / "stderr").read_text(),
+            folder,
+        )
+        for folder in lines
+    ]
+
+
+def experiment(folder: Path, content: str) -> str:
+    """Write an experiment file that builds on the quickstart; return the folder of its group."""
+    path = folder / "conf" / "experiment" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"# @package _global_\ndefaults:\n  - quickstart\n\n{content}\n")
+    return str(folder / "conf")
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     """Each mistake's outcome."""
     folder = tmp_path_factory.mktemp("mistakes")
-    return {
-        mistake: train(folder / str(number), "experiment=quickstart", *mistake.split())
+    lines = {
+        folder / f"line{number}": ["experiment=quickstart", *mistake.split()]
         for number, mistake in enumerate(MISTAKES)
     }
+    for number, content in enumerate(IN_A_FILE):
+        given = experiment(folder / f"conf{number}", content)
+        lines[folder / f"file{number}"] = ["--config-dir", given, "experiment=mine"]
+    return dict(zip([*MISTAKES, *IN_A_FILE], finished(lines), strict=True))
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named_in_three_lines_at_most(
+@pytest.mark.parametrize("mistake", [*MISTAKES, *IN_A_FILE])
+def test_a_mistake_is_named_exactly_and_without_torch(
     mistake: str, answers: dict[str, Finished]
 ) -> None:
     done = answers[mistake]
+    expected = {**MISTAKES, **IN_A_FILE}[mistake]
+    place = str(done.folder.parent / done.folder.name.replace("file", "conf") / "conf")
+    assert done.errors == f"error: {expected.replace('{folder}', place)}\n"
     assert done.code == 1
-    assert done.errors.startswith(f"error: {MISTAKES[mistake]}")
-    assert "Traceback" not in done.errors
-    assert len(done.errors.splitlines()) <= 3
+    assert done.output == "heavy:\n"
 
 
 def test_a_refused_run_says_failed_in_its_result(answers: dict[str, Finished]) -> None:
-    result = answers["model.keep_layers=99"].result
+    (path,) = answers["model.keep_layers=99"].folder.glob("outputs/*/*")
+    result = Finished(1, "", "", path).result
     assert result["status"] == "failed"
     assert result["error"].startswith("model.keep_layers=99")
 
 
-def test_several_mistakes_are_named_together(tmp_path: Path) -> None:
-    done = train(tmp_path / "run", "experiment=quickstart", "warmup_ratio=2", "save_steps=7")
-    assert done.code == 1
-    assert "warmup_ratio=2" in done.errors
-    assert "save_steps=7" in done.errors
-
-
-HEAVY = """
-import sys
-from lamina.commands.train import main
-sys.argv = ["train", *sys.argv[1:]]
-try:
-    main()
-finally:
-    heavy = {"torch", "transformers", "trl", "peft", "datasets", "wandb"} & sys.modules.keys()
-    print("heavy:", *sorted(heavy))
-"""
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        "--cfg job",
-        "--help",
-        "experiment=quickstart model.keep_layers=99",
-        "experiment=quickstart model=dropped model.layer_to_drop=-1",
-        "experiment=quickstart model=dropped model.layer_to_drop=abc",
-        "experiment=quickstart model=prunned",
-        "experiment=quickstart learnig_rate=1",
-    ],
-)
-def test_what_the_config_decides_needs_no_torch(given: str, tmp_path: Path) -> None:
-    import subprocess
-
-    done = subprocess.run(
-        [sys.executable, "-c", HEAVY, *given.split()],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment(),
-        check=False,
-    )
-    assert done.stdout.splitlines()[-1].split() == ["heavy:"]
+def test_looking_needs_no_torch(tmp_path: Path) -> None:
+    given = (["--cfg", "job"], ["--help"], ["--info", "defaults"])
+    for done in finished({tmp_path / str(number): line for number, line in enumerate(given)}):
+        assert done.code == 0
+        assert done.output.splitlines()[-1] == "heavy:"

@@ -1,5 +1,9 @@
 """Every option and every experiment composes with every other, and builds a run."""
 
+import json
+import re
+from dataclasses import MISSING, fields
+from enum import Enum
 from itertools import product
 from pathlib import Path
 
@@ -9,11 +13,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from lamina.config.fields import fields_of
+from lamina.config.passed_on import (
+    ADAPTER_ELSEWHERE,
+    ADAPTER_GONE,
+    TRAINER_ELSEWHERE,
+    TRAINER_GONE,
+)
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.config.schema import register
 from lamina.run import Run
-from tests.conftest import ROOT
+from tests.conftest import REFERENCE, ROOT, train
 
 
 def options(group: str) -> list[str]:
@@ -36,8 +47,6 @@ def composed(*overrides: str, folder: Path = Path("run")) -> DictConfig:
     return content
 
 
-COMMON = ("data.train=rows.jsonl",)
-
 PRODUCT = list(
     product(options("experiment"), options("model"), options("adapter"), options("logger"))
 )
@@ -56,7 +65,8 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
     for name, model, adapter, logger in PRODUCT:
         if name != experiment:
             continue
-        given = (f"experiment={name}", f"model={model}", f"adapter={adapter}", f"logger={logger}")
+        given = [f"experiment={name}", f"model={model}", f"adapter={adapter}", f"logger={logger}"]
+        given += ["model.keep=[0,1]"] if model == "layers" else []
         config = composed(*given)
         preflight(config)
         run = instantiate(config)
@@ -83,7 +93,8 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
     ],
 )
 def test_an_option_composes_and_builds(group: str, option: str) -> None:
-    needed = {"jsonl": ["data.train=rows.jsonl"], "disk": ["data.path=rows"]}
+    files = {name: ["data.train=rows"] for name in ("csv", "json", "jsonl", "parquet")}
+    needed = {**files, "disk": ["data.path=rows"]}
     config = composed(f"{group}={option}", *needed.get(option, []))
     preflight(config)
     assert isinstance(instantiate(config), Run)
@@ -150,6 +161,101 @@ def test_an_experiment_can_be_overridden_key_by_key() -> None:
     assert (config.lora.r, config.lora.alpha) == (16, 32)
     assert config.model.keep_layers == 6
     assert composed("experiment=quickstart", "model=dropped").model.layer_to_drop == 5
+
+
+TINY = (
+    f"model_name={REFERENCE}",
+    "data=synthetic",
+    "generator.train_rows=60",
+    "generator.eval_rows=8",
+    "depth.keep_layers=8",
+    "depth.layer_to_drop=5",
+    "max_seq_length=128",
+    "max_steps=2",
+    "eval_steps=2",
+    "save_steps=2",
+    "gradient_accumulation_steps=1",
+    "evaluation=none",
+    "logger=none",
+)
+
+
+def test_every_experiment_runs(tmp_path: Path) -> None:
+    """All of them in one process, on the shipped model in place of the hub's."""
+    names = options("experiment")
+    given = (f"experiment={','.join(names)}", f"hydra.sweep.dir={tmp_path}", *TINY)
+    done = train(tmp_path / "run", "--multirun", *given, HF_HUB_OFFLINE="1")
+    assert done.code == 0, done.errors
+    for number, name in enumerate(names):
+        result = json.loads((tmp_path / str(number) / "result.json").read_text())
+        assert result["status"] == "completed", name
+        assert result["adapter"] == (
+            "lora" if name.endswith("_lora") or name == "quickstart" else "full"
+        )
+        assert result["metrics"]["eval_loss"] > 0
+        assert (tmp_path / str(number) / result["final"]).is_dir()
+
+
+def test_any_further_field_can_be_set_on_the_command_line() -> None:
+    config = composed(
+        "trainer.args.adam_beta2=0.95",
+        "trainer.args.gradient_checkpointing_kwargs.use_reentrant=false",
+        "+trainer.args.optim=sgd",
+        "adapter.use_rslora=true",
+        "adapter.rank_pattern.q_proj=4",
+    )
+    preflight(config)
+    run = instantiate(config)
+    assert run.trainer.args["adam_beta2"] == 0.95
+    assert run.trainer.args["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
+    assert run.trainer.args["optim"] == "sgd"
+    assert run.adapter.further == {"use_rslora": True, "rank_pattern": {"q_proj": 4}}
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens"), [("16k", 16_000), ("1.6M", 1_600_000), ("4096", 4096)]
+)
+def test_token_counts_take_suffixes(given: str, tokens: int) -> None:
+    keys = ("max_seq_length", "scan.tokens", "evaluation.max_new_tokens")
+    config = composed(*(f"{key}={given}" for key in keys), "per_device_train_batch_size=1")
+    preflight(config)
+    run = instantiate(config)
+    assert run.max_seq_length == run.trainer.args["max_length"] == tokens
+    assert run.scan.tokens == run.evaluation.max_new_tokens == tokens
+
+
+def test_the_fields_read_from_the_sources_are_those_of_the_classes() -> None:
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    assert set(fields_of("SFTConfig")) == {field.name for field in fields(SFTConfig)}
+    assert set(fields_of("LoraConfig")) == {field.name for field in fields(LoraConfig)}
+
+
+def test_each_default_of_a_library_is_a_value_that_its_field_takes() -> None:
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    for name, built in (("SFTConfig", SFTConfig), ("LoraConfig", LoraConfig)):
+        for field in fields(built):
+            if field.default is not MISSING and not isinstance(field.default, Enum):
+                refused = fields_of(name)[field.name].refusal(field.default)
+                assert refused is None, f"{field.name}={field.default}: {refused}"
+
+
+def test_every_replacement_that_an_error_names_is_there() -> None:
+    known = fields_of("SFTConfig")
+    parameters = composed()
+    for name, advice in {**TRAINER_ELSEWHERE, **TRAINER_GONE}.items():
+        for key in re.findall(r"trainer\.args\.(\w+)", advice):
+            assert key in known, f"{name}: {advice}"
+        for key in re.findall(r"set ([\w.]+)=", advice):
+            named = key.startswith(("trainer.args.", "hydra.", "logger.wandb.", "adapter.NAME"))
+            assert named or OmegaConf.select(parameters, key) is not None, f"{name}: {advice}"
+    assert not set(TRAINER_GONE) & set(known)
+    assert set(TRAINER_ELSEWHERE) <= set(known)
+    assert not set(ADAPTER_GONE) & set(fields_of("LoraConfig"))
+    assert set(ADAPTER_ELSEWHERE) <= set(fields_of("LoraConfig"))
 
 
 def test_every_parameter_is_documented_in_the_readme() -> None:

@@ -59,3 +59,18 @@ def test_the_wheel_brings_its_command(installed: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "model_name: Qwen/Qwen3-8B" in done.stdout
+
+
+def test_the_wheel_migrates_a_config_of_the_older_form(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text("model_type: pruned\nkeep_layers: 5\n")
+
+    def said(*command: str) -> str:
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment(), check=True
+        ).stdout
+
+    printed = said(str(installed.with_name("lamina")), "migrate", "lab.yaml").splitlines()[-1]
+    assert printed == "python -m train --config-dir migrated experiment=lab"
+    composed = said(str(installed), *printed.split()[1:], "--cfg", "job")
+    assert "  keep_layers: 5\n" in composed
+    assert said(str(installed), "-m", "train", "--old", "lab.yaml", "--cfg", "job") == composed

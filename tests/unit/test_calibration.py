@@ -1,6 +1,7 @@
 """Rows become windows: joined as one text, or apart as in training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from lamina.depth.source import resolve
 from lamina.depth.stack import open_stack
 from lamina.errors import ConfigError, DataError
 from lamina.heal.calibration import Calibration
-from lamina.heal.data import Jsonl, Split
+from lamina.heal.data import Files
 from lamina.heal.scanning import whole
+from lamina.heal.splits import Split
 from lamina.heal.tokenization import Tokenization
 from lamina.measure.evaluate import row_losses
-from tests.conftest import REFERENCE
+from tests.conftest import FOREIGN, REFERENCE
 
 LOSS = {"sets": 1, "seed": 0, "loss_on": "auto"}
 
@@ -110,12 +112,26 @@ def test_a_row_that_cannot_be_used_is_named(tokenizer: PreTrainedTokenizerBase) 
         made.windows(split(*TEXT[:2], {"text": ""}, *TEXT), tokenizer)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_rows_of_other_forms_are_read_as_for_training(
+    tokenizer: PreTrainedTokenizerBase, apart: bool
+) -> None:
+    pairs = [(f"ab {n}", f"{n} ba") for n in range(9)]
+    own = [{"question": asked, "answer": answer} for asked, answer in pairs]
+    plain = [{"prompt": f"{asked}\n\n", "completion": answer} for asked, answer in pairs]
+    made = Calibration(tokens=48, length=16, apart=apart, **LOSS)
+    bad = {"question": "", "answer": ""}
+    windows, _ = made.windows(replace(split(bad, *own), skips=True), tokenizer)
+    assert windows.fingerprint == made.windows(split(*plain), tokenizer)[0].fingerprint
+
+
 def test_a_scan_holds_no_row_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in TEXT))
-    data = Jsonl(train=str(path), eval=None, eval_fraction=0.1, loss_on="auto")
-    assert whole(data).load().train.rows.to_list() == TEXT
-    kept = data.load().train.rows["text"]
+    data = Files(format="jsonl", train=str(path), **{**FOREIGN, "eval_fraction": 0.1})
+    every = [row["text"] for row in whole(data).load().train.usable()]
+    assert every == [row["text"] for row in TEXT]
+    kept = [row["text"] for row in data.load().train.usable()]
     assert len(kept) == 54
     assert list(kept) == [row["text"] for row in TEXT if row["text"] in set(kept)]
 

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
 
 from lamina.errors import DataError
-from lamina.heal.data import Disk, Jsonl, Synthetic
+from lamina.heal.data import Disk, Files, Synthetic
+from lamina.heal.splits import Split
 from lamina.heal.tokenization import Tokenization
 from lamina.heal.tokenizer import build_tokenizer
+from tests.conftest import FOREIGN
 
 
 def jsonl(path: Path, *lines: str) -> str:
@@ -17,22 +20,34 @@ def jsonl(path: Path, *lines: str) -> str:
     return str(path)
 
 
-def source(train: str, evaluation: str | None = None, fraction: float = 0.5) -> Jsonl:
-    return Jsonl(train=train, eval=evaluation, eval_fraction=fraction, loss_on="auto")
+def source(
+    train: object,
+    evaluation: object = None,
+    fraction: float = 0.5,
+    kind: str = "jsonl",
+    **more: Any,
+) -> Files:
+    held = None if evaluation is None else str(evaluation)
+    given = {**FOREIGN, "eval": held, "eval_fraction": fraction, **more}
+    return Files(format=kind, train=str(train), **given)
+
+
+def texts(split: Split) -> list[str]:
+    return [row["text"] for row in split.usable()]
 
 
 def test_jsonl_reads_both_files(tmp_path: Path) -> None:
     train = jsonl(tmp_path / "a.jsonl", '{"text": "a"}', '{"text": "b"}')
     held = jsonl(tmp_path / "b.jsonl", '{"text": "c"}')
     splits = source(train, held).load()
-    assert splits.train.rows["text"] == ["a", "b"]
-    assert splits.eval.rows["text"] == ["c"]
+    assert texts(splits.train) == ["a", "b"]
+    assert texts(splits.eval) == ["c"]
 
 
 def test_a_fraction_is_held_out_and_no_row_is_in_both(tmp_path: Path) -> None:
     rows = [json.dumps({"text": str(number)}) for number in range(20)]
     splits = source(jsonl(tmp_path / "a.jsonl", *rows), fraction=0.25).load()
-    train, held = set(splits.train.rows["text"]), set(splits.eval.rows["text"])
+    train, held = set(texts(splits.train)), set(texts(splits.eval))
     assert len(held) == 5
     assert train | held == {str(number) for number in range(20)}
     assert not train & held
@@ -54,8 +69,8 @@ def test_a_fraction_that_leaves_nothing_is_refused(tmp_path: Path, fraction: flo
 )
 def test_a_bad_line_is_named(tmp_path: Path, lines: list[str], message: str) -> None:
     path = jsonl(tmp_path / "a.jsonl", *lines)
-    with pytest.raises(DataError, match=rf"data\.train=.*a\.jsonl, {message}"):
-        source(path).load()
+    with pytest.raises(DataError, match=rf"^{path}, {message}"):
+        list(source(path, path).load().train.usable())
 
 
 def test_a_row_of_another_kind_is_named(tmp_path: Path) -> None:
@@ -69,7 +84,7 @@ def test_a_row_of_another_kind_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_an_empty_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.train=nowhere\.jsonl: no such file"):
+    with pytest.raises(DataError, match=r"data\.train=nowhere\.jsonl: no such file or folder"):
         source("nowhere.jsonl").load()
     with pytest.raises(DataError, match="the file is empty"):
         source(jsonl(tmp_path / "a.jsonl")).load()
@@ -78,27 +93,19 @@ def test_a_missing_file_and_an_empty_file_are_named(tmp_path: Path) -> None:
 def test_a_saved_data_set_works_as_it_is(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"text": "a"}])
     DatasetDict(train=rows, eval=rows).save_to_disk(tmp_path / "saved")
-    disk = Disk(
-        path=str(tmp_path / "saved"),
-        train="train",
-        eval="eval",
-        eval_fraction=0.5,
-        loss_on="auto",
-    )
-    assert disk.load().eval.rows["text"] == ["a"]
+    disk = Disk(path=str(tmp_path / "saved"), train="train", **{**FOREIGN, "eval": "eval"})
+    assert texts(disk.load().eval) == ["a"]
 
 
 def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     DatasetDict(train=Dataset.from_list([{"text": "a"}])).save_to_disk(tmp_path / "saved")
-    disk = Disk(
-        path=str(tmp_path / "saved"), train="train", eval="test", eval_fraction=0.5, loss_on="auto"
-    )
+    disk = Disk(path=str(tmp_path / "saved"), train="train", **{**FOREIGN, "eval": "test"})
     with pytest.raises(DataError, match=r"data\.eval=test: .* has the splits train"):
         disk.load()
 
 
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
-    options = {"train": "train", "eval": None, "eval_fraction": 0.5, "loss_on": "auto"}
+    options = {**FOREIGN, "train": "train"}
     with pytest.raises(DataError, match="not written by save_to_disk"):
         Disk(path=str(tmp_path), **options).load()
     with pytest.raises(DataError, match="no such folder"):
@@ -106,7 +113,7 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_generator_gives_disjoint_splits_in_equal_shares() -> None:
-    splits = Synthetic(train_rows=1000, eval_rows=200, seed=3, loss_on="auto").load()
+    splits = Synthetic(train_rows=1000, eval_rows=200, seed=3, loss_on="auto", max_dropped=0).load()
     questions = [
         {row["messages"][0]["content"] for row in s.rows} for s in (splits.train, splits.eval)
     ]

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
-from lamina.heal.data import Split
+from lamina.heal.splits import Split
 from lamina.heal.synthetic import generate_rows
 from lamina.heal.tokenization import Tokenization
 from lamina.heal.trainer import TokenLossTrainer

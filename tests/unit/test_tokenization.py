@@ -1,12 +1,14 @@
 """Which tokens are read and which are trained."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from datasets import Dataset
 
 from lamina.errors import ConfigError, DataError
-from lamina.heal.data import Split
+from lamina.heal.accounting import TokenizedSplit, pack_fill
+from lamina.heal.splits import Split
 from lamina.heal.tokenization import IGNORED, Tokenization
 from lamina.heal.tokenizer import build_tokenizer
 
@@ -66,7 +68,9 @@ def test_what_overflows_is_cut_and_counted() -> None:
     assert [len(row["input_ids"]) for row in done.rows] == [6, 4]
     assert done.as_dict() == {
         "rows": 2,
+        "rows_skipped": 0,
         "rows_dropped": 0,
+        "tokens_in": 15,
         "tokens": 10,
         "tokens_dropped": 5,
         "tokens_trained": 8,
@@ -95,7 +99,7 @@ def test_the_prompt_ends_where_the_answer_begins() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "1+1", "answer": "2"}, "row 1: found columns question, answer; expected"),
+        ({"frage": "1+1", "antwort": "2"}, "row 1: found columns frage, antwort; expected"),
         ({"text": ""}, "row 2: column 'text' is empty or missing"),
         ({"text": None}, "row 2: column 'text' is empty or missing"),
         ({"messages": []}, "row 2: column 'messages' is empty or missing"),
@@ -135,3 +139,101 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="has no chat template"):
         Tokenization(tokenizer, "auto", 64, split({"messages": TURNS}))
+
+
+def chat(answer: int) -> dict[str, Any]:
+    user = {"role": "user", "content": "copy A"}
+    return {"messages": [user, {"role": "assistant", "content": "A" * answer}]}
+
+
+def tokenized(max_seq_length: int) -> TokenizedSplit:
+    rows = split(*[chat(answer) for answer in (10, 20, 30, 40, 400)])
+    return Tokenization(build_tokenizer(), "auto", max_seq_length, rows)(rows)
+
+
+def test_losing_more_than_is_allowed_is_refused_with_the_lengths_that_lose_less() -> None:
+    with pytest.raises(DataError) as refused:
+        tokenized(64).refuse_losses(0.01, 64)
+    assert str(refused.value) == (
+        "rows.jsonl: 61.8% of the tokens (349 of 565) lie beyond max_seq_length=64, and "
+        "data.max_dropped=0.01 is allowed: max_seq_length=413 loses none, 408 no more than that; "
+        "or raise data.max_dropped"
+    )
+    for length, allowed in ((413, 0.0), (408, 0.01), (64, 0.7)):
+        tokenized(length).refuse_losses(allowed, length)
+    for length, allowed in ((412, 0.0), (407, 0.01)):
+        with pytest.raises(DataError, match="loses none"):
+            tokenized(length).refuse_losses(allowed, length)
+
+
+def test_a_row_whose_answer_is_out_of_reach_is_lost_as_a_whole() -> None:
+    rows = split({"prompt": "A" * 90, "completion": "B" * 9}, {"prompt": "A", "completion": "B"})
+    done = Tokenization(build_tokenizer(), "auto", 90, rows)(rows)
+    assert (done.count.tokens_in, done.count.tokens_dropped) == (103, 100)
+    with pytest.raises(DataError, match=r"max_seq_length=100 loses none, 99 no more than that"):
+        done.refuse_losses(0.01, 90)
+
+
+def test_skipped_rows_are_counted_and_listed() -> None:
+    rows = split({"text": "a"}, {"text": ""}, {"text": "b"}, {"text": None})
+    done = Tokenization(build_tokenizer(), "auto", 64, rows)(replace(rows, skips=True))
+    assert (done.count.rows, done.count.rows_skipped, done.count.rows_dropped) == (2, 2, 0)
+    problem = "column 'text' is empty or missing (found nothing); expected text"
+    assert done.skipped == (
+        {"origin": "rows.jsonl", "row": 2, "problem": problem},
+        {"origin": "rows.jsonl", "row": 4, "problem": problem},
+    )
+
+
+def test_messages_that_the_template_does_not_take_are_a_bad_row() -> None:
+    tokenizer = build_tokenizer()
+    refuse = (
+        "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system') }}{%- endif -%}"
+    )
+    tokenizer.chat_template = refuse + tokenizer.chat_template
+    rows = split(chat(2), {"messages": TURNS})
+    message = (
+        r"^rows\.jsonl, row 2: the model's chat template does not take these messages \(no sys"
+    )
+    with pytest.raises(DataError, match=message):
+        Tokenization(tokenizer, "auto", 64, rows)(rows)
+    done = Tokenization(tokenizer, "auto", 64, rows)(replace(rows, skips=True))
+    assert (done.count.rows, done.count.rows_skipped) == (1, 1)
+
+
+def test_a_row_in_which_the_assistant_speaks_first_asks_nothing() -> None:
+    rows = split({"messages": TURNS[2:]}, chat(2))
+    tokenize = Tokenization(build_tokenizer(), "auto", 64, rows)
+    assert tokenize(rows).count.rows == 2
+    asked = [text for text, _ in replace(rows, skips=True).each(tokenize.prompt)]
+    assert asked == ["copy A"]
+
+
+def test_text_without_an_end_is_refused() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.eos_token = None
+    rows = split({"text": "a"}, {"text": "b"})
+    with pytest.raises(ConfigError, match=r"^rows\.jsonl, row 1: the token that ends an answer"):
+        Tokenization(tokenizer, "auto", 64, rows)(rows)
+
+
+def test_a_row_whose_answer_does_not_end_is_refused() -> None:
+    tokenizer = build_tokenizer()
+    # TRL's check of the template sees a short answer, and that one ends as it should.
+    shown = "message['content'] + ('<|im_end|>' if message['content'] | length < 8 else '')"
+    template = tokenizer.chat_template.replace("message['content'] + '<|im_end|>' -", f"{shown} -")
+    assert template != tokenizer.chat_template
+    tokenizer.chat_template = template
+    rows = split(chat(2), chat(9))
+    with pytest.raises(ConfigError, match=r"^rows\.jsonl, row 2: the token that ends an answer"):
+        Tokenization(tokenizer, "auto", 64, rows)(rows)
+
+
+def test_the_pack_fill_is_the_share_of_places_with_a_token() -> None:
+    count = tokenized(413).count
+    packs = {"input_ids": [[1] * 413, [1] * 152], "seq_lengths": [[413], [53, 43, 33, 23]]}
+    assert pack_fill(Dataset.from_dict(packs), count, 413) == 565 / 826
+    unpacked = Dataset.from_dict({"input_ids": [[1] * 565]})
+    assert pack_fill(unpacked, count, 413) is None
+    with pytest.raises(ConfigError, match=r"^trainer\.args leaves 413 of 565 tokens: leave"):
+        pack_fill(unpacked.map(lambda row: {"input_ids": row["input_ids"][:413]}), count, 413)

@@ -24,12 +24,17 @@ def run_app(
         closing: Called at the end, also after an error; returns what went wrong in a sweep, whose
             jobs have said their own errors.
     """
-    from lamina.config.composition import COMPOSITION_ERRORS, explain
+    from lamina.config import guard
+    from lamina.config.composition import explain
     from lamina.config.paths import load_environment
     from lamina.config.schema import register
+    from lamina.config.wording import COMPOSITION_ERRORS
 
     register()
     load_environment()
+    guard.install()
+    if found := list(guard.argument_problems(sys.argv[1:])):
+        fail("\n".join(found))
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         app()
         closing()

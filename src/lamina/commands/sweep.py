@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lamina.commands.entry import Ended
 from lamina.config.preflight import preflight
@@ -168,7 +168,7 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    given += list(config.hydra.overrides.task)
+    given += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     jobs: list[list[str]] = BasicSweeper.split_arguments(
         OverridesParser.create().parse_overrides(given), None
     )[0]

@@ -10,7 +10,8 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.commands.entry import Ended, run_app
+from lamina.commands.entry import Ended, run_app, said_in_one_line
+from lamina.commands.older import take_old
 from lamina.commands.sweep import close_sweep, is_done
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
@@ -29,7 +30,7 @@ def train(config: DictConfig) -> None:
     """Run one job: everything that can be refused is refused before a weight is read."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    overrides = list(job.overrides.task)
+    overrides = OmegaConf.to_container(job.overrides.task, resolve=False)
     in_sweep = job.mode == RunMode.MULTIRUN
     try:
         if config.dry_run:
@@ -90,4 +91,6 @@ def show(record: Record, folder: Path) -> None:
 
 def main() -> None:
     """Run the command."""
+    with said_in_one_line():
+        sys.argv[1:] = take_old(sys.argv[1:])
     run_app(train, "config", closing=close_sweep)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lamina.depth.quantities import Tokens
 from lamina.depth.variants import DepthDefaults
 from lamina.heal.final import Export
 
@@ -38,7 +39,7 @@ class Parameters:
     model_name: str
     """Hub id, or folder with config.json and safetensors."""
 
-    max_seq_length: int
+    max_seq_length: Tokens
     """Tokens in one training sequence; with packing, in one pack."""
 
     learning_rate: float

@@ -10,11 +10,12 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lamina.config import parameters
 from lamina.config.paths import asset
 from lamina.depth import scan, selection, variants
+from lamina.depth.quantities import Tokens
 from lamina.heal import adapters, backends, callbacks, data, final, sft, tracking
 from lamina.measure import cut, evaluate
 
@@ -42,7 +43,7 @@ OPTIONS: dict[str, dict[str, type]] = {
     "adapter": {"lora": adapters.Lora, "full": adapters.Full},
     "backend": {"transformers": backends.Transformers, "unsloth": backends.Unsloth},
     "data": {
-        "jsonl": data.Jsonl,
+        "files": data.Files,
         "hub": data.Hub,
         "disk": data.Disk,
         "synthetic": data.Synthetic,
@@ -62,21 +63,50 @@ OPTIONS: dict[str, dict[str, type]] = {
 def schema_of(settings: type) -> type:
     """Derive the schema of a settings dataclass: the same fields, all of them missing.
 
-    A new class, because OmegaConf makes nodes of frozen dataclasses read-only.
+    A new class, because OmegaConf makes nodes of frozen dataclasses read-only. A class with `of`
+    is built by it.
     """
     assert is_dataclass(settings)
-    target = ("_target_", str, field(default=f"{settings.__module__}.{settings.__qualname__}"))
-    return make_dataclass(settings.__name__, [target, *map(_entry, fields(settings))])
+    name = f"{settings.__module__}.{settings.__qualname__}{'.of' if is_open(settings) else ''}"
+    target = ("_target_", str, field(default=name))
+    known = [entry for entry in fields(settings) if not (is_open(settings) and _is_dict(entry))]
+    return make_dataclass(settings.__name__, [target, *map(_entry, known)])
+
+
+def is_open(settings: type) -> bool:
+    """Whether a settings class takes more keys than its fields, in its one mapping."""
+    return hasattr(settings, "of")
+
+
+def node_of(settings: type) -> DictConfig:
+    """Return the schema as a node; preflight looks at the keys that an open one takes besides."""
+    node: DictConfig = OmegaConf.structured(schema_of(settings))
+    if is_open(settings):
+        OmegaConf.set_struct(node, False)
+    return node
 
 
 def _entry(settings_field: Field[Any]) -> tuple[str, Any, Any]:
     """Name, type and default of one schema field; Any where a group's option will stand."""
     annotation = settings_field.type
-    if get_origin(annotation) is dict:
-        return settings_field.name, dict[str, Any], field(default_factory=dict)
+    if _is_dict(settings_field):
+        # Of one that holds anything, a library knows the keys; of another the YAML lists them.
+        factory = _open_dict if get_args(annotation)[1] is Any else dict
+        return settings_field.name, dict[str, Any], field(default_factory=factory)
+    if annotation is Tokens:  # text, too: 16k; preflight makes a number of it
+        return settings_field.name, Any, field(default=MISSING)
     parts = get_args(annotation) or (annotation,)
     known = all(part in (bool, int, float, str, NoneType) for part in parts)
     return settings_field.name, annotation if known else Any, field(default=MISSING)
+
+
+def _is_dict(settings_field: Field[Any]) -> bool:
+    return get_origin(settings_field.type) is dict
+
+
+def _open_dict() -> DictConfig:
+    """A mapping that takes any key, on the command line, too."""
+    return OmegaConf.create({}, flags={"struct": False})
 
 
 def register() -> None:
@@ -87,7 +117,7 @@ def register() -> None:
     ConfigStore.__deepcopy__ = lambda store, memo: store
     for group, options in OPTIONS.items():
         for name, settings in options.items():
-            store.store(group=f"schema/{group}", name=name, node=schema_of(settings))
+            store.store(group=f"schema/{group}", name=name, node=node_of(settings))
     store.store(group="schema", name="evaluation", node=schema_of(evaluate.Evaluation))
     store.store(group="schema", name="run", node=_run_schema())
     depth = {"depth": schema_of(variants.DepthDefaults)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.depth.quantities import size
+from lamina.depth.quantities import Tokens, size
 from lamina.depth.scores import HEAD_BYTES, Scores
 from lamina.depth.stack import LayerStack
 from lamina.depth.streams import TOKENS_AT_ONCE, Streams
@@ -28,8 +28,8 @@ STATE_FILE, PROGRESS_FILE = "scan-state.safetensors", "scan-progress.json"
 class ScanSettings:
     """How layers are scored."""
 
-    tokens: Any
-    """Calibration tokens of one set, such as 16k."""
+    tokens: Tokens
+    """Calibration tokens of one set."""
 
     sets: int
     """Calibration sets: the first is the beginning of the text, others are drawn from the rest."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.depth.windows import Windows
 from lamina.errors import ConfigError, DataError
-from lamina.heal.data import Split
-from lamina.heal.rows import FORMS, form_of, problem_of
+from lamina.heal.chat import show_chat
+from lamina.heal.splits import Split
 from lamina.heal.tokenization import IGNORED, Tokenization
 
 if TYPE_CHECKING:
@@ -107,23 +107,15 @@ class Calibration:
     def _documents(
         self, split: Split, tokenizer: "PreTrainedTokenizerBase"
     ) -> Iterator[list[Token]]:
-        columns = FORMS[form_of(split)]
         if not self.apart:
-            for row in _usable(split, columns):
-                yield [(token, 0, True) for token in _row_ids(row, columns, tokenizer)]
+            columns = split.conversion.columns
+            for ids in split.each(lambda row: _row_ids(row, columns, tokenizer)):
+                yield [(token, 0, True) for token in ids]
             return
         tokenize = Tokenization(tokenizer, self.loss_on, self.length, split)
-        for number, row in enumerate(split.rows):
-            encoded = tokenize.row(row, number, split.origin)
+        for encoded in split.each(tokenize.row):
             pairs = zip(encoded["input_ids"], encoded["labels"], strict=True)
             yield [(i, at, at > 0 and lab != IGNORED) for at, (i, lab) in enumerate(pairs)]
-
-
-def _usable(split: Split, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(split.rows, 1):
-        if problem := problem_of(row, columns):
-            raise DataError(f"{split.origin}, row {number}: {problem}")
-        yield row
 
 
 def _row_ids(
@@ -138,5 +130,4 @@ def _row_ids(
             "messages need: give rows with text"
         )
     messages = [message for part in parts for message in part]
-    encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
-    return list(encoded["input_ids"])
+    return list(show_chat(tokenizer, messages)["input_ids"])

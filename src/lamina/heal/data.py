@@ -1,10 +1,9 @@
 """Data sets: where training and evaluation rows come from. Each source loads two splits of rows.
 
-Rows are not looked into here but for their columns; `lamina.heal.tokenization` reads each of them
-and names the one that cannot be used.
+Rows are not looked into here; `lamina.heal.tokenization` reads each of them and names the one that
+cannot be used.
 """
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,58 +12,85 @@ from typing import TYPE_CHECKING
 
 from lamina.depth.hub import is_reachable
 from lamina.errors import DataError
-from lamina.heal.jsonl import read_jsonl
+from lamina.heal.files import read_files
+from lamina.heal.splits import Split, Splits, first_rows, held_out
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-@dataclass(frozen=True)
-class Split:
-    """Rows and the name by which an error speaks of them."""
-
-    rows: "Dataset"
-    origin: str
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Training and evaluation rows; no row is in both."""
-
-    train: Split
-    eval: Split
-
-
 @dataclass(frozen=True, kw_only=True)
-class Jsonl:
-    """Local files with one JSON object a line."""
-
-    train: str
-    """Path of the training rows."""
+class Rows:
+    """What all sources of foreign rows have in common."""
 
     eval: str | None
-    """Path of the evaluation rows; None holds out `eval_fraction` of the training rows."""
+    """Where the evaluation rows are, in the same words as `train`; None holds out `eval_fraction`
+    of the training rows."""
 
     eval_fraction: float
     """Share of the training rows that is held out where `eval` is None, above 0 and below 1."""
 
+    max_train_samples: int | None
+    """Training rows to use at most, the first ones behind the hold-out; None for all."""
+
+    columns: dict[str, str | None]
+    """The data set's own name of each column of a form in `lamina.heal.columns`; None where it has
+    that very name, or no such column."""
+
     loss_on: str
     """Tokens that are trained: assistant, completion, all or auto."""
+
+    on_bad_row: str
+    """What a row that cannot be used does: error, or skip to leave it out and list it."""
+
+    max_dropped: float
+    """Share of a split's tokens that may be lost beyond max_seq_length, 0 to 1."""
+
+    def split(self, rows: "Dataset", origin: str, files: tuple[str, ...] = ()) -> Split:
+        """Return rows as a split that is read as these settings say."""
+        names = {name: str(own) for name, own in self.columns.items() if own is not None}
+        return Split(rows, origin, files=files, names=names, skips=self.on_bad_row == "skip")
+
+    def splits(self, train: Split, evaluation: Split | None = None) -> Splits:
+        """Hold out rows where there are none for evaluation, and use no more than asked for.
+
+        Raises:
+            DataError: One side would be empty.
+        """
+        if evaluation is None:
+            found = held_out(train, self.eval_fraction)
+        else:
+            found = Splits(train, evaluation)
+        return first_rows(found, self.max_train_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(Rows):
+    """Local files of rows."""
+
+    format: str
+    """csv, json, jsonl or parquet."""
+
+    train: str
+    """File of the training rows, or a folder of such files, which are read in their names' order.
+    """
 
     def load(self) -> Splits:
         """Read the files.
 
         Raises:
-            DataError: A file is missing or empty, or a line is not a JSON object.
+            DataError: A file is missing, empty, or cannot be read as a whole.
         """
-        train = Split(read_jsonl("data.train", self.train), self.train)
-        if self.eval is None:
-            return held_out(train, self.eval_fraction)
-        return Splits(train, Split(read_jsonl("data.eval", self.eval), self.eval))
+        train = self._read("data.train", self.train)
+        return self.splits(train, self._read("data.eval", self.eval) if self.eval else None)
+
+    def _read(self, key: str, name: str) -> Split:
+        rows, files = read_files(key, name, self.format)
+        return self.split(rows, name, files)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hub:
+class Hub(Rows):
     """A data set of the hub."""
 
     name: str
@@ -76,15 +102,6 @@ class Hub:
     train: str
     """Split with the training rows."""
 
-    eval: str | None
-    """Split with the evaluation rows; None holds out `eval_fraction` of the training rows."""
-
-    eval_fraction: float
-    """Share of the training rows that is held out where `eval` is None, above 0 and below 1."""
-
-    loss_on: str
-    """Tokens that are trained: assistant, completion, all or auto."""
-
     def load(self) -> Splits:
         """Download the splits, or take them from the cache.
 
@@ -93,8 +110,7 @@ class Hub:
                 cannot be read.
         """
         names = [name for name in (self.train, self.eval) if name is not None]
-        train, *rest = map(Split, self._load(names), [f"{self.name} {name}" for name in names])
-        return Splits(train, rest[0]) if rest else held_out(train, self.eval_fraction)
+        return self.splits(*map(self.split, self._load(names), [f"{self.name} {n}" for n in names]))
 
     def _load(self, splits: list[str]) -> "list[Dataset]":
         import httpx
@@ -119,7 +135,7 @@ class Hub:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disk:
+class Disk(Rows):
     """A folder written by `save_to_disk`."""
 
     path: str
@@ -127,15 +143,6 @@ class Disk:
 
     train: str
     """Split with the training rows."""
-
-    eval: str | None
-    """Split with the evaluation rows; None holds out `eval_fraction` of the training rows."""
-
-    eval_fraction: float
-    """Share of the training rows that is held out where `eval` is None, above 0 and below 1."""
-
-    loss_on: str
-    """Tokens that are trained: assistant, completion, all or auto."""
 
     def load(self) -> Splits:
         """Open the folder.
@@ -149,17 +156,15 @@ class Disk:
             raise DataError(f"data.path={self.path}: no such folder")
         try:
             saved = load_from_disk(self.path)
-        except (FileNotFoundError, ValueError) as error:
-            raise DataError(f"data.path={self.path}: not written by save_to_disk") from error
+        except (OSError, ValueError) as error:
+            raise DataError(f"data.path={self.path}: {_damage(error)}") from error
         if not isinstance(saved, DatasetDict):
-            return held_out(Split(saved, self.path), self.eval_fraction)
+            return self.splits(self.split(saved, self.path))
         for key, name in (("train", self.train), ("eval", self.eval)):
             if name is not None and name not in saved:
                 raise DataError(f"data.{key}={name}: {self.path} has the splits {', '.join(saved)}")
-        train = Split(saved[self.train], f"{self.path} {self.train}")
-        if self.eval is None:
-            return held_out(train, self.eval_fraction)
-        return Splits(train, Split(saved[self.eval], f"{self.path} {self.eval}"))
+        names = [name for name in (self.train, self.eval) if name is not None]
+        return self.splits(*(self.split(saved[name], f"{self.path} {name}") for name in names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +183,9 @@ class Synthetic:
     loss_on: str
     """Tokens that are trained: assistant, all or auto."""
 
+    max_dropped: float
+    """Share of a split's tokens that may be lost beyond max_seq_length, 0 to 1."""
+
     def load(self) -> Splits:
         """Generate both splits."""
         from datasets import Dataset
@@ -189,35 +197,18 @@ class Synthetic:
         return Splits(Split(train, "synthetic train"), Split(held, "synthetic eval"))
 
 
-DataSource = Jsonl | Hub | Disk | Synthetic
-"""Anything with `load` and `loss_on`."""
+DataSource = Files | Hub | Disk | Synthetic
+"""Anything with `load`, `loss_on` and `max_dropped`."""
 
 
-def held_out(split: Split, fraction: float) -> Splits:
-    """Hold out a share of the rows for evaluation, the same rows whatever the run's seed.
-
-    Both parts keep the rows' order.
-
-    Raises:
-        DataError: The share is not between 0 and 1, or leaves one side empty.
-    """
-    if not 0 < fraction < 1:
-        raise DataError(f"data.eval_fraction={fraction}: give a share above 0 and below 1")
-    count = len(split.rows)
-    size = round(count * fraction)
-    if not 0 < size < count:
-        raise DataError(
-            f"data.eval_fraction={fraction} of {count} rows in {split.origin} leaves one "
-            "side empty: give data.eval or more rows"
-        )
-    held = set(random.Random(0).sample(range(count), size))
-    return Splits(
-        Split(
-            split.rows.select([i for i in range(count) if i not in held]),
-            f"{split.origin} (training part)",
-        ),
-        Split(split.rows.select(sorted(held)), f"{split.origin} (held-out part)"),
-    )
+def _damage(error: Exception) -> str:
+    """Say what is wrong with a folder that should hold a saved data set."""
+    name = str(getattr(error, "filename", None) or "")
+    if name.endswith(".arrow"):
+        return f"the saved data set is not whole, {Path(name).name} is missing"
+    if isinstance(error, FileNotFoundError):
+        return "not written by save_to_disk"
+    return f"the saved data set is not whole ({str(error).splitlines()[0].rstrip('.')})"
 
 
 @contextmanager

@@ -1,17 +1,18 @@
 """Supervised fine-tuning with TRL's SFTTrainer, and a loss that can be compared."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.plan import Plan
-from lamina.errors import ConfigError, nearest
+from lamina.errors import ConfigError
+from lamina.heal.adapters import ALL_LINEAR, Adapter
+from lamina.heal.as_asked import refuse_changes
 from lamina.heal.probe import refuse_leaking_packs
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig
 
@@ -32,22 +33,18 @@ class SFT:
             output_dir: Folder for checkpoint-{step}/.
 
         Raises:
-            ConfigError: A field is unknown, or a value is refused by TRL.
+            ConfigError: A value is refused by TRL.
         """
         import torch
         from trl import SFTConfig
 
-        known = {f.name for f in fields(SFTConfig)} - {"output_dir", "report_to"}
-        for key, value in self.args.items():
-            if key not in known:
-                raise ConfigError(f"trainer.args.{key}={value}: no such key{nearest(key, known)}")
         accelerated = torch.accelerator.is_available()
         own = {"dataloader_pin_memory": accelerated, "disable_tqdm": True}
         if self.args.get("bf16") and not accelerated:
             own["use_cpu"] = True  # without it bfloat16 is refused on a processor
         try:
             return SFTConfig(output_dir=str(output_dir), report_to="none", **{**own, **self.args})
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"trainer.args: {str(error).splitlines()[0]}") from error
 
     def build(
@@ -58,7 +55,7 @@ class SFT:
         tokenizer: "PreTrainedTokenizerBase",
         train: "Dataset",
         eval: "Dataset",
-        peft_config: "LoraConfig | None",
+        adapter: Adapter,
         plan: Plan,
         callbacks: Sequence["TrainerCallback"],
     ) -> "TokenLossTrainer":
@@ -70,29 +67,38 @@ class SFT:
             tokenizer: Its tokenizer.
             train: Tokenized training rows: input_ids and labels.
             eval: Tokenized evaluation rows.
-            peft_config: Of the adapter; None trains every weight.
+            adapter: Which weights are trained.
             plan: Its kept layers go into the adapter, so that the adapter, and every checkpoint of
                 it, rebuilds the reduced model from the untouched base.
             callbacks: In the order in which they are called.
 
         Raises:
-            ConfigError: With packing, this model would let documents see each other.
+            ConfigError: A library refused a setting, or changed it on the way; or with packing,
+                this model would let documents see each other.
         """
         from lamina.heal.trainer import TokenLossTrainer
 
-        trainer = TokenLossTrainer(
-            model=model,
-            args=arguments,
-            processing_class=tokenizer,
-            train_dataset=train,
-            eval_dataset=eval,
-            peft_config=peft_config,
-            callbacks=list(callbacks),
-        )
-        if peft_config is not None:
-            adapter = trainer.model.peft_config["default"]
-            adapter.layer_replication = plan.layer_replication
-            adapter.revision = plan.source.revision if plan.source else None
+        try:
+            trainer = TokenLossTrainer(
+                model=model,
+                args=arguments,
+                processing_class=tokenizer,
+                train_dataset=train,
+                eval_dataset=eval,
+                peft_config=adapter.peft_config(),
+                callbacks=list(callbacks),
+            )
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"trainer.args, adapter: {reason}") from error
+        refuse_changes("trainer.args.", self.args, trainer.args)
+        if asked := adapter.settings():
+            used = trainer.model.peft_config["default"]
+            if asked["target_modules"] == ALL_LINEAR:
+                del asked["target_modules"]  # PEFT puts the names that it found in its place
+            refuse_changes("adapter.", asked, used)
+            used.layer_replication = plan.layer_replication
+            used.revision = plan.source.revision if plan.source else None
         if arguments.packing:
             refuse_leaking_packs(trainer, train)
         return trainer

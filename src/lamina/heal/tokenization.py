@@ -1,49 +1,39 @@
 """Rows to token ids and labels: which tokens are read, which are trained, which are lost.
 
-Three forms of rows, told apart by their columns: `messages` (a chat), `prompt` with `completion`,
-and `text`. A label is the token's id where it is trained and -100 where it is not.
+Rows of every form become one of three: `messages` (a chat), `prompt` with `completion`, or `text`.
+A label is the token's id where it is trained and -100 where it is not.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ConfigError, DataError
-from lamina.heal.data import Split
-from lamina.heal.rows import FORMS, form_of, problem_of
+from lamina.heal.accounting import TokenizedSplit, account
+from lamina.heal.chat import show_chat, training_template
+from lamina.heal.columns import Conversion
+from lamina.heal.endings import Endings
+from lamina.heal.rows import BadRowError
+from lamina.heal.splits import Split, read
+from lamina.heal.versions import version_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Features
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """Label of a token that is not trained."""
 
-
-@dataclass(frozen=True)
-class TokenCount:
-    """What became of a split's tokens."""
-
-    rows: int
-    rows_dropped: int
-    """Rows with no trained token within the first max_seq_length tokens."""
-    tokens: int
-    tokens_dropped: int
-    """Tokens beyond max_seq_length, or in dropped rows."""
-    tokens_trained: int
+CODE = ("tokenization", "splits", "columns", "rows", "chat", "endings")
+"""Modules that decide what a row becomes."""
 
 
-@dataclass(frozen=True)
-class TokenizedSplit:
-    """A split as token ids: a data set with the columns input_ids and labels."""
+class _RefusedError(Exception):
+    """Carries a bad row's 0-based index out of the library's loop."""
 
-    rows: "Dataset"
-    count: TokenCount
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the counts for result.json."""
-        return asdict(self.count)
+    def __init__(self, index: int, reason: BadRowError) -> None:
+        super().__init__(str(reason))
+        self.index, self.reason = index, reason
 
 
 class Tokenization:
@@ -66,57 +56,61 @@ class Tokenization:
         """
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
-        default = form_of(split)
-        self.columns = FORMS[default]
+        default = split.conversion.trained
+        self.columns = split.conversion.columns
         self.loss_on = default if loss_on == "auto" else loss_on
         if self.loss_on not in ("all", default):
             raise ConfigError(
-                f"data.loss_on={loss_on}, but {split.origin} has {' and '.join(self.columns)}: "
+                f"data.loss_on={loss_on}, but {split.origin} has {split.conversion.description}: "
                 f"give auto, all{'' if default == 'all' else ' or ' + default}"
             )
-        self.template = self._training_template() if default == "assistant" else None
+        self.template = None
+        if default == "assistant":
+            self.template = training_template(tokenizer, self.loss_on)
+        self.endings = Endings.of(tokenizer, self.columns, self.loss_on)
 
     def __call__(self, split: Split) -> TokenizedSplit:
         """Tokenize every row of a split.
 
         Raises:
             DataError: A row cannot be used, or none has a trained token.
+            ConfigError: The end of a row's answer would not be trained.
         """
-        form = form_of(split)
-        if FORMS[form] != self.columns:
+        if split.conversion.columns != self.columns:
             raise DataError(
-                f"{split.origin} has {' and '.join(FORMS[form])}, the training rows "
+                f"{split.origin} has {split.conversion.description}, the training rows "
                 f"{' and '.join(self.columns)}: give both the same columns"
             )
-        tokenized = split.rows.map(
-            self.row,
-            with_indices=True,
-            fn_kwargs={"origin": split.origin},
-            remove_columns=split.rows.column_names,
-            desc=f"tokenizing {split.origin}",
-        )
-        usable = [index for index, trained in enumerate(tokenized["trained"]) if trained]
-        kept = tokenized if len(usable) == len(tokenized) else tokenized.select(usable)
-        if len(kept) == 0:
-            raise DataError(
-                f"{split.origin}: no trained token within max_seq_length={self.max_seq_length}"
+        try:
+            tokenized = split.rows.map(
+                self._encoded,
+                with_indices=True,
+                fn_kwargs={
+                    "conversion": split.conversion,
+                    "from_files": bool(split.files),
+                    "skips": split.skips,
+                    "code": version_of(*CODE),
+                },
+                remove_columns=split.rows.column_names,
+                features=_features(),
+                desc=f"tokenizing {split.origin}",
             )
-        total = sum(tokenized["length"])
-        left = sum(min(length, self.max_seq_length) for length in kept["length"])
-        count = TokenCount(
-            rows=len(kept),
-            rows_dropped=len(tokenized) - len(kept),
-            tokens=left,
-            tokens_dropped=total - left,
-            tokens_trained=sum(kept["trained"]),
-        )
-        return TokenizedSplit(kept.select_columns(["input_ids", "labels"]), count)
+        except _RefusedError as refused:
+            raise split.refusal(refused.index, refused.reason) from refused
+        self.endings.check(split, tokenized["unended"])
+        return account(split, tokenized, self.max_seq_length)
 
     def prompt(self, row: dict[str, Any]) -> tuple[str, list[int]]:
-        """Return what a row asks, as text for people and as all tokens up to the answer."""
+        """Return what a row asks, as text for people and as all tokens up to the answer.
+
+        Raises:
+            BadRowError: Nobody asks, or the chat template does not take it.
+        """
         if "messages" in self.columns:
             turns = list(takewhile(lambda m: m["role"] != "assistant", row["messages"]))
-            text = turns[-1]["content"] if turns else ""
+            if not turns:
+                raise BadRowError("the first message is the assistant's; expected another before")
+            text = turns[-1]["content"]
             return text, list(self._chat(turns, add_generation_prompt=True)["input_ids"])
         if "prompt" in self.columns:
             prompt = row["prompt"]
@@ -126,19 +120,17 @@ class Tokenization:
         ids = list(ids[: max(1, len(ids) // 2)])
         return self.tokenizer.decode(ids), ids
 
-    def row(self, row: dict[str, Any], index: int, origin: str) -> dict[str, Any]:
+    def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Tokenize one row.
 
         Args:
-            row: Its columns.
-            index: Its 0-based number, for an error.
-            origin: The name by which an error speaks of the rows.
+            row: Its columns, after the split's conversion.
 
-        Raises:
-            DataError: The row cannot be used.
+        Returns:
+            input_ids and labels, cut to max_seq_length; trained: how many of them are; length:
+            before the cut; start: the first trained one's 0-based place; unended: whether the end
+            of an answer is left untrained.
         """
-        if problem := problem_of(row, self.columns):
-            raise DataError(f"{origin}, row {index + 1}: {problem}")
         encode: dict[str, Callable[[dict[str, Any]], tuple[list[int], Sequence[int]]]] = {
             "messages": self._messages,
             "prompt": self._completion,
@@ -146,11 +138,39 @@ class Tokenization:
         }
         ids, mask = encode[self.columns[0]](row)
         labels = [i if kept else IGNORED for i, kept in zip(ids, mask, strict=True)]
+        unended = not self.endings.are_trained(ids, mask, self._is_chat(row))
         labels = labels[: self.max_seq_length]
         # A first token is never predicted, so it is not a trained one.
-        trained = sum(label != IGNORED for label in labels[1:])
-        ids_kept = ids[: self.max_seq_length]
-        return {"input_ids": ids_kept, "labels": labels, "trained": trained, "length": len(ids)}
+        places = [at for at, kept in enumerate(mask) if kept and at > 0]
+        trained = sum(at < self.max_seq_length for at in places)
+        return {
+            "input_ids": ids[: self.max_seq_length],
+            "labels": labels,
+            "trained": trained,
+            "length": len(ids),
+            "start": places[0] if places else len(ids),
+            "unended": unended,
+        }
+
+    def _encoded(
+        self,
+        row: dict[str, Any],
+        index: int,
+        conversion: Conversion,
+        from_files: bool,
+        skips: bool,
+        code: str,
+    ) -> dict[str, Any]:
+        try:
+            return {**self.row(read(row, conversion, from_files)), "problem": None}
+        except BadRowError as error:
+            if not skips:
+                raise _RefusedError(index, error) from error
+            none = {"trained": 0, "length": 0, "start": 0, "unended": False}
+            return {"input_ids": [], "labels": [], **none, "problem": str(error)}
+
+    def _is_chat(self, row: dict[str, Any]) -> bool:
+        return not isinstance(row[self.columns[0]], str)
 
     def _messages(self, row: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
         masked = self.loss_on == "assistant"
@@ -183,42 +203,23 @@ class Tokenization:
         return list(self._chat(prompt, add_generation_prompt=True)["input_ids"])
 
     def _chat(self, messages: list[dict[str, Any]], **options: Any) -> Any:
-        return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=True, return_dict=True, **options
-        )
+        return show_chat(self.tokenizer, messages, chat_template=self.template, **options)
 
     def _ended(self, text: str) -> str:
         end = self.tokenizer.eos_token or ""
         return text if text.endswith(end) else text + end
 
-    def _training_template(self) -> str | None:
-        """Return a chat template that marks the assistant's tokens, or None for the model's own."""
-        from trl.chat_template_utils import (
-            get_training_chat_template,
-            has_generation_markers,
-            is_chat_template_stop_token_trained,
-        )
 
-        if self.tokenizer.chat_template is None:
-            raise ConfigError(
-                f"the tokenizer of {self.tokenizer.name_or_path} has no chat template, which rows "
-                "with messages need: give rows with text, or a model that was tuned for chat"
-            )
-        if self.loss_on == "all":
-            return None
-        template = None
-        advice = "choose data.loss_on=all to train on every token"
-        if not has_generation_markers(self.tokenizer.chat_template):
-            try:
-                template = get_training_chat_template(self.tokenizer)
-            except ValueError as error:
-                raise ConfigError(
-                    "data.loss_on=assistant: this model's chat template does not mark the "
-                    f"assistant's tokens; {advice}"
-                ) from error
-        if not is_chat_template_stop_token_trained(self.tokenizer, chat_template=template):
-            raise ConfigError(
-                "data.loss_on=assistant: this model's chat template leaves the end-of-turn token "
-                f"untrained, so the model would not learn to stop; {advice}"
-            )
-        return template
+def _features() -> "Features":
+    """Types of what a row becomes; the library would take them from the first rows alone."""
+    from datasets import Features, List, Value
+
+    return Features(
+        input_ids=List(Value("int32")),
+        labels=List(Value("int64")),
+        trained=Value("int64"),
+        length=Value("int64"),
+        start=Value("int64"),
+        unended=Value("bool"),
+        problem=Value("string"),
+    )

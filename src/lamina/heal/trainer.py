@@ -1,5 +1,7 @@
 """TRL's SFTTrainer with an eval_loss that does not depend on how rows fall into batches."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,11 +74,25 @@ class TokenLossTrainer(SFTTrainer):
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """Evaluate one batch and add its tokens' loss to the sum."""
         tokens = int((inputs["labels"][:, 1:] != -100).sum())
-        loss, logits, labels = super().prediction_step(
-            model, inputs, prediction_loss_only, ignore_keys
-        )
+        with self._plain_loss():
+            loss, logits, labels = super().prediction_step(
+                model, inputs, prediction_loss_only, ignore_keys
+            )
         self._token_nll += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
         return loss, logits, labels
+
+    @contextmanager
+    def _plain_loss(self) -> Iterator[None]:
+        """Evaluate the negative log-likelihood whatever is trained on.
+
+        Transformers 5.17 smooths labels, and TRL 1.14 weighs tokens (loss_type=dft), there, too.
+        """
+        trained_on = {name: getattr(self, name) for name in ("label_smoother", "compute_loss_func")}
+        self.__dict__.update(dict.fromkeys(trained_on))
+        try:
+            yield
+        finally:
+            self.__dict__.update(trained_on)
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
         """Train for an epoch; a training that was stopped after its last step is not gone on with.

@@ -42,10 +42,16 @@ def note(
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
         "adapter": adapter,
-        "healing": {key: parameters[key] for key in HEALING} if parameters else None,
+        "healing": _healing(parameters) if parameters else None,
         "data_fingerprint": record["provenance"]["data_fingerprint"] if record else None,
         "evaluation": {key: record["metrics"][key] for key in LOSSES} if record else None,
     }
+
+
+def _healing(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The main parameters; what was set in trainer.args is what the trainer got."""
+    given = parameters["trainer"]["args"]
+    return {key: given.get(key, parameters[key]) for key in HEALING}
 
 
 def _fingerprint(plan: Plan) -> str | None:

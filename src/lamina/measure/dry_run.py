@@ -70,21 +70,29 @@ def _figures(content: dict[str, Any]) -> Table:
     table.add_row("one checkpoint", _gb(footprint["checkpoint"]), several)
     table.add_row("final/", _gb(footprint["final"]), content["form"])
     table.add_row("disk", _gb(footprint["disk"]), f"of {_gb(footprint['free_disk'])} free")
+    table.add_row("steps", f"{content['steps']:,}", "of the optimizer, on one device")
     about = f"{step['tokens']:,} tokens forward and backward, {step['seconds']:.1f} s"
     table.add_row("first loss", f"{step['loss']:.4g}", about)
     return table
 
 
-def _data(counts: dict[str, dict[str, int]]) -> Table:
-    """One row a split: what became of its rows and tokens."""
-    names = list(dict.fromkeys(name for split in counts.values() for name in split))
+def _data(counts: dict[str, dict[str, Any]]) -> Table:
+    """One column a split: what becomes of its rows and tokens."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("split", style="bold")
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for split, figures in counts.items():
-        table.add_row(split, *(f"{figures[name]:,}" if name in figures else "" for name in names))
+    table.add_column("", style="bold")
+    for split in counts:
+        table.add_column(split, justify="right")
+    for name in next(iter(counts.values())):
+        cells = [_count(figures[name]) for figures in counts.values()]
+        table.add_row(name.replace("_", " "), *cells)
     return table
+
+
+def _count(value: float | None) -> str:
+    """A number of rows or tokens, or a share of the packs' places."""
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1%}"
 
 
 def _row(pieces: Sequence[dict[str, Any]], marks: bool) -> Text:

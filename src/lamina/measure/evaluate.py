@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth.quantities import Tokens
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +35,7 @@ class Evaluation:
     num_samples: int
     """Prompts that are answered before and after healing."""
 
-    max_new_tokens: int
+    max_new_tokens: Tokens
     """Tokens at most in one answer."""
 
 

@@ -14,7 +14,7 @@ from lamina.measure.evaluate import (
     perplexity,
     row_losses,
 )
-from lamina.measure.results import Record, write_rows
+from lamina.measure.results import ROWS_FILE, Record, write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,7 +78,7 @@ class Meter:
         )
         pairs = zip(self.rows, losses.row_means(), strict=True)
         sample_rows = [{**row, "loss": loss} for row, loss in islice(pairs, SAMPLE_ROWS)]
-        write_rows(self.record.path.parent, sample_rows)
+        write_rows(self.record.path.with_name(ROWS_FILE), sample_rows)
         after = self._answers(model, tokenizer)
         for sample, text in zip(self.record.content["samples"], after, strict=True):
             sample["after"] = text

@@ -12,6 +12,7 @@ from lamina.errors import LaminaError, OutputError
 
 RESULT_FILE = "result.json"
 ROWS_FILE = "eval.jsonl"
+SKIPPED_FILE = "skipped_rows.jsonl"
 
 METRICS = (
     "baseline_eval_loss",
@@ -125,13 +126,13 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write eval.jsonl: evaluated rows as input_ids and labels, one JSON object a line.
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    write_text(folder / ROWS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

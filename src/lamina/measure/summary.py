@@ -48,6 +48,7 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("parameters", f"{content['num_parameters']:,}", ""),
         ("trained", f"{content['trainable_parameters']:,}", ""),
     ]
+    rows.append(_data(content["data"]["train"]))
     removed = kept < content["num_layers"]
     losses = (
         ("baseline loss", "baseline_eval_loss", "the untouched model"),
@@ -66,6 +67,16 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("tokens/s", f"{metrics['tokens_per_second']:,.0f}", trained))
     rows.append(("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB", ""))
     return rows
+
+
+def _data(count: dict[str, Any]) -> tuple[str, str, str]:
+    """Say what became of the training rows' tokens."""
+    parts = [f"of {count['tokens_in']:,}, {count['tokens_dropped']:,} dropped"]
+    if count["rows_skipped"]:
+        parts.append(f"rows skipped: {count['rows_skipped']:,}")
+    if count["pack_fill"] is not None:
+        parts.append(f"packs {count['pack_fill']:.1%} full")
+    return "data", f"{count['tokens']:,} tokens", ", ".join(parts)
 
 
 def _samples(samples: list[dict[str, str]]) -> Table:

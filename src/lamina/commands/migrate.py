@@ -1,0 +1,78 @@
+"""`lamina migrate OLD.yaml`: a config of the older form as an experiment file."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from lamina.commands.entry import said_in_one_line
+from lamina.config.migration import experiment, experiment_name
+from lamina.config.older_form import resolve
+from lamina.config.paths import conf_dir
+from lamina.errors import OutputError
+
+GROUP = "experiment"
+
+
+def main() -> None:
+    """Run the command."""
+    asked = _parser().parse_args()
+    with said_in_one_line():
+        older = resolve(asked.old, drop_unknown=asked.force)
+        written = write(experiment(older), asked.output, experiment_name(asked.old))
+    for said in older.dropped:
+        sys.stdout.write(f"left out: {said}\n")
+    sys.stdout.write(f"{written}: from {' < '.join(str(read.path) for read in older.files)}\n")
+    sys.stdout.write(f"{command(written)}\n")
+
+
+def write(text: str, output: Path, name: str) -> Path:
+    """Write an experiment file where Hydra finds it.
+
+    Args:
+        text: Its content.
+        output: A folder of configs, or the folder `experiment` in one.
+        name: Of the experiment.
+
+    Raises:
+        OutputError: There is such a file already, or it cannot be written.
+    """
+    folder = output if output.name == GROUP else output / GROUP
+    path = folder / f"{name}.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise OutputError(f"{error.filename} exists and is kept: give another --output") from error
+    except OSError as error:
+        raise OutputError(f"--output={output}: {error.strerror}: {error.filename}") from error
+    return path
+
+
+def command(written: Path) -> str:
+    """Return the command that runs an experiment file."""
+    configs = written.parent.parent
+    own = configs.resolve() == conf_dir().resolve()
+    found = "" if own else f"--config-dir {shlex.quote(str(configs))} "
+    return f"python -m train {found}experiment={written.stem}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lamina migrate",
+        description="Turn a config of the older form, with all that it extends, into an experiment "
+        "file, and print the command that runs it. python -m train --old OLD.yaml runs it at once.",
+    )
+    parser.add_argument("old", metavar="OLD.yaml", type=Path, help="config of the older form")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        default=Path("migrated"),
+        help="folder of configs; the file goes to DIR/experiment (default: migrated)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="leave out keys without a meaning; they are listed"
+    )
+    return parser

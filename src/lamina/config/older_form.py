@@ -1,0 +1,208 @@
+"""The older form of a config: flat keys, `_extends`, and what each key may say."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamina.config.older_files import Entry, OlderFile, read_chain
+from lamina.errors import ConfigError, joined, nearest
+
+MODEL_TYPES = ("original", "dropped", "pruned")
+EVAL_STRATEGIES = ("no", "steps", "epoch")
+REPORTS = ("none", "tensorboard", "wandb", "all")
+
+_DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+Kind = Callable[[Entry], Any]
+"""Returns what an entry means, or raises a ConfigError that says what is expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OlderForm:
+    """What a file of the older form resolves to, with all that it extends."""
+
+    values: dict[str, Any]
+    """Of each key that is given, in the order of KEYS; those of `lora` are dotted."""
+
+    entries: dict[str, Entry]
+    """Where each of them stands, with its comments."""
+
+    files: tuple[OlderFile, ...]
+    """The file itself, then what it extends."""
+
+    dropped: tuple[str, ...]
+    """What was said about each key that has no meaning."""
+
+
+def resolve(path: Path, *, drop_unknown: bool = False) -> OlderForm:
+    """Read a file of the older form and all that it extends; the child wins.
+
+    Args:
+        path: The file.
+        drop_unknown: Whether keys without a meaning are left out instead of refused.
+
+    Raises:
+        ConfigError: A file cannot be read, or keys or values have no meaning; all are named.
+    """
+    files = read_chain(path)
+    merged: dict[str, Entry] = {}
+    for older in reversed(files):
+        merged |= older.entries
+    values, problems = _values(merged)
+    problems += _contradictions(path, merged, values)
+    unknown = tuple(_unknown(*item) for item in merged.items() if item[0] not in (*KEYS, "lora"))
+    if unknown and not drop_unknown:
+        problems += [*unknown, "lamina migrate --force leaves out the keys that there are not"]
+    if problems:
+        raise ConfigError(joined(problems))
+    return OlderForm(values=values, entries=merged, files=tuple(files), dropped=unknown)
+
+
+def _values(merged: dict[str, Entry]) -> tuple[dict[str, Any], list[str]]:
+    """What the known keys say, and what is wrong with them."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for key, kind in KEYS.items():
+        if key in merged:
+            try:
+                values[key] = kind(merged[key])
+            except ConfigError as error:
+                problems.append(f"{merged[key].file}: {key}={merged[key].shown}: {error}")
+    lora = merged.get("lora")
+    if lora is not None and lora.value != {}:
+        problems.append(f"{lora.file}: lora={lora.shown}: expected a mapping with r and alpha")
+    return values, problems
+
+
+def _unknown(key: str, entry: Entry) -> str:
+    return f"{entry.file}: {key}={entry.shown}: no such key{nearest(key, KEYS)}"
+
+
+def _contradictions(path: Path, merged: dict[str, Entry], values: dict[str, Any]) -> list[str]:
+    """What the values lack or contradict together."""
+    problems = []
+    if "model_type" not in merged:
+        problems.append(f"{path}: model_type is missing: give {_or(MODEL_TYPES)}")
+    for model_type, key in (("dropped", "layer_to_drop"), ("pruned", "keep_layers")):
+        if values.get("model_type") == model_type and values.get(key, key) is None:
+            where = merged[key].file
+            problems.append(f"{where}: {key}=null: model_type={model_type} needs a whole number")
+    if values.get("fp16") and values.get("bf16"):
+        problems.append(f"{path}: fp16=true and bf16=true: one at most")
+    return problems
+
+
+def _text(entry: Entry) -> str:
+    if entry.text is None:
+        raise ConfigError("expected a text" + _no_null(entry))
+    # OmegaConf has no way to say this text: it stands for a missing value.
+    if entry.text == "???":
+        raise ConfigError("expected a value")
+    return entry.text
+
+
+def _decimal(entry: Entry, expected: str) -> int | float:
+    text = (entry.text or "").replace("_", "")
+    if not _DECIMAL.fullmatch(text):
+        raise ConfigError(f"expected {expected}" + _no_null(entry))
+    number = float(text) if re.search("[.eE]", text) else int(text)
+    if abs(number) == math.inf:
+        raise ConfigError("expected a finite number")
+    # 010 is 8 to YAML and ten to people.
+    if isinstance(entry.value, int | float) and entry.value != number:
+        raise ConfigError(f"YAML reads this as {entry.value}: write it in decimal, without zeros")
+    return number
+
+
+def _number(entry: Entry) -> float:
+    return float(str(_decimal(entry, "a number")))
+
+
+def _whole(entry: Entry) -> int:
+    number = _decimal(entry, "a whole number")
+    if number != int(number):
+        raise ConfigError("expected a whole number")
+    return int(number)
+
+
+def _flag(entry: Entry) -> bool:
+    if not isinstance(entry.value, bool):
+        raise ConfigError("expected true or false" + _no_null(entry))
+    return entry.value
+
+
+def _reports(entry: Entry) -> tuple[str, ...]:
+    """The names of a text or a list; of `all`, every one of them."""
+    given = entry.value if isinstance(entry.value, list) else [entry.text]
+    names = tuple(dict.fromkeys(str(name) for name in given))
+    if not set(names) <= set(REPORTS) or ("none" in names and len(names) > 1):
+        raise ConfigError(f"give {_or(REPORTS)}, or a list of them without none")
+    return ("tensorboard", "wandb") if "all" in names else names
+
+
+def _choice(allowed: tuple[str, ...]) -> Kind:
+    def chosen(entry: Entry) -> str:
+        # The text as written: YAML takes no for false.
+        if entry.text not in allowed:
+            guess = nearest(entry.text or "", allowed)
+            raise ConfigError(f"give {_or(allowed)}{guess}")
+        return entry.text
+
+    return chosen
+
+
+def _unset_or(kind: Kind) -> Kind:
+    return lambda entry: None if entry.value is None else kind(entry)
+
+
+def _no_null(entry: Entry) -> str:
+    return "; leave the key out for Lamina's default" if entry.value is None else ""
+
+
+def _or(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+KEYS: dict[str, Kind] = {
+    "model_type": _choice(MODEL_TYPES),
+    "use_lora": _flag,
+    "dataset_path": _unset_or(_text),
+    "report_to": _reports,
+    "model_name": _text,
+    "max_seq_length": _whole,
+    "learning_rate": _number,
+    "lr_scheduler_type": _text,
+    "warmup_ratio": _number,
+    "weight_decay": _number,
+    "packing": _flag,
+    "per_device_train_batch_size": _whole,
+    "per_device_eval_batch_size": _whole,
+    "gradient_accumulation_steps": _whole,
+    "num_train_epochs": _number,
+    "max_steps": _whole,
+    "eval_steps": _whole,
+    "save_steps": _whole,
+    "save_total_limit": _whole,
+    "logging_steps": _whole,
+    "seed": _whole,
+    "num_threads": _unset_or(_whole),
+    "bf16": _flag,
+    "dtype": _text,
+    "gradient_checkpointing": _flag,
+    "run_dir": _text,
+    "output_dir": _text,
+    "logging_dir": _text,
+    "wandb_project": _text,
+    "resume": _text,
+    "layer_to_drop": _unset_or(_whole),
+    "keep_layers": _unset_or(_whole),
+    "lora.r": _whole,
+    "lora.alpha": _whole,
+    "eval_strategy": _choice(EVAL_STRATEGIES),
+    "fp16": _flag,
+    "wandb_run_name": _unset_or(_text),
+}
+"""Every key of the older form. Those that conf/base.yaml has as well mean the same there."""

@@ -1,0 +1,103 @@
+"""Files of rows: CSV, JSON, JSON lines and Parquet, one file or a folder of them.
+
+`lamina.heal.formats` parses them, and the `datasets` library keeps the rows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.errors import DataError
+from lamina.heal.formats import READERS
+from lamina.heal.versions import version_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Stamp = tuple[str, str, int, int]
+"""Name of a file as given, its whole path, its size and when it was changed (nanoseconds)."""
+
+
+def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...]]":
+    """Read a file, or the files of one kind in a folder, in the order of their names.
+
+    Args:
+        key: Config key that named it, for an error.
+        name: Path of the file or folder.
+        kind: csv, json, jsonl or parquet; in a folder also what the files' names end in.
+
+    Returns:
+        A data set with the columns file (0-based), row (1-based), content and problem, and the
+        files' names. What is no row has empty content and a problem.
+
+    Raises:
+        DataError: There is no such file, or one cannot be read as a whole.
+    """
+    from datasets import Dataset, Features, Json, Value
+    from datasets.exceptions import DatasetGenerationError
+
+    paths = _paths(key, name, kind)
+    stamps = tuple(map(_stamp, paths))
+    features = {"file": Value("int32"), "row": Value("int64"), "content": Json()}
+    try:
+        with _without_progress():
+            rows = Dataset.from_generator(
+                _rows,
+                features=Features({**features, "problem": Value("string")}),
+                gen_kwargs={
+                    "key": key,
+                    "kind": kind,
+                    "stamps": stamps,
+                    "code": version_of("files", "formats"),
+                },
+            )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from None
+        raise
+    return rows, tuple(map(str, paths))
+
+
+def _paths(key: str, name: str, kind: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        paths = sorted(entry for entry in path.iterdir() if entry.suffix == f".{kind}")
+        if not paths:
+            raise DataError(f"{key}={name}: no file in this folder ends in .{kind}")
+    elif path.is_file():
+        paths = [path]
+    else:
+        raise DataError(f"{key}={name}: no such file or folder")
+    for entry in paths:
+        if entry.stat().st_size == 0:
+            raise DataError(f"{key}={entry}: the file is empty")
+    return paths
+
+
+def _stamp(path: Path) -> Stamp:
+    found = path.stat()
+    return str(path), str(path.resolve()), found.st_size, found.st_ctime_ns
+
+
+def _rows(key: str, kind: str, stamps: tuple[Stamp, ...], code: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all files; by the arguments the library finds rows that it kept."""
+    for number, (name, *_) in enumerate(stamps):
+        row = 0
+        for row, content, problem in READERS[kind](Path(name), f"{key}={name}"):
+            yield {"file": number, "row": row, "content": content, "problem": problem}
+        if row == 0:
+            raise DataError(f"{key}={name}: no rows")
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()

@@ -1,0 +1,106 @@
+"""The real command on real rows in a file as people have it, with two bad rows in it."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Finished, train
+
+SAMPLE = ROOT / "tests/data/gsm8k/sample.jsonl"
+STEPS = (
+    "experiment=quickstart",
+    "max_steps=2",
+    "eval_steps=2",
+    "save_steps=2",
+    "logger=none",
+    "evaluation=none",
+)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's first rows as CSV under German names; row 3 has no answer, row 5 is ragged."""
+    path = tmp_path_factory.mktemp("table") / "rows.csv"
+    rows = [json.loads(line) for line in SAMPLE.read_text().splitlines()[:60]]
+    cells = [[row["question"], row["answer"]] for row in rows]
+    cells[2][1] = ""
+    cells[4].append("more")
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["frage", "antwort"], *cells])
+    return path
+
+
+@pytest.fixture(scope="module")
+def given(table: Path) -> tuple[str, ...]:
+    names = "data.columns={question: frage, answer: antwort}"
+    return (*STEPS, "data=csv", f"data.train={table}", names, "data.eval_fraction=0.1")
+
+
+@pytest.fixture(scope="module")
+def trained(table: Path, given: tuple[str, ...]) -> Finished:
+    limit = ("data.max_train_samples=20", "max_seq_length=1024")
+    return train(table.parent / "run", *given, "data.on_bad_row=skip", *limit)
+
+
+def test_rows_are_trained_on_and_their_tokens_accounted_for(trained: Finished) -> None:
+    assert trained.code == 0, trained.errors
+    # Of the 60 rows 6 are held out, row 3 among them; row 5 is in the first 20 of the others, and
+    # the longest of those has 1,033 tokens.
+    assert trained.result["data"] == {
+        "train": {
+            "rows": 19,
+            "rows_skipped": 1,
+            "rows_dropped": 0,
+            "tokens_in": 10_344,
+            "tokens": 10_335,
+            "tokens_dropped": 9,
+            "tokens_trained": 5_714,
+            "pack_fill": 10_335 / (11 * 1024),
+        },
+        "eval": {
+            "rows": 5,
+            "rows_skipped": 1,
+            "rows_dropped": 0,
+            "tokens_in": 2_368,
+            "tokens": 2_368,
+            "tokens_dropped": 0,
+            "tokens_trained": 1_082,
+            "pack_fill": 2_368 / (3 * 1024),
+        },
+    }
+    shown = " ".join(trained.output.split())
+    assert "data 10,335 tokens of 10,344, 9 dropped, rows skipped: 1, packs 91.8% full" in shown
+
+
+def test_skipped_rows_are_listed(trained: Finished, table: Path) -> None:
+    empty = "column 'antwort' is empty or missing (found frage); expected text"
+    ragged = "found 3 cells; expected 2, one for each column"
+    listed = (trained.folder / "skipped_rows.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in listed] == [
+        {"origin": str(table), "row": 5, "problem": ragged},
+        {"origin": str(table), "row": 3, "problem": empty},
+    ]
+    assert "reading frage and antwort as prompt and completion\n" in trained.errors
+    for problem, number, count in ((ragged, 5, 20), (empty, 3, 6)):
+        assert (
+            f"skipped 1 of {count} rows, listed in skipped_rows.jsonl:\n"
+            f"  {table}, row {number}: {problem}\n"
+        ) in trained.errors
+
+
+def test_a_bad_row_ends_the_run_unless_it_may_be_skipped(
+    table: Path, given: tuple[str, ...]
+) -> None:
+    done = train(table.parent / "refused", *given, "max_seq_length=1024")
+    assert done.code == 1
+    assert done.errors.splitlines()[-1] == (
+        f"error: {table}, row 5: found 3 cells; expected 2, one for each column"
+    )
+
+
+def test_a_run_that_would_lose_tokens_is_refused(table: Path, given: tuple[str, ...]) -> None:
+    done = train(table.parent / "lost", *given, "data.on_bad_row=skip", "max_seq_length=256")
+    assert done.code == 1
+    assert "lie beyond max_seq_length=256, and data.max_dropped=0.01 is allowed" in done.errors

@@ -1,0 +1,138 @@
+"""What was asked for is what the trainer got; a change on the way is an error."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.depth.loading import load_model, load_tokenizer
+from lamina.depth.plan import Plan, make_plan
+from lamina.depth.selection import First
+from lamina.depth.variants import Pruned
+from lamina.errors import ConfigError
+from lamina.heal.adapters import Lora
+from lamina.heal.sft import SFT
+from tests.conftest import REFERENCE, no_scores
+
+ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "optim": "sgd",
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+    "accelerator_config": {"even_batches": False},
+    "include_num_input_tokens_seen": True,
+    "debug": "underflow_overflow",
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "best",
+    "metric_for_best_model": "eval_loss",
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "max_length": 64,
+    "adam_beta2": 0.95,
+    "data_seed": None,
+    "use_cpu": True,
+}
+ADAPTER: dict[str, Any] = {
+    "r": 4,
+    "alpha": 8,
+    "dropout": 0.1,
+    "bias": "none",
+    "target_modules": ["q_proj", "v_proj"],
+    "use_rslora": True,
+    "rank_pattern": {"v_proj": 2},
+    "init_lora_weights": "gaussian",
+    "layers_to_transform": [0, 3],
+}
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(Pruned(keep_layers=4, selector=First()), str(REFERENCE), no_scores)
+
+
+def build(plan: Plan, folder: Path, arguments: dict[str, Any], adapter: dict[str, Any]) -> Any:
+    import torch
+    from datasets import Dataset
+
+    settings = SFT(args=arguments)
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 4, "labels": [[5, 6, 7]] * 4})
+    assert plan.source is not None
+    return settings.build(
+        arguments=settings.arguments(folder),
+        model=load_model(plan.source, plan.kept_layers, dtype=torch.float32, device="cpu"),
+        tokenizer=load_tokenizer(plan.source),
+        train=rows,
+        eval=rows,
+        adapter=Lora.of(**adapter),
+        plan=plan,
+        callbacks=[],
+    )
+
+
+def test_every_setting_arrives(plan: Plan, tmp_path: Path) -> None:
+    trainer = build(plan, tmp_path, ARGUMENTS, ADAPTER)
+    assert trainer.args.optim == "sgd"
+    assert trainer.args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    ranks = {
+        name.split(".lora_A")[0].removeprefix("base_model.model.model."): len(weight)
+        for name, weight in trainer.model.named_parameters()
+        if "lora_A" in name
+    }
+    assert ranks == {
+        f"layers.{layer}.self_attn.{name}": rank
+        for layer in (0, 3)
+        for name, rank in (("q_proj", 4), ("v_proj", 2))
+    }
+    module = trainer.model.base_model.model.model.layers[0].self_attn.q_proj
+    assert module.scaling["default"] == 8 / 4**0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "args.learning_rate",
+            5e-5,
+            "trainer.args.learning_rate=0.001 was asked for, but the trainer got 5e-05: a library "
+            "changed it; give trainer.args.learning_rate=5e-05 if that is meant",
+        ),
+        (
+            "args.optim",
+            "adamw_8bit",
+            "trainer.args.optim=sgd was asked for, but the trainer got adamw_8bit: a library "
+            "changed it; give trainer.args.optim=adamw_8bit if that is meant",
+        ),
+        (
+            "model.peft_config.default.r",
+            16,
+            "adapter.r=4 was asked for, but the trainer got 16: a library changed it; give "
+            "adapter.r=16 if that is meant",
+        ),
+    ],
+)
+def test_a_change_on_the_way_is_an_error(
+    key: str,
+    value: Any,
+    message: str,
+    plan: Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lamina.heal.trainer import TokenLossTrainer
+
+    before = TokenLossTrainer.__init__
+
+    def patched(trainer: Any, *arguments: Any, **options: Any) -> None:
+        """What Unsloth does to TRL: some settings become others."""
+        before(trainer, *arguments, **options)
+        *path, name = key.split(".")
+        node = trainer
+        for part in path:
+            node = node[part] if isinstance(node, dict) else getattr(node, part)
+        setattr(node, name, value)
+
+    monkeypatch.setattr(TokenLossTrainer, "__init__", patched)
+    with pytest.raises(ConfigError) as raised:
+        build(plan, tmp_path, ARGUMENTS, ADAPTER)
+    assert str(raised.value) == message

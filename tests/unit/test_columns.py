@@ -1,0 +1,143 @@
+"""The forms of rows: how each is read, and what is said of rows that have none of them."""
+
+import re
+from typing import Any
+
+import pytest
+
+from lamina.errors import DataError
+from lamina.heal.columns import conversion_of
+from lamina.heal.rows import BadRowError
+
+CHAT = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
+SAID = [{"from": "human", "value": "2+2"}, {"from": "gpt", "value": "4"}]
+PAIR = {"prompt": "2+2", "completion": "4"}
+APART = {"prompt": "2+2\n\n", "completion": "4"}
+SYSTEM = {"role": "system", "content": "Count."}
+
+
+@pytest.mark.parametrize(
+    ("row", "read"),
+    [
+        ({"messages": CHAT}, {"messages": CHAT, "tools": None}),
+        ({"messages": CHAT, "tools": []}, {"messages": CHAT, "tools": []}),
+        ({"conversations": SAID}, {"messages": CHAT, "tools": None}),
+        ({"conversations": CHAT}, {"messages": CHAT, "tools": None}),
+        (
+            {"conversations": SAID, "system": "Count."},
+            {"messages": [SYSTEM, *CHAT], "tools": None},
+        ),
+        (PAIR, PAIR),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:]}, None),
+        ({"prompt": "2+2", "response": "4"}, PAIR),
+        ({"instruction": "2+2", "output": "4"}, APART),
+        ({"instruction": "2+2", "input": "", "output": "4"}, APART),
+        (
+            {"instruction": "Add.", "input": "2+2", "output": "4"},
+            {"prompt": "Add.\n\n2+2\n\n", "completion": "4"},
+        ),
+        ({"question": "2+2", "answer": "4"}, APART),
+        ({"text": "2+2"}, {"text": "2+2"}),
+    ],
+)
+def test_a_form_is_read(row: dict[str, Any], read: dict[str, Any] | None) -> None:
+    assert conversion_of(["id", *row], {}, "rows, row 1")(row) == (read or row)
+
+
+@pytest.mark.parametrize(
+    ("names", "row", "read"),
+    [
+        ({"prompt": "frage", "completion": "antwort"}, {"frage": "2+2", "antwort": "4"}, PAIR),
+        ({"completion": "antwort"}, {"prompt": "2+2", "antwort": "4"}, PAIR),
+        ({"text": "body"}, {"body": "2+2"}, {"text": "2+2"}),
+        ({"messages": "dialog"}, {"dialog": CHAT}, {"messages": CHAT, "tools": None}),
+        ({"conversations": "messages"}, {"messages": SAID}, {"messages": CHAT, "tools": None}),
+        ({"text": "text"}, {"text": "2+2", "messages": CHAT}, {"text": "2+2"}),
+        ({"output": "out", "instruction": "ask"}, {"ask": "2+2", "out": "4"}, APART),
+    ],
+)
+def test_columns_can_have_names_of_their_own(
+    names: dict[str, str], row: dict[str, Any], read: dict[str, Any]
+) -> None:
+    assert conversion_of(list(row), names, "rows, row 1")(row) == read
+
+
+FORMS = (
+    "messages, or conversations, or prompt and completion, or prompt and response, or instruction "
+    "and output, or question and answer, or text"
+)
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "message"),
+    [
+        (
+            "frage antwort",
+            {},
+            f"a.csv, row 1: found columns frage, antwort; expected {FORMS}; name yours in "
+            "data.columns, for instance 'data.columns={prompt: COLUMN, completion: COLUMN}'",
+        ),
+        (
+            "text messages",
+            {},
+            "a.csv, row 1: found columns text, messages, which can be read as messages, or text: "
+            "say which, for instance with 'data.columns={messages: messages}'",
+        ),
+        (
+            "prompt answer reply",
+            {"completion": "replay"},
+            "data.columns.completion=replay: a.csv, row 1 has no such column; did you mean reply?; "
+            "found columns prompt, answer, reply",
+        ),
+    ],
+)
+def test_columns_that_call_for_no_form_are_said(
+    columns: str, names: dict[str, str], message: str
+) -> None:
+    with pytest.raises(DataError) as refused:
+        conversion_of(columns.split(), names, "a.csv, row 1")
+    assert str(refused.value) == message
+
+
+NO_ROLE = {"role": "narrator", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"text": " \n"},
+            "column 'text' is empty or missing (found text); expected text",
+        ),
+        ({"prompt": "a", "completion": ""}, "column 'completion' is empty or missing (found promp"),
+        ({"question": "a", "answer": 72}, "column 'answer' holds int; expected text"),
+        ({"messages": "a"}, "column 'messages' holds str; expected a list of messages"),
+        (
+            {"prompt": "a", "completion": CHAT[1:]},
+            "column 'prompt' holds text and column 'completion' messages; expected the same in bo",
+        ),
+        (
+            {"messages": [NO_ROLE, *CHAT]},
+            "message 1 has the role 'narrator'; expected system, developer, user, assistant or",
+        ),
+        (
+            {"conversations": [{"from": "narrator", "value": "a"}]},
+            "message 1 is from 'narrator'; expected human, user, gpt, assistant, system, tool",
+        ),
+        ({"messages": ["a"]}, "message 1 is 'a'; expected an object with role and content"),
+        ({"messages": CHAT[:1]}, "no message has the role assistant in column 'messages'; expec"),
+        (
+            {"messages": [CHAT[0], {"role": "assistant", "content": " "}]},
+            "no message of the assistant has text in column 'messages'; expected one",
+        ),
+        (
+            {"messages": [*CHAT, {"role": "user", "content": ["a"]}]},
+            "message 3 holds list as content; expected text",
+        ),
+        ({"instruction": "a", "input": 3, "output": "b"}, "column 'input' holds int; expected te"),
+    ],
+)
+def test_a_bad_row_says_what_was_found(row: dict[str, Any], message: str) -> None:
+    conversion = conversion_of(list(row), {}, "a.csv, row 1")
+    with pytest.raises(BadRowError, match=f"^{re.escape(message)}"):
+        conversion(row)

@@ -1,0 +1,214 @@
+"""Files of rows: what each kind gives, and what a broken one says."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from lamina.errors import DataError
+from lamina.heal.data import Disk, Files
+from tests.conftest import FOREIGN
+
+ROWS = [{"prompt": "a, b", "completion": "72"}, {"prompt": 'say "ü"', "completion": "2024-01-01"}]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows in the form that the file's name calls for."""
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix == ".csv":
+        Dataset.from_list(rows).to_csv(path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def source(path: Path, evaluation: Path | None = None, **more: Any) -> Files:
+    """Rows of a file, or of a folder that is called after the kind of its files."""
+    kind = (path.suffix or path.name).removeprefix(".")
+    given = {**FOREIGN, "eval": str(evaluation or path), **more}
+    return Files(format=kind, train=str(path), **given)
+
+
+def read(path: Path, **more: Any) -> list[dict[str, Any]]:
+    return list(source(path, **more).load().train.usable())
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
+def test_every_kind_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
+    assert read(write(tmp_path / f"rows.{kind}", ROWS)) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / kind
+    folder.mkdir()
+    write(folder / f"b.{kind}", ROWS[1:])
+    write(folder / f"a.{kind}", ROWS[:1])
+    (folder / "notes.txt").write_text("not a row")
+    split = source(folder).load().train
+    assert list(split.usable()) == ROWS
+    assert [split.place(0), split.place(1)] == [
+        f"{folder}/a.{kind}, row 1",
+        f"{folder}/b.{kind}, row 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"data": [{"text": "a"}]}',
+        '{"data": [{"text": "a"}], "version": 1}',
+        '{"0": {"text": "a"}}',
+        '\ufeff[{"text": "a"}]',
+    ],
+)
+def test_json_may_hold_its_rows_in_an_object(tmp_path: Path, content: str) -> None:
+    (tmp_path / "rows.json").write_text(content)
+    assert read(tmp_path / "rows.json") == [{"text": "a"}]
+
+
+def test_a_byte_order_mark_and_blank_lines_are_no_content(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('\ufefftext\r\n"a\nb"\r\n\r\nc\r\n')
+    assert read(tmp_path / "rows.csv") == [{"text": "a\nb"}, {"text": "c"}]
+    (tmp_path / "rows.jsonl").write_text('\ufeff{"text": "a"}\n\n{"text": 3}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 3: column 'text' holds int"):
+        read(tmp_path / "rows.jsonl")
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "rows.jsonl", [{"text": "a"}])) == [{"text": "a"}]
+    assert read(write(tmp_path / "rows.jsonl", [{"text": "b"}])) == [{"text": "b"}]
+
+
+PARQUET = "not a whole Parquet file (Parquet magic bytes not found in footer. Either the file is "
+
+BROKEN = {
+    "cut.jsonl": (
+        b'{"text": "a"}\n{"text": "b',
+        "{path}, row 2: not JSON (Unterminated string starting at: column 10); expected one JSON "
+        "object a line",
+    ),
+    "latin.jsonl": (
+        b'{"text": "a"}\n{"text": "\xfc"}\n',
+        "{path}, row 2: not UTF-8 (byte 11 is 0xfc); expected one JSON object a line",
+    ),
+    "half.jsonl": (
+        b'{"text": "a"}\n{"text": "\\ud83d"}\n',
+        "{path}, row 2: not UTF-8 (half of a surrogate pair); expected one JSON object a line",
+    ),
+    "list.jsonl": (
+        b'[{"text": "a"}]',
+        "{path}, row 1: found list; expected a JSON object; for a list of objects choose data=json",
+    ),
+    "number.jsonl": (b'{"text": "a"}\n3\n', "{path}, row 2: found int; expected a JSON object"),
+    "nan.jsonl": (
+        b'{"text": NaN}\n',
+        "{path}, row 1: not JSON (NaN); expected one JSON object a line",
+    ),
+    "empty.jsonl": (b"", "data.train={path}: the file is empty"),
+    "blank.jsonl": (b"\n\n", "data.train={path}: no rows"),
+    "ragged.csv": (
+        b"text,more\na,b\nc\n",
+        "{path}, row 2: found 1 cells; expected 2, one for each column",
+    ),
+    "latin.csv": (b"text\na\n\xfc\n", "{path}, row 2: column 'text' is not UTF-8; expected UTF-8"),
+    "quote.csv": (
+        b'text\na\n"b\nc\n',
+        "data.train={path}, row 2: a quote is opened and never closed; the rest of the file would "
+        "be one row",
+    ),
+    "twice.csv": (
+        b"text,text\na,b\n",
+        "data.train={path}: found the header 'text', 'text'; expected column names that differ, in "
+        "UTF-8",
+    ),
+    "header.csv": (b"text\n", "data.train={path}: no rows"),
+    "object.json": (b'"a"', "data.train={path}: found str; expected a list of objects"),
+    "mixed.json": (b'[{"text": "a"}, 3]', "{path}, row 2: found int; expected a JSON object"),
+    "cut.json": (
+        b'[{"text": "a"}, {"te',
+        "data.train={path}: not JSON (Unterminated string starting at: column 18); expected a list "
+        "of objects; for one object a line choose data=jsonl",
+    ),
+    "text.parquet": (b"PAR1", "data.train={path}: not a whole Parquet file ("),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_said(tmp_path: Path, name: str) -> None:
+    content, message = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        read(tmp_path / name)
+    expected = message.format(path=tmp_path / name)
+    said = str(refused.value)
+    assert said.startswith(expected) if expected.endswith("(") else said == expected
+
+
+def test_a_parquet_file_cut_short_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.parquet", ROWS)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError) as refused:
+        read(path)
+    assert str(refused.value).startswith(f"data.train={path}: {PARQUET}")
+
+
+def test_a_folder_without_such_files_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "csv"
+    folder.mkdir()
+    with pytest.raises(DataError, match=rf"^data\.train={folder}: no file in this folder ends in"):
+        read(folder)
+
+
+def damaged(folder: Path, damage: Callable[[Path], object]) -> Disk:
+    rows = Dataset.from_list([{"text": "a"}])
+    DatasetDict(train=rows, eval=rows).save_to_disk(folder)
+    damage(next((folder / "eval").glob("*.arrow")))
+    return Disk(path=str(folder), train="train", **{**FOREIGN, "eval": "eval"})
+
+
+def test_a_saved_data_set_that_is_not_whole_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        damaged(tmp_path / "missing", Path.unlink).load()
+    assert str(refused.value) == (
+        f"data.path={tmp_path / 'missing'}: the saved data set is not whole, "
+        "data-00000-of-00001.arrow is missing"
+    )
+    with pytest.raises(DataError, match=r"/cut: the saved data set is not whole \("):
+        damaged(tmp_path / "cut", lambda path: path.write_bytes(path.read_bytes()[:-300])).load()
+    shutil.rmtree(tmp_path / "cut")
+
+
+def test_only_the_first_rows_behind_the_hold_out_are_trained_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", [{"text": str(number)} for number in range(20)])
+    every = source(path, eval=None, eval_fraction=0.25).load()
+    few = source(path, eval=None, eval_fraction=0.25, max_train_samples=4).load()
+    assert list(few.eval.usable()) == list(every.eval.usable())
+    assert list(few.train.usable()) == list(every.train.usable())[:4]
+    assert len(list(source(path, max_train_samples=400).load().train.usable())) == 20
+
+
+def test_a_held_out_row_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
+    rows = [{"text": "a"}] * 9 + [{"text": ""}]
+    path = write(tmp_path / "rows.csv", rows)
+    splits = source(path, eval=None).load()
+    with pytest.raises(DataError, match=rf"^{path}, row 10: column 'text' is empty"):
+        [*splits.train.usable(), *splits.eval.usable()]
+
+
+def test_bad_rows_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('oops\n{"other": 1}\n{"text": "a"}\n[]\n{"text": ""}\n{"text": "b"}\n')
+    assert read(path, on_bad_row="skip") == [{"text": "a"}, {"text": "b"}]
+    with pytest.raises(DataError, match="row 1: not JSON"):
+        read(path)
+    path.write_text("oops\n")
+    with pytest.raises(DataError, match="row 1: not JSON"):
+        read(path, on_bad_row="skip")
