@@ -47,6 +47,7 @@ class Pipeline:
         Raises:
             LaminaError: Something cannot be done; the message says what and what to do.
         """
+        self.run.data.find()
         checkpoint = self._claim()
         with prepared(self.run.seed, self.run.num_threads):
             self._execute(checkpoint)
