@@ -52,6 +52,7 @@ class Pipeline:
         Raises:
             LaminaError: Something cannot be done; the message says what and what to do.
         """
+        self.run.data.find()
         # output_dir may lie elsewhere, where another run's process may be at work.
         with owned(self.run.folder):
             checkpoint = self._claim()

@@ -69,6 +69,7 @@ class Rehearsal:
         Raises:
             LaminaError: The run could not do it either.
         """
+        self.run.data.find()
         with prepared(self.run.seed, self.run.num_threads), tempfile.TemporaryDirectory() as name:
             return self._report(Path(name))
 

@@ -157,6 +157,8 @@ MISTAKES = {
     "the training rows, above 0, below 1",
     "data=csv data.train=a data.max_train_samples=0": "data.max_train_samples=0: give 1 or more, "
     "or null for all rows",
+    "data=csv data.train=a": "data.train=a: no such file or folder",
+    "data=disk data.path=a": "data.path=a: no such folder",
     "data.max_dropped=2": "data.max_dropped=2.0: give 0 to 1",
     "experiment": "experiment: not of the form NAME=VALUE (quote values with commas or brackets)",
     "model_name=./nowhere": "model_name=./nowhere: no such folder",

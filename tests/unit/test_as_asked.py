@@ -136,3 +136,13 @@ def test_a_change_on_the_way_is_an_error(
     with pytest.raises(ConfigError) as raised:
         build(plan, tmp_path, ARGUMENTS, ADAPTER)
     assert str(raised.value) == message
+
+
+def test_bfloat16_is_refused_where_the_gpu_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla V100")
+    with pytest.raises(ConfigError, match="bf16=true, but Tesla V100 does not compute in bfloat16"):
+        SFT(args={"bf16": True}).arguments(tmp_path)

@@ -15,11 +15,12 @@ from transformers import (
 )
 
 from lamina.depth import reading
-from lamina.depth.loading import load_model, load_tokenizer
+from lamina.depth.loading import load_model, load_tokenizer, new_model
 from lamina.depth.plan import make_plan
 from lamina.depth.source import resolve
 from lamina.depth.variants import Original
 from lamina.errors import ModelError
+from lamina.heal.tokenizer import build_tokenizer
 from tests.conftest import no_scores
 
 SIZE = {
@@ -160,3 +161,19 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_refused() -> None:
     with pytest.raises(ModelError, match=r"\./nowhere: no such folder"):
         resolve("./nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model_type": "qwen33"},
+            "model_type=qwen33: transformers knows no such architecture; did",
+        ),
+        ({"hiden_size": 64}, "hiden_size=64: no such key; did you mean hidden_size"),
+    ],
+)
+def test_an_architecture_has_no_unknown_keys(change: dict[str, object], message: str) -> None:
+    architecture = {"model_type": "qwen3", "num_hidden_layers": 2, **change}
+    with pytest.raises(ModelError, match=rf"model\.architecture\.{message}"):
+        new_model(architecture, build_tokenizer(), dtype=torch.float32)

@@ -9,7 +9,7 @@ from lamina.depth.source import Source, read_json
 from lamina.depth.surgery import layer_count, reduced_generation_config
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.verification import refuse_misfits
-from lamina.errors import ModelError
+from lamina.errors import ModelError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,7 @@ def new_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    _refuse_unknown_keys(architecture)
     ids = {
         "vocab_size": len(tokenizer),
         "bos_token_id": None,
@@ -87,6 +88,23 @@ def new_model(
     except (ValueError, TypeError) as error:
         raise ModelError(f"model.architecture: {str(error).splitlines()[0]}") from error
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def _refuse_unknown_keys(architecture: dict[str, Any]) -> None:
+    """Refuse what transformers 5.17 would keep in the config and never read."""
+    from transformers import CONFIG_MAPPING
+
+    kind = architecture["model_type"]
+    if kind not in CONFIG_MAPPING:
+        raise ModelError(
+            f"model.architecture.model_type={kind}: transformers knows no such architecture"
+            f"{nearest(kind, CONFIG_MAPPING)}"
+        )
+    settings = CONFIG_MAPPING[kind]
+    known = {*settings().to_dict(), *settings.attribute_map}
+    for key, value in architecture.items():
+        if key not in known:
+            raise ModelError(f"model.architecture.{key}={value}: no such key{nearest(key, known)}")
 
 
 def torch_dtype(name: str, *, automatic: str) -> "torch.dtype":

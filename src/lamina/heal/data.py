@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lamina.depth.hub import is_reachable
 from lamina.errors import DataError
-from lamina.heal.files import read_files
+from lamina.heal.files import paths_of, read_files
 from lamina.heal.splits import Split, Splits, first_rows, held_out
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ class Rows:
     max_dropped: float
     """Share of a split's tokens that may be lost beyond max_seq_length, 0 to 1."""
 
+    def find(self) -> None:
+        """Look for what is read from this machine's disk, before anything slow is imported.
+
+        Raises:
+            DataError: It is not there.
+        """
+
     def split(self, rows: "Dataset", origin: str, files: tuple[str, ...] = ()) -> Split:
         """Return rows as a split that is read as these settings say."""
         names = {name: str(own) for name, own in self.columns.items() if own is not None}
@@ -74,6 +81,16 @@ class Files(Rows):
     train: str
     """File of the training rows, or a folder of such files, which are read in their names' order.
     """
+
+    def find(self) -> None:
+        """Look for the files.
+
+        Raises:
+            DataError: There are none.
+        """
+        for key, name in (("data.train", self.train), ("data.eval", self.eval)):
+            if name is not None:
+                paths_of(key, name, self.format)
 
     def load(self) -> Splits:
         """Read the files.
@@ -144,6 +161,15 @@ class Disk(Rows):
     train: str
     """Split with the training rows."""
 
+    def find(self) -> None:
+        """Look for the folder.
+
+        Raises:
+            DataError: There is none.
+        """
+        if not Path(self.path).is_dir():
+            raise DataError(f"data.path={self.path}: no such folder")
+
     def load(self) -> Splits:
         """Open the folder.
 
@@ -152,8 +178,7 @@ class Disk(Rows):
         """
         from datasets import DatasetDict, load_from_disk
 
-        if not Path(self.path).is_dir():
-            raise DataError(f"data.path={self.path}: no such folder")
+        self.find()
         try:
             saved = load_from_disk(self.path)
         except (OSError, ValueError) as error:
@@ -186,6 +211,9 @@ class Synthetic:
     max_dropped: float
     """Share of a split's tokens that may be lost beyond max_seq_length, 0 to 1."""
 
+    def find(self) -> None:
+        """Look for nothing: the rows are made here."""
+
     def load(self) -> Splits:
         """Generate both splits."""
         from datasets import Dataset
@@ -198,7 +226,7 @@ class Synthetic:
 
 
 DataSource = Files | Hub | Disk | Synthetic
-"""Anything with `load`, `loss_on` and `max_dropped`."""
+"""Anything with `find`, `load`, `loss_on` and `max_dropped`."""
 
 
 def _damage(error: Exception) -> str:

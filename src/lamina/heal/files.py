@@ -37,7 +37,7 @@ def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...
     from datasets import Dataset, Features, Json, Value
     from datasets.exceptions import DatasetGenerationError
 
-    paths = _paths(key, name, kind)
+    paths = paths_of(key, name, kind)
     stamps = tuple(map(_stamp, paths))
     features = {"file": Value("int32"), "row": Value("int64"), "content": Json()}
     try:
@@ -59,7 +59,17 @@ def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...
     return rows, tuple(map(str, paths))
 
 
-def _paths(key: str, name: str, kind: str) -> list[Path]:
+def paths_of(key: str, name: str, kind: str) -> list[Path]:
+    """Return the files that a path stands for; none of them is read.
+
+    Args:
+        key: Config key that named it, for an error.
+        name: Path of the file or folder.
+        kind: In a folder, what the files' names end in.
+
+    Raises:
+        DataError: There is none, or one is empty.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         paths = sorted(entry for entry in path.iterdir() if entry.suffix == f".{kind}")

@@ -39,6 +39,11 @@ class SFT:
         from trl import SFTConfig
 
         accelerated = torch.accelerator.is_available()
+        if self.args.get("bf16") and torch.cuda.is_available() and not _has_bfloat16():
+            raise ConfigError(
+                f"bf16=true, but {torch.cuda.get_device_name()} does not compute in bfloat16: "
+                "give bf16=false"
+            )
         own = {"dataloader_pin_memory": accelerated, "disable_tqdm": True}
         if self.args.get("bf16") and not accelerated:
             own["use_cpu"] = True  # without it bfloat16 is refused on a processor
@@ -102,3 +107,10 @@ class SFT:
         if arguments.packing:
             refuse_leaking_packs(trainer, train)
         return trainer
+
+
+def _has_bfloat16() -> bool:
+    """Whether the accelerator computes in bfloat16 itself; emulation is slower than float32."""
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)
