@@ -93,7 +93,7 @@ def test_a_sweep_cuts_one_model_a_job(tmp_path: Path) -> None:
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no output": ((MODEL,), "output is missing: give output=VALUE"),
-    "a typo": (("model_nam=x",), "model_nam=x: no such key; did you mean model_name?"),
+    "a typo": (("model_nam=x", "output=y"), "model_nam=x: no such key; did you mean model_name?"),
     "the source": (
         (MODEL, f"output={REFERENCE}", "model.layer_to_drop=2"),
         f"output={REFERENCE} is the source itself: give another folder",
