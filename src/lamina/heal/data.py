@@ -47,11 +47,7 @@ class Rows:
     """Share of a split's tokens that may be lost beyond max_seq_length, 0 to 1."""
 
     def find(self) -> None:
-        """Look for what is read from this machine's disk, before anything slow is imported.
-
-        Raises:
-            DataError: It is not there.
-        """
+        """Look for what is read from this machine's disk: a DataError says if it is not there."""
 
     def split(self, rows: "Dataset", origin: str, files: tuple[str, ...] = ()) -> Split:
         """Return rows as a split that is read as these settings say."""
@@ -79,8 +75,7 @@ class Files(Rows):
     """csv, json, jsonl or parquet."""
 
     train: str
-    """File of the training rows, or a folder of such files, which are read in their names' order.
-    """
+    """File of the training rows, or a folder of such files, read in the order of their names."""
 
     def find(self) -> None:
         """Look for the files.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lamina.depth.blocks import adapter_form_is_exact
 from lamina.depth.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
@@ -15,10 +15,9 @@ from lamina.depth.shards import MAX_SHARD_BYTES, Outgoing
 from lamina.depth.source import Source, resolve
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
-from lamina.depth.verification import refuse_misfits
-from lamina.errors import ConfigError, ModelError
+from lamina.errors import ConfigError
 from lamina.measure.console import quiet_transformers
-from lamina.measure.evaluate import row_losses
+from lamina.measure.export_check import adapter_loss, model_loss
 from lamina.measure.finished import FinishedRun, finished_run
 from lamina.measure.merging import AdapterUpdates, adapter_updates
 from lamina.measure.model_form import (
@@ -33,14 +32,6 @@ from lamina.measure.model_form import (
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
-
-CHECKED_TOKENS = 512
-"""Recorded tokens that the written model is evaluated on, about."""
-
-TOLERANCES = {"same": 1e-4, "rounded": 0.03}
-"""Allowed difference of the loss, in nats a token, and its share of the loss: where the model was
-measured in float32 and is written in it, and where bfloat16 rounds."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +95,7 @@ def _export_adapter(run: FinishedRun, output: Path, dtype: str | None) -> Export
             shutil.copyfile(run.adapter / name, folder / name)
         copy_tokenizer(_beside(run), folder)
         write_beside(folder, run.note, is_adapter=True)
-        model = _reloaded_adapter(run, folder)
-        loss = _checked_loss(run, model, str(model.dtype).removeprefix("torch."))
+        loss = adapter_loss(run, folder)
     return Exported(output, "adapter", None, loss)
 
 
@@ -124,9 +114,7 @@ def _export_model(
         with tensor_slices(origin.source, origin.mapping) as slices:
             tensors = _tensors(origin, slices, wanted)
             write_weights(folder, tensors, max_shard_bytes)
-        offloaded = folder / ".offload"
-        loss = _checked_loss(run, _reloaded_model(folder, offloaded, dtype), dtype)
-        shutil.rmtree(offloaded, ignore_errors=True)
+        loss = model_loss(run, folder, dtype)
     return Exported(output, "merged", dtype, loss)
 
 
@@ -190,68 +178,3 @@ def _merging(
         yield as_bytes(merged.pop(name), torch_dtype_of(group[name].stored))
 
     return {name: Outgoing(tensor.stored, partial(blocks, name)) for name, tensor in group.items()}
-
-
-def _reloaded_model(folder: Path, offloaded: Path, dtype: str | None) -> "PreTrainedModel":
-    """Load the written model; its weights stay on disk until a layer needs them."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype) if dtype else "auto",
-        device_map={"": "disk"},
-        offload_folder=offloaded,
-    )
-    return model
-
-
-def _reloaded_adapter(run: FinishedRun, folder: Path) -> "PreTrainedModel":
-    """Load the written adapter as its card says, in the base's own type: that maps its files.
-
-    An offloaded base is of no use here: PEFT 0.19 would leave the adapter without weights.
-
-    Raises:
-        ModelError: It does not fit the base.
-    """
-    from transformers import AutoModelForCausalLM
-
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype="auto",
-        revision=run.note["revision"] or "main",
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    refuse_misfits(f"{run.final} on {run.note['source_model']}", info)
-    loaded: PreTrainedModel = model
-    return loaded
-
-
-def _checked_loss(
-    run: FinishedRun, model: "PreTrainedModel", dtype: str | None
-) -> tuple[float, float] | None:
-    """Evaluate what was written, loaded again, on a few rows that the run recorded.
-
-    Raises:
-        ModelError: Its loss is not the recorded one.
-    """
-    rows: list[dict[str, Any]] = []
-    for row in run.rows:
-        if rows and sum(len(r["input_ids"]) for r in [*rows, row]) > CHECKED_TOKENS:
-            break
-        rows.append(row)
-    if not rows:
-        return None
-    losses = row_losses(model, rows, max_tokens=CHECKED_TOKENS)
-    counts = losses.tokens
-    recorded = sum(row["loss"] * n for row, n in zip(rows, counts, strict=True)) / sum(counts)
-    same = dtype == run.dtype == "float32"
-    allowed = TOLERANCES["same" if same else "rounded"] * (1 + recorded)
-    if not abs(losses.mean() - recorded) <= allowed:
-        raise ModelError(
-            f"{run.final}: loaded again, what was written has a loss of {losses.mean():.6g}; the "
-            f"run recorded {recorded:.6g} on the same rows: nothing was kept of it; please report "
-            "this"
-        )
-    return losses.mean(), recorded
