@@ -107,7 +107,14 @@ def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(tmp_path: Path) -> Non
     folder = tmp_path / "jobs"
     command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}", *QUICK]
     command += ["model=dropped", "model.layer_to_drop=3,5,7,9"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment(), text=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         while (read_result(folder / "0") or {}).get("status") != "completed":
             assert process.poll() is None
             time.sleep(0.1)
