@@ -85,6 +85,11 @@ class WeightFile:
                 raise ModelError(f"{self.path} became shorter while it was read")
             buffer, begin = buffer[count:], begin + count
 
+    def ahead(self, begin: int, nbytes: int) -> None:
+        """Have a range fetched from the disk while something else is done."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
+
     def view(self, begin: int, nbytes: int) -> mmap.mmap | None:
         """Have a range read ahead, and return the map; None if the file is not mapped."""
         if self.map is not None and nbytes and hasattr(mmap, "MADV_WILLNEED"):
@@ -113,6 +118,11 @@ class TensorSlice:
         """Read the bytes of some rows."""
         row = self._row_bytes()
         return self.file.read(self.stored.begin + start * row, (stop - start) * row)
+
+    def ahead(self, start: int, stop: int) -> None:
+        """Have some rows fetched from the disk while something else is done."""
+        row = self._row_bytes()
+        self.file.ahead(self.stored.begin + start * row, (stop - start) * row)
 
     def __getitem__(self, index: Any) -> "torch.Tensor":
         import torch
@@ -179,6 +189,7 @@ def byte_blocks(piece: TensorSlice, dtype: "torch.dtype | None") -> Iterator[byt
     rows = max(1, BLOCK_BYTES * count // max(1, stored.nbytes))
     for start in range(0, count, rows):
         stop = min(start + rows, count)
+        piece.ahead(start, min(stop + rows, count))  # the next block, while this one is written
         yield (
             memoryview(piece.rows(start, stop))
             if dtype is None
