@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from hashlib import sha256
 from importlib.metadata import version
 from os.path import relpath
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 from lamina.depth import loading
 from lamina.depth.reading import identity
 from lamina.depth.source import Source
-from lamina.heal.cache import cached, code_version, folder_of
+from lamina.heal.cache import cache_folder, cached, code_version, folder_of
 from lamina.heal.callbacks import Context
-from lamina.heal.checkpoints import claim, disk_errors, refuse_changes, saved_step
+from lamina.heal.checkpoints import saved_step
+from lamina.heal.claim import claim, refuse_changes
 from lamina.heal.feed import Feed
 from lamina.heal.final import Final, Form, reload, save_final
 from lamina.heal.libraries import prepared
+from lamina.heal.origin import origin
 from lamina.heal.ownership import owned
 from lamina.heal.tracking import watchers
 from lamina.measure.card import note
 from lamina.measure.device import device_name, release
+from lamina.measure.disk import disk_errors, refuse_unwritable
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import fingerprint, provenance
@@ -54,7 +58,7 @@ class Pipeline:
         """
         self.run.data.find()
         # output_dir may lie elsewhere, where another run's process may be at work.
-        with owned(self.run.folder):
+        with owned(self.run.folder, "output_dir"):
             checkpoint = self._claim()
             with prepared(self.run.seed, self.run.num_threads):
                 self._execute(checkpoint)
@@ -88,22 +92,44 @@ class Pipeline:
         run, plan = self.run, self.plan
         kept: dict[str, Any] = {"model_type": plan.model_type, "adapter": run.adapter.name}
         kept["kept_layers"] = list(plan.kept_layers)
+        settings = {**run.settings, "base": _shown_identity(plan.source)}
         run_dir, before = Path(run.run_dir).absolute(), self.record.previous or {}
-        earlier, now = {**before, **before.get("settings", {})}, {**kept, **run.settings}
-        checkpoint = claim(run.folder, run_dir, run.resume, earlier, now)
-        self.record.update(**kept, num_layers=plan.num_layers, seed=run.seed, settings=run.settings)
+        earlier, now = {**before, **before.get("settings", {})}, {**kept, **settings}
+        named = origin(run.resume)
+        checkpoint = claim(run.folder, run_dir, run.resume, named, earlier, now)
+        self._refuse_unwritable()
+        self.origin = named.recorded if named else before
+        self.record.update(
+            **kept,
+            num_layers=plan.num_layers,
+            seed=run.seed,
+            settings=settings,
+            resumed_from=named.given if named else before.get("resumed_from"),
+        )
         return checkpoint
+
+    def _refuse_unwritable(self) -> None:
+        """Refuse folders that would turn out to be read-only once the weights are there."""
+        run = self.run
+        if run.logger.get("tensorboard"):
+            refuse_unwritable(self._logging_dir, "logging_dir")
+        if run.evaluation.baseline and self.plan.is_reduced:
+            refuse_unwritable(cache_folder(), "LAMINA_CACHE")
+
+    @property
+    def _logging_dir(self) -> Path:
+        return Path(self.run.logging_dir).expanduser().absolute() / self.plan.model_type
 
     def _feed(self, tokenizer: "PreTrainedTokenizerBase", checkpoint: Path | None) -> Feed:
         """Load and tokenize the data; eval.jsonl lets anyone check the final loss."""
         rows, record = self.run.load_feed(tokenizer), self.record
-        origin = provenance(self.plan, rows.train.rows, self.run.backend.name)
-        if checkpoint is not None and record.previous is not None:
-            now = {"data_fingerprint": origin["data_fingerprint"]}
-            refuse_changes(checkpoint, record.previous["provenance"], now)
+        made_of = provenance(self.plan, rows.train.rows, self.run.backend.name)
+        if checkpoint is not None and self.origin:
+            now = {"data_fingerprint": made_of["data_fingerprint"]}
+            refuse_changes(checkpoint, self.origin["provenance"], now, self.run.resume)
         rows.write(record.path.parent, SAMPLE_ROWS)
         evaluated = fingerprint(rows.eval.rows)
-        record.update(eval_fingerprint=evaluated, provenance=origin, data=rows.counts())
+        record.update(eval_fingerprint=evaluated, provenance=made_of, data=rows.counts())
         return rows
 
     def _meter(self, rows: Feed) -> Meter:
@@ -156,7 +182,7 @@ class Pipeline:
         run, content = self.run, self.record.content
         return Context(
             run_dir=Path(run.run_dir).absolute(),
-            logging_dir=Path(run.logging_dir).expanduser().absolute() / self.plan.model_type,
+            logging_dir=self._logging_dir,
             run_name=f"{self.plan.name}-{run.adapter.name}",
             config=asdict(run),
             resume_step=saved_step(checkpoint) if checkpoint else None,
@@ -167,7 +193,7 @@ class Pipeline:
     def _heal(self, trainer: "TokenLossTrainer", checkpoint: Path | None) -> None:
         """Train, and leave the best weights in the trainer's model."""
         self.record.update(trainable_parameters=trainer.trainable_parameters())
-        with disk_errors(self.run.folder):
+        with disk_errors(self.run.folder, "output_dir"):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.record.measured(**trainer.figures())
 
@@ -195,3 +221,12 @@ class Pipeline:
             logger.info("evaluating %s", final.folder)
             source = self.plan.source
             meter.final(*reload(final, source.revision if source else None))
+
+
+def _shown_identity(source: Source | None) -> str | None:
+    """Tell a base model from others: by its commit, or by a hash of its weights and config."""
+    if source is None:
+        return None
+    if source.revision:
+        return f"{source.name}@{source.revision}"
+    return sha256("\n".join(identity(source)).encode()).hexdigest()[:16]

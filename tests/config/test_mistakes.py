@@ -125,7 +125,8 @@ MISTAKES = {
     "data.loss_on=everything": "data.loss_on=everything: give auto, assistant, completion or all",
     "logger=wandb logger.wandb.mode=sometimes": "logger.wandb.mode=sometimes: give auto, online or "
     "offline",
-    "resume=maybe": "resume=maybe: give auto or never",
+    "resume=maybe": "resume=maybe: no such folder; give auto, never, or the folder of a run "
+    "or of a checkpoint",
     # Contradictions.
     "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50: the best checkpoint could "
     "not be chosen; make it one",

@@ -1,16 +1,22 @@
 """How a command begins and how its errors reach the console."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from lamina.errors import LaminaError
+from lamina.measure.disk import cause, told
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 class Ended(BaseException):
-    """Carries a single job's error past Hydra, which would print a line of its own about it."""
+    """Carries an error past Hydra, which would print lines of its own about it."""
 
 
 def run_app(
@@ -46,26 +52,43 @@ def run_app(
             app()
         except COMPOSITION_ERRORS as error:
             fail(explain(error, sys.argv[1:], config_name))
-        except (Exception, KeyboardInterrupt) as error:
+        except KeyboardInterrupt:
             if wrong := closing():
-                fail(f"interrupted; {wrong}" if isinstance(error, KeyboardInterrupt) else wrong)
+                fail(f"interrupted; {wrong}", INTERRUPTED)
+            raise
+        except Exception as error:
+            if said := _unwritable(error):
+                fail(said)
+            if wrong := closing():
+                fail(wrong)
             raise
         if wrong := closing():
             fail(wrong)
 
 
+def _unwritable(error: Exception) -> str | None:
+    """Say what Hydra could not write: it makes the folder before a command sees the config."""
+    said, path = cause(error), getattr(error, "filename", None)
+    if not isinstance(error, OSError) or said is None or not isinstance(path, str):
+        return None
+    key = f"hydra.{'sweep' if {'-m', '--multirun'} & {*sys.argv} else 'run'}.dir"
+    return told(Path(path), said, key)
+
+
 @contextmanager
 def said_in_one_line() -> Iterator[None]:
     """End the process with the message of an error that a person can act on."""
+    # On a full disk each line for the log file would end in a traceback on the console.
+    logging.raiseExceptions = False
     try:
         yield
     except (LaminaError, Ended) as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted; start the same command in the same folder to go on")
+        fail("interrupted; start the same command in the same folder to go on", INTERRUPTED)
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, code: int = 1) -> NoReturn:
     """Print an error and end the process."""
     sys.stderr.write(f"error: {message}\n")
-    sys.exit(1)
+    sys.exit(code)

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,8 @@ from lamina.commands.entry import Ended
 from lamina.config.preflight import preflight
 from lamina.depth.plan import make_plan
 from lamina.depth.statistics import Statistics
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, OutputError
+from lamina.heal.ownership import owned
 from lamina.measure.results import read_result
 
 
@@ -29,7 +31,7 @@ class Sweep(Callback):
 
     started: ClassVar["Sweep | None"] = None
     """The sweep that this process started; Hydra makes the object, and calls nothing at its end
-    once a job has failed."""
+    where a launcher fails."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note what is to be done."""
@@ -37,6 +39,11 @@ class Sweep(Callback):
         self.folder = Path(config.hydra.sweep.dir)
         self.planned = planned_jobs(config)
         self.done = 0
+        self.ownership = ExitStack()
+        try:
+            self.ownership.enter_context(owned(self.folder, "hydra.sweep.dir"))
+        except OutputError as error:
+            raise Ended(str(error)) from error
         self.began = time.monotonic()
         if config.hydra.launcher._target_.endswith(".SlurmLauncher"):
             # Without accounting on the cluster each of its looks at the queue ends in a warning.
@@ -55,6 +62,7 @@ class Sweep(Callback):
                 refused[number] = reason
                 sys.stderr.write(f"job {number} will be refused: {reason}\n")
         if len(refused) == len(self.planned):
+            self.ownership.close()
             raise Ended("none of the sweep's jobs could run; nothing was submitted")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
@@ -66,7 +74,10 @@ class Sweep(Callback):
         following = Sweep.started
         folder = Path(config.hydra.sweep.dir)
         jobs = read_jobs(folder, following.planned if following else ())
-        write_summary(folder, jobs)
+        try:
+            write_summary(folder, jobs)
+        except OutputError as error:
+            sys.stderr.write(f"error: {error}\n")
         if following is not None:
             following.done += 1
             following.tell(sum(job.status == "failed" for job in jobs))
@@ -86,8 +97,9 @@ class Sweep(Callback):
         from lamina.measure.sweep import read_jobs, sweep_table, write_summary
 
         jobs = read_jobs(self.folder, self.planned)
-        write_summary(self.folder, jobs)
         Console(file=sys.stdout).print(sweep_table(jobs))
+        with self.ownership:
+            write_summary(self.folder, jobs)
         wrong = [job for job in jobs if job.status != "completed"]
         if not wrong:
             return None

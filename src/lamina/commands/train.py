@@ -17,6 +17,7 @@ from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import LaminaError
 from lamina.heal.ownership import owned
+from lamina.measure.disk import full_disks
 from lamina.measure.results import Record, write_json
 from lamina.pipeline import Pipeline
 
@@ -40,25 +41,26 @@ def train(config: DictConfig) -> None:
             sys.stderr.write(f"job {job.job.num} was completed before\n")
         else:
             heal(config, folder, overrides)
-    except LaminaError as error:
-        if not in_sweep:
-            raise Ended(str(error)) from error
-        sys.stderr.write(f"error in job {job.job.num}: {error}\n")
-        raise
     except Exception as error:
-        if in_sweep:
-            logger.exception("job %s", job.job.num)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            where = f"the traceback is in {folder / 'train.log'}"
-            sys.stderr.write(f"error in job {job.job.num}: {reason}; {where}\n")
-        raise
+        said = str(error) if isinstance(error, LaminaError) else bug(error, folder)
+        if not in_sweep:
+            raise Ended(said) from error
+        # A sweep's verdict comes from what its jobs wrote: raised, it would end in Hydra's lines.
+        sys.stderr.write(f"error in job {job.job.num}: {said}\n")
+
+
+def bug(error: Exception, folder: Path) -> str:
+    """Log the traceback of an error that nobody expected; return one line about it."""
+    logger.exception("an error that Lamina does not know")
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{reason}; the traceback is in {folder / 'train.log'}"
 
 
 def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     """Execute the pipeline, and print what came of it."""
-    with owned(folder):
+    with owned(folder, "hydra.run.dir"):
         record = Record(folder, overrides)
-        with record.outcome():
+        with record.outcome(), full_disks(folder):
             preflight(config)
             Pipeline(instantiate(config), record).execute()
     show(record, folder)

@@ -9,6 +9,7 @@ from lamina.config.ranges import at
 from lamina.config.targets import ALLOWED_TARGETS, refusal
 from lamina.depth.quantities import count
 from lamina.errors import ConfigError, LaminaError
+from lamina.heal.origin import origin
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of adapter.init_lora_weights that change the base's weights, too."""
@@ -32,6 +33,7 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _packing(content)
     yield from _adapter(content)
     yield from _selection(content)
+    yield from _resume(content)
     for node in ("model", "backend", "adapter"):
         yield from _own_check(at(content, f"{node}._target_"))
 
@@ -143,6 +145,14 @@ def _selection(content: Mapping[str, Any]) -> Iterator[str]:
     selector, model = at(content, "selector._target_"), at(content, "model._target_")
     if not str(selector).endswith(".First") and not str(model).endswith(".Pruned"):
         yield "selector chooses the layers of model=pruned: leave it out, or choose model=pruned"
+
+
+def _resume(content: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        if (given := at(content, "resume")) is not None:
+            origin(given)
+    except LaminaError as error:
+        yield str(error)
 
 
 def _own_check(target: Any) -> Iterator[str]:

@@ -124,7 +124,8 @@ class Parameters:
     """Weights & Biases project."""
 
     resume: str
-    """auto goes on from the run folder's last whole checkpoint; never refuses to."""
+    """auto goes on from the run folder's last whole checkpoint; never refuses to; a path goes on
+    from a checkpoint-{step}/, or from the last whole one of a run folder."""
 
     dry_run: bool
     """Whether only a report is made of what the run would do and take."""

@@ -12,7 +12,6 @@ from lamina.errors import ConfigError
 
 CHOICES = {
     "dtype": ("auto", "bfloat16", "float32"),
-    "resume": ("auto", "never"),
     "export.form": ("auto", "adapter", "merged", "both"),
     "export.dtype": ("auto", "bfloat16", "float32"),
     "data.loss_on": ("auto", "assistant", "completion", "all"),

@@ -40,6 +40,11 @@ def size(key: str, value: Any) -> int:
     return _read(key, value, BYTE_SUFFIXES, "500MB or 8GB")
 
 
+def sized(size: int) -> str:
+    """Return a number of bytes as people read it, in GB or MB."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
 def _read(key: str, value: Any, suffixes: dict[str, int], examples: str) -> int:
     match = _NUMBER.fullmatch(str(value))
     number = float(match[1]) * suffixes.get(match[2], 0) if match else 0

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from lamina.measure.disk import refuse_unwritable
 from lamina.measure.results import write_json
 
 
@@ -36,7 +37,7 @@ def cached(folder: Path, filename: str) -> Iterator[Entry]:
     """
     from filelock import FileLock
 
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_unwritable(folder, "LAMINA_CACHE")
     path = folder / filename
     with FileLock(folder / ".lock"):
         before = json.loads(path.read_text()) if path.is_file() else None

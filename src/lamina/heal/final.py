@@ -1,6 +1,5 @@
 """final/: what a run is for, in a form that plain transformers loads."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from lamina.depth.blocks import adapter_form_is_exact
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
-from lamina.heal.checkpoints import disk_errors
+from lamina.heal.whole import replacing
+from lamina.measure.disk import disk_errors
+from lamina.measure.footprint import trained, weight_bytes
 from lamina.measure.model_form import write_beside
 
 if TYPE_CHECKING:
@@ -95,14 +96,15 @@ def save_final(
     model.config.use_cache = True
     if form in ("adapter", "both"):
         saved_dtype = model.get_base_model().dtype
-        with _replacing(final) as partial:
+        with _saved(final, weight_bytes(trained(model))) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             write_beside(partial, note, is_adapter=True)
     if form in ("merged", "both"):
         model = model.merge_and_unload()
     if form != "adapter":
-        with _replacing(folder / f"{FINAL}-merged" if form == "both" else final) as partial:
+        whole = folder / f"{FINAL}-merged" if form == "both" else final
+        with _saved(whole, model.num_parameters() * dtype.itemsize) as partial:
             model.to(dtype).save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             write_beside(partial, note)
@@ -129,13 +131,6 @@ def reload(
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder; once it is whole it takes the place of `folder`."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    with disk_errors(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+def _saved(folder: Path, needed: int) -> Iterator[Path]:
+    with disk_errors(folder, "output_dir", lambda: needed), replacing(folder) as partial:
         yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)

@@ -8,26 +8,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.errors import OutputError
-from lamina.heal.checkpoints import disk_errors
+from lamina.measure.disk import disk_errors
 
 LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path, key: str) -> Iterator[None]:
     """Hold a folder for this process while the body runs.
 
     The operating system holds the lock: it goes with its process, however that ends.
 
     Args:
         folder: Made if it is missing.
+        key: Of the config, that decides where it is.
 
     Raises:
         OutputError: Another process holds it, or it cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    with disk_errors(folder):
+    with disk_errors(folder, key):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_FILE, blocking=False)
         try:
@@ -35,7 +36,7 @@ def owned(folder: Path) -> Iterator[None]:
         except Timeout as error:
             raise OutputError(
                 f"{folder} belongs to {_owner(folder)}, which is still at work there: wait for it, "
-                "or give another hydra.run.dir"
+                f"or give another {key}"
             ) from error
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
         (folder / OWNER_FILE).write_text(json.dumps(owner) + "\n")

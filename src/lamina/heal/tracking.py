@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from lamina.measure.disk import disk_errors
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -59,7 +61,11 @@ class TensorBoard:
         from transformers.integrations import TensorBoardCallback
 
         purge = None if context.resume_step is None else context.resume_step + 1
-        with SummaryWriter(str(context.logging_dir), purge_step=purge) as writer:
+        # Its thread meets a full disk at any time, and says so at a later step, or at the end.
+        with (
+            disk_errors(context.logging_dir, "logging_dir"),
+            SummaryWriter(str(context.logging_dir), purge_step=purge) as writer,
+        ):
             yield TensorBoardCallback(writer)
 
 

@@ -1,7 +1,8 @@
 """TRL's SFTTrainer with an eval_loss that does not depend on how rows fall into batches."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,15 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from lamina.heal.observers import StepClock
 from lamina.heal.preemption import SaveAndRequeue
+from lamina.heal.whole import aside, replacing
+from lamina.measure.disk import disk_errors
 from lamina.measure.evaluate import perplexity
+from lamina.measure.footprint import state_bytes, trained, weight_bytes
 
 
 class TokenLossTrainer(SFTTrainer):
@@ -36,6 +41,7 @@ class TokenLossTrainer(SFTTrainer):
         self.add_callback(Checkpointing())
         self.add_callback(SaveAndRequeue())
         self._token_nll = torch.zeros(2, dtype=torch.float64)
+        self._saving_in: Path | None = None
 
     def trainable_parameters(self) -> int:
         """Return how many weights are trained."""
@@ -55,6 +61,35 @@ class TokenLossTrainer(SFTTrainer):
     def best_model(self) -> PreTrainedModel:
         """Return the model, with the best checkpoint's weights, out of its wrappers."""
         return self.accelerator.unwrap_model(self.model)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Return the folder of checkpoint-{step}/; while one is saved, a temporary one."""
+        return str(self._saving_in or self.args.output_dir)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save a checkpoint under a temporary name; it gets its own once it is whole."""
+        folder = Path(self.args.output_dir)
+        target = folder / f"checkpoint-{self.state.global_step}"
+        whole = replacing(target) if self.args.should_save else nullcontext(aside(target))
+        with disk_errors(folder, "output_dir", self._checkpoint_bytes), whole as partial:
+            self.accelerator.wait_for_everyone()
+            self._saving_in = partial.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._saving_in = None
+            self.state.best_model_checkpoint = _best(self.state, folder, target)
+            if self.args.should_save:
+                self.state.save_to_json(str(partial / "trainer_state.json"))
+            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder), self.args.save_total_limit, best)
+
+    def _checkpoint_bytes(self) -> int:
+        """Return what one checkpoint takes, about: the trained weights and their optimizer."""
+        return weight_bytes(trained(self.model)) + state_bytes(self.optimizer.state)
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
         """Evaluate; the loss is the sum over all ranks' tokens divided by their number."""
@@ -106,12 +141,27 @@ class TokenLossTrainer(SFTTrainer):
         """Write no card beside each checkpoint: final/ gets one that says what was removed."""
 
 
+def _best(state: TrainerState, folder: Path, new: Path) -> str | None:
+    """Return the best checkpoint's path, if it was saved."""
+    if not state.best_global_step:
+        return None
+    best = folder / f"checkpoint-{state.best_global_step}"
+    return str(best) if best == new or best.is_dir() else None
+
+
 class Checkpointing(TrainerCallback):
     """Evaluates and saves at the last step, and saves whenever eval_loss is the lowest so far.
 
     Without it a run shorter than eval_steps is never evaluated, and the best evaluation may fall
     on a step that is not saved.
     """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Find the best checkpoint where it is now: its path is that of the day it was saved."""
+        folder = Path(args.output_dir)
+        state.best_model_checkpoint = _best(state, folder, folder)
 
     def on_step_end(
         self,

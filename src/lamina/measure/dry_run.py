@@ -7,6 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lamina.depth.quantities import sized
 from lamina.depth.ranges import shown
 from lamina.errors import ConfigError
 
@@ -48,7 +49,7 @@ def refuse_what_does_not_fit(content: dict[str, Any], output_dir: str) -> None:
     if footprint["disk"] > footprint["free_disk"]:
         raise ConfigError(
             f"output_dir={output_dir}: {footprint['checkpoints']} checkpoints and final/ take "
-            f"{_gb(footprint['disk'])}, {_gb(footprint['free_disk'])} are free: lower "
+            f"{sized(footprint['disk'])}, {sized(footprint['free_disk'])} are free: lower "
             "save_total_limit, or give another output_dir"
         )
 
@@ -63,13 +64,13 @@ def _figures(content: dict[str, Any]) -> Table:
     table.add_row("parameters", f"{content['parameters']:,}", "without the adapter's")
     table.add_row("trained", f"{content['trainable_parameters']:,}", f"{share:.2%} of them")
     for name in ("weights", "gradients", "optimizer"):
-        table.add_row(name, _gb(footprint[name]), "")
-    free = f"of {_gb(footprint['free_memory'])} free, libraries included, {content['device']}"
-    table.add_row("peak memory", _gb(footprint["peak_memory"]), free)
+        table.add_row(name, sized(footprint[name]), "")
+    free = f"of {sized(footprint['free_memory'])} free, libraries included, {content['device']}"
+    table.add_row("peak memory", sized(footprint["peak_memory"]), free)
     several = f"{footprint['checkpoints']} beside each other at most"
-    table.add_row("one checkpoint", _gb(footprint["checkpoint"]), several)
-    table.add_row("final/", _gb(footprint["final"]), content["form"])
-    table.add_row("disk", _gb(footprint["disk"]), f"of {_gb(footprint['free_disk'])} free")
+    table.add_row("one checkpoint", sized(footprint["checkpoint"]), several)
+    table.add_row("final/", sized(footprint["final"]), content["form"])
+    table.add_row("disk", sized(footprint["disk"]), f"of {sized(footprint['free_disk'])} free")
     table.add_row("steps", f"{content['steps']:,}", "of the optimizer, on one device")
     about = f"{step['tokens']:,} tokens forward and backward, {step['seconds']:.1f} s"
     table.add_row("first loss", f"{step['loss']:.4g}", about)
@@ -107,7 +108,3 @@ def _row(pieces: Sequence[dict[str, Any]], marks: bool) -> Text:
 
 def _styled(text: str, trained: bool, marks: bool) -> tuple[str, str]:
     return f"⟦{text}⟧" if marks and trained else text, "bold green" if trained else "dim"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

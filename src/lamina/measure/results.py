@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import LaminaError, OutputError
+from lamina.measure.disk import told
 
 RESULT_FILE = "result.json"
 ROWS_FILE = "eval.jsonl"
@@ -51,6 +52,7 @@ class Record:
             "trainable_parameters": None,
             "overrides": list(overrides),
             "settings": {},
+            "resumed_from": None,
             "final": None,
             "dtype": None,
             "seed": None,
@@ -107,9 +109,9 @@ class Record:
         if before and before["model_type"] and (refused or before["status"] == "completed"):
             write_json(self.path, before)
             return
-        reason = (
-            str(error) if isinstance(error, LaminaError) else f"{type(error).__name__}: {error}"
-        )
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, LaminaError | KeyboardInterrupt):
+            reason = str(error) or "interrupted"
         try:
             self.update(status="failed", error=reason)
         except OutputError:
@@ -168,7 +170,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         # It fails as well where the folder is a file; the first reason is the one to tell.
         with suppress(OSError):
             temporary.unlink()
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise OutputError(told(path, error.strerror or str(error))) from error
 
 
 def _finite(value: Any) -> Any:
