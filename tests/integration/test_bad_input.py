@@ -1,13 +1,8 @@
 """Bad input that only a started run can see: one clear error, a failed result, nothing lost."""
 
 import json
-import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.conftest import REFERENCE, SHORT, Finished, train
 
@@ -65,23 +60,3 @@ def test_a_form_that_would_not_be_exact_is_refused_before_training(tmp_path: Pat
     done = train(tmp_path / "run", *given)
     refused(done, "export.form=adapter: an adapter cannot rebuild scratch-12of12")
     assert done.result["trainable_parameters"] is None
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of three megabytes."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = os.geteuid() == 0 and shutil.which("mount")
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    if not mounted or subprocess.run(command, check=False).returncode:
-        pytest.skip("needs root and the right to mount a tmpfs: run it in a container as root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_said_and_earlier_checkpoints_stay(small_disk: Path, tmp_path: Path) -> None:
-    given = ("max_steps=40", "eval_steps=2", "save_steps=2", "save_total_limit=40")
-    elsewhere = f"output_dir={small_disk / 'checkpoints'}"
-    done = train(tmp_path / "run", *SHORT, *given, elsewhere, "evaluation=none", "adapter=full")
-    refused(done, "No space left", "earlier checkpoints are intact")

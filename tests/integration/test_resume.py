@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHORT, Finished, environment, train
+from tests.conftest import REFERENCE, SHORT, Finished, environment, train
 
 STEPS = ("max_steps=24", "eval_steps=4", "save_steps=4", "evaluation=none")
 
@@ -35,7 +35,7 @@ def twins(
 ) -> tuple[Finished, Finished]:
     """An undisturbed run, and one that was killed at a checkpoint and started again."""
     folder = tmp_path_factory.mktemp(request.param)
-    overrides = (*SHORT, *STEPS, f"adapter={request.param}")
+    overrides = (*SHORT, *STEPS, f"adapter={request.param}", "logger=both")
     whole = train(folder / "whole", *overrides)
     killed_after(folder / "killed", "checkpoint-8", *overrides)
     assert json.loads((folder / "killed" / "result.json").read_text())["status"] == "running"
@@ -57,6 +57,28 @@ def test_a_resumed_run_did_not_start_over(twins: tuple[Finished, Finished]) -> N
     per_step = whole.metrics["train_tokens"] / 24
     seen_again = resumed.metrics["tokens_per_second"] * resumed.metrics["train_seconds"]
     assert seen_again < 20 * per_step
+
+
+def test_no_step_stands_twice_in_tensorboard(twins: tuple[Finished, Finished]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    whole, resumed = twins
+    logs = resumed.folder / "logs" / "pruned"
+    assert len(list(logs.iterdir())) == 2
+    events = EventAccumulator(str(logs))
+    events.Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    history = whole.result["history"]
+    assert logged == [(entry["step"], pytest.approx(entry["loss"])) for entry in history]
+
+
+def test_the_wandb_run_goes_on_under_its_id(twins: tuple[Finished, Finished]) -> None:
+    ids = [
+        [path.name.rpartition("-")[2] for path in run.folder.glob("wandb/offline-run-*")]
+        for run in twins
+    ]
+    assert [len(each) for each in ids] == [1, 2]
+    assert ids[1][0] == ids[1][1] != ids[0][0]
 
 
 def test_the_best_weights_are_the_same_bit_for_bit(twins: tuple[Finished, Finished]) -> None:
@@ -132,3 +154,67 @@ def test_resume_never_does_not_touch_an_earlier_run(pruned: Finished) -> None:
     assert done.code == 1
     assert "resume=never" in done.errors
     assert pruned.result == before
+
+
+@pytest.mark.parametrize("given", ["checkpoints/pruned/checkpoint-3", ""])
+def test_a_run_goes_on_from_a_checkpoint_that_is_named(
+    pruned: Finished, tmp_path: Path, given: str
+) -> None:
+    path = pruned.folder / given
+    before = pruned.result
+    done = train(tmp_path / "run", *SHORT, "logger=none", f"resume={path}")
+    assert done.code == 0, done.errors
+    assert done.result["resumed_from"] == str(path)
+    assert done.result["history"] == before["history"]
+    assert done.metrics["eval_loss"] == before["metrics"]["eval_loss"]
+    seen_again = done.metrics["tokens_per_second"] or 0
+    assert bool(seen_again) == bool(given)
+    assert pruned.result == before
+
+
+@pytest.fixture(scope="module")
+def another_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model with one weight changed."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("base") / "base"
+    shutil.copytree(REFERENCE, folder)
+    (path,) = folder.glob("*.safetensors")
+    weights = load_file(path)
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, path, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("change", ["model.keep_layers=6", "adapter=full", "model_name="])
+def test_a_named_checkpoint_of_another_variant_is_refused(
+    pruned: Finished, tmp_path: Path, another_base: Path, change: str
+) -> None:
+    change += str(another_base) if change == "model_name=" else ""
+    done = train(tmp_path / "run", *SHORT, change, f"resume={pruned.folder}")
+    assert done.code == 1
+    (line,) = done.errors.splitlines()
+    assert line.startswith(f"error: resume={pruned.folder}, but {pruned.folder}/checkpoints/pruned")
+    assert line.endswith(": give another resume")
+    assert done.result["data"] == {}
+
+
+def test_another_base_is_refused_in_the_same_folder(pruned: Finished, another_base: Path) -> None:
+    before = pruned.result
+    done = train(pruned.folder, *SHORT, f"model_name={another_base}")
+    assert done.code == 1
+    assert f"is of base={before['settings']['base']}, not " in done.errors
+    assert pruned.result == before
+
+
+def test_the_best_checkpoint_stays_whatever_comes_after(tmp_path: Path) -> None:
+    steps = ("max_steps=8", "eval_steps=2", "save_steps=2", "save_total_limit=2")
+    diverging = ("learning_rate=0.5", "lr_scheduler_type=constant_with_warmup", "warmup_ratio=0.4")
+    done = train(tmp_path / "run", *SHORT, *steps, *diverging, "logger=none")
+    assert done.code == 0, done.errors
+    losses = {e["step"]: e["eval_loss"] for e in done.result["history"] if e["eval_loss"]}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 6, losses
+    names = {path.name for path in done.final.parent.glob("checkpoint-*")}
+    assert names == {f"checkpoint-{best}", "checkpoint-8"}
+    assert done.metrics["eval_loss"] == pytest.approx(losses[best], rel=1e-4)

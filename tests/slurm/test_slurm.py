@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SHORT, environment
+from lamina.commands.sweep import Sweep
+from tests.conftest import SHORT, environment, lamina
 
 pytestmark = pytest.mark.skipif(
     shutil.which("slurmctld") is None or os.geteuid() != 0,
@@ -46,11 +47,11 @@ LONG = (
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which SLURM's commands find the cluster."""
     root = tmp_path_factory.mktemp("cluster")
-    subprocess.run(["bash", HERE / "up.sh", root], check=True, capture_output=True, timeout=120)
-    variables = environment(SLURM_CONF=str(root / "slurm.conf"), OMP_NUM_THREADS="1")
-    yield variables
-    subprocess.run(["scancel", "--user=root"], env=variables, check=False)
-    subprocess.run(["bash", HERE / "down.sh", root], check=True)
+    try:
+        subprocess.run(["bash", HERE / "up.sh", root], check=True, capture_output=True, timeout=120)
+        yield environment(SLURM_CONF=str(root / "slurm.conf"), OMP_NUM_THREADS="1")
+    finally:
+        subprocess.run(["bash", HERE / "down.sh", root], check=True, timeout=120)
 
 
 def ask(variables: dict[str, str], *command: str) -> list[list[str]]:
@@ -138,7 +139,7 @@ def test_a_preempted_job_saves_and_comes_back(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
-    with swept(folder, cluster, *LONG, *SLURM):
+    with swept(folder, cluster, *LONG, *SLURM, "logger=wandb"):
         wait_for(trained(folder, 10), cluster, 120)
         high = [
             "sbatch",
@@ -157,6 +158,47 @@ def test_a_preempted_job_saves_and_comes_back(
     assert any(step % 10 for step in saved), saved
     assert "this job is preempted" in log(folder) or "this job is timed-out" in log(folder)
     assert_equal(folder, undisturbed)
+    runs = [path.name for path in folder.glob("0/wandb/offline-run-*")]
+    assert len(runs) == 2
+    assert len({name.rpartition("-")[2] for name in runs}) == 1
+
+
+def test_the_jobs_of_a_shell_that_is_gone_are_found_by_their_files(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    short = (*SHORT, "max_steps=2", "evaluation=none", "model=dropped", "model.layer_to_drop=3,5")
+    command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}", *short]
+    with subprocess.Popen([*command, *SLURM], env=cluster, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: len(ask(cluster, "squeue", "-h", "-r")) == 2, cluster, 120)
+        process.kill()
+    wait_for(lambda: not ask(cluster, "squeue", "-h"), cluster, 200)
+    assert [result(folder, number)["status"] for number in range(2)] == ["completed"] * 2
+    for path in folder.glob("summary.*"):
+        path.unlink()
+    shown = lamina("show", folder, cwd=tmp_path, SLURM_CONF="/nowhere")
+    assert shown.code == 0, shown.errors
+    rows = (folder / "summary.csv").read_text().splitlines()
+    assert sorted(row.split(",")[2:4] for row in rows[1:]) == [
+        ["completed", "model.layer_to_drop=3"],
+        ["completed", "model.layer_to_drop=5"],
+    ]
+    again = subprocess.run(command, env=cluster, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("was completed before") == 2
+
+
+def test_a_worker_looks_at_the_config_that_it_composes(tmp_path: Path) -> None:
+    import pickle
+
+    travelled = tmp_path / "callback.pickle"
+    travelled.write_bytes(pickle.dumps(Sweep()))
+    code = (
+        "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'));"
+        "from hydra._internal.config_loader_impl import ConfigLoaderImpl as Loader;"
+        "sys.exit(not hasattr(Loader.load_configuration, '__wrapped__'))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, travelled], check=False).returncode == 0
 
 
 def test_a_job_whose_time_is_over_saves_and_comes_back(

@@ -68,10 +68,12 @@ def run_app(
 
 def _unwritable(error: Exception) -> str | None:
     """Say what Hydra could not write: it makes the folder before a command sees the config."""
-    said, path = cause(error), getattr(error, "filename", None)
-    if not isinstance(error, OSError) or said is None or not isinstance(path, str):
+    if not isinstance(error, OSError) or (said := cause(error)) is None:
         return None
     key = f"hydra.{'sweep' if {'-m', '--multirun'} & {*sys.argv} else 'run'}.dir"
+    given = [value for name, _, value in (each.partition("=") for each in sys.argv) if name == key]
+    # A file that is full when it is closed does not say its name.
+    path = error.filename if isinstance(error.filename, str) else (given or ["."])[-1]
     return told(Path(path), said, key)
 
 

@@ -1,6 +1,10 @@
-"""`lamina show MODEL_OR_RUN`: which layers there are, which stayed, and what they weigh."""
+"""`lamina show MODEL_OR_RUN`: which layers there are, which stayed, and what they weigh.
+
+Of a sweep it shows the table, and writes the summary again: nothing else has to be alive.
+"""
 
 import argparse
+from pathlib import Path
 
 from lamina.commands.entry import said_in_one_line
 from lamina.config.paths import load_environment
@@ -11,14 +15,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="lamina show",
         description="Print a model's layers with their parameters, bytes and types; of a run, also "
-        "which layers stayed.",
+        "which layers stayed; of a sweep, its jobs.",
     )
-    parser.add_argument("given", metavar="MODEL_OR_RUN", help="hub id, model folder or run folder")
+    parser.add_argument(
+        "given", metavar="MODEL_OR_RUN", help="hub id, or folder of a model, run or sweep"
+    )
     asked = parser.parse_args()
     load_environment()
     with said_in_one_line():
         from rich.console import Console
 
+        from lamina.commands.sweep import MULTIRUN_FILE, tabled
         from lamina.measure.overview import overview
 
-        Console().print(overview(asked.given))
+        folder = Path(asked.given).expanduser()
+        is_sweep = (folder / MULTIRUN_FILE).is_file()
+        Console().print(tabled(folder) if is_sweep else overview(asked.given))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,12 +18,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lamina.commands.entry import Ended
+from lamina.config import guard
 from lamina.config.preflight import preflight
 from lamina.depth.plan import make_plan
 from lamina.depth.statistics import Statistics
 from lamina.errors import LaminaError, OutputError
 from lamina.heal.ownership import owned
 from lamina.measure.results import read_result
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+MULTIRUN_FILE = "multirun.yaml"
+"""What Hydra leaves in a sweep's folder: the config, with the command line."""
 
 
 class Sweep(Callback):
@@ -32,6 +40,10 @@ class Sweep(Callback):
     started: ClassVar["Sweep | None"] = None
     """The sweep that this process started; Hydra makes the object, and calls nothing at its end
     where a launcher fails."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to a cluster's worker without what belongs to this process."""
+        return _in_a_worker, ()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note what is to be done."""
@@ -108,6 +120,25 @@ class Sweep(Callback):
             f"{len(wrong)} of {len(jobs)} jobs are not completed: {named}; the same command with "
             f"hydra.sweep.dir={self.folder} runs only these again"
         )
+
+
+def _in_a_worker() -> Sweep:
+    """Let a worker look at the config it composes as closely as the command does."""
+    guard.install()
+    return Sweep()
+
+
+def tabled(folder: Path) -> "RenderableType":
+    """Write a sweep's summary again, from its files alone; return its table.
+
+    Raises:
+        OutputError: The summary cannot be written.
+    """
+    from lamina.measure.sweep import read_jobs, sweep_table, write_summary
+
+    jobs = read_jobs(folder, planned_jobs(OmegaConf.load(folder / MULTIRUN_FILE)))
+    write_summary(folder, jobs)
+    return sweep_table(jobs)
 
 
 def close_sweep() -> str | None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -61,9 +62,9 @@ class TensorBoard:
         from transformers.integrations import TensorBoardCallback
 
         purge = None if context.resume_step is None else context.resume_step + 1
-        # Its thread meets a full disk at any time, and says so at a later step, or at the end.
         with (
             disk_errors(context.logging_dir, "logging_dir"),
+            _silent_threads(),
             SummaryWriter(str(context.logging_dir), purge_step=purge) as writer,
         ):
             yield TensorBoardCallback(writer)
@@ -124,6 +125,25 @@ class WandB:
         if self.mode == "auto":
             return "online" if os.environ.get("WANDB_API_KEY") and _reachable() else "offline"
         return "online" if self.mode == "online" else "offline"
+
+
+@contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Let a thread that cannot write die without a traceback: TensorBoard raises it again itself.
+
+    That is at the next entry, or when the writer is closed (tensorboard 2.21).
+    """
+    before = threading.excepthook
+
+    def tell(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            before(arguments)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _reachable() -> bool:

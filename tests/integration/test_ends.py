@@ -1,0 +1,321 @@
+"""How runs and sweeps end when the disk is full or read-only, or someone stops them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.measure.results import read_result
+from tests.conftest import SHORT, Finished, environment, train
+
+QUICK = (*SHORT, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
+SAVES = (*SHORT, "max_steps=8", "eval_steps=2", "save_steps=2", "save_total_limit=10")
+FULL = (*SAVES, "evaluation=none", "logger=none", "adapter=full", "model.keep_layers=2")
+REFUSED = ("model=dropped", "model.layer_to_drop=77,88")
+"""A sweep of two jobs that take no time: the model has 12 layers."""
+
+
+def tmpfs(folder: Path, megabytes: int) -> None:
+    """Mount a small file system, or skip the test."""
+    folder.mkdir()
+    size = f"size={megabytes}m"
+    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    mountable = os.geteuid() == 0 and shutil.which("mount")
+    if not mountable or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("needs root and the right to mount a tmpfs: run it in a container as root")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 16 megabytes."""
+    tmpfs(tmp_path / "disk", 16)
+    yield tmp_path / "disk"
+    subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+def fill(disk: Path, left: int) -> Path:
+    """Leave so many bytes of a disk."""
+    ballast = disk / "ballast"
+    free = shutil.disk_usage(disk).free - left
+    ballast.write_bytes(bytes(max(free, 0)))
+    return ballast
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder that cannot be written, not by root either."""
+    folder = tmp_path / "read_only"
+    if os.geteuid() == 0:
+        tmpfs(folder, 1)
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        yield folder
+        subprocess.run(["umount", str(folder)], check=True)
+    else:
+        folder.mkdir(mode=0o500)
+        yield folder
+        folder.chmod(0o700)
+
+
+def only_line(done: Finished) -> str:
+    """Return the one line on an error of a command that says nothing else about it."""
+    assert "Traceback" not in done.errors
+    assert "HYDRA_FULL_ERROR" not in done.errors
+    assert "Error executing job" not in done.errors
+    assert "Logging error" not in done.errors
+    (line,) = [line for line in done.errors.splitlines() if line.startswith("error")]
+    assert done.errors.splitlines()[-1] == line
+    return line
+
+
+def steps(folder: Path) -> list[int]:
+    """Return the steps of a run's checkpoints, each of which is whole."""
+    states = folder.glob("checkpoints/*/checkpoint-*")
+    return sorted(
+        json.loads((path / "trainer_state.json").read_text())["global_step"] for path in states
+    )
+
+
+def test_a_disk_that_is_full_in_a_save_leaves_whole_checkpoints_and_the_reason(
+    disk: Path, tmp_path: Path
+) -> None:
+    undisturbed = train(tmp_path / "undisturbed", *FULL)
+    assert undisturbed.code == 0, undisturbed.errors
+    one = tmp_path / "undisturbed" / "checkpoints" / "pruned" / "checkpoint-2"
+    size = sum(path.stat().st_size for path in one.iterdir())
+    # The run folder is on the disk too: result.json must find room for the reason.
+    ballast = fill(disk, int(size * 2.6))
+    done = train(disk / "run", *FULL)
+    assert done.code == 1
+    line = only_line(done)
+    where = disk / "run" / "checkpoints" / "pruned"
+    assert line.startswith(f"error: output_dir: {where} cannot be written: No space left on device")
+    assert " MB are free, " in line
+    assert line.endswith(
+        " MB are needed; earlier checkpoints are intact: make room and start the same command "
+        "again in that folder"
+    )
+    assert steps(disk / "run") == [2, 4]
+    assert not list(where.glob(".*"))
+    assert (done.result["status"], done.result["error"]) == ("failed", line.removeprefix("error: "))
+    ballast.unlink()
+    again = train(disk / "run", *FULL, "save_total_limit=1")
+    assert again.code == 0, again.errors
+    assert again.result["history"] == undisturbed.result["history"]
+    assert again.metrics["eval_loss"] == undisturbed.metrics["eval_loss"]
+
+
+@pytest.mark.parametrize("write", ["torch", "safetensors", "text"])
+def test_a_full_disk_is_known_whatever_writes(disk: Path, write: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from lamina.errors import OutputError
+    from lamina.measure.disk import disk_errors
+
+    content = {"a": torch.zeros(10**6)}
+    writers: dict[str, Callable[[], Any]] = {
+        "torch": lambda: torch.save(content, disk / "file"),
+        "safetensors": lambda: save_file(content, disk / "file"),
+        "text": lambda: (disk / "file").write_text("0" * 4 * 10**6),
+    }
+    fill(disk, 10**6)
+    where = f"{disk} cannot be written: No space left on device; "
+    with pytest.raises(OutputError, match=where), disk_errors(disk):
+        writers[write]()
+
+
+def test_a_disk_that_is_full_before_the_run_is_said_at_once(disk: Path) -> None:
+    fill(disk, 0)
+    done = train(disk / "run", *QUICK)
+    assert done.code == 1
+    line = only_line(done)
+    assert line.startswith(f"error: hydra.run.dir: {disk / 'run'}")
+    assert line.endswith(
+        "cannot be written: No space left on device; 0 MB are free; make room and start the same "
+        "command again in that folder"
+    )
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_training(disk: Path, tmp_path: Path) -> None:
+    given = (*FULL, "max_steps=2", f"output_dir={disk / 'checkpoints'}")
+    ballast = fill(disk, 4_900_000)  # a checkpoint takes 4.1 MB, final/ 1.4 MB
+    done = train(tmp_path / "run", *given)
+    assert done.code == 1
+    final = disk / "checkpoints" / "pruned" / "final"
+    assert only_line(done).startswith(f"error: output_dir: {final} cannot be written: No space")
+    assert [path.name for path in final.parent.iterdir() if path.is_dir()] == ["checkpoint-2"]
+    assert done.result["status"] == "failed"
+    ballast.unlink()
+    again = train(tmp_path / "run", *given)
+    assert again.code == 0, again.errors
+    assert again.result["history"] == done.result["history"]
+    assert (final / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("pages", "file"), [(5, "result.json"), (9, "eval.jsonl")])
+def test_a_file_of_the_run_folder_that_finds_no_room_is_named(
+    disk: Path, tmp_path: Path, pages: int, file: str
+) -> None:
+    fill(disk, pages * 4096)
+    done = train(disk / "run", *QUICK, "logger=none", f"output_dir={tmp_path / 'checkpoints'}")
+    assert done.code == 1
+    line = only_line(done)
+    assert line.startswith(f"error: {disk / 'run' / file} cannot be written: No space left on")
+
+
+def test_events_that_find_no_room_end_the_run(disk: Path, tmp_path: Path) -> None:
+    fill(disk, 4096)
+    done = train(tmp_path / "run", *QUICK, f"logging_dir={disk}")
+    assert done.code == 1
+    line = only_line(done)
+    assert line.startswith(f"error: logging_dir: {disk / 'pruned'} cannot be written: No space")
+    assert done.result["error"] == line.removeprefix("error: ")
+
+
+def test_a_summary_that_finds_no_room_is_said_and_the_jobs_stand(
+    disk: Path, tmp_path: Path
+) -> None:
+    for name in "01":
+        (tmp_path / name).mkdir()
+        (disk / name).symlink_to(tmp_path / name)
+    sweep = ("--multirun", f"hydra.sweep.dir={disk}", *SHORT, *REFUSED)
+    assert train(tmp_path, *sweep).errors.splitlines()[-1].startswith("error: 2 of 2 jobs")
+    for path in disk.glob("summary.*"):
+        path.unlink()
+    fill(disk, 4096)  # for the owner's file
+    done = train(tmp_path, *sweep)
+    assert done.code == 1
+    assert "Traceback" not in done.errors
+    said = (
+        f"error: {disk / 'summary.csv'} cannot be written: No space left on device; 0 MB are free"
+    )
+    assert sum(line.startswith(said) for line in done.errors.splitlines()) == 3
+    assert done.errors.splitlines()[-1].startswith(said)
+    assert [(read_result(tmp_path / name) or {})["status"] for name in "01"] == ["failed"] * 2
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "output_dir", "logging_dir", "LAMINA_CACHE"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(
+    read_only: Path, tmp_path: Path, key: str
+) -> None:
+    folder = read_only / "run" if key == "hydra.run.dir" else tmp_path / "run"
+    given = [f"{key}={read_only}"] if key.endswith("_dir") else []
+    cache = {"LAMINA_CACHE": str(read_only)} if key.isupper() else {}
+    baseline = "evaluation=default" if cache else "evaluation=none"
+    done = train(folder, *SHORT, baseline, *given, cwd=tmp_path, **cache)
+    assert done.code == 1
+    line = only_line(done)
+    assert line.startswith(f"error: {key}: {read_only}")
+    assert " cannot be written: " in line
+    assert line.endswith(f"; give another {key}")
+    assert done.errors.splitlines() == [line]
+    if folder == tmp_path / "run":
+        assert (done.result["status"], done.result["data"]) == ("failed", {})
+        assert done.result["error"] == line.removeprefix("error: ")
+
+
+def test_a_sweep_folder_that_cannot_be_written_is_refused(read_only: Path, tmp_path: Path) -> None:
+    given = ("--multirun", f"hydra.sweep.dir={read_only / 'sweep'}", *SHORT, *REFUSED)
+    done = train(tmp_path / "run", *given)
+    assert done.code == 1
+    assert only_line(done).endswith("; give another hydra.sweep.dir")
+    assert len(done.errors.splitlines()) == 1
+
+
+def started(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Start a sweep, and take its errors."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", "--multirun", *overrides],
+        cwd=cwd,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=environment(),
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def dropped(folder: Path) -> str:
+    """Return the layer that a job was to drop."""
+    given = (read_result(folder) or {})["overrides"]
+    return next(o for o in given if "layer_to_drop" in o).partition("=")[2]
+
+
+def test_two_sweeps_started_at_once_have_folders_of_their_own(tmp_path: Path) -> None:
+    layers = ("77,88", "78,89")
+    both = [
+        started(tmp_path, *SHORT, "model=dropped", f"model.layer_to_drop={each}") for each in layers
+    ]
+    for process in both:
+        process.communicate(timeout=120)
+    folders = list((tmp_path / "multirun").glob("*/*"))
+    assert len(folders) == 2
+    found = sorted([dropped(folder / name) for name in "01"] for folder in folders)
+    assert [",".join(each) for each in found] == list(layers)
+    assert all((folder / "summary.csv").is_file() for folder in folders)
+
+
+def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs"
+    given = (f"hydra.sweep.dir={folder}", *QUICK, "model=dropped", "model.layer_to_drop=3,5,7")
+    with started(tmp_path, *given) as process:
+        while (read_result(folder / "0") or {}).get("status") != "completed":
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGSTOP)
+        second = train(tmp_path / "unused", "--multirun", *given)
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        errors = process.communicate(timeout=60)[1]
+    assert time.monotonic() - began < 20
+    assert process.returncode == 130
+    assert second.code == 1
+    assert only_line(second).startswith(f"error: {folder} belongs to process {process.pid} on ")
+    assert only_line(second).endswith("wait for it, or give another hydra.sweep.dir")
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("error: interrupted; ")
+    assert errors.endswith(
+        f"the same command with hydra.sweep.dir={folder} runs only these again\n"
+    )
+    statuses = [(read_result(folder / name) or {}).get("status") for name in "012"]
+    assert statuses[0] == "completed"
+    assert "completed" not in statuses[1:]
+    assert ",completed,model.layer_to_drop=3," in (folder / "summary.csv").read_text()
+    first = (folder / "0" / "result.json").stat()
+    again = train(tmp_path / "unused", "--multirun", *given)
+    assert again.code == 0, again.errors
+    assert [(read_result(folder / name) or {})["status"] for name in "012"] == ["completed"] * 3
+    assert (folder / "0" / "result.json").stat().st_mtime_ns == first.st_mtime_ns
+    assert not list(folder.glob(".owner*"))
+
+
+@pytest.mark.parametrize("jobs", [(), ("--multirun", "seed=1,2")])
+def test_a_bug_of_ours_is_one_line_and_its_traceback_is_in_the_log(
+    tmp_path: Path, jobs: tuple[str, ...]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import lamina.pipeline\nlamina.pipeline.Pipeline.execute = lambda self: 1 / 0\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    folder = tmp_path / "run"
+    done = train(folder, *jobs, f"hydra.sweep.dir={folder}", *SHORT, PYTHONPATH=path)
+    assert done.code == 1
+    assert "Error executing job" not in done.errors
+    assert "HYDRA_FULL_ERROR" not in done.errors
+    for name in "01" if jobs else ".":
+        log = folder / name / "train.log"
+        told = f"error in job {name}" if jobs else "error"
+        line = f"{told}: ZeroDivisionError: division by zero; the traceback is in {log}"
+        assert done.errors.splitlines().count(line) == 1
+        assert "Traceback (most recent call last)" in log.read_text()
+        assert (read_result(folder / name) or {})["error"] == "ZeroDivisionError: division by zero"

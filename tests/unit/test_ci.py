@@ -1,0 +1,62 @@
+""".ci/run installs SLURM where it can, once, and nowhere else."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SLURM = ("slurmctld", "slurmd", "munged")
+INSTALL = "apt-get install -y -qq --no-install-recommends slurm-wlm munge"
+SKIPPED = "tests/slurm will be skipped: as root, apt-get install slurm-wlm munge would let them run"
+
+
+def ci(
+    folder: Path, *, there: tuple[str, ...], user: int, works: bool = True
+) -> tuple[str, list[str]]:
+    """Run .ci/run with a PATH on which each command only notes that it was called."""
+    commands = folder / "bin"
+    commands.mkdir()
+    log = folder / "log"
+    log.touch()
+    (commands / "dirname").symlink_to(shutil.which("dirname") or "")
+    scripts = dict.fromkeys(("make", *there), "")
+    scripts["id"] = f"echo {user}"
+    made = "; ".join(f"cp {commands}/make {commands}/{name}" for name in SLURM)
+    scripts["apt-get"] = f'[ "$1" = update ] || {{ {made}; }}' if works else "exit 100"
+    for name, body in scripts.items():
+        path = commands / name
+        noted = "" if name == "id" else f'echo "{name} $*" >> {log}\n'
+        path.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{noted}{body}\n")
+        path.chmod(0o755)
+    bash = shutil.which("bash") or "bash"
+    done = subprocess.run(
+        [bash, ROOT / ".ci" / "run"],
+        env={"PATH": str(commands)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout, log.read_text().splitlines()
+
+
+def test_slurm_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    said, called = ci(tmp_path, there=SLURM, user=0)
+    assert (said, called) == ("", ["make check", "make test"])
+
+
+def test_slurm_is_installed_once(tmp_path: Path) -> None:
+    said, called = ci(tmp_path, there=(), user=0)
+    assert called == ["apt-get update -qq", INSTALL, "make check", "make test"]
+    assert said == "Installing slurm-wlm and munge for tests/slurm ...\n"
+
+
+@pytest.mark.parametrize(("user", "calls"), [(1000, []), (0, ["apt-get update -qq"])])
+def test_where_it_cannot_be_installed_it_is_said_what_is_skipped(
+    tmp_path: Path, user: int, calls: list[str]
+) -> None:
+    said, called = ci(tmp_path, there=(), user=user, works=False)
+    assert called == [*calls, "make check", "make test"]
+    assert said.splitlines()[-1] == SKIPPED

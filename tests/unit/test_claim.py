@@ -1,0 +1,137 @@
+"""What a run goes on from, and what it never takes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.errors import ConfigError, OutputError
+from lamina.heal.claim import claim
+from lamina.heal.origin import Origin, origin
+from lamina.heal.whole import replacing
+
+NOW = {"kept_layers": [0, 1], "adapter": "lora", "base": "abc"}
+
+
+def checkpoint(folder: Path, step: int, *, best: int | None = None, whole: bool = True) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "model.safetensors").write_text(f"weights of {folder.name} at {step}")
+    known = str(Path("/gone") / f"checkpoint-{best}") if best else None
+    state = json.dumps({"global_step": step, "best_model_checkpoint": known})
+    (path / "trainer_state.json").write_text(state if whole else state[:9])
+    return path
+
+
+def run(folder: Path, *steps: int, **changes: Any) -> Path:
+    """A run folder with checkpoints; return the folder of them."""
+    inside = folder / "checkpoints" / "pruned"
+    for step in steps:
+        checkpoint(inside, step, best=steps[0])
+    result = {"model_type": "pruned", "final": None, "settings": {"base": "abc"}, **NOW, **changes}
+    (folder / "result.json").write_text(json.dumps(result))
+    return inside
+
+
+def claimed(folder: Path, resume: str, before: dict[str, Any] | None = None) -> Path | None:
+    run_dir = folder.parents[1]
+    return claim(folder, run_dir, resume, origin(resume), before or {}, NOW)
+
+
+@pytest.mark.parametrize("given", ["", "checkpoints/pruned/checkpoint-6", "checkpoints/pruned"])
+def test_a_checkpoint_that_is_named_comes_into_the_run_folder(tmp_path: Path, given: str) -> None:
+    theirs = run(tmp_path / "theirs", 3, 6)
+    checkpoint(theirs, 9, whole=False)
+    ours = tmp_path / "ours" / "checkpoints" / "pruned"
+    path = str(tmp_path / "theirs" / given)
+    assert claimed(ours, path) == ours / "checkpoint-6"
+    # The best one comes along, whatever path it had on its day.
+    assert sorted(each.name for each in ours.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    for each in ours.rglob("*.*"):
+        assert each.samefile(theirs / each.relative_to(ours))
+
+
+def test_the_same_command_again_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path / "theirs", 3)
+    ours = tmp_path / "ours" / "checkpoints" / "pruned"
+    given = str(tmp_path / "theirs")
+    claimed(ours, given)
+    later = checkpoint(ours, 9, best=3)
+    assert claimed(ours, given, {"resumed_from": given}) == later
+
+
+def test_a_path_is_refused_where_the_run_has_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    run(tmp_path / "theirs", 3)
+    ours = run(tmp_path / "ours", 2, 4)
+    before = json.loads((tmp_path / "ours" / "result.json").read_text())
+    with pytest.raises(OutputError, match=rf"but {ours}/checkpoint-4 is there: give resume=auto"):
+        claimed(ours, str(tmp_path / "theirs"), before)
+    with pytest.raises(OutputError, match=r"or another hydra\.run\.dir"):
+        claimed(ours, str(ours / "checkpoint-2"), before)
+    assert claimed(ours, str(tmp_path / "ours"), before) == ours / "checkpoint-4"
+
+
+@pytest.mark.parametrize("key", NOW)
+def test_a_path_to_another_variant_is_refused(tmp_path: Path, key: str) -> None:
+    changes = {"settings": {"base": "other"}} if key == "base" else {key: "other"}
+    theirs = run(tmp_path / "theirs", 3, **changes)
+    ours = tmp_path / "ours" / "checkpoints" / "pruned"
+    with pytest.raises(OutputError, match=rf"but {theirs}/checkpoint-3 is of {key}=other, not "):
+        claimed(ours, str(tmp_path / "theirs"))
+    assert not list(ours.iterdir())
+
+
+def test_a_checkpoint_whose_best_weights_are_gone_is_refused(tmp_path: Path) -> None:
+    ours = tmp_path / "ours" / "checkpoints" / "pruned"
+    checkpoint(ours, 4, best=2)
+    with pytest.raises(OutputError, match="checkpoint-2 beside it has the best weights, but it is"):
+        claimed(ours, "auto")
+
+
+def test_what_cut_off_saves_left_goes(tmp_path: Path) -> None:
+    ours = run(tmp_path / "ours", 2)
+    checkpoint(ours, 4, whole=False)
+    (ours / ".checkpoint-6.partial" / "checkpoint-6").mkdir(parents=True)
+    (ours / "checkpoint-of-mine").mkdir()
+    assert claimed(ours, "auto") == ours / "checkpoint-2"
+    assert sorted(each.name for each in ours.iterdir()) == ["checkpoint-2", "checkpoint-of-mine"]
+
+
+def test_a_run_begins_where_there_is_no_whole_checkpoint(tmp_path: Path) -> None:
+    ours = tmp_path / "ours" / "checkpoints" / "pruned"
+    checkpoint(ours, 4, whole=False)
+    assert claimed(ours, "auto") is None
+    assert claimed(ours, "never") is None
+
+
+def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    inside = run(tmp_path / "run", 3)
+    cut = checkpoint(inside, 6, whole=False)
+    lonely = checkpoint(tmp_path / "lonely", 3)
+    (tmp_path / "empty").mkdir()
+    for path, said in (
+        (tmp_path / "absent", "no such folder; give auto, never, or the folder of a run"),
+        (cut, f"its save was cut off; give {inside / 'checkpoint-3'}"),
+        (tmp_path / "empty", "there is no whole checkpoint"),
+        (lonely, f"no result.json above {lonely} says which layers"),
+    ):
+        with pytest.raises(ConfigError, match=f"resume={path}: {said}"):
+            origin(str(path))
+    assert (origin("auto"), origin("never")) == (None, None)
+    found = origin(str(inside / "checkpoint-3"))
+    assert isinstance(found, Origin)
+    assert found.recorded["base"] == "abc"
+
+
+def test_a_folder_that_fails_half_way_leaves_the_one_before(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    for text in ("first", "second"):
+        with replacing(final) as partial:
+            (partial / "weights").write_text(text)
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(IsADirectoryError), replacing(final) as partial:
+        (partial / "../../weights").write_text("third")
+    (tmp_path / "weights").rmdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert (final / "weights").read_text() == "second"
