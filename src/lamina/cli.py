@@ -12,7 +12,7 @@ COMMANDS = {
     "cut": "write a model without some of its layers, unhealed",
     "export": "write a run's result in another form: a whole model, or its adapter",
     "migrate": "turn a config of the older form into an experiment file",
-    "show": "print the layers of a model or a run, with parameters, bytes and types",
+    "show": "print the layers of a model or a run, or the table of a sweep",
 }
 """Each command's name and what it is for; its module stands in lamina.commands."""
 
