@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lamina.measure.results import read_result
@@ -248,6 +249,26 @@ def dropped(folder: Path) -> str:
     """Return the layer that a job was to drop."""
     given = (read_result(folder) or {})["overrides"]
     return next(o for o in given if "layer_to_drop" in o).partition("=")[2]
+
+
+def test_a_run_whose_wandb_process_is_ended_goes_on_without_it(tmp_path: Path) -> None:
+    """As SLURM does with all processes of a job that it preempts."""
+    folder = tmp_path / "run"
+    given = (*SHORT, "max_steps=30", "evaluation=none", "logger=wandb", "model.keep_layers=2")
+    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *given]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process:
+        while not list(folder.glob("checkpoints/*/checkpoint-3")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        others = psutil.Process(process.pid).children(recursive=True)
+        assert "wandb-core" in [other.name() for other in others]
+        for other in others:
+            other.terminate()
+    assert process.returncode == 0
+    result = read_result(folder) or {}
+    assert (result["status"], len(result["history"])) == ("completed", 30)
+    said = "Weights & Biases has ended: what follows is not logged there"
+    assert (folder / "train.log").read_text().count(said) == 1
 
 
 def test_two_sweeps_started_at_once_have_folders_of_their_own(tmp_path: Path) -> None:

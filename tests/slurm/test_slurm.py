@@ -170,7 +170,7 @@ def test_the_jobs_of_a_shell_that_is_gone_are_found_by_their_files(
     short = (*SHORT, "max_steps=2", "evaluation=none", "model=dropped", "model.layer_to_drop=3,5")
     command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}", *short]
     with subprocess.Popen([*command, *SLURM], env=cluster, stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: len(ask(cluster, "squeue", "-h", "-r")) == 2, cluster, 120)
+        wait_for((folder / "1" / "result.json").is_file, cluster, 120)
         process.kill()
     wait_for(lambda: not ask(cluster, "squeue", "-h"), cluster, 200)
     assert [result(folder, number)["status"] for number in range(2)] == ["completed"] * 2

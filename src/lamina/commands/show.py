@@ -1,4 +1,4 @@
-"""`lamina show MODEL_OR_RUN`: which layers there are, which stayed, and what they weigh.
+"""`lamina show MODEL_RUN_OR_SWEEP`: which layers there are, which stayed, and what they weigh.
 
 Of a sweep it shows the table, and writes the summary again: nothing else has to be alive.
 """
@@ -18,7 +18,7 @@ def main() -> None:
         "which layers stayed; of a sweep, its jobs.",
     )
     parser.add_argument(
-        "given", metavar="MODEL_OR_RUN", help="hub id, or folder of a model, run or sweep"
+        "given", metavar="MODEL_RUN_OR_SWEEP", help="hub id, or folder of a model, run or sweep"
     )
     asked = parser.parse_args()
     load_environment()

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,6 +60,8 @@ class Sweep(Callback):
         self.began = time.monotonic()
         if config.hydra.launcher._target_.endswith(".SlurmLauncher"):
             # Without accounting on the cluster each of its looks at the queue ends in a warning.
+            # Its import sets a level of its own (submitit 1.5.4).
+            import_module("submitit")
             logging.getLogger("submitit").setLevel(logging.ERROR)
             self.look_ahead(config)
 

@@ -90,7 +90,8 @@ class WandB:
     def writer(self, context: "Context") -> Iterator["TrainerCallback"]:
         """Start a run and finish it in any case: jobs of a sweep may share this process."""
         import wandb
-        from transformers.integrations import WandbCallback
+
+        from lamina.heal.wandb_entries import WandbEntries
 
         context.run_dir.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
@@ -105,14 +106,18 @@ class WandB:
             config=context.config,
             settings=wandb.Settings(silent=True),
         )
+        entries = WandbEntries()
         try:
-            yield WandbCallback()
-            run.summary.update({k: v for k, v in context.metrics.items() if v is not None})
+            yield entries
+            with entries.while_connected():
+                run.summary.update({k: v for k, v in context.metrics.items() if v is not None})
         # Whatever ended the run, a sweep's next job must not log into it; the error goes on.
         except BaseException:
-            run.finish(exit_code=1)
+            with entries.while_connected():
+                run.finish(exit_code=1)
             raise
-        run.finish()
+        with entries.while_connected():
+            run.finish()
 
     def _group(self, context: "Context") -> str | None:
         if self.group != "auto":
