@@ -340,3 +340,12 @@ def test_a_bug_of_ours_is_one_line_and_its_traceback_is_in_the_log(
         assert done.errors.splitlines().count(line) == 1
         assert "Traceback (most recent call last)" in log.read_text()
         assert (read_result(folder / name) or {})["error"] == "ZeroDivisionError: division by zero"
+
+
+def test_a_sweep_of_rehearsals_ends_well_if_every_job_could_run(tmp_path: Path) -> None:
+    given = ("--multirun", f"hydra.sweep.dir={tmp_path}", *SHORT, "dry_run=true", "model=dropped")
+    done = train(tmp_path / "run", *given, "model.layer_to_drop=3,77")
+    assert done.code == 1
+    assert done.errors.splitlines()[-1] == "error: 1 of 2 jobs would not run: [1]; see above"
+    assert not list(tmp_path.glob("summary.*"))
+    assert train(tmp_path / "run", *given, "model.layer_to_drop=3").code == 0

@@ -25,7 +25,7 @@ from lamina.depth.plan import make_plan
 from lamina.depth.statistics import Statistics
 from lamina.errors import LaminaError, OutputError
 from lamina.heal.ownership import owned
-from lamina.measure.results import read_result
+from lamina.measure.results import DRY_RUN_FILE, read_result
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -52,13 +52,15 @@ class Sweep(Callback):
         self.folder = Path(config.hydra.sweep.dir)
         self.planned = planned_jobs(config)
         self.done = 0
+        self.is_rehearsed = config.dry_run
+        self.is_queued = config.hydra.launcher._target_.endswith(".SlurmLauncher")
         self.ownership = ExitStack()
         try:
             self.ownership.enter_context(owned(self.folder, "hydra.sweep.dir"))
         except OutputError as error:
             raise Ended(str(error)) from error
         self.began = time.monotonic()
-        if config.hydra.launcher._target_.endswith(".SlurmLauncher"):
+        if self.is_queued:
             # Without accounting on the cluster each of its looks at the queue ends in a warning.
             # Its import sets a level of its own (submitit 1.5.4).
             import_module("submitit")
@@ -84,7 +86,7 @@ class Sweep(Callback):
         """Write the summary again, and say how far the sweep is."""
         from lamina.measure.sweep import read_jobs, write_summary
 
-        if config.hydra.mode != RunMode.MULTIRUN:
+        if config.hydra.mode != RunMode.MULTIRUN or config.dry_run:
             return
         following = Sweep.started
         folder = Path(config.hydra.sweep.dir)
@@ -111,6 +113,8 @@ class Sweep(Callback):
 
         from lamina.measure.sweep import read_jobs, sweep_table, write_summary
 
+        if self.is_rehearsed:
+            return self._refused_in_rehearsal()
         jobs = read_jobs(self.folder, self.planned)
         Console(file=sys.stdout).print(sweep_table(jobs))
         with self.ownership:
@@ -119,10 +123,19 @@ class Sweep(Callback):
         if not wrong:
             return None
         named = ", ".join(f"{job.name} ({job.status})" for job in wrong)
+        queued = "; some may still be in the queue (squeue, scancel)" if self.is_queued else ""
         return (
-            f"{len(wrong)} of {len(jobs)} jobs are not completed: {named}; the same command with "
-            f"hydra.sweep.dir={self.folder} runs only these again"
+            f"{len(wrong)} of {len(jobs)} jobs are not completed: {named}{queued}; the same "
+            f"command with hydra.sweep.dir={self.folder} runs only these again"
         )
+
+    def _refused_in_rehearsal(self) -> str | None:
+        """Jobs that were looked at with dry_run=true leave a report, and no result."""
+        self.ownership.close()
+        numbers = range(len(self.planned))
+        wrong = [n for n in numbers if not (self.folder / str(n) / DRY_RUN_FILE).is_file()]
+        said = f"{len(wrong)} of {len(self.planned)} jobs would not run: {wrong}; see above"
+        return said if wrong else None
 
 
 def _in_a_worker() -> Sweep:

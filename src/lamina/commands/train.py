@@ -18,12 +18,10 @@ from lamina.config.preflight import preflight
 from lamina.errors import LaminaError
 from lamina.heal.ownership import owned
 from lamina.measure.disk import full_disks
-from lamina.measure.results import Record, write_json
+from lamina.measure.results import DRY_RUN_FILE, Record, write_json
 from lamina.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
-
-DRY_RUN_FILE = "dry_run.json"
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

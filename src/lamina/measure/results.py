@@ -13,6 +13,7 @@ from lamina.measure.disk import told
 
 RESULT_FILE = "result.json"
 ROWS_FILE = "eval.jsonl"
+DRY_RUN_FILE = "dry_run.json"
 SKIPPED_FILE = "skipped_rows.jsonl"
 
 METRICS = (
