@@ -357,7 +357,7 @@ def test_a_refused_run_says_failed_in_its_result(answers: dict[str, Finished]) -
 
 
 def test_looking_needs_no_torch(tmp_path: Path) -> None:
-    given = (["--cfg", "job"], ["--help"], ["--info", "defaults"])
+    given = (["--cfg", "job"], ["--cfg", "job", "--resolve"], ["--help"], ["--info", "defaults"])
     for done in finished({tmp_path / str(number): line for number, line in enumerate(given)}):
         assert done.code == 0
         assert done.output.splitlines()[-1] == "heavy:"
