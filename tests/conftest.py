@@ -7,9 +7,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
+
+from lamina.depth.selection import NoScores
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "src" / "lamina" / "assets" / "reference"
@@ -41,21 +43,9 @@ FOREIGN: dict[str, Any] = {
 """Settings that all data sources but the generator have."""
 
 
-class NoScores:
-    """Stands where no score may be asked for."""
-
-    def statistics(self) -> NoReturn:
-        raise AssertionError("statistics are asked for")
-
-    greedy = taylor = statistics
-
-
-NO_SCORES = NoScores()
-
-
 def no_scores(_: object) -> NoScores:
     """What `make_plan` gets where the choice goes by position."""
-    return NO_SCORES
+    return NoScores()
 
 
 @dataclass(frozen=True)

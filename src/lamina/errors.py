@@ -47,5 +47,10 @@ def joined(problems: Sequence[str]) -> str:
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return '; did you mean X?' for the candidate most like `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = most_like(name, candidates)
+    return f"; did you mean {close}?" if close else ""
+
+
+def most_like(name: str, candidates: Iterable[str]) -> str | None:
+    """Return the candidate most like `name`; None if none is."""
+    return next(iter(difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)), None)

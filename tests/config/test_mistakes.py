@@ -210,6 +210,9 @@ IN_A_FILE = {
     "_target_=os.system: not allowed; targets begin with hydra., hydra_plugins., lamina.",
     "hydra: {job_logging: {handlers: {evil: {(): os.system, command: ls}}}}": "hydra.job_logging."
     "handlers.evil.()=os.system: not allowed; log handlers are those of Python's logging",
+    "lora: 16\nlogger: [wandb]": "conf file experiment/mine: lora=16: a group of keys; give "
+    "lora.NAME=VALUE\n"
+    "conf file experiment/mine: logger=['wandb']: a group of keys; give logger.NAME=VALUE",
     "max_steps: [": "{folder}/experiment/mine.yaml, line 6: not YAML (expected the node content, "
     "but found '<stream end>')",
 }
@@ -297,6 +300,56 @@ def test_a_mistake_is_named_exactly_and_without_torch(
     assert done.output == "heavy:\n"
 
 
+EVERYTHING_WRONG = """# @package _global_
+defaults:
+  - quickstart
+  - override /model: prund
+  - override /selectr: last
+
+max_stps: 4
+learning_rate: fast
+seed: null
+lora: {rr: 3, r: 2.5}
+trainer: {args: {max_lenth: 3, optim: sdg}, callbaks: 3}
+model: {kep_layers: 3}
+data: [a]
+"""
+NAMED_TOGETHER = f"""error: model=prund: no such option; did you mean pruned?
+{VARIANTS}
+conf file experiment/mine: override /selectr: no such group; did you mean selector?
+conf file experiment/mine: max_stps: no such key; did you mean max_steps?
+conf file experiment/mine: learning_rate=fast: expected a number
+seed=null: give a value
+conf file experiment/mine: lora.rr: no such key; did you mean lora.r?
+conf file experiment/mine: lora.r=2.5: expected a whole number
+conf file experiment/mine: trainer.callbaks: no such key; there is args
+conf file experiment/mine: model.kep_layers: no such key; did you mean depth.keep_layers?
+conf file experiment/mine: data=['a']: a group of keys; give data.NAME=VALUE
+"""
+OF_THE_LINE = """maxsteps=3: no such key; did you mean max_steps?
+num_threads=x: expected a whole number
+trainer.args.max_lenth=3: no such key; did you mean max_length?
+trainer.args.optim=sdg: not one of its 41 choices; did you mean sgd?
+"""
+
+
+def test_every_mistake_of_a_file_and_of_the_line_is_named_together(tmp_path: Path) -> None:
+    path = tmp_path / "conf" / "experiment" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(EVERYTHING_WRONG)
+    given = ["--config-dir", str(path.parents[1]), "experiment=mine"]
+    line = ["maxsteps=3", "num_threads=x"]
+    lines = {
+        tmp_path / "one": [*given, *line],
+        tmp_path / "sweep": ["--multirun", *given, *line, "seed=1,2"],
+    }
+    one, sweep = finished(lines)
+    assert one.errors == NAMED_TOGETHER + OF_THE_LINE
+    assert sweep.errors == one.errors
+    assert (one.code, sweep.code) == (1, 1)
+    assert path.read_text() == EVERYTHING_WRONG
+
+
 def test_a_refused_run_says_failed_in_its_result(answers: dict[str, Finished]) -> None:
     (path,) = answers["model.keep_layers=99"].folder.glob("outputs/*/*")
     result = Finished(1, "", "", path).result
@@ -305,7 +358,7 @@ def test_a_refused_run_says_failed_in_its_result(answers: dict[str, Finished]) -
 
 
 def test_looking_needs_no_torch(tmp_path: Path) -> None:
-    given = (["--cfg", "job"], ["--help"], ["--info", "defaults"])
+    given = (["--cfg", "job"], ["--cfg", "job", "--resolve"], ["--help"], ["--info", "defaults"])
     for done in finished({tmp_path / str(number): line for number, line in enumerate(given)}):
         assert done.code == 0
         assert done.output.splitlines()[-1] == "heavy:"

@@ -104,6 +104,16 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
         disk.load()
 
 
+def test_a_saved_data_set_without_splits_is_divided_only_if_no_split_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    Dataset.from_list([{"text": "a"}, {"text": "b"}]).save_to_disk(tmp_path / "saved")
+    options = {"path": str(tmp_path / "saved"), "train": "train"}
+    assert len(Disk(**options, **FOREIGN).load().eval.rows) == 1
+    with pytest.raises(DataError, match=r"data\.eval=test: .* has no splits: give data\.eval=null"):
+        Disk(**options, **{**FOREIGN, "eval": "test"}).load()
+
+
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
     options = {**FOREIGN, "train": "train"}
     with pytest.raises(DataError, match="not written by save_to_disk"):

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from lamina.depth import selection
-from lamina.depth.selection import LayerScores, Selector
+from lamina.depth.selection import LayerScores, NoScores, Selector
 from lamina.depth.statistics import LeaveOneOut, Statistics
 from lamina.depth.variants import Dropped, Pruned
 from lamina.errors import ConfigError
-from tests.conftest import NO_SCORES
 
 DISTANCE = (
     (0.0, 0.9, 0.8, 0.7, 0.6, 0.5),
@@ -89,7 +88,7 @@ def test_what_is_kept(selector: Selector, keep: int, kept: tuple[int, ...]) -> N
 def test_a_choice_by_position_has_the_right_number_and_asks_for_no_scores(
     selector: Selector, keep: int
 ) -> None:
-    scores: LayerScores = NO_SCORES
+    scores: LayerScores = NoScores()
     kept = selector.kept(12, keep, scores)
     assert len(kept) == len(set(kept)) == keep
     assert list(kept) == sorted(kept)
@@ -97,9 +96,9 @@ def test_a_choice_by_position_has_the_right_number_and_asks_for_no_scores(
 
 
 def test_a_random_choice_depends_on_its_seed_alone() -> None:
-    draws = {selection.Random(seed=seed).kept(36, 18, NO_SCORES) for seed in range(5)}
+    draws = {selection.Random(seed=seed).kept(36, 18, NoScores()) for seed in range(5)}
     assert len(draws) == 5
-    assert selection.Random(seed=1).kept(36, 18, NO_SCORES) in draws
+    assert selection.Random(seed=1).kept(36, 18, NoScores()) in draws
 
 
 def test_the_cheapest_layer_is_dropped_automatically() -> None:

@@ -22,7 +22,7 @@ from lamina.commands.entry import Ended
 from lamina.config import guard
 from lamina.config.preflight import preflight
 from lamina.depth.plan import make_plan
-from lamina.depth.statistics import Statistics
+from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import LaminaError, OutputError
 from lamina.heal.ownership import owned
 from lamina.measure.results import DRY_RUN_FILE, read_result
@@ -178,7 +178,9 @@ def is_done(folder: Path, overrides: list[str]) -> bool:
 
 
 def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str | None:
-    """Return why a job of a sweep would be refused, as far as its config decides.
+    """Return why a job of a sweep would be refused, as far as its config and its model's decide.
+
+    Preflight looks at a local model's layers only; a hub's config is asked for here.
 
     Args:
         config: The sweep's, with Hydra's own.
@@ -194,32 +196,12 @@ def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str |
     try:
         preflight(job)
         run = instantiate(job)
-        make_plan(run.model, run.model_name, lambda _: _NoScores())
+        make_plan(run.model, run.model_name, lambda _: NoScores())
     except LaminaError as error:
         return str(error)
-    except _ScoresNeededError:
+    except ScoresNeededError:
         return None
     return None
-
-
-class _ScoresNeededError(Exception):
-    """Which layers stay is decided by a scan, which is the job's to make."""
-
-
-class _NoScores:
-    """Stands where scores may be asked for."""
-
-    def statistics(self) -> Statistics:
-        """Refuse."""
-        raise _ScoresNeededError
-
-    def greedy(self, count: int) -> tuple[int, ...]:
-        """Refuse."""
-        raise _ScoresNeededError
-
-    def taylor(self) -> tuple[float, ...]:
-        """Refuse."""
-        raise _ScoresNeededError
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:

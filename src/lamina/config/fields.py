@@ -105,6 +105,7 @@ class _Kind:
 
     @property
     def names(self) -> tuple[Any, ...]:
+        """What messages call the values of this kind."""
         if self.keys:
             return (f"a mapping with the keys {'/'.join(self.keys)}",)
         if self.items:

@@ -2,34 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from lamina.config.ranges import at
 from lamina.config.targets import problems as target_problems
+from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.depth.source import resolve
 from lamina.depth.surgery import layer_count
 from lamina.depth.variants import Scratch
 from lamina.errors import LaminaError
-
-
-class _ScoresAskedError(Exception):
-    """The choice takes scores: it is made once the model can be read."""
-
-
-class _NoScores:
-    """Stands where no score is to be had yet."""
-
-    def statistics(self) -> NoReturn:
-        raise _ScoresAskedError
-
-    def greedy(self, _: int) -> NoReturn:
-        raise _ScoresAskedError
-
-    def taylor(self) -> NoReturn:
-        raise _ScoresAskedError
 
 
 def problems(content: Mapping[str, Any]) -> Iterator[str]:
@@ -46,8 +30,8 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
     try:
         variant = instantiate(model, _convert_="all")
         if not isinstance(variant, Scratch):
-            variant.kept_layers(layer_count(resolve(name).config), _NoScores())
+            variant.kept_layers(layer_count(resolve(name).config), NoScores())
     except LaminaError as error:
         yield str(error)
-    except (_ScoresAskedError, HydraException):
+    except (ScoresNeededError, HydraException):
         return

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
@@ -76,7 +77,7 @@ def _other(error: Exception, text: str, overrides: Sequence[str]) -> str:
         return (
             f"conf file {match[1]}: override /{match[2]}: no such group{nearest(match[2], groups)}"
         )
-    if "is not Optional" in text:
+    if "is not Optional" in text or "Incompatible value 'None'" in text:
         return f"{key}=null: give a value"
     if match := re.search(r"Invalid type assigned: .* value: (.*)", text):
         return f"{key}={match[1]}: a group of keys; give {key}.NAME=VALUE"
@@ -120,7 +121,7 @@ def _unknown_key(key: str, text: str, overrides: Sequence[str], config_name: str
         instead = _keys_of(dotted.split(".")[0], chosen[1]) if chosen else ""
         return f"{written}: this key goes with {owner}{instead}"
     place = _place(text, dotted, overrides)
-    known = _known_keys(overrides, config_name)
+    known = [path for path, _ in known_keys(overrides, config_name)]
     return f"{place}{written}: no such key{_advice(dotted, known)}"
 
 
@@ -169,30 +170,40 @@ def full_key(text: str) -> str | None:
     return match[1] if match else None
 
 
-def _known_keys(overrides: Sequence[str], config_name: str) -> list[str]:
-    """All dotted keys of the config with the groups that the command line chooses."""
-    groups = [o for o in overrides if re.fullmatch(r"[\w/]+=\w+", o)]
-    for chosen in (groups, []):
+def known_keys(overrides: Sequence[str], config_name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys, with their values, of the config with the groups that are chosen.
+
+    Args:
+        overrides: The command line's.
+        config_name: The command's primary config.
+    """
+    groups = tuple(o for o in overrides if re.fullmatch(r"[\w/]+=\w+", o))
+    return _dotted(_composed(groups, config_name))
+
+
+@cache
+def _composed(groups: tuple[str, ...], config_name: str) -> dict[str, Any]:
+    for chosen in (groups, ()):
         try:
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                return list(_dotted(compose(config_name, overrides=chosen)))
+                config = compose(config_name, overrides=list(chosen))
+            return dict(OmegaConf.to_container(config, resolve=False))
         except (ValueError, *COMPOSITION_ERRORS):
             continue
-    return []
+    return {}
 
 
-def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    content: dict[Any, Any] = OmegaConf.to_container(node, resolve=False)
-    for key in content:
-        yield f"{prefix}{key}"
-        if isinstance(content[key], dict):
-            yield from _dotted(OmegaConf.create(content[key]), f"{prefix}{key}.")
+def _dotted(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
 
 
 def given(key: str, overrides: Sequence[str]) -> str | None:
-    """The argument that sets a key, or something below it."""
+    """The last argument that sets a key, or something below it."""
     wanted = key.lstrip("+~")
-    named = {o.lstrip("+~").split("=")[0]: o for o in reversed(overrides)}
+    named = {o.lstrip("+~").split("=")[0]: o for o in overrides}
     below = (o for name, o in named.items() if name.startswith(f"{wanted}."))
     return named.get(wanted) or next(below, None)
 

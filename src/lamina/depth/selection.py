@@ -29,6 +29,26 @@ class LayerScores(Protocol):
         ...
 
 
+class ScoresNeededError(Exception):
+    """A choice takes scores that are not to be had where it was made."""
+
+
+class NoScores:
+    """Stands where the choice may go by position only."""
+
+    def statistics(self) -> Statistics:
+        """Raise ScoresNeededError."""
+        raise ScoresNeededError
+
+    def greedy(self, count: int) -> tuple[int, ...]:
+        """Raise ScoresNeededError."""
+        raise ScoresNeededError
+
+    def taylor(self) -> tuple[float, ...]:
+        """Raise ScoresNeededError."""
+        raise ScoresNeededError
+
+
 class Selector(Protocol):
     """A way to choose layers."""
 

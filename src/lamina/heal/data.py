@@ -179,6 +179,11 @@ class Disk(Rows):
         except (OSError, ValueError) as error:
             raise DataError(f"data.path={self.path}: {_damage(error)}") from error
         if not isinstance(saved, DatasetDict):
+            if self.eval is not None:
+                raise DataError(
+                    f"data.eval={self.eval}: {self.path} has no splits: give data.eval=null, and "
+                    "data.eval_fraction of its rows are held out"
+                )
             return self.splits(self.split(saved, self.path))
         for key, name in (("train", self.train), ("eval", self.eval)):
             if name is not None and name not in saved:

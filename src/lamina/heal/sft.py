@@ -13,6 +13,7 @@ from lamina.heal.probe import refuse_leaking_packs
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig
 
@@ -98,15 +99,19 @@ class SFT:
             raise ConfigError(f"trainer.args, adapter: {reason}") from error
         refuse_changes("trainer.args.", self.args, trainer.args)
         if asked := adapter.settings():
-            used = trainer.model.peft_config["default"]
-            if asked["target_modules"] == ALL_LINEAR:
-                del asked["target_modules"]  # PEFT puts the names that it found in its place
-            refuse_changes("adapter.", asked, used)
-            used.layer_replication = plan.layer_replication
-            used.revision = plan.source.revision if plan.source else None
+            _complete(trainer.model.peft_config["default"], asked, plan)
         if arguments.packing:
             refuse_leaking_packs(trainer, train)
         return trainer
+
+
+def _complete(used: "PeftConfig", asked: dict[str, Any], plan: Plan) -> None:
+    """Hold the adapter's settings against what was asked, and add what rebuilds its base."""
+    if asked["target_modules"] == ALL_LINEAR:
+        del asked["target_modules"]  # PEFT puts the names that it found in its place
+    refuse_changes("adapter.", asked, used)
+    used.layer_replication = plan.layer_replication
+    used.revision = plan.source.revision if plan.source else None
 
 
 def _has_bfloat16() -> bool:

@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reading import tensor_slices
 from lamina.depth.reduction import reduction
-from lamina.depth.selection import LayerScores, Selector
+from lamina.depth.selection import NoScores, ScoresNeededError, Selector
 from lamina.depth.shards import MAX_SHARD_BYTES
-from lamina.depth.source import Source
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import DepthDefaults, Variant
 from lamina.errors import ConfigError
@@ -23,6 +21,11 @@ from lamina.measure.model_form import (
     write_beside,
     write_config,
     write_weights,
+)
+
+NO_TEXT = (
+    "lamina cut has no text to score layers on: take the kept layers from lamina scan, or from a "
+    "run's result.json, and give them as model=layers 'model.keep=[...]'"
 )
 
 
@@ -56,28 +59,15 @@ class Cut:
             LaminaError: The layers do not fit the model, it cannot be reduced exactly, or the
                 output cannot be written.
         """
-        plan = make_plan(self.model, self.model_name, _no_scores)
+        try:
+            plan = make_plan(self.model, self.model_name, lambda _: NoScores())
+        except ScoresNeededError:
+            raise ConfigError(NO_TEXT) from None
         if plan.source is None:
             raise ConfigError("model=scratch has no weights to cut; train it with lamina train")
         refuse_output("output", Path(self.output), plan.source.folder)
         write_cut(plan, Path(self.output))
         return plan
-
-
-class _NoScores:
-    """Stands for scores that nothing here could compute."""
-
-    def _refuse(self, *_: Any) -> Any:
-        raise ConfigError(
-            "lamina cut has no text to score layers on: take the kept layers from lamina scan, or "
-            "from a run's result.json, and give them as model=layers 'model.keep=[...]'"
-        )
-
-    statistics = greedy = taylor = _refuse
-
-
-def _no_scores(_: Source) -> LayerScores:
-    return _NoScores()
 
 
 def write_cut(plan: Plan, output: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
