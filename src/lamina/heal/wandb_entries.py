@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 class WandbEntries(WandbCallback):
-    """Logs as transformers does; when the other end is gone the training goes on without.
+    """Logs as transformers does; where that fails the training goes on without.
 
     SLURM ends all processes of a job that it preempts, that of Weights & Biases among them, while
-    this one has yet to save (wandb 0.31).
+    this one has yet to save. What wandb 0.31 raises then differs from call to call.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,11 @@ class WandbEntries(WandbCallback):
 
     @contextmanager
     def while_connected(self) -> Iterator[None]:
-        """Say once that the connection is lost."""
+        """Say once that nothing arrives any more."""
         try:
             yield
-        except ConnectionError:
+        except Exception as error:
             if self.is_connected:
-                logger.warning("Weights & Biases has ended: what follows is not logged there")
+                said = f"{type(error).__name__}: {error}"
+                logger.warning("Weights & Biases: %s; what follows is not logged there", said)
             self.is_connected = False
