@@ -1,6 +1,7 @@
 """The version of code that makes data: what the `datasets` library kept is found by it."""
 
 import platform
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,7 @@ LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers", "trl")
 """They read, show, tokenize and pack rows."""
 
 
+@cache
 def version_of(*modules: str) -> str:
     """Return a hash of some of the modules in this package, and of the libraries they stand on.
 
