@@ -19,7 +19,7 @@ from lamina.heal.libraries import prepared
 from lamina.heal.ownership import owned
 from lamina.heal.tracking import watchers
 from lamina.measure.card import note
-from lamina.measure.device import device_name, release
+from lamina.measure.device import device_name, forget_peak_memory, release
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import fingerprint, provenance
@@ -53,6 +53,7 @@ class Pipeline:
             LaminaError: Something cannot be done; the message says what and what to do.
         """
         self.run.data.find()
+        forget_peak_memory()
         # output_dir may lie elsewhere, where another run's process may be at work.
         with owned(self.run.folder):
             checkpoint = self._claim()

@@ -1,8 +1,10 @@
 """What a sweep says while it runs and when it ends, and the summary that it leaves."""
 
+import gc
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -101,6 +103,19 @@ class Sweep(Callback):
 def close_sweep() -> str | None:
     """End the sweep that this process started, if it did; return what went wrong in it."""
     return Sweep.started.close() if Sweep.started is not None else None
+
+
+def let_go(error: BaseException) -> None:
+    """Free the model that a failed job's error holds: Hydra keeps the error until the sweep ends.
+
+    Args:
+        error: As it was caught; its traceback still says where it was raised.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    gc.collect()
 
 
 def is_done(folder: Path, overrides: list[str]) -> bool:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.entry import Ended, run_app, said_in_one_line
 from lamina.commands.older import take_old
-from lamina.commands.sweep import close_sweep, is_done
+from lamina.commands.sweep import close_sweep, is_done, let_go
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import LaminaError
@@ -44,6 +44,7 @@ def train(config: DictConfig) -> None:
         if not in_sweep:
             raise Ended(str(error)) from error
         sys.stderr.write(f"error in job {job.job.num}: {error}\n")
+        let_go(error)
         raise
     except Exception as error:
         if in_sweep:
@@ -51,6 +52,7 @@ def train(config: DictConfig) -> None:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             where = f"the traceback is in {folder / 'train.log'}"
             sys.stderr.write(f"error in job {job.job.num}: {reason}; {where}\n")
+            let_go(error)
         raise
 
 
