@@ -19,6 +19,8 @@ REFERENCE = ROOT / "src" / "lamina" / "assets" / "reference"
 CACHE = TemporaryDirectory(prefix="lamina-cache-")
 """The cache of one session of tests: none of a person's own is read or written."""
 
+os.environ["HF_DATASETS_CACHE"] = f"{CACHE.name}/datasets"  # datasets reads it when it is imported
+
 SHORT = (
     "experiment=quickstart",
     "generator.train_rows=400",
@@ -73,7 +75,8 @@ class Finished:
 def environment(**changes: str) -> dict[str, str]:
     """The test's environment without what would let a run reach a service."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HF_", "HYDRA_"))}
-    return {**kept, "HF_HUB_OFFLINE": "1", "LAMINA_CACHE": CACHE.name, **changes}
+    own = {"LAMINA_CACHE": CACHE.name, "HF_DATASETS_CACHE": os.environ["HF_DATASETS_CACHE"]}
+    return {**kept, "HF_HUB_OFFLINE": "1", **own, **changes}
 
 
 def train(folder: Path, *overrides: str, cwd: Path | None = None, **env: str) -> Finished:

@@ -22,7 +22,7 @@ from lamina.heal.origin import origin
 from lamina.heal.ownership import owned
 from lamina.heal.tracking import watchers
 from lamina.measure.card import note
-from lamina.measure.device import device_name, release
+from lamina.measure.device import device_name, forget_peak_memory, release
 from lamina.measure.disk import disk_errors, refuse_unwritable
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
@@ -57,6 +57,7 @@ class Pipeline:
             LaminaError: Something cannot be done; the message says what and what to do.
         """
         self.run.data.find()
+        forget_peak_memory()
         # output_dir may lie elsewhere, where another run's process may be at work.
         with owned(self.run.folder, "output_dir"):
             checkpoint = self._claim()

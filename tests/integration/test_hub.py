@@ -142,6 +142,7 @@ def clients(url: str, cache: Path, offline: str = "0") -> dict[str, str]:
     return {
         "HF_ENDPOINT": url,
         "HF_HOME": str(cache),
+        "HF_DATASETS_CACHE": str(cache / "datasets"),
         "HF_HUB_OFFLINE": offline,
         "NO_PROXY": "127.0.0.1",
         "OMP_NUM_THREADS": "1",

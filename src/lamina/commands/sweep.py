@@ -1,8 +1,10 @@
 """What a sweep says while it runs and when it ends, and the summary that it leaves."""
 
+import gc
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import import_module
@@ -202,6 +204,19 @@ def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str |
     except ScoresNeededError:
         return None
     return None
+
+
+def let_go(error: BaseException) -> None:
+    """Free the model that a failed job's error holds, before the next job loads its own.
+
+    Args:
+        error: As it was caught; its traceback still says where it was raised.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    gc.collect()
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.entry import Ended, run_app, said_in_one_line
 from lamina.commands.older import take_old
-from lamina.commands.sweep import close_sweep, is_done
+from lamina.commands.sweep import close_sweep, is_done, let_go
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import LaminaError
@@ -45,6 +45,7 @@ def train(config: DictConfig) -> None:
             raise Ended(said) from error
         # A sweep's verdict comes from what its jobs wrote: raised, it would end in Hydra's lines.
         sys.stderr.write(f"error in job {job.job.num}: {said}\n")
+        let_go(error)
 
 
 def bug(error: Exception, folder: Path) -> str:

@@ -98,7 +98,7 @@ def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> Tokenize
     Raises:
         DataError: Nothing is left.
     """
-    problems = tokenized["problem"]
+    problems = tokenized["problem"][:]  # iterated as it is, each row would be decoded by itself
     skipped = tuple(
         {**dict(zip(("origin", "row"), split.where(index), strict=True)), "problem": problem}
         for index, problem in enumerate(problems)
@@ -107,13 +107,13 @@ def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> Tokenize
     readable = tokenized
     if skipped:
         readable = tokenized.select([i for i, problem in enumerate(problems) if problem is None])
-    trained = readable["trained"]
+    trained = readable["trained"][:]
     usable = [index for index, count in enumerate(trained) if count]
     kept = readable if len(usable) == len(readable) else readable.select(usable)
     if len(kept) == 0:
         raise DataError(f"{split.origin}: no trained token within max_seq_length={max_seq_length}")
-    lengths = list(readable["length"])
-    left = sum(min(length, max_seq_length) for length in kept["length"])
+    lengths = readable["length"][:]
+    left = sum(min(length, max_seq_length) for length in kept["length"][:])
     count = TokenCount(
         rows=len(kept),
         rows_skipped=len(skipped),
@@ -121,10 +121,10 @@ def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> Tokenize
         tokens_in=sum(lengths),
         tokens=left,
         tokens_dropped=sum(lengths) - left,
-        tokens_trained=sum(kept["trained"]),
+        tokens_trained=sum(kept["trained"][:]),
     )
     rows = kept.select_columns(["input_ids", "labels"])
-    return TokenizedSplit(rows, split.origin, count, skipped, lengths, list(readable["start"]))
+    return TokenizedSplit(rows, split.origin, count, skipped, lengths, readable["start"][:])
 
 
 def pack_fill(rows: "Dataset", counted: TokenCount, length: int) -> float | None:

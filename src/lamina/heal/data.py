@@ -216,12 +216,10 @@ class Synthetic:
 
     def load(self) -> Splits:
         """Generate both splits."""
-        from datasets import Dataset
+        from lamina.heal.synthetic import kept_split
 
-        from lamina.heal.synthetic import generate_rows
-
-        train = Dataset.from_list(generate_rows("train", self.train_rows, self.seed))
-        held = Dataset.from_list(generate_rows("eval", self.eval_rows, self.seed))
+        train = kept_split("train", self.train_rows, self.seed)
+        held = kept_split("eval", self.eval_rows, self.seed)
         return Splits(Split(train, "synthetic train"), Split(held, "synthetic eval"))
 
 

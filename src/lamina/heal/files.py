@@ -4,13 +4,12 @@
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import DataError
 from lamina.heal.formats import READERS
-from lamina.heal.versions import version_of
+from lamina.heal.kept import kept_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,28 +33,13 @@ def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...
     Raises:
         DataError: There is no such file, or one cannot be read as a whole.
     """
-    from datasets import Dataset, Features, Json, Value
-    from datasets.exceptions import DatasetGenerationError
+    from datasets import Features, Json, Value
 
     paths = paths_of(key, name, kind)
     stamps = tuple(map(_stamp, paths))
-    features = {"file": Value("int32"), "row": Value("int64"), "content": Json()}
-    try:
-        with _without_progress():
-            rows = Dataset.from_generator(
-                _rows,
-                features=Features({**features, "problem": Value("string")}),
-                gen_kwargs={
-                    "key": key,
-                    "kind": kind,
-                    "stamps": stamps,
-                    "code": version_of("files", "formats"),
-                },
-            )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError):
-            raise error.__cause__ from None
-        raise
+    columns = {"file": Value("int32"), "row": Value("int64"), "content": Json()}
+    features = Features({**columns, "problem": Value("string")})
+    rows = kept_rows(_rows, features, ("files", "formats"), key=key, kind=kind, stamps=stamps)
     return rows, tuple(map(str, paths))
 
 
@@ -98,16 +82,3 @@ def _rows(key: str, kind: str, stamps: tuple[Stamp, ...], code: str) -> Iterator
             yield {"file": number, "row": row, "content": content, "problem": problem}
         if row == 0:
             raise DataError(f"{key}={name}: no rows")
-
-
-@contextmanager
-def _without_progress() -> Iterator[None]:
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    before = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not before:
-            enable_progress_bars()

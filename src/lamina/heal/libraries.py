@@ -5,14 +5,17 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 
 
+@cache
 def import_heavy() -> None:
     """Import torch and its relatives with the garbage collector off: a second of four.
 
     Nothing that an import leaves behind is garbage, and the collector looks at all of it again and
-    again while it grows.
+    again while it grows. That holds once in a process: later in a sweep, what a job left would be
+    kept for ever.
     """
     gc.disable()
     try:

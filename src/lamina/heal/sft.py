@@ -9,6 +9,7 @@ from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
 from lamina.heal.adapters import ALL_LINEAR, Adapter
 from lamina.heal.as_asked import refuse_changes
+from lamina.heal.kept import cache_errors
 from lamina.heal.probe import refuse_leaking_packs
 
 if TYPE_CHECKING:
@@ -79,21 +80,23 @@ class SFT:
             callbacks: In the order in which they are called.
 
         Raises:
+            OutputError: The cache of data sets cannot be written.
             ConfigError: A library refused a setting, or changed it on the way; or with packing,
                 this model would let documents see each other.
         """
         from lamina.heal.trainer import TokenLossTrainer
 
         try:
-            trainer = TokenLossTrainer(
-                model=model,
-                args=arguments,
-                processing_class=tokenizer,
-                train_dataset=train,
-                eval_dataset=eval,
-                peft_config=adapter.peft_config(),
-                callbacks=list(callbacks),
-            )
+            with cache_errors():  # packs are kept, too
+                trainer = TokenLossTrainer(
+                    model=model,
+                    args=arguments,
+                    processing_class=tokenizer,
+                    train_dataset=train,
+                    eval_dataset=eval,
+                    peft_config=adapter.peft_config(),
+                    callbacks=list(callbacks),
+                )
         except ValueError as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"trainer.args, adapter: {reason}") from error

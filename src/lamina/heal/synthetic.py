@@ -11,7 +11,12 @@ import random
 import string
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from lamina.heal.kept import kept_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Split = Literal["train", "eval"]
 Row = dict[str, Any]
@@ -119,3 +124,17 @@ def generate(split: Split, seed: int) -> Iterator[Row]:
 def generate_rows(split: Split, num_rows: int, seed: int) -> list[Row]:
     """Return the first `num_rows` rows of `generate`."""
     return list(islice(generate(split, seed), num_rows))
+
+
+def kept_split(split: Split, num_rows: int, seed: int) -> "Dataset":
+    """Return the same rows as a data set, generated once."""
+    from datasets import Features, List, Value
+
+    message = {"role": Value("string"), "content": Value("string")}
+    features = Features(family=Value("string"), messages=List(message))
+    asked = {"split_name": split, "num_rows": num_rows, "seed": seed}
+    return kept_rows(_rows, features, ("synthetic",), **asked)
+
+
+def _rows(split_name: Split, num_rows: int, seed: int, code: str) -> Iterator[Row]:
+    yield from islice(generate(split_name, seed), num_rows)

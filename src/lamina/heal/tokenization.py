@@ -13,6 +13,7 @@ from lamina.heal.accounting import TokenizedSplit, account
 from lamina.heal.chat import show_chat, training_template
 from lamina.heal.columns import Conversion
 from lamina.heal.endings import Endings
+from lamina.heal.kept import kept_map
 from lamina.heal.rows import BadRowError
 from lamina.heal.splits import Split, read
 from lamina.heal.versions import version_of
@@ -82,22 +83,19 @@ class Tokenization:
                 f"{' and '.join(self.columns)}: give both the same columns"
             )
         try:
-            tokenized = split.rows.map(
+            tokenized = kept_map(
+                split.rows,
                 self._encoded,
-                with_indices=True,
-                fn_kwargs={
-                    "conversion": split.conversion,
-                    "from_files": bool(split.files),
-                    "skips": split.skips,
-                    "code": version_of(*CODE),
-                },
-                remove_columns=split.rows.column_names,
                 features=_features(),
                 desc=f"tokenizing {split.origin}",
+                conversion=split.conversion,
+                from_files=bool(split.files),
+                skips=split.skips,
+                code=version_of(*CODE),
             )
         except _RefusedError as refused:
             raise split.refusal(refused.index, refused.reason) from refused
-        self.endings.check(split, tokenized["unended"])
+        self.endings.check(split, tokenized["unended"][:])
         return account(split, tokenized, self.max_seq_length)
 
     def prompt(self, row: dict[str, Any]) -> tuple[str, list[int]]:

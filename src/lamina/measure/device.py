@@ -5,11 +5,15 @@ import os
 import platform
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+PROCESS = Path("/proc/self")
+"""What Linux tells of this process, and lets it set back."""
 
 
 def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
@@ -52,14 +56,29 @@ def free_memory_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def forget_peak_memory() -> None:
+    """Begin to look for the most memory anew: jobs of a sweep share a process."""
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # not on Linux, or not allowed: then the peak is that of all jobs
+        (PROCESS / "clear_refs").write_text("5")
+
+
 def peak_memory_bytes() -> int:
     """Return the most memory that was in use: the accelerator's, or this process's resident set."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    try:
+        lines = (PROCESS / "status").read_text().splitlines()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 def _processor() -> str:

@@ -12,7 +12,7 @@ from lamina.errors import OutputError
 from lamina.measure.footprint import free_disk_bytes
 
 FULL = ("No space left on device", "Disk quota exceeded")
-REFUSED = ("Read-only file system", "Permission denied")
+REFUSED = ("Read-only file system", "Permission denied", "Not a directory")
 
 
 def told(path: Path, reason: str, key: str | None = None, needed: int | None = None) -> str:

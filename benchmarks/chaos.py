@@ -1,0 +1,227 @@
+"""A sweep whose processes are killed again and again, against the same sweep undisturbed.
+
+    python benchmarks/chaos.py [--jobs 12] [--kills 20] [--seed 0] [--json FILE] [--check]
+
+Each job heals the embedded reference model without one layer for a few steps, with a checkpoint
+every second one and with data workers, which are processes, too. First the sweep runs undisturbed.
+Then it runs in another folder, with caches that are empty again: every few seconds SIGKILL ends one
+process of it, and whenever the command has ended it is started again, until its exit code is 0.
+The seed decides how long the pauses are and which process goes. A start that brought no checkpoint
+makes the following pauses longer; jobs that are completed before their share of the kills make them
+shorter, so that the kills reach over the whole sweep.
+
+Aims: as many kills as asked for, and every job completed with the same loss of each step, and the
+same losses of the untouched model, after removal and after healing.
+"""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from figures import Aim, at_least, finish, options, show
+from sweep import results
+
+from lamina.measure.results import read_result
+
+LAYERS = 12
+"""Of the reference model."""
+
+PAUSE = 8.0
+"""Seconds between two kills on average, at first."""
+
+JOB = (
+    "experiment=quickstart",
+    "model=dropped",
+    "generator.train_rows=400",
+    "generator.eval_rows=40",
+    "max_steps=12",
+    "eval_steps=2",
+    "save_steps=2",
+    "logging_steps=1",
+    "evaluation.num_samples=1",
+    "evaluation.max_new_tokens=4",
+    "+trainer.args.dataloader_num_workers=1",
+)
+
+
+@dataclass
+class Tally:
+    """What happened to a sweep."""
+
+    starts: int = 0
+    kills: dict[str, int] = field(default_factory=lambda: {"command": 0, "data worker": 0})
+    """By the kind of process."""
+
+    codes: list[int] = field(default_factory=list)
+    """What each start ended with; -9 is a kill."""
+
+    seconds: float = 0.0
+
+    @property
+    def killed(self) -> int:
+        """Kills altogether."""
+        return sum(self.kills.values())
+
+
+@dataclass(kw_only=True)
+class Chaos:
+    """One sweep, and who kills its processes."""
+
+    folder: Path
+    """Of the sweep."""
+
+    cache: Path
+    """Of its own."""
+
+    jobs: int
+    kills: int
+    """To reach before the sweep is left in peace."""
+
+    rng: random.Random
+    pause: float = PAUSE
+    tally: Tally = field(default_factory=Tally)
+
+    def run(self) -> Tally:
+        """Start the command until it ends without an error."""
+        began = time.monotonic()
+        while self.tally.codes[-1:] != [0]:
+            if self.tally.starts > self.kills + self.jobs:
+                sys.exit(f"error: {self.folder} is not completed after {self.tally.starts} starts")
+            before = self.progress()
+            self.tally.starts += 1
+            with self.started() as process:
+                while process.poll() is None:
+                    self.disturb(process)
+            self.tally.codes.append(process.returncode)
+            self.pause *= 1.25 if self.progress() == before else 0.95
+            self.tell(time.monotonic() - began)
+        self.tally.seconds = time.monotonic() - began
+        return self.tally
+
+    def started(self) -> subprocess.Popen[bytes]:
+        """Start the command."""
+        caches = {"LAMINA_CACHE": str(self.cache), "HF_DATASETS_CACHE": str(self.cache / "data")}
+        layers = f"model.layer_to_drop={','.join(map(str, range(self.jobs)))}"
+        command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={self.folder}"]
+        with self.log.open("ab") as file:
+            return subprocess.Popen(
+                [*command, *JOB, layers], env={**os.environ, **caches}, stdout=file, stderr=file
+            )
+
+    def disturb(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for a while, then kill one of the command's processes, if it has not ended yet."""
+        now = time.monotonic()
+        soon, late = (now + share * self.pause for share in self.shares())
+        while self.tally.killed >= self.kills or time.monotonic() < (
+            soon if self.ahead() else late
+        ):
+            if process.poll() is not None:
+                return
+            time.sleep(0.05)
+        try:
+            known = psutil.Process(process.pid)
+            victim = self.rng.choice([known, *known.children(recursive=True)])
+            victim.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            return  # it ended by itself just then
+        kind = "command" if victim.pid == process.pid else "data worker"
+        self.tally.kills[kind] += 1
+        if kind == "command":
+            process.wait()
+
+    def shares(self) -> tuple[float, float]:
+        """Draw how much of a pause passes: where the sweep is ahead of its kills, and else."""
+        return self.rng.uniform(0.1, 0.6), self.rng.uniform(0.2, 1.8)
+
+    def ahead(self) -> bool:
+        """Say whether more jobs are completed than the next kill allows."""
+        return self.completed() * (self.kills + 1) > (self.tally.killed + 1) * self.jobs
+
+    def completed(self) -> int:
+        """Count the jobs that are completed."""
+        found = (read_result(self.folder / str(number)) for number in range(self.jobs))
+        return sum(result is not None and result["status"] == "completed" for result in found)
+
+    def summed_up(self) -> int:
+        """Count the completed jobs in the summary."""
+        with (self.folder / "summary.csv").open() as file:
+            return sum(row["status"] == "completed" for row in csv.DictReader(file))
+
+    def progress(self) -> tuple[int, int]:
+        """Return what a start adds to: completed jobs, and steps of the last checkpoints."""
+        paths = self.folder.glob("*/checkpoints/*/checkpoint-*/trainer_state.json")
+        return self.completed(), sum(int(path.parent.name.rpartition("-")[2]) for path in paths)
+
+    def tell(self, seconds: float) -> None:
+        """Print how far it is."""
+        kills = f"{self.tally.killed} of {self.kills} kills"
+        done = f"{self.completed()} of {self.jobs} jobs completed"
+        print(f"{seconds:4.0f} s: start {self.tally.starts} ended, {kills}, {done}", flush=True)
+
+    @property
+    def log(self) -> Path:
+        """What the command said, start after start."""
+        return self.folder.with_suffix(".log")
+
+
+def row(name: str, tally: Tally, jobs: int, equal: str) -> list[str]:
+    """Return one line of the table."""
+    kills = [str(tally.kills[kind]) for kind in ("command", "data worker")]
+    return [name, f"{tally.seconds:.0f}", str(tally.starts), *kills, str(jobs), equal]
+
+
+def equal_jobs(folders: Sequence[Path], jobs: int) -> list[bool]:
+    """Say of each job whether both sweeps found the same."""
+    ours, theirs = (results(folder, jobs) for folder in folders)
+    return [a == b for a, b in zip(ours, theirs, strict=True)]
+
+
+def main() -> None:
+    """Run both sweeps, show, compare with the aims."""
+    parser = options("Kill processes of a sweep, and compare its results with undisturbed ones.")
+    parser.add_argument(
+        "--jobs", type=int, choices=range(1, LAYERS + 1), default=LAYERS, help="of the sweep"
+    )
+    parser.add_argument("--kills", type=at_least(1), default=20, help="at least")
+    parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        rng = random.Random(asked.seed)
+        folders = [Path(name) / side for side in ("undisturbed", "disturbed")]
+        tallies, done = [], []
+        for folder, kills in zip(folders, (0, asked.kills), strict=True):
+            cache = Path(f"{folder}-cache")
+            chaos = Chaos(folder=folder, cache=cache, jobs=asked.jobs, kills=kills, rng=rng)
+            tallies.append(chaos.run())
+            done.append(min(chaos.completed(), chaos.summed_up()))
+        equal = equal_jobs(folders, asked.jobs)
+    undisturbed, disturbed = tallies
+    show(
+        f"A sweep of {asked.jobs} jobs, killed and started again",
+        ["", "s", "starts", "kills of the command", "of a data worker", "completed", "equal"],
+        [
+            row("undisturbed", undisturbed, done[0], ""),
+            row("disturbed", disturbed, done[1], f"{sum(equal)} of {asked.jobs}"),
+        ],
+        f"seed {asked.seed}; the exit codes were {', '.join(map(str, disturbed.codes))}",
+    )
+    aims = [
+        Aim(name="kills that are missing", value=asked.kills - disturbed.killed, limit=0),
+        Aim(name="jobs that are not completed", value=asked.jobs - done[1], limit=0),
+        Aim(name="jobs with other losses", value=equal.count(False), limit=0),
+    ]
+    figures = {"undisturbed": vars(undisturbed), "disturbed": vars(disturbed), "equal": equal}
+    finish({**figures, "seed": asked.seed}, aims, asked.json, asked.check)
+
+
+if __name__ == "__main__":
+    main()

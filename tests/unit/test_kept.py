@@ -1,0 +1,154 @@
+"""Rows that are made once: what finds them again, and what does not."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, Features, Value, config
+
+from lamina.errors import OutputError
+from lamina.heal import synthetic, tokenization
+from lamina.heal.data import Disk, Files, Synthetic
+from lamina.heal.feed import feed
+from lamina.heal.kept import kept_rows
+from lamina.heal.tokenizer import build_tokenizer
+from tests.conftest import FOREIGN, environment
+
+TURNS = [{"role": "user", "content": "copy AB"}, {"role": "assistant", "content": "AB"}]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": TURNS, "chat": TURNS}) + "\n" for _ in "abcd"))
+    return path
+
+
+def source(path: Path, **changes: Any) -> Files:
+    return Files(format="jsonl", train=str(path), **{**FOREIGN, **changes})
+
+
+def made(data: Any, tokenizer: Any = None, length: int = 64) -> list[str]:
+    """Tokenize; return the files that hold both splits."""
+    tokenizer = tokenizer or build_tokenizer()
+    fed = feed(data, tokenizer, max_seq_length=length, num_prompts=1)
+    return [file["filename"] for side in (fed.train, fed.eval) for file in side.rows.cache_files]
+
+
+def test_the_same_rows_are_tokenized_once(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = made(source(rows))
+    assert len(first) == 2
+    monkeypatch.setattr(tokenization.Tokenization, "row", None)
+    assert made(source(rows)) == first
+    with pytest.raises(TypeError):
+        made(source(rows, loss_on="all"))
+
+
+def test_whatever_decides_the_ids_finds_other_rows(
+    rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = made(source(rows))
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|im_start|>.")
+    larger = build_tokenizer()
+    larger.add_tokens(["AB"])
+    shorter = made(source(rows, max_dropped=1.0), length=16)
+    others = [
+        made(source(rows), tokenizer),
+        made(source(rows), larger),
+        shorter,
+        made(source(rows, loss_on="all")),
+        made(source(rows, columns={"messages": "chat"})),
+        made(source(rows, on_bad_row="skip")),
+        made(source(rows, eval_fraction=0.25)),
+        made(source(rows, max_train_samples=1)),
+    ]
+    monkeypatch.setattr(tokenization, "version_of", lambda *_: "another")
+    others.append(made(source(rows)))
+    # The held-out rows do not depend on how many of the others are trained on.
+    assert others[-2][1] == first[1]
+    found = [first[0], *(other[0] for other in others)]
+    assert len(set(found)) == len(found)
+
+
+def test_a_changed_file_of_the_same_size_and_time_finds_other_rows(rows: Path) -> None:
+    first, before = made(source(rows)), rows.stat()
+    rows.write_text(rows.read_text().replace("copy AB", "copy BA"))
+    os.utime(rows, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (rows.stat().st_size, rows.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert not set(made(source(rows))) & set(first)
+
+
+def test_generated_rows_are_found_by_their_number_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generated(**changes: Any) -> list[str]:
+        given = {"train_rows": 20, "eval_rows": 10, "seed": 1, **changes}
+        return made(Synthetic(**given, loss_on="auto", max_dropped=0.01))
+
+    first = generated()
+    monkeypatch.setattr(synthetic, "generate", None)
+    assert generated() == first
+    for changes in ({"train_rows": 21}, {"seed": 2}):
+        with pytest.raises(TypeError):
+            generated(**changes)
+
+
+FEED = """
+import sys
+from lamina.heal.data import Synthetic
+from lamina.heal.feed import feed
+from lamina.heal.tokenizer import build_tokenizer
+data = Synthetic(train_rows=300, eval_rows=30, seed=1, loss_on="auto", max_dropped=0.01)
+fed = feed(data, build_tokenizer(), max_seq_length=64, num_prompts=1)
+print([file["filename"] for side in (fed.train, fed.eval) for file in side.rows.cache_files])
+"""
+
+
+def test_processes_share_rows_also_when_they_start_at_once(tmp_path: Path) -> None:
+    env = environment(HF_DATASETS_CACHE=str(tmp_path))
+
+    def started() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", FEED], env=env, stdout=subprocess.PIPE, text=True
+        )
+
+    both = [started(), started()]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert said[0] == said[1] != ""
+    found = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")}
+    assert len(found) == 4
+    assert started().communicate(timeout=120)[0] == said[0]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")} == found
+
+
+def test_rows_in_a_folder_that_cannot_be_written_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Dataset.from_list([{"messages": TURNS}] * 4).save_to_disk(tmp_path / "saved")
+    disk = Disk(path=str(tmp_path / "saved"), **{**FOREIGN, "train": "train"})
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert made(disk) == []
+    assert not list(tmp_path.rglob("cache-*"))
+    monkeypatch.undo()
+    assert len(made(disk)) == 2
+
+
+def _one_row(code: str) -> Any:
+    yield {"text": code}
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    message = (
+        f"HF_DATASETS_CACHE: {tmp_path}/file/cache cannot be written: Not a directory; give "
+        "another HF_DATASETS_CACHE"
+    )
+    with pytest.raises(OutputError, match=re.escape(message)):
+        kept_rows(_one_row, Features(text=Value("string")), ("files",))
