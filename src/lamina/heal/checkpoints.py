@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import OutputError
+from lamina.measure.results import write_json
 
 _STEP = re.compile(r"checkpoint-(\d+)$")
 
@@ -92,7 +93,7 @@ def _own(folder: Path, run_dir: Path) -> None:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not inside:
-            owner_file.write_text(json.dumps({"run": str(run_dir)}) + "\n")
+            write_json(owner_file, {"run": str(run_dir)})
 
 
 def saved_step(checkpoint: Path) -> int | None:
