@@ -135,3 +135,25 @@ def test_a_folder_that_fails_half_way_leaves_the_one_before(tmp_path: Path) -> N
     (tmp_path / "weights").rmdir()
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
     assert (final / "weights").read_text() == "second"
+
+
+def test_the_owner_of_a_folder_is_known_also_if_it_dies_while_it_takes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, run, another = tmp_path / "shared" / "pruned", tmp_path / "run", tmp_path / "another"
+    claim(folder, run, "auto", None, {}, {})
+    (folder / "checkpoint-3").mkdir()
+
+    def write_half(path: Path, content: Any, *_: Any, **__: Any) -> None:
+        with path.open("w") as file:
+            file.write(str(content)[:3])
+        raise KeyboardInterrupt
+
+    for name in ("write_bytes", "write_text"):
+        monkeypatch.setattr(Path, name, write_half)
+    with pytest.raises(KeyboardInterrupt):
+        claim(folder, run, "auto", None, {}, {})
+    monkeypatch.undo()
+    claim(folder, run, "auto", None, {}, {})
+    with pytest.raises(OutputError, match=f"holds the result of {run}, which is never overwritten"):
+        claim(folder, another, "auto", None, {}, {})

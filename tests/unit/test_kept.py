@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,40 @@ def test_processes_share_rows_also_when_they_start_at_once(tmp_path: Path) -> No
     assert len(found) == 4
     assert started().communicate(timeout=120)[0] == said[0]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")} == found
+
+
+DIE = """
+import os, signal
+from lamina.heal import synthetic, tokenization
+
+def killed(after, call):
+    def count(*arguments):
+        killed.calls += 1
+        if killed.calls == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments)
+    killed.calls = 0
+    return count
+
+{name} = killed({after}, {name})
+"""
+
+
+def test_a_process_that_is_killed_leaves_nothing_half(tmp_path: Path) -> None:
+    def run(script: str) -> tuple[int, list[list[int]]]:
+        script += 'print([row["input_ids"] for row in fed.train.rows])'
+        env = environment(HF_DATASETS_CACHE=str(tmp_path))
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True, check=False
+        )
+        return done.returncode, json.loads((done.stdout.splitlines() or ["[]"])[-1])
+
+    for name, after in (("synthetic.split_of", 100), ("tokenization.Tokenization.row", 250)):
+        dying = FEED.replace("data =", DIE.format(name=name, after=after) + "data =")
+        assert run(dying) == (-signal.SIGKILL, [])
+    data = Synthetic(train_rows=300, eval_rows=30, seed=1, loss_on="auto", max_dropped=0.01)
+    fed = feed(data, build_tokenizer(), max_seq_length=64, num_prompts=1)
+    assert run(FEED) == (0, [row["input_ids"] for row in fed.train.rows])
 
 
 def test_rows_in_a_folder_that_cannot_be_written_stay_in_memory(
