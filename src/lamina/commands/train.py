@@ -1,6 +1,7 @@
 """`python -m train`: compose, check, instantiate, execute."""
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -11,12 +12,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.entry import Ended, run_app, said_in_one_line
+from lamina.commands.job import Job, announce, awaited
+from lamina.commands.layout import Layout, is_another_node, layout, use_one_device
 from lamina.commands.older import take_old
+from lamina.commands.rank import work
+from lamina.commands.ranks import start
 from lamina.commands.sweep import close_sweep, is_done
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import LaminaError
 from lamina.heal.ownership import owned
+from lamina.measure import ranks
 from lamina.measure.results import Record, write_json
 from lamina.pipeline import Pipeline
 
@@ -55,23 +61,62 @@ def train(config: DictConfig) -> None:
 
 
 def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
-    """Execute the pipeline, and print what came of it."""
+    """Execute the pipeline, in as many processes as are asked for, and print what came of it."""
+    if is_another_node():
+        preflight(config)
+        start(job_of(config, folder, overrides), layout_of(config))
+        return
     with owned(folder):
         record = Record(folder, overrides)
         with record.outcome():
             preflight(config)
-            Pipeline(instantiate(config), record).execute()
+            found, job = layout_of(config), job_of(config, folder, overrides)
+            if found.has_to_start:
+                try:
+                    start(job, found)
+                finally:
+                    record.adopt()  # the first of the processes has kept it
+            else:
+                prepare(job, found)
+                Pipeline(instantiate(config), record).execute()
     show(record, folder)
 
 
+def prepare(job: Job, found: Layout) -> None:
+    """Make ready for a run in this process, alone or as the first that torchrun has started."""
+    if found.processes > 1:
+        announce(job)
+    else:
+        use_one_device()
+
+
+def layout_of(config: DictConfig) -> Layout:
+    """Return how many processes a run has."""
+    return layout(config.distributed, config.parallel)
+
+
+def job_of(config: DictConfig, folder: Path, overrides: list[str]) -> Job:
+    """Return what each process of a run has to know."""
+    logged = HydraConfig.get().job_logging
+    return Job(
+        config=OmegaConf.to_container(config, resolve=True),
+        overrides=overrides,
+        folder=str(folder),
+        logging=OmegaConf.to_container(logged, resolve=True) if logged else None,
+        requeues=callable(signal.getsignal(ranks.REQUEUE_SIGNAL)),
+    )
+
+
 def rehearse(config: DictConfig, folder: Path) -> None:
-    """Print what the run would do and take, and write it to dry_run.json."""
+    """Print what the run would do and take, and write it to dry_run.json; one process does."""
     from rich.console import Console
 
     from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
     from lamina.rehearsal import Rehearsal
 
-    content = Rehearsal(instantiate(config)).report()
+    processes = layout_of(config).processes
+    use_one_device()
+    content = Rehearsal(instantiate(config), processes).report()
     resolved = OmegaConf.to_container(config, resolve=True)
     write_json(folder / DRY_RUN_FILE, {"config": resolved, **content})
     console = Console()
@@ -92,5 +137,8 @@ def show(record: Record, folder: Path) -> None:
 def main() -> None:
     """Run the command."""
     with said_in_one_line():
+        if not ranks.is_first():
+            work(awaited())  # torchrun started this one beside the first, which reads the config
+            return
         sys.argv[1:] = take_old(sys.argv[1:])
     run_app(train, "config", closing=close_sweep)

@@ -32,6 +32,7 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _packing(content)
     yield from _adapter(content)
     yield from _selection(content)
+    yield from _processes(content)
     for node in ("model", "backend", "adapter"):
         yield from _own_check(at(content, f"{node}._target_"))
 
@@ -143,6 +144,21 @@ def _selection(content: Mapping[str, Any]) -> Iterator[str]:
     selector, model = at(content, "selector._target_"), at(content, "model._target_")
     if not str(selector).endswith(".First") and not str(model).endswith(".Pruned"):
         yield "selector chooses the layers of model=pruned: leave it out, or choose model=pruned"
+
+
+def _processes(content: Mapping[str, Any]) -> Iterator[str]:
+    adapter = str(content["adapter"].get("_target_"))
+    if content.get("parallel") == "fsdp":
+        if not adapter.endswith("Full"):
+            yield (
+                "parallel=fsdp spreads weights that are trained, and with adapter=lora most are "
+                "not: give parallel=ddp, or adapter=full"
+            )
+        if content.get("distributed") in ("none", 1):
+            yield (
+                "parallel=fsdp needs several processes: leave out "
+                f"distributed={content['distributed']}, or parallel"
+            )
 
 
 def _own_check(target: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import OutputError
+from lamina.measure import ranks
 
 _STEP = re.compile(r"checkpoint-(\d+)$")
 
@@ -45,7 +46,8 @@ def claim(
         OutputError: The folder is another run's, cannot be written, or holds a checkpoint that
             cannot be gone on from.
     """
-    _own(folder, run_dir)
+    if ranks.is_first():
+        _own(folder, run_dir)
     checkpoint = last_whole_checkpoint(folder)
     if checkpoint is None:
         return None

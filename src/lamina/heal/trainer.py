@@ -5,7 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
+    AutoModelForCausalLM,
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
@@ -17,6 +20,8 @@ from trl import SFTTrainer
 
 from lamina.heal.observers import StepClock
 from lamina.heal.preemption import SaveAndRequeue
+from lamina.heal.shares import ShuffledThenFilled, filled
+from lamina.measure import ranks
 from lamina.measure.evaluate import perplexity
 
 
@@ -53,8 +58,31 @@ class TokenLossTrainer(SFTTrainer):
         }
 
     def best_model(self) -> PreTrainedModel:
-        """Return the model, with the best checkpoint's weights, out of its wrappers."""
-        return self.accelerator.unwrap_model(self.model)
+        """Return the model, with the best checkpoint's weights, out of its wrappers.
+
+        Where the weights are spread over the processes, the first one gets the whole model; all of
+        them have to call it.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not self.is_fsdp_enabled:
+            return model
+        weights = self.accelerator.get_state_dict(self.model)
+        if not ranks.is_first():
+            return model
+        # FSDP2 changes the model's class; from the config it gets its own again.
+        return AutoModelForCausalLM.from_pretrained(None, config=model.config, state_dict=weights)
+
+    def _get_dataloader(
+        self, dataset: Dataset, description: str, batch_size: int, **options: Any
+    ) -> DataLoader:
+        """Build a data loader; several processes get equal shares, and no row counts twice."""
+        rows, at_once = dataset, batch_size * ranks.count()
+        if ranks.count() > 1 and not self.args.dataloader_drop_last:
+            dataset = filled(rows, at_once)
+            if isinstance(options["sampler_fn"](rows), RandomSampler):
+                seed = self.args.data_seed
+                options["sampler_fn"] = lambda _: ShuffledThenFilled(rows, at_once, seed)
+        return super()._get_dataloader(dataset, description, batch_size, **options)
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
         """Evaluate; the loss is the sum over all ranks' tokens divided by their number."""
@@ -78,21 +106,28 @@ class TokenLossTrainer(SFTTrainer):
             loss, logits, labels = super().prediction_step(
                 model, inputs, prediction_loss_only, ignore_keys
             )
-        self._token_nll += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
+        if tokens:  # a batch that only fills up a rank's share has none, and no mean
+            self._token_nll += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
         return loss, logits, labels
 
     @contextmanager
     def _plain_loss(self) -> Iterator[None]:
-        """Evaluate the negative log-likelihood whatever is trained on.
+        """Evaluate the mean negative log-likelihood of the batch, whatever is trained on.
 
-        Transformers 5.17 smooths labels, and TRL 1.14 weighs tokens (loss_type=dft), there, too.
+        Transformers 5.17 smooths labels, and TRL 1.14 weighs tokens (loss_type=dft), there, too;
+        and several processes get shares of the mean of all their batches.
         """
         trained_on = {name: getattr(self, name) for name in ("label_smoother", "compute_loss_func")}
         self.__dict__.update(dict.fromkeys(trained_on))
+        over_all, self.args.average_tokens_across_devices = (
+            self.args.average_tokens_across_devices,
+            False,
+        )
         try:
             yield
         finally:
             self.__dict__.update(trained_on)
+            self.args.average_tokens_across_devices = over_all
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
         """Train for an epoch; a training that was stopped after its last step is not gone on with.

@@ -70,7 +70,10 @@ def _figures(content: dict[str, Any]) -> Table:
     table.add_row("one checkpoint", _gb(footprint["checkpoint"]), several)
     table.add_row("final/", _gb(footprint["final"]), content["form"])
     table.add_row("disk", _gb(footprint["disk"]), f"of {_gb(footprint['free_disk'])} free")
-    table.add_row("steps", f"{content['steps']:,}", "of the optimizer, on one device")
+    several = content["processes"]
+    alone = "in one process" if several == 1 else f"in {several} processes together"
+    table.add_row("batch", f"{content['batch']:,}", f"sequences in one step, {alone}")
+    table.add_row("steps", f"{content['steps']:,}", "of the optimizer")
     about = f"{step['tokens']:,} tokens forward and backward, {step['seconds']:.1f} s"
     table.add_row("first loss", f"{step['loss']:.4g}", about)
     return table

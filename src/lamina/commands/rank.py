@@ -1,0 +1,76 @@
+"""One of the processes of a run, started by torchrun: `python -m lamina.commands.rank JOB`."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from lamina.commands.job import Job
+from lamina.errors import LaminaError
+from lamina.measure import ranks
+
+
+def main() -> None:
+    """Run a job's share; what goes wrong is left where the process that started this one looks."""
+    _die_with_parent()
+    try:
+        work(Job.loads(Path(sys.argv[1]).read_text()))
+    except Exception as error:
+        leave(error)
+        sys.exit(1)
+
+
+def work(job: Job) -> None:
+    """Take part in a run."""
+    if job.requeues:
+        signal.signal(ranks.REQUEUE_SIGNAL, lambda *_: sys.exit(0))
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    share = max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # DDP tells each process what it looked for
+
+    from hydra.core.utils import configure_log
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from lamina.config.paths import load_environment
+    from lamina.measure.results import Record
+    from lamina.pipeline import Pipeline
+
+    load_environment()
+    if ranks.is_first() and job.logging is not None:
+        configure_log(OmegaConf.create(job.logging))
+    run = instantiate(OmegaConf.create(job.config))
+    record = Record(Path(job.folder), job.overrides)
+    Pipeline(run, record).execute()
+    record.write()
+
+
+def leave(error: BaseException) -> None:
+    """Write what ended this process, in torchrun's form, with the exact time."""
+    message = str(error) if isinstance(error, LaminaError) else f"{type(error).__name__}: {error}"
+    said = {
+        "message": message,
+        "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))},
+        "kind": type(error).__name__ if isinstance(error, LaminaError) else None,
+        "rank": ranks.rank(),
+        "at": time.time(),
+    }
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": said}))
+
+
+def _die_with_parent() -> None:
+    """Let this process end with the one that started it: torchrun gives it a session of its own."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Starts the processes of a run with torchrun, waits for them, and says what ended them."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lamina import errors
+from lamina.commands.job import Job
+from lamina.commands.layout import Layout, meeting_point
+from lamina.errors import LaminaError, TrainingError
+from lamina.measure.ranks import REQUEUE_SIGNAL
+
+FOLDER = ".ranks"
+"""In the run folder: what the processes leave for the one that started them."""
+
+ENDING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+"""Signals that end the processes too, unless somebody else has taken them."""
+
+SHARED_FOLDER_S = 5.0
+"""Seconds until what one node wrote is seen on another."""
+
+
+def start(job: Job, layout: Layout) -> None:
+    """Run a job in several processes.
+
+    Args:
+        job: What they are to do.
+        layout: How many, and where.
+
+    Raises:
+        LaminaError: One of them failed, and with it all.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    folder = Path(job.folder) / FOLDER / str(layout.node)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    failure = None
+    with _requeued_after(), _kept_handlers() as taken:
+        try:
+            _launch(job, layout, folder, taken)
+        except ChildFailedError as error:
+            failure = error
+        except SignalException as error:
+            ended_by = error.sigval
+        else:
+            ended_by = None
+    if failure is not None:
+        _note_killed(failure, folder)
+        raise _reason(Path(job.folder), layout) from failure
+    if ended_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    if ended_by is not None:
+        os.kill(os.getpid(), ended_by)
+    shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def _launch(job: Job, layout: Layout, folder: Path, signals: list[str]) -> None:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # What it says is for people who gave the torchrun command.
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    path = folder / "job.json"
+    path.write_text(job.dumps())
+    first = {0} if layout.node == 0 else set()
+    quiet = {rank: Std.ALL for rank in range(layout.per_node) if rank not in first}
+    config = LaunchConfig(
+        min_nodes=layout.nodes,
+        max_nodes=layout.nodes,
+        nproc_per_node=layout.per_node,
+        run_id=f"lamina-{os.environ.get('SLURM_JOB_ID', os.getpid())}",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=quiet),
+        signals_to_handle=",".join(signals),
+        **_rendezvous(layout),
+    )
+    elastic_launch(config, sys.executable)("-m", "lamina.commands.rank", str(path))
+
+
+def _rendezvous(layout: Layout) -> dict[str, Any]:
+    """Say where the processes meet: on a free port here, or on the first node."""
+    if layout.nodes == 1:
+        here = "127.0.0.1"
+        return {"rdzv_backend": "c10d", "rdzv_endpoint": f"{here}:0", "local_addr": here}
+    address, port = meeting_point()
+    # Static, for it numbers the nodes as SLURM does: rank 0 is where task 0 keeps the record.
+    ours = {"rank": layout.node}
+    endpoint = f"{address}:{port}"
+    return {"rdzv_backend": "static", "rdzv_endpoint": endpoint, "rdzv_configs": ours}
+
+
+@contextmanager
+def _kept_handlers() -> Iterator[list[str]]:
+    """Give the names of the signals that torchrun may take, and put their handlers back."""
+    before = {name: signal.getsignal(getattr(signal, name)) for name in ENDING}
+    free = (signal.SIG_DFL, signal.default_int_handler)
+    try:
+        yield [name for name, handler in before.items() if handler in free]
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+@contextmanager
+def _requeued_after() -> Iterator[None]:
+    """Pass the cluster's signal on to the processes; once they have saved, let it be answered.
+
+    submitit's handler requeues the job and ends this process.
+    """
+    answer = signal.getsignal(REQUEUE_SIGNAL)
+    if not callable(answer):
+        yield
+        return
+    came = False
+
+    def pass_on(signum: int, frame: Any) -> None:
+        nonlocal came
+        came = True
+        for process in _processes():
+            process.send_signal(REQUEUE_SIGNAL)
+
+    signal.signal(REQUEUE_SIGNAL, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(REQUEUE_SIGNAL, answer)
+        if came:
+            answer(REQUEUE_SIGNAL, None)
+
+
+def _processes() -> list[Any]:
+    import psutil
+
+    return [child for child in psutil.Process().children() if __package__ in str(child.cmdline())]
+
+
+def _note_killed(failure: Any, folder: Path) -> None:
+    """Leave a note for a process that could not: it comes before what the others ran into."""
+    for rank, process in failure.failures.items():
+        if process.exitcode < 0:
+            name = signal.Signals(-process.exitcode).name
+            said = {"message": f"ended by {name}", "extraInfo": {"py_callstack": ""}}
+            note = {**said, "kind": None, "rank": rank, "at": 0.0}
+            (folder / f"{rank}.error.json").write_text(json.dumps({"message": note}))
+
+
+def _reason(folder: Path, layout: Layout) -> LaminaError:
+    """Return the error of the process that failed first, on whichever node it was."""
+    if layout.nodes > 1:
+        time.sleep(SHARED_FOLDER_S)
+    left = [json.loads(path.read_text()) for path in (folder / FOLDER).rglob("*error.json")]
+    if not left:
+        return TrainingError(f"a process ended without a word; see {folder / FOLDER}")
+    first = min((note["message"] for note in left), key=lambda said: said["at"])
+    if first["kind"] is not None:
+        kind: type[LaminaError] = getattr(errors, first["kind"])
+        return kind(first["message"])
+    where = ""
+    if trace := first["extraInfo"]["py_callstack"]:
+        # Through the root's handlers it goes into the log file, and not to the console.
+        logging.getLogger("rank").warning("rank %d\n%s", first["rank"], trace)
+        where = f"; the traceback is in {folder / 'train.log'}"
+    return TrainingError(f"rank {first['rank']}: {first['message'].splitlines()[0]}{where}")

@@ -1,0 +1,63 @@
+"""Equal shares of the rows for each process, without a row that counts twice.
+
+Accelerate 1.15 fills the last batches up with rows from the beginning; here rows of which no token
+is trained do that, so that losses are those of one process.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from accelerate.data_loader import SeedableRandomSampler
+from torch.utils.data import Sampler
+
+from lamina.heal.tokenization import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def filled(rows: "Dataset", multiple: int) -> "Dataset":
+    """Return the rows and, at their end, as many without trained tokens as make a multiple.
+
+    Args:
+        rows: With the column labels.
+        multiple: Of rows: what all processes take at once.
+    """
+    from datasets import concatenate_datasets
+
+    missing = -len(rows) % multiple
+    if not missing:
+        return rows
+    copies = rows.select([0] * missing)
+    silent = copies.map(_silenced, features=rows.features, keep_in_memory=True)
+    return concatenate_datasets([rows, silent])
+
+
+def _silenced(row: dict[str, Any]) -> dict[str, Any]:
+    return {"labels": [IGNORED] * len(row["labels"])}
+
+
+class ShuffledThenFilled(Sampler[int]):
+    """The order in which one process would take the rows, and then those that fill up."""
+
+    def __init__(self, rows: "Dataset", multiple: int, seed: int | None) -> None:
+        """Take what decides the order.
+
+        Args:
+            rows: Before they were filled up.
+            multiple: As for `filled`.
+            seed: Of the order, in the first epoch.
+        """
+        self.shuffled = SeedableRandomSampler(rows, data_seed=seed)
+        self.total = len(rows) + -len(rows) % multiple
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.shuffled
+        yield from range(len(self.shuffled), self.total)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the order of an epoch, 0-based."""
+        self.shuffled.set_epoch(epoch)
