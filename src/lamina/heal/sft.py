@@ -63,7 +63,7 @@ class SFT:
         own = {"dataloader_pin_memory": accelerated, "disable_tqdm": True}
         own |= FSDP2 if sharded else {}
         if not accelerated and (self.args.get("bf16") or ranks.count() > 1):
-            # Without it transformers refuses bfloat16 on a processor, and each process trains alone.
+            # Without it transformers refuses bfloat16 on a CPU, and each process trains alone.
             own["use_cpu"] = True
         try:
             return SFTConfig(output_dir=str(output_dir), report_to="none", **{**own, **self.args})
