@@ -7,10 +7,11 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from lamina.commands.job import Job
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, OutputError
 from lamina.measure import ranks
 
 
@@ -48,7 +49,12 @@ def work(job: Job) -> None:
         configure_log(OmegaConf.create(job.logging))
     run = instantiate(OmegaConf.create(job.config))
     record = Record(Path(job.folder), job.overrides)
-    Pipeline(run, record).execute()
+    try:
+        Pipeline(run, record).execute()
+    except Exception:
+        with suppress(OutputError):
+            record.write()
+        raise
     record.write()
 
 
@@ -60,6 +66,7 @@ def leave(error: BaseException) -> None:
         "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))},
         "kind": type(error).__name__ if isinstance(error, LaminaError) else None,
         "rank": ranks.rank(),
+        "killed": False,
         "at": time.time(),
     }
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": said}))

@@ -27,6 +27,9 @@ ENDING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 SHARED_FOLDER_S = 5.0
 """Seconds until what one node wrote is seen on another."""
 
+CLOCKS_S = 30.0
+"""Seconds by which the nodes' clocks may differ."""
+
 
 def start(job: Job, layout: Layout) -> None:
     """Run a job in several processes.
@@ -44,7 +47,7 @@ def start(job: Job, layout: Layout) -> None:
     folder = Path(job.folder) / FOLDER / str(layout.node)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    failure = None
+    failure, began = None, time.time()
     with _requeued_after(), _kept_handlers() as taken:
         try:
             _launch(job, layout, folder, taken)
@@ -56,7 +59,7 @@ def start(job: Job, layout: Layout) -> None:
             ended_by = None
     if failure is not None:
         _note_killed(failure, folder)
-        raise _reason(Path(job.folder), layout) from failure
+        raise _reason(Path(job.folder), layout, began - CLOCKS_S) from failure
     if ended_by == signal.SIGINT:
         raise KeyboardInterrupt
     if ended_by is not None:
@@ -147,21 +150,38 @@ def _processes() -> list[Any]:
 def _note_killed(failure: Any, folder: Path) -> None:
     """Leave a note for a process that could not: it comes before what the others ran into."""
     for rank, process in failure.failures.items():
-        if process.exitcode < 0:
+        # Who ended by SIGTERM was stopped because another one had failed.
+        if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:
             name = signal.Signals(-process.exitcode).name
-            said = {"message": f"ended by {name}", "extraInfo": {"py_callstack": ""}}
-            note = {**said, "kind": None, "rank": rank, "at": 0.0}
+            advice = "; often the machine's memory was short" if name == "SIGKILL" else ""
+            note = {
+                "message": f"ended by {name}{advice}",
+                "extraInfo": {"py_callstack": ""},
+                "kind": None,
+                "rank": rank,
+                "killed": True,
+                "at": time.time(),
+            }
             (folder / f"{rank}.error.json").write_text(json.dumps({"message": note}))
 
 
-def _reason(folder: Path, layout: Layout) -> LaminaError:
-    """Return the error of the process that failed first, on whichever node it was."""
+def _reason(folder: Path, layout: Layout, began: float) -> LaminaError:
+    """Return the error of the process that failed first, on whichever node it was.
+
+    Args:
+        folder: The run folder.
+        layout: Of the run.
+        began: Seconds since 1970; what was left before is of an earlier start.
+    """
     if layout.nodes > 1:
         time.sleep(SHARED_FOLDER_S)
     left = [json.loads(path.read_text()) for path in (folder / FOLDER).rglob("*error.json")]
-    if not left:
+    notes = [note["message"] for note in left if note["message"]["at"] > began]
+    if not notes:
         return TrainingError(f"a process ended without a word; see {folder / FOLDER}")
-    first = min((note["message"] for note in left), key=lambda said: said["at"])
+    if layout.nodes == 1:
+        shutil.rmtree(folder / FOLDER)
+    first = min(notes, key=lambda note: (not note["killed"], note["at"]))
     if first["kind"] is not None:
         kind: type[LaminaError] = getattr(errors, first["kind"])
         return kind(first["message"])

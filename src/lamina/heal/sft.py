@@ -1,5 +1,6 @@
 """Supervised fine-tuning with TRL's SFTTrainer, and a loss that can be compared."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ class SFT:
         if not accelerated and (self.args.get("bf16") or ranks.count() > 1):
             # Without it transformers refuses bfloat16 on a CPU, and each process trains alone.
             own["use_cpu"] = True
+            # Otherwise accelerate 1.15 numbers the CPUs, and torch cannot load anything onto cpu:1.
+            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         try:
             return SFTConfig(output_dir=str(output_dir), report_to="none", **{**own, **self.args})
         except (TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ is trained do that, so that losses are those of one process.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import Sampler
@@ -16,25 +16,22 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def filled(rows: "Dataset", multiple: int) -> "Dataset":
+def filled(rows: "Dataset", multiple: int, padding: int) -> "Dataset":
     """Return the rows and, at their end, as many without trained tokens as make a multiple.
 
     Args:
-        rows: With the column labels.
+        rows: Tokenized, and packed or not.
         multiple: Of rows: what all processes take at once.
+        padding: Token of which those rows consist: what counts tokens leaves it out.
     """
-    from datasets import concatenate_datasets
+    from datasets import Dataset, concatenate_datasets
 
     missing = -len(rows) % multiple
     if not missing:
         return rows
-    copies = rows.select([0] * missing)
-    silent = copies.map(_silenced, features=rows.features, keep_in_memory=True)
-    return concatenate_datasets([rows, silent])
-
-
-def _silenced(row: dict[str, Any]) -> dict[str, Any]:
-    return {"labels": [IGNORED] * len(row["labels"])}
+    silent = {"input_ids": [padding] * 2, "labels": [IGNORED] * 2, "seq_lengths": [2]}
+    columns = {name: [silent[name]] * missing for name in rows.column_names}
+    return concatenate_datasets([rows, Dataset.from_dict(columns, features=rows.features)])
 
 
 class ShuffledThenFilled(Sampler[int]):

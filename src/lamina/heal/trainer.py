@@ -21,6 +21,7 @@ from trl import SFTTrainer
 from lamina.heal.observers import StepClock
 from lamina.heal.preemption import SaveAndRequeue
 from lamina.heal.shares import ShuffledThenFilled, filled
+from lamina.heal.tokenization import IGNORED
 from lamina.measure import ranks
 from lamina.measure.evaluate import perplexity
 
@@ -78,11 +79,18 @@ class TokenLossTrainer(SFTTrainer):
         """Build a data loader; several processes get equal shares, and no row counts twice."""
         rows, at_once = dataset, batch_size * ranks.count()
         if ranks.count() > 1 and not self.args.dataloader_drop_last:
-            dataset = filled(rows, at_once)
+            dataset = filled(rows, at_once, self.processing_class.pad_token_id)
             if isinstance(options["sampler_fn"](rows), RandomSampler):
                 seed = self.args.data_seed
                 options["sampler_fn"] = lambda _: ShuffledThenFilled(rows, at_once, seed)
         return super()._get_dataloader(dataset, description, batch_size, **options)
+
+    def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Count the tokens that are read, without the rows that only fill up a batch."""
+        if ranks.count() > 1 and "attention_mask" in inputs:
+            meant = (inputs["labels"] != IGNORED).any(dim=1, keepdim=True)
+            inputs = {**inputs, "attention_mask": inputs["attention_mask"] * meant}
+        super()._track_num_input_tokens(inputs)
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
         """Evaluate; the loss is the sum over all ranks' tokens divided by their number."""
@@ -101,7 +109,7 @@ class TokenLossTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """Evaluate one batch and add its tokens' loss to the sum."""
-        tokens = int((inputs["labels"][:, 1:] != -100).sum())
+        tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
         with self._plain_loss():
             loss, logits, labels = super().prediction_step(
                 model, inputs, prediction_loss_only, ignore_keys

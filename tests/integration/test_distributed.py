@@ -1,0 +1,192 @@
+"""Several processes train as one: the same losses, the same files, and one message if one fails."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from lamina.measure.results import read_result
+from tests.conftest import ROOT, SHORT, Finished, environment, train
+
+# 25 rows, four at once: the epoch's last step has one row, and the first epoch ends at step 7.
+GIVEN = (
+    *SHORT,
+    "generator.train_rows=25",
+    "generator.eval_rows=31",
+    "packing=false",
+    "max_steps=9",
+    "per_device_train_batch_size=2",
+    "per_device_eval_batch_size=2",
+    "evaluation.num_samples=2",
+)
+
+UNWELL = """
+    import importlib.machinery, os, sys
+
+    class Loader(importlib.machinery.SourceFileLoader):
+        def exec_module(self, module):
+            super().exec_module(module)
+            step = module.TokenLossTrainer.training_step
+
+            def unwell(self, *arguments, **options):
+                if self.state.global_step == 5:
+                    os.environ["UNWELL"] == "killed" and os.kill(os.getpid(), 9)
+                    raise ValueError("rank one is unwell")
+                return step(self, *arguments, **options)
+
+            module.TokenLossTrainer.training_step = unwell
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "lamina.heal.trainer":
+                spec = importlib.machinery.PathFinder.find_spec(name, path)
+                spec.loader = Loader(spec.loader.name, spec.loader.path)
+                return spec
+
+    if os.environ.get("RANK") == "1":
+        sys.meta_path.insert(0, Finder)
+"""
+"""A sitecustomize.py with which rank 1 fails in its sixth step."""
+
+
+def unwell(folder: Path, how: str) -> dict[str, str]:
+    """Return an environment in which rank 1 fails."""
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(UNWELL))
+    paths = (str(folder), str(ROOT / "src"), os.environ.get("PYTHONPATH", ""))
+    return {"PYTHONPATH": os.pathsep.join(paths), "UNWELL": how}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    return train(folder, *GIVEN, "gradient_accumulation_steps=2")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("together") / "run"
+    return train(folder, *GIVEN, "distributed=2", LAMINA_CACHE=str(folder.parent / "cache"))
+
+
+def test_two_processes_have_the_losses_of_one(alone: Finished, together: Finished) -> None:
+    assert (alone.code, together.code) == (0, 0), alone.errors + together.errors
+    assert together.result["settings"]["distributed"] == 2
+    ours, theirs = together.result["history"], alone.result["history"]
+    assert [entry["step"] for entry in ours] == list(range(1, 10))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, abs=1e-5)
+    for name in ("baseline", "reduced", "eval"):
+        figure = f"{name}_loss" if name == "eval" else f"{name}_eval_loss"
+        assert together.metrics[figure] == pytest.approx(alone.metrics[figure], abs=1e-5)
+    assert together.metrics["train_tokens"] == alone.metrics["train_tokens"]
+    assert together.result["samples"] == alone.result["samples"]
+
+
+def test_two_processes_leave_the_files_of_one(alone: Finished, together: Finished) -> None:
+    ours, theirs = (
+        {str(path.relative_to(done.folder)) for path in done.folder.rglob("*") if path.is_file()}
+        for done in (together, alone)
+    )
+    own = {path for path in ours | theirs if "rng_state" in path or "tfevents" in path}
+    assert ours - own == theirs - own
+    assert sum("tfevents" in path for path in own) == 2
+    rows, others = (
+        [json.loads(line) for line in (done.folder / "eval.jsonl").read_text().splitlines()]
+        for done in (together, alone)
+    )
+    assert len(rows) == 31
+    for row, other in zip(rows, others, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert row["input_ids"] == other["input_ids"]
+
+
+def test_the_first_process_alone_speaks_and_says_how_large_a_step_is(together: Finished) -> None:
+    lines = together.errors.splitlines()
+    said = [line for line in lines if line and not line.startswith("pruned-8of12")]
+    assert len(said) == 4, said
+    assert said[0] == (
+        "4 sequences a step: per_device_train_batch_size=2 x 2 processes x "
+        "gradient_accumulation_steps=1"
+    )
+    assert "untouched" in said[1]
+    assert together.output.count("tokens/s") == 1
+
+
+def test_a_failing_rank_ends_all_and_the_next_start_goes_on(
+    together: Finished, tmp_path: Path
+) -> None:
+    given = (*GIVEN, "distributed=2")
+    folder = tmp_path / "run"
+    failed = train(folder, *given, **unwell(tmp_path, "raises"))
+    message = f"rank 1: ValueError: rank one is unwell; the traceback is in {folder / 'train.log'}"
+    assert failed.code == 1
+    assert failed.errors.splitlines()[-1] == f"error: {message}"
+    assert "Traceback" not in failed.errors
+    assert (failed.result["status"], failed.result["error"]) == ("failed", message)
+    assert 'raise ValueError("rank one is unwell")' in (folder / "train.log").read_text()
+    assert not (folder / ".ranks").exists()
+
+    killed = train(folder, *given, **unwell(tmp_path, "killed"))
+    assert killed.code == 1
+    assert killed.errors.splitlines()[-1] == (
+        "error: rank 1: ended by SIGKILL; often the machine's memory was short"
+    )
+    again = train(folder, *given)
+    assert again.code == 0, again.errors
+    assert again.result["history"] == together.result["history"]
+    assert again.metrics["eval_loss"] == together.metrics["eval_loss"]
+
+
+def test_another_number_of_processes_does_not_go_on(together: Finished) -> None:
+    before = together.result
+    done = train(together.folder, *GIVEN)
+    assert done.code == 1
+    assert "checkpoint-9 is of distributed=2, not 1: give another hydra.run.dir" in done.errors
+    assert together.result == before
+
+
+def test_two_visible_devices_start_two_processes(tmp_path: Path) -> None:
+    """There are none: the environment alone says so, and the processes compute on the CPU."""
+    quick = (*GIVEN, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
+    done = train(tmp_path / "run", *quick, CUDA_VISIBLE_DEVICES="0,1")
+    assert done.code == 0, done.errors
+    assert done.result["settings"]["distributed"] == 2
+    saved = tmp_path / "run" / "checkpoints" / "pruned" / "checkpoint-1"
+    assert {path.name for path in saved.glob("rng_state*")} == {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
+
+
+def test_the_jobs_of_a_sweep_have_processes_of_their_own(tmp_path: Path) -> None:
+    quick = (*GIVEN, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
+    jobs = ("model=dropped", "model.layer_to_drop=3,77", "distributed=2")
+    done = train(tmp_path, "--multirun", f"hydra.sweep.dir={tmp_path / 'jobs'}", *quick, *jobs)
+    assert done.code == 1
+    first, second = (read_result(tmp_path / "jobs" / name) or {} for name in "01")
+    assert (first["status"], first["settings"]["distributed"]) == ("completed", 2)
+    assert second["error"].startswith("model.layer_to_drop=77, but the model has 12 layers")
+
+
+def test_a_persons_own_torchrun_has_one_folder(tmp_path: Path) -> None:
+    quick = (*GIVEN, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "-m", "train")
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *quick, "adapter=full", "learning_rate=1e-4"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    result = read_result(folder) or {}
+    assert (result["status"], result["settings"]["distributed"]) == ("completed", 2)
+    assert (folder / result["final"] / "model.safetensors").is_file()
