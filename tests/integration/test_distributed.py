@@ -1,16 +1,14 @@
 """Several processes train as one: the same losses, the same files, and one message if one fails."""
 
 import json
-import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
 from lamina.measure.results import read_result
-from tests.conftest import ROOT, SHORT, Finished, environment, train
+from tests.conftest import SHORT, Finished, environment, train, unwell
 
 # 25 rows, four at once: the epoch's last step has one row, and the first epoch ends at step 7.
 GIVEN = (
@@ -23,42 +21,6 @@ GIVEN = (
     "per_device_eval_batch_size=2",
     "evaluation.num_samples=2",
 )
-
-UNWELL = """
-    import importlib.machinery, os, sys
-
-    class Loader(importlib.machinery.SourceFileLoader):
-        def exec_module(self, module):
-            super().exec_module(module)
-            step = module.TokenLossTrainer.training_step
-
-            def unwell(self, *arguments, **options):
-                if self.state.global_step == 5:
-                    os.environ["UNWELL"] == "killed" and os.kill(os.getpid(), 9)
-                    raise ValueError("rank one is unwell")
-                return step(self, *arguments, **options)
-
-            module.TokenLossTrainer.training_step = unwell
-
-    class Finder:
-        @staticmethod
-        def find_spec(name, path=None, target=None):
-            if name == "lamina.heal.trainer":
-                spec = importlib.machinery.PathFinder.find_spec(name, path)
-                spec.loader = Loader(spec.loader.name, spec.loader.path)
-                return spec
-
-    if os.environ.get("RANK") == "1":
-        sys.meta_path.insert(0, Finder)
-"""
-"""A sitecustomize.py with which rank 1 fails in its sixth step."""
-
-
-def unwell(folder: Path, how: str) -> dict[str, str]:
-    """Return an environment in which rank 1 fails."""
-    (folder / "sitecustomize.py").write_text(textwrap.dedent(UNWELL))
-    paths = (str(folder), str(ROOT / "src"), os.environ.get("PYTHONPATH", ""))
-    return {"PYTHONPATH": os.pathsep.join(paths), "UNWELL": how}
 
 
 @pytest.fixture(scope="module")
