@@ -1,10 +1,13 @@
 """Several processes train as one: the same losses, the same files, and one message if one fails."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lamina.measure.results import read_result
@@ -91,7 +94,6 @@ def test_a_failing_rank_ends_all_and_the_next_start_goes_on(
     assert "Traceback" not in failed.errors
     assert (failed.result["status"], failed.result["error"]) == ("failed", message)
     assert 'raise ValueError("rank one is unwell")' in (folder / "train.log").read_text()
-    assert not (folder / ".ranks").exists()
 
     killed = train(folder, *given, **unwell(tmp_path, "killed"))
     assert killed.code == 1
@@ -110,19 +112,6 @@ def test_another_number_of_processes_does_not_go_on(together: Finished) -> None:
     assert done.code == 1
     assert "checkpoint-9 is of distributed=2, not 1: give another hydra.run.dir" in done.errors
     assert together.result == before
-
-
-def test_two_visible_devices_start_two_processes(tmp_path: Path) -> None:
-    """There are none: the environment alone says so, and the processes compute on the CPU."""
-    quick = (*GIVEN, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
-    done = train(tmp_path / "run", *quick, CUDA_VISIBLE_DEVICES="0,1")
-    assert done.code == 0, done.errors
-    assert done.result["settings"]["distributed"] == 2
-    saved = tmp_path / "run" / "checkpoints" / "pruned" / "checkpoint-1"
-    assert {path.name for path in saved.glob("rng_state*")} == {
-        "rng_state_0.pth",
-        "rng_state_1.pth",
-    }
 
 
 def test_the_jobs_of_a_sweep_have_processes_of_their_own(tmp_path: Path) -> None:
@@ -152,3 +141,57 @@ def test_a_persons_own_torchrun_has_one_folder(tmp_path: Path) -> None:
     result = read_result(folder) or {}
     assert (result["status"], result["settings"]["distributed"]) == ("completed", 2)
     assert (folder / result["final"] / "model.safetensors").is_file()
+
+
+def test_two_visible_devices_start_two_processes_which_end_with_the_first(tmp_path: Path) -> None:
+    """There are none: the environment alone says so, and the processes compute on the CPU."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *GIVEN, "max_steps=500"]
+    with subprocess.Popen(
+        [*command, "evaluation=none"],
+        env=environment(CUDA_VISIBLE_DEVICES="0,1"),
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        ranks = []
+        while not (folder / "checkpoints" / "pruned" / "checkpoint-3").exists():
+            assert process.poll() is None
+            ranks = psutil.Process(process.pid).children()
+            time.sleep(0.1)
+        assert len(ranks) == 2
+        assert (read_result(folder) or {})["settings"]["distributed"] == 2
+        process.kill()
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+
+
+def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *GIVEN, "max_steps=500"]
+    with subprocess.Popen(
+        [*command, "distributed=2", "evaluation=none"],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        while not (folder / "checkpoints" / "pruned" / "checkpoint-3").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        ranks = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == (
+        "error: interrupted; start the same command in the same folder to go on"
+    )
+    assert "Traceback" not in errors
+    assert [rank.is_running() for rank in ranks] == [False, False]
+    assert (read_result(folder) or {})["status"] == "failed"
+
+
+def test_a_dry_run_counts_with_all_processes(tmp_path: Path) -> None:
+    given = ("dry_run=true", "distributed=2", "max_steps=-1", "num_train_epochs=1")
+    done = train(tmp_path / "run", *GIVEN, *given, COLUMNS="200")
+    assert done.code == 0, done.errors
+    lines = [" ".join(line.split()) for line in done.output.splitlines()]
+    assert "batch 4 sequences in one step, in 2 processes together" in lines
+    assert "steps 7 of the optimizer" in lines

@@ -213,7 +213,7 @@ def test_two_nodes_whose_time_is_over_save_and_come_back(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
-    limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=95")
+    limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=75")
     with swept(folder, cluster, *LONG, *SLURM, *TWO_NODES, *limits):
         pass
     assert "Requeued" in log(folder)

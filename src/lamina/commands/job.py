@@ -2,12 +2,17 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-KEY = "lamina/job"
-"""Under which torchrun's own store holds the job."""
+from lamina.measure import ranks
+
+KEY, MADE = "lamina/job", "lamina/made"
+"""Under which torchrun's own store holds the job, and that what all need is there."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,20 @@ class Job:
     def loads(cls, text: str) -> "Job":
         """Read what `dumps` returned."""
         return cls(**json.loads(text))
+
+
+def in_turn(make: Callable[[], T]) -> T:
+    """Make something that is kept for all, such as a scan, in the first process before the others.
+
+    Args:
+        make: Takes it from where it was kept, or makes it.
+    """
+    if not ranks.is_first():
+        _store().wait([MADE], timedelta(days=1))
+        return make()
+    made = make()
+    _store().set(MADE, "")
+    return made
 
 
 def announce(job: Job) -> None:

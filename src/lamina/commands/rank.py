@@ -1,7 +1,6 @@
 """One of the processes of a run, started by torchrun: `python -m lamina.commands.rank JOB`."""
 
 import ctypes
-import json
 import os
 import signal
 import sys
@@ -10,9 +9,10 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from lamina.commands.job import Job
+from lamina.commands.job import Job, in_turn
 from lamina.errors import LaminaError, OutputError
 from lamina.measure import ranks
+from lamina.measure.results import Record, write_json
 
 
 def main() -> None:
@@ -20,6 +20,8 @@ def main() -> None:
     _die_with_parent()
     try:
         work(Job.loads(Path(sys.argv[1]).read_text()))
+    except KeyboardInterrupt:
+        sys.exit(1)  # who started this one says so
     except Exception as error:
         leave(error)
         sys.exit(1)
@@ -28,7 +30,7 @@ def main() -> None:
 def work(job: Job) -> None:
     """Take part in a run."""
     if job.requeues:
-        signal.signal(ranks.REQUEUE_SIGNAL, lambda *_: sys.exit(0))
+        signal.signal(ranks.REQUEUE_SIGNAL, _leave_for_requeue)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     share = max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
@@ -41,7 +43,6 @@ def work(job: Job) -> None:
     from omegaconf import OmegaConf
 
     from lamina.config.paths import load_environment
-    from lamina.measure.results import Record
     from lamina.pipeline import Pipeline
 
     load_environment()
@@ -49,13 +50,23 @@ def work(job: Job) -> None:
         configure_log(OmegaConf.create(job.logging))
     run = instantiate(OmegaConf.create(job.config))
     record = Record(Path(job.folder), job.overrides)
+    pipeline = in_turn(lambda: Pipeline(run, record))
     try:
-        Pipeline(run, record).execute()
+        pipeline.execute()
     except Exception:
         with suppress(OutputError):
             record.write()
         raise
     record.write()
+    if job.requeues:
+        signal.signal(ranks.REQUEUE_SIGNAL, signal.SIG_IGN)
+
+
+def _leave_for_requeue(*_: object) -> None:
+    """End this process; the one that started it has the job requeued."""
+    # The signal may come more than once, and Python puts its handlers back while it ends.
+    signal.signal(ranks.REQUEUE_SIGNAL, signal.SIG_IGN)
+    sys.exit(0)
 
 
 def leave(error: BaseException) -> None:
@@ -69,7 +80,7 @@ def leave(error: BaseException) -> None:
         "killed": False,
         "at": time.time(),
     }
-    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": said}))
+    write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), {"message": said})
 
 
 def _die_with_parent() -> None:

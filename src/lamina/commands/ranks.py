@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +19,19 @@ from lamina.commands.job import Job
 from lamina.commands.layout import Layout, meeting_point
 from lamina.errors import LaminaError, TrainingError
 from lamina.measure.ranks import REQUEUE_SIGNAL
+from lamina.measure.results import write_json
 
 FOLDER = ".ranks"
-"""In the run folder: what the processes leave for the one that started them."""
+"""In the run folder: what the processes of several nodes leave for those that started them."""
 
 ENDING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 """Signals that end the processes too, unless somebody else has taken them."""
 
 SHARED_FOLDER_S = 5.0
 """Seconds until what one node wrote is seen on another."""
+
+POLL_S = 1.0
+"""Seconds between two looks at what the other nodes have left."""
 
 CLOCKS_S = 30.0
 """Seconds by which the nodes' clocks may differ."""
@@ -44,27 +50,39 @@ def start(job: Job, layout: Layout) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    folder = Path(job.folder) / FOLDER / str(layout.node)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    failure, began = None, time.time()
-    with _requeued_after(), _kept_handlers() as taken:
+    since, failure, ended_by = time.time() - CLOCKS_S, None, None
+    folder = _own_folder(Path(job.folder), layout)
+    with _requeued_after() as asked, _kept_handlers() as taken, _ended_with(folder, since):
         try:
             _launch(job, layout, folder, taken)
         except ChildFailedError as error:
             failure = error
         except SignalException as error:
             ended_by = error.sigval
-        else:
-            ended_by = None
+    if asked:
+        return  # the first node has had the job requeued
+    reason = None
     if failure is not None:
         _note_killed(failure, folder)
-        raise _reason(Path(job.folder), layout, began - CLOCKS_S) from failure
+        reason = _reason(folder.parent, Path(job.folder), layout, since)
+    # On several nodes another one may still have to read why this one failed.
+    if layout.nodes == 1 or reason is None:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+    if reason is not None:
+        raise reason from failure
     if ended_by == signal.SIGINT:
         raise KeyboardInterrupt
     if ended_by is not None:
         os.kill(os.getpid(), ended_by)
-    shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def _own_folder(folder: Path, layout: Layout) -> Path:
+    """Make this node's folder; on one node it stands elsewhere, for a disk may be full."""
+    above = folder / FOLDER if layout.nodes > 1 else Path(tempfile.mkdtemp(prefix="lamina-"))
+    own = above / str(layout.node)
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    return own
 
 
 def _launch(job: Job, layout: Layout, folder: Path, signals: list[str]) -> None:
@@ -115,30 +133,59 @@ def _kept_handlers() -> Iterator[list[str]]:
 
 
 @contextmanager
-def _requeued_after() -> Iterator[None]:
+def _requeued_after() -> Iterator[list[int]]:
     """Pass the cluster's signal on to the processes; once they have saved, let it be answered.
 
-    submitit's handler requeues the job and ends this process.
+    submitit's handler requeues the job and ends this process, but for nodes after the first.
+
+    Yields:
+        The signals that have come.
     """
-    answer = signal.getsignal(REQUEUE_SIGNAL)
+    answer, came = signal.getsignal(REQUEUE_SIGNAL), list[int]()
     if not callable(answer):
-        yield
+        yield came
         return
-    came = False
 
     def pass_on(signum: int, frame: Any) -> None:
-        nonlocal came
-        came = True
+        came.append(signum)
         for process in _processes():
             process.send_signal(REQUEUE_SIGNAL)
 
     signal.signal(REQUEUE_SIGNAL, pass_on)
     try:
-        yield
+        yield came
     finally:
         signal.signal(REQUEUE_SIGNAL, answer)
         if came:
             answer(REQUEUE_SIGNAL, None)
+
+
+@contextmanager
+def _ended_with(folder: Path, since: float) -> Iterator[None]:
+    """End this node's processes when one of another node's has failed: they would wait for it."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_S):
+            if _notes(folder.parent, since, but=folder):
+                for process in _processes():
+                    process.terminate()
+                return
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+
+
+def _notes(folder: Path, since: float, but: Path | None = None) -> list[dict[str, Any]]:
+    """Return what failed processes left below a folder, without those of one node."""
+    paths = [path for path in folder.rglob("*error.json") if but not in path.parents]
+    left = [json.loads(path.read_text())["message"] for path in paths]
+    return [note for note in left if note["at"] > since]
 
 
 def _processes() -> list[Any]:
@@ -162,25 +209,23 @@ def _note_killed(failure: Any, folder: Path) -> None:
                 "killed": True,
                 "at": time.time(),
             }
-            (folder / f"{rank}.error.json").write_text(json.dumps({"message": note}))
+            write_json(folder / f"{rank}.error.json", {"message": note})
 
 
-def _reason(folder: Path, layout: Layout, began: float) -> LaminaError:
+def _reason(left: Path, folder: Path, layout: Layout, since: float) -> LaminaError:
     """Return the error of the process that failed first, on whichever node it was.
 
     Args:
+        left: The folder with what each of them left.
         folder: The run folder.
         layout: Of the run.
-        began: Seconds since 1970; what was left before is of an earlier start.
+        since: Seconds since 1970; what was left before is of an earlier start.
     """
     if layout.nodes > 1:
         time.sleep(SHARED_FOLDER_S)
-    left = [json.loads(path.read_text()) for path in (folder / FOLDER).rglob("*error.json")]
-    notes = [note["message"] for note in left if note["message"]["at"] > began]
+    notes = _notes(left, since)
     if not notes:
-        return TrainingError(f"a process ended without a word; see {folder / FOLDER}")
-    if layout.nodes == 1:
-        shutil.rmtree(folder / FOLDER)
+        return TrainingError("a process ended without a word")
     first = min(notes, key=lambda note: (not note["killed"], note["at"]))
     if first["kind"] is not None:
         kind: type[LaminaError] = getattr(errors, first["kind"])

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.entry import Ended, run_app, said_in_one_line
-from lamina.commands.job import Job, announce, awaited
+from lamina.commands.job import Job, announce, awaited, in_turn
 from lamina.commands.layout import Layout, is_another_node, layout, use_one_device
 from lamina.commands.older import take_old
 from lamina.commands.rank import work
@@ -20,7 +20,7 @@ from lamina.commands.ranks import start
 from lamina.commands.sweep import close_sweep, is_done
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
-from lamina.errors import LaminaError
+from lamina.errors import ConfigError, LaminaError
 from lamina.heal.ownership import owned
 from lamina.measure import ranks
 from lamina.measure.results import Record, write_json
@@ -77,17 +77,19 @@ def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
                 finally:
                     record.adopt()  # the first of the processes has kept it
             else:
-                prepare(job, found)
-                Pipeline(instantiate(config), record).execute()
+                pipeline_of(config, job, found, record).execute()
     show(record, folder)
 
 
-def prepare(job: Job, found: Layout) -> None:
-    """Make ready for a run in this process, alone or as the first that torchrun has started."""
-    if found.processes > 1:
-        announce(job)
-    else:
+def pipeline_of(config: DictConfig, job: Job, found: Layout, record: Record) -> Pipeline:
+    """Return the run of this process, alone or as the first that a person's torchrun started."""
+    if found.processes == 1:
         use_one_device()
+        return Pipeline(instantiate(config), record)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError("--multirun is not for torchrun: each job starts processes of its own")
+    announce(job)
+    return in_turn(lambda: Pipeline(instantiate(config), record))
 
 
 def layout_of(config: DictConfig) -> Layout:
@@ -115,6 +117,11 @@ def rehearse(config: DictConfig, folder: Path) -> None:
     from lamina.rehearsal import Rehearsal
 
     processes = layout_of(config).processes
+    if ranks.count() > 1:
+        raise ConfigError(
+            "dry_run=true takes one step in one process: leave out torchrun; distributed=NUMBER "
+            "says how many the run will have"
+        )
     use_one_device()
     content = Rehearsal(instantiate(config), processes).report()
     resolved = OmegaConf.to_container(config, resolve=True)
