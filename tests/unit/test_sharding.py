@@ -1,10 +1,12 @@
 """FSDP2: the settings that would be used. It runs on GPUs only, so this does not run it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lamina.heal.sft import SFT
+from tests.conftest import REFERENCE
 
 
 def test_sharded_training_asks_for_fsdp2_and_whole_files(
@@ -23,6 +25,26 @@ def test_sharded_training_asks_for_fsdp2_and_whole_files(
     assert plugin.state_dict_type.name == "FULL_STATE_DICT"
     assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
     assert plugin.cpu_ram_efficient_loading is False
+
+
+def test_the_first_process_gets_the_whole_model_in_its_own_class() -> None:
+    """The wrappers are stand-ins: what spreads the weights, and gathers them, needs GPUs."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lamina.heal.trainer import TokenLossTrainer
+
+    model = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype=torch.float32)
+    plain, weights = type(model), model.state_dict()
+    model.__class__ = type(f"FSDP{plain.__name__}", (plain,), {})
+    accelerator = SimpleNamespace(
+        unwrap_model=lambda given: given, get_state_dict=lambda _: weights
+    )
+    trainer = SimpleNamespace(model=model, accelerator=accelerator, is_fsdp_enabled=True)
+    whole = TokenLossTrainer.best_model(trainer)
+    assert type(whole) is plain
+    assert whole.dtype == torch.float32
+    assert all(torch.equal(whole.state_dict()[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize(

@@ -31,16 +31,12 @@ def work(job: Job) -> None:
     """Take part in a run."""
     if job.requeues:
         signal.signal(ranks.REQUEUE_SIGNAL, _leave_for_requeue)
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    share = max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
-    os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # DDP tells each process what it looked for
+    _prepare_torch()
 
     from hydra.core.utils import configure_log
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
+    from torch.distributed import destroy_process_group
 
     from lamina.config.paths import load_environment
     from lamina.pipeline import Pipeline
@@ -60,6 +56,16 @@ def work(job: Job) -> None:
     record.write()
     if job.requeues:
         signal.signal(ranks.REQUEUE_SIGNAL, signal.SIG_IGN)
+    destroy_process_group()
+
+
+def _prepare_torch() -> None:
+    """Give this process its share of the cores, before torch is imported, and quiet torch."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    share = max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    # DDP warns that it looked for weights without a gradient, and found none.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _leave_for_requeue(*_: object) -> None:

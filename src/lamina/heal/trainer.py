@@ -8,7 +8,6 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
@@ -18,6 +17,7 @@ from transformers import (
 )
 from trl import SFTTrainer
 
+from lamina.depth.blocks import blueprint
 from lamina.heal.observers import StepClock
 from lamina.heal.preemption import SaveAndRequeue
 from lamina.heal.shares import ShuffledThenFilled, filled
@@ -70,8 +70,9 @@ class TokenLossTrainer(SFTTrainer):
         weights = self.accelerator.get_state_dict(self.model)
         if not ranks.is_first():
             return model
-        # FSDP2 changes the model's class; from the config it gets its own again.
-        return AutoModelForCausalLM.from_pretrained(None, config=model.config, state_dict=weights)
+        # FSDP2 puts a class of its own over the model's.
+        plain, dtype = type(blueprint(model.config)), next(iter(weights.values())).dtype
+        return plain.from_pretrained(None, config=model.config, state_dict=weights, dtype=dtype)
 
     def _get_dataloader(
         self, dataset: Dataset, description: str, batch_size: int, **options: Any
