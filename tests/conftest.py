@@ -134,7 +134,7 @@ UNWELL = """
             step = module.TokenLossTrainer.training_step
 
             def unwell(self, *arguments, **options):
-                if self.state.global_step == 5:
+                if self.state.global_step == 7:
                     os.environ["UNWELL"] == "killed" and os.kill(os.getpid(), 9)
                     raise ValueError("rank one is unwell")
                 return step(self, *arguments, **options)
@@ -152,7 +152,7 @@ UNWELL = """
     if os.environ.get("RANK") == "1":
         sys.meta_path.insert(0, Finder)
 """
-"""A sitecustomize.py with which rank 1 fails in its sixth step."""
+"""A sitecustomize.py with which rank 1 fails in its eighth step."""
 
 
 def unwell(folder: Path, how: str) -> dict[str, str]:

@@ -13,10 +13,10 @@ import pytest
 from lamina.measure.results import read_result
 from tests.conftest import SHORT, Finished, environment, train, unwell
 
-# 25 rows, four at once: the epoch's last step has one row, and the first epoch ends at step 7.
+# 13 rows, four at once: each epoch has four steps, the last one with one row.
 GIVEN = (
     *SHORT,
-    "generator.train_rows=25",
+    "generator.train_rows=13",
     "generator.eval_rows=31",
     "packing=false",
     "max_steps=9",
@@ -194,4 +194,4 @@ def test_a_dry_run_counts_with_all_processes(tmp_path: Path) -> None:
     assert done.code == 0, done.errors
     lines = [" ".join(line.split()) for line in done.output.splitlines()]
     assert "batch 4 sequences in one step, in 2 processes together" in lines
-    assert "steps 7 of the optimizer" in lines
+    assert "steps 4 of the optimizer" in lines

@@ -183,8 +183,11 @@ def _ended_with(folder: Path, since: float) -> Iterator[None]:
 
 def _notes(folder: Path, since: float, but: Path | None = None) -> list[dict[str, Any]]:
     """Return what failed processes left below a folder, without those of one node."""
-    paths = [path for path in folder.rglob("*error.json") if but not in path.parents]
-    left = [json.loads(path.read_text())["message"] for path in paths]
+    try:
+        paths = [path for path in folder.rglob("*error.json") if but not in path.parents]
+        left = [json.loads(path.read_text())["message"] for path in paths]
+    except FileNotFoundError:
+        return []  # another node has succeeded, and cleans up
     return [note for note in left if note["at"] > since]
 
 

@@ -22,9 +22,15 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*")
              if (match := _STEP.search(path.name))]  # fmt: skip
     for step, path in sorted(found, reverse=True):
-        if saved_step(path) == step:
+        if saved_step(path) == step and _has_every_state(path):
             return path
     return None
+
+
+def _has_every_state(checkpoint: Path) -> bool:
+    """Whether each of several processes has left the state of its random generators."""
+    states = [checkpoint / f"rng_state_{rank}.pth" for rank in range(ranks.count())]
+    return not states[0].exists() or all(path.exists() for path in states)
 
 
 def claim(

@@ -5,7 +5,7 @@ is trained do that, so that losses are those of one process.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import Sampler
@@ -14,6 +14,7 @@ from lamina.heal.tokenization import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch.utils.data import DataLoader
 
 
 def filled(rows: "Dataset", multiple: int, padding: int) -> "Dataset":
@@ -32,6 +33,19 @@ def filled(rows: "Dataset", multiple: int, padding: int) -> "Dataset":
     silent = {"input_ids": [padding] * 2, "labels": [IGNORED] * 2, "seq_lengths": [2]}
     columns = {name: [silent[name]] * missing for name in rows.column_names}
     return concatenate_datasets([rows, Dataset.from_dict(columns, features=rows.features)])
+
+
+def set_epoch(loader: "DataLoader", epoch: int) -> None:
+    """Give a data loader the order of an epoch, 0-based.
+
+    Where several processes go on in the middle of an epoch, accelerate 1.15 and transformers 5.17
+    do not reach the sampler below two others: the rest of the epoch would be that of the first one.
+    """
+    node: Any = loader
+    while getattr(node, "batch_sampler", None) is not None:
+        node = node.batch_sampler
+    if hasattr(node, "sampler") and hasattr(node.sampler, "set_epoch"):
+        node.sampler.set_epoch(epoch)
 
 
 class ShuffledThenFilled(Sampler[int]):

@@ -20,7 +20,7 @@ from trl import SFTTrainer
 from lamina.depth.blocks import blueprint
 from lamina.heal.observers import StepClock
 from lamina.heal.preemption import SaveAndRequeue
-from lamina.heal.shares import ShuffledThenFilled, filled
+from lamina.heal.shares import ShuffledThenFilled, filled, set_epoch
 from lamina.heal.tokenization import IGNORED
 from lamina.measure import ranks
 from lamina.measure.evaluate import perplexity
@@ -144,6 +144,7 @@ class TokenLossTrainer(SFTTrainer):
         transformers 5.17 takes one more step before it looks at the number of steps.
         """
         if self.state.global_step < self.state.max_steps:
+            set_epoch(options["train_dataloader"], options["epoch"])
             super()._run_epoch(*arguments, **options)
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
