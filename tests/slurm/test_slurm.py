@@ -238,7 +238,7 @@ def test_a_rank_that_fails_on_the_second_node_ends_the_job_with_its_message(
     assert "1 of 1 jobs are not completed: 0 (failed)" in done.stderr
     where = f"the traceback is in {folder / '0' / 'train.log'}"
     assert result(folder)["error"] == f"rank 1: ValueError: rank one is unwell; {where}"
-    assert not ask(cluster, "squeue", "-h")
+    wait_for(lambda: not ask(cluster, "squeue", "-h"), cluster, 30)
 
 
 def test_a_sweep_of_which_no_job_could_run_is_not_submitted(

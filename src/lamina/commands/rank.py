@@ -49,6 +49,9 @@ def work(job: Job) -> None:
     pipeline = in_turn(lambda: Pipeline(run, record))
     try:
         pipeline.execute()
+    except SystemExit:
+        record.update(status="requeued")
+        raise
     except Exception:
         with suppress(OutputError):
             record.write()

@@ -33,8 +33,8 @@ SHARED_FOLDER_S = 5.0
 POLL_S = 1.0
 """Seconds between two looks at what the other nodes have left."""
 
-CLOCKS_S = 30.0
-"""Seconds by which the nodes' clocks may differ."""
+REQUEUE_S = 60.0
+"""Seconds for which processes that have saved may be ahead of the signal to the one that asked."""
 
 
 def start(job: Job, layout: Layout) -> None:
@@ -50,9 +50,9 @@ def start(job: Job, layout: Layout) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    since, failure, ended_by = time.time() - CLOCKS_S, None, None
+    failure, ended_by = None, None
     folder = _own_folder(Path(job.folder), layout)
-    with _requeued_after() as asked, _kept_handlers() as taken, _ended_with(folder, since):
+    with _requeued_after() as asked, _kept_handlers() as taken, _ended_with(folder):
         try:
             _launch(job, layout, folder, taken)
         except ChildFailedError as error:
@@ -64,7 +64,7 @@ def start(job: Job, layout: Layout) -> None:
     reason = None
     if failure is not None:
         _note_killed(failure, folder)
-        reason = _reason(folder.parent, Path(job.folder), layout, since)
+        reason = _reason(folder.parent, Path(job.folder), layout)
     # On several nodes another one may still have to read why this one failed.
     if layout.nodes == 1 or reason is None:
         shutil.rmtree(folder.parent, ignore_errors=True)
@@ -76,11 +76,27 @@ def start(job: Job, layout: Layout) -> None:
         os.kill(os.getpid(), ended_by)
 
 
+def wait_for_requeue() -> None:
+    """Wait for the signal that has made the processes save and end, on another node at first.
+
+    Raises:
+        TrainingError: It does not come.
+    """
+    time.sleep(REQUEUE_S)
+    raise TrainingError("the processes have saved for a requeue, but no signal has come here")
+
+
 def _own_folder(folder: Path, layout: Layout) -> Path:
     """Make this node's folder; on one node it stands elsewhere, for a disk may be full."""
-    above = folder / FOLDER if layout.nodes > 1 else Path(tempfile.mkdtemp(prefix="lamina-"))
+    if layout.nodes == 1:
+        above = Path(tempfile.mkdtemp(prefix="lamina-"))
+    else:
+        # A requeued job has its id again, and must not find what its last start left.
+        start = "-".join(
+            os.environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT")
+        )
+        above = folder / FOLDER / start
     own = above / str(layout.node)
-    shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
     return own
 
@@ -161,13 +177,13 @@ def _requeued_after() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _ended_with(folder: Path, since: float) -> Iterator[None]:
+def _ended_with(folder: Path) -> Iterator[None]:
     """End this node's processes when one of another node's has failed: they would wait for it."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(POLL_S):
-            if _notes(folder.parent, since, but=folder):
+            if _notes(folder.parent, but=folder):
                 for process in _processes():
                     process.terminate()
                 return
@@ -181,14 +197,13 @@ def _ended_with(folder: Path, since: float) -> Iterator[None]:
         watching.join()
 
 
-def _notes(folder: Path, since: float, but: Path | None = None) -> list[dict[str, Any]]:
+def _notes(folder: Path, but: Path | None = None) -> list[dict[str, Any]]:
     """Return what failed processes left below a folder, without those of one node."""
     try:
         paths = [path for path in folder.rglob("*error.json") if but not in path.parents]
-        left = [json.loads(path.read_text())["message"] for path in paths]
+        return [json.loads(path.read_text())["message"] for path in paths]
     except FileNotFoundError:
         return []  # another node has succeeded, and cleans up
-    return [note for note in left if note["at"] > since]
 
 
 def _processes() -> list[Any]:
@@ -215,18 +230,17 @@ def _note_killed(failure: Any, folder: Path) -> None:
             write_json(folder / f"{rank}.error.json", {"message": note})
 
 
-def _reason(left: Path, folder: Path, layout: Layout, since: float) -> LaminaError:
+def _reason(left: Path, folder: Path, layout: Layout) -> LaminaError:
     """Return the error of the process that failed first, on whichever node it was.
 
     Args:
         left: The folder with what each of them left.
         folder: The run folder.
         layout: Of the run.
-        since: Seconds since 1970; what was left before is of an earlier start.
     """
     if layout.nodes > 1:
         time.sleep(SHARED_FOLDER_S)
-    notes = _notes(left, since)
+    notes = _notes(left)
     if not notes:
         return TrainingError("a process ended without a word")
     first = min(notes, key=lambda note: (not note["killed"], note["at"]))

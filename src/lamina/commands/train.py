@@ -16,7 +16,7 @@ from lamina.commands.job import Job, announce, awaited, in_turn
 from lamina.commands.layout import Layout, is_another_node, layout, use_one_device
 from lamina.commands.older import take_old
 from lamina.commands.rank import work
-from lamina.commands.ranks import start
+from lamina.commands.ranks import start, wait_for_requeue
 from lamina.commands.sweep import close_sweep, is_done
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
@@ -76,6 +76,8 @@ def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
                     start(job, found)
                 finally:
                     record.adopt()  # the first of the processes has kept it
+                if record.content["status"] == "requeued":
+                    wait_for_requeue()
             else:
                 pipeline_of(config, job, found, record).execute()
     show(record, folder)
