@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,3 +116,40 @@ def lamina(*arguments: object, cwd: Path, **env: str) -> Finished:
         check=False,
     )
     return Finished(done.returncode, done.stdout, done.stderr, cwd)
+
+
+UNWELL = """
+    import importlib.machinery, os, sys
+
+    class Loader(importlib.machinery.SourceFileLoader):
+        def exec_module(self, module):
+            super().exec_module(module)
+            step = module.TokenLossTrainer.training_step
+
+            def unwell(self, *arguments, **options):
+                if self.state.global_step == 7:
+                    os.environ["UNWELL"] == "killed" and os.kill(os.getpid(), 9)
+                    raise ValueError("rank one is unwell")
+                return step(self, *arguments, **options)
+
+            module.TokenLossTrainer.training_step = unwell
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "lamina.heal.trainer":
+                spec = importlib.machinery.PathFinder.find_spec(name, path)
+                spec.loader = Loader(spec.loader.name, spec.loader.path)
+                return spec
+
+    if os.environ.get("RANK") == "1":
+        sys.meta_path.insert(0, Finder)
+"""
+"""A sitecustomize.py with which rank 1 fails in its eighth step."""
+
+
+def unwell(folder: Path, how: str) -> dict[str, str]:
+    """Return an environment in which rank 1 fails."""
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(UNWELL))
+    paths = (str(folder), str(ROOT / "src"), os.environ.get("PYTHONPATH", ""))
+    return {"PYTHONPATH": os.pathsep.join(paths), "UNWELL": how}

@@ -1,6 +1,7 @@
 """The pipeline of one run: from a large model to a healed smaller one, measured on the way."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
@@ -11,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 from lamina.depth import loading
 from lamina.depth.reading import identity
 from lamina.depth.source import Source
-from lamina.heal.cache import cache_folder, cached, code_version, folder_of
+from lamina.heal.cache import Entry, cache_folder, cached, code_version, folder_of
 from lamina.heal.callbacks import Context
-from lamina.heal.checkpoints import saved_step
+from lamina.heal.checkpoints import last_whole_checkpoint, saved_step
 from lamina.heal.claim import claim, refuse_changes
 from lamina.heal.feed import Feed
 from lamina.heal.final import Final, Form, reload, save_final
 from lamina.heal.libraries import prepared
 from lamina.heal.origin import origin
 from lamina.heal.ownership import owned
+from lamina.heal.packing import batch
 from lamina.heal.tracking import watchers
+from lamina.measure import ranks
 from lamina.measure.card import note
 from lamina.measure.device import device_name, forget_peak_memory, release
 from lamina.measure.disk import disk_errors, refuse_unwritable
@@ -59,14 +62,16 @@ class Pipeline:
         self.run.data.find()
         forget_peak_memory()
         # output_dir may lie elsewhere, where another run's process may be at work.
-        with owned(self.run.folder, "output_dir"):
+        with owned(self.run.folder, "output_dir") if ranks.is_first() else nullcontext():
             checkpoint = self._claim()
             with prepared(self.run.seed, self.run.num_threads):
                 self._execute(checkpoint)
 
     def _execute(self, checkpoint: Path | None) -> None:
         run = self.run
-        arguments = run.trainer.arguments(run.folder)
+        arguments = run.trainer.arguments(run.folder, sharded=run.sharded)
+        if ranks.count() > 1:
+            logger.info("%s", batch(arguments, ranks.count()))
         run.adapter.peft_config()  # what PEFT refuses is refused before a weight is read
         tokenizer = run.load_tokenizer()
         rows = self._feed(tokenizer, checkpoint)
@@ -77,7 +82,8 @@ class Pipeline:
         untouched = self.plan.source is not None and not self.plan.is_reduced
         meter.reduced(model, tokenizer, untouched=untouched)
         context = self._context(checkpoint)
-        with watchers(context, run.logger.values(), run.callbacks.values()) as watching:
+        loggers = run.logger.values() if ranks.is_first() else ()
+        with watchers(context, loggers, run.callbacks.values()) as watching:
             trainer = run.build_trainer(model, tokenizer, rows, arguments, watching)
             made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
             self.record.update(data=rows.packed(made, run.max_seq_length))
@@ -97,7 +103,14 @@ class Pipeline:
         run_dir, before = Path(run.run_dir).absolute(), self.record.previous or {}
         earlier, now = {**before, **before.get("settings", {})}, {**kept, **settings}
         named = origin(run.resume)
-        checkpoint = claim(run.folder, run_dir, run.resume, named, earlier, now)
+        checkpoint = ranks.in_turn(
+            "claim",
+            lambda: (
+                claim(run.folder, run_dir, run.resume, named, earlier, now)
+                if ranks.is_first()
+                else last_whole_checkpoint(run.folder)
+            ),
+        )
         self._refuse_unwritable()
         self.origin = named.recorded if named else before
         self.record.update(
@@ -128,7 +141,8 @@ class Pipeline:
         if checkpoint is not None and self.origin:
             now = {"data_fingerprint": made_of["data_fingerprint"]}
             refuse_changes(checkpoint, self.origin["provenance"], now, self.run.resume)
-        rows.write(record.path.parent, SAMPLE_ROWS)
+        if ranks.is_first():
+            rows.write(record.path.parent, SAMPLE_ROWS)
         evaluated = fingerprint(rows.eval.rows)
         record.update(eval_fingerprint=evaluated, provenance=made_of, data=rows.counts())
         return rows
@@ -150,15 +164,24 @@ class Pipeline:
         run, source, every = self.run, self.plan.source, range(self.plan.num_layers)
         if not run.evaluation.baseline or source is None or not self.plan.is_reduced:
             return
-        with cached(self._baseline_folder(source), "baseline.json") as entry:
-            if entry.content is None:
+        with self._baseline(source) as entry:
+            loss = ranks.from_first(entry.content["loss"] if entry.content else None)
+            if loss is None:
                 logger.info("evaluating %s, untouched", run.model_name)
                 model = run.backend.load_model(source, every, run.torch_dtype)
-                entry.content = {"loss": meter.loss(model)}
+                loss = meter.loss(model)
+                entry.content = {"loss": loss}
                 del model
                 release()
-            self.record.measured(baseline_eval_loss=entry.content["loss"])
+            self.record.measured(baseline_eval_loss=loss)
         self.record.write()
+
+    def _baseline(self, source: Source) -> AbstractContextManager[Entry]:
+        """Give the place of the untouched model's loss; it is the first process that keeps it."""
+        folder = self._baseline_folder(source)
+        if ranks.is_first():
+            return cached(folder, "baseline.json")
+        return nullcontext(Entry(folder, None))
 
     def _baseline_folder(self, source: Source) -> Path:
         """Name the cache folder after everything that the loss depends on, to its last bit."""

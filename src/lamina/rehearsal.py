@@ -15,7 +15,7 @@ from lamina.depth.reduction import reduction
 from lamina.errors import ConfigError
 from lamina.heal.feed import Feed
 from lamina.heal.libraries import prepared
-from lamina.heal.packing import packed, total_steps
+from lamina.heal.packing import batch_size, packed, total_steps
 from lamina.heal.tokenization import IGNORED
 from lamina.measure.device import device_name, free_memory_bytes, peak_memory_bytes
 from lamina.measure.footprint import (
@@ -54,13 +54,14 @@ ONE_STEP = {
 class Rehearsal:
     """Looks at everything that a run would do, and takes one step of its training."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, processes: int) -> None:
         """Do nothing yet.
 
         Args:
             run: The experiment.
+            processes: That will share its training; the rehearsal has one.
         """
-        self.run, self.plan = run, run.plan
+        self.run, self.plan, self.processes = run, run.plan, processes
         self.one_step = replace(run.trainer, args={**run.trainer.args, **ONE_STEP})
 
     def report(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Rehearsal:
         parameters = model.num_parameters()
         trainer = self._trainer(model, tokenizer, rows, scratch)
         step = self._step(trainer)
-        steps = total_steps(len(packs["train"]), arguments)
+        steps = total_steps(len(packs["train"]), arguments, self.processes)
         footprint = self._footprint(trainer, form, scratch, steps, free)
         return {
             "num_layers": plan.num_layers,
@@ -97,6 +98,8 @@ class Rehearsal:
             "step": step,
             "footprint": {**asdict(footprint), "disk": footprint.disk},
             "steps": steps,
+            "processes": self.processes,
+            "batch": batch_size(arguments, self.processes),
             "data": rows.packed(packs, self.run.max_seq_length),
             "sample": [spans(row, tokenizer) for row in rows.train.rows.select(shown(rows))],
         }

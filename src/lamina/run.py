@@ -21,6 +21,7 @@ from lamina.heal.scanning import CachedScores, ScanRequest
 from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
 from lamina.heal.tracking import LoggerSettings
+from lamina.measure import ranks
 from lamina.measure.evaluate import Evaluation
 
 if TYPE_CHECKING:
@@ -104,9 +105,21 @@ class Run(Parameters):
         kept = {k: v for k, v in self.trainer.args.items() if k not in FREE_IN_RESUMING}
         return {
             "dtype": self.dtype,
+            "distributed": ranks.count(),
             **{f"adapter.{key}": value for key, value in asdict(self.adapter).items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
         }
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights, gradients and optimizer are spread over the processes."""
+        import torch
+
+        if ranks.count() == 1 or self.parallel == "ddp":
+            return False
+        return self.parallel == "fsdp" or (
+            self.adapter.name == "full" and torch.cuda.is_available()
+        )
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """Load the model's tokenizer, or build the one of a model that starts from scratch."""

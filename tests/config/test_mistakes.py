@@ -127,7 +127,18 @@ MISTAKES = {
     "offline",
     "resume=maybe": "resume=maybe: no such folder; give auto, never, or the folder of a run "
     "or of a checkpoint",
+    "distributed=0": "distributed=0: give auto for one process a GPU, none, or a number of 1 or "
+    "more",
+    "distributed=many": "distributed=many: give auto for one process a GPU, none, or a number of 1 "
+    "or more",
+    "parallel=dp": "parallel=dp: give auto, ddp or fsdp",
     # Contradictions.
+    "parallel=fsdp": "parallel=fsdp spreads weights that are trained, and with adapter=lora most "
+    "are not: give parallel=ddp, or adapter=full",
+    "parallel=fsdp adapter=full distributed=none": "parallel=fsdp needs several processes: leave "
+    "out distributed=none, or parallel",
+    "parallel=fsdp adapter=full distributed=2": "parallel=fsdp, but there is no GPU: the weights "
+    "could not be spread; give parallel=auto",
     "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50: the best checkpoint could "
     "not be chosen; make it one",
     "trainer.args.eval_strategy=no": "trainer.args.eval_strategy=no, but "

@@ -110,7 +110,7 @@ def test_too_little_memory_is_said_before_a_weight_is_read(
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         given = [*PRUNED, "run_dir=.", "dry_run=true"]
-        rehearsal = Rehearsal(instantiate(compose("config", overrides=given)))
+        rehearsal = Rehearsal(instantiate(compose("config", overrides=given)), processes=1)
     monkeypatch.setattr("lamina.rehearsal.free_memory_bytes", lambda: 1_000_000)
     monkeypatch.setattr("lamina.depth.reading.tensor_slices", None)
     message = r"1,223,424 weights and the gradients of 262,144 take at least 0\.0 GB of memory"
@@ -122,7 +122,7 @@ def test_an_accelerator_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatc
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         given = [*PRUNED, "run_dir=.", "dry_run=true"]
-        rehearsal = Rehearsal(instantiate(compose("config", overrides=given)))
+        rehearsal = Rehearsal(instantiate(compose("config", overrides=given)), processes=1)
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lamina.commands.sweep import Sweep
-from tests.conftest import SHORT, environment, lamina
+from tests.conftest import SHORT, environment, lamina, unwell
 
 pytestmark = pytest.mark.skipif(
     shutil.which("slurmctld") is None or os.geteuid() != 0,
@@ -227,6 +227,60 @@ def test_a_job_whose_node_is_taken_away_comes_back(
         wait_for(lambda: result(folder)["status"] == "completed", cluster, 300)
     subprocess.run(["slurmd", "-N", node], env=cluster, check=True)
     assert_equal(folder, undisturbed)
+
+
+def nearly_equal(folder: Path, undisturbed: Path) -> None:
+    """Expect the losses of one process from two of half the accumulation."""
+    ours, theirs = result(folder), result(undisturbed)
+    assert (ours["status"], ours["settings"]["distributed"]) == ("completed", 2)
+    for mine, other in zip(ours["history"], theirs["history"], strict=True):
+        assert mine == pytest.approx(other, abs=1e-5)
+    assert ours["metrics"]["eval_loss"] == pytest.approx(theirs["metrics"]["eval_loss"], abs=1e-5)
+
+
+TWO_NODES = ("hydra.launcher.nodes=2", "gradient_accumulation_steps=4")
+
+
+def test_two_nodes_train_as_one_process_does(
+    cluster: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    with swept(folder, cluster, *LONG, *SLURM, *TWO_NODES):
+        pass
+    nearly_equal(folder, undisturbed)
+    assert log(folder).count("sequences a step") == 1
+
+
+def test_two_nodes_whose_time_is_over_save_and_come_back(
+    cluster: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=75")
+    with swept(folder, cluster, *LONG, *SLURM, *TWO_NODES, *limits):
+        pass
+    assert "Requeued" in log(folder)
+    nearly_equal(folder, undisturbed)
+
+
+def test_a_rank_that_fails_on_the_second_node_ends_the_job_with_its_message(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}"]
+    done = subprocess.run(
+        [*command, *LONG, *SLURM, *TWO_NODES],
+        cwd=tmp_path,
+        env={**cluster, **unwell(tmp_path, "raises")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 1
+    assert "1 of 1 jobs are not completed: 0 (failed)" in done.stderr
+    where = f"the traceback is in {folder / '0' / 'train.log'}"
+    assert result(folder)["error"] == f"rank 1: ValueError: rank one is unwell; {where}"
+    wait_for(lambda: not ask(cluster, "squeue", "-h"), cluster, 30)
 
 
 def test_a_sweep_of_which_no_job_could_run_is_not_submitted(

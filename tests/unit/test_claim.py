@@ -142,7 +142,7 @@ def test_the_owner_of_a_folder_is_known_also_if_it_dies_while_it_takes_it_again(
 ) -> None:
     folder, run, another = tmp_path / "shared" / "pruned", tmp_path / "run", tmp_path / "another"
     claim(folder, run, "auto", None, {}, {})
-    (folder / "checkpoint-3").mkdir()
+    checkpoint(folder, 3)
 
     def write_half(path: Path, content: Any, *_: Any, **__: Any) -> None:
         with path.open("w") as file:

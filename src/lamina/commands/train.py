@@ -1,6 +1,7 @@
 """`python -m train`: compose, check, instantiate, execute."""
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -11,12 +12,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.entry import Ended, run_app, said_in_one_line
+from lamina.commands.job import Job, announce, awaited
+from lamina.commands.layout import Layout, is_another_node, layout, use_one_device
 from lamina.commands.older import take_old
+from lamina.commands.rank import work
+from lamina.commands.ranks import start, wait_for_requeue
 from lamina.commands.sweep import close_sweep, is_done, let_go
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
-from lamina.errors import LaminaError
+from lamina.errors import ConfigError, LaminaError
 from lamina.heal.ownership import owned
+from lamina.measure import ranks
 from lamina.measure.disk import full_disks
 from lamina.measure.results import DRY_RUN_FILE, Record, write_json
 from lamina.pipeline import Pipeline
@@ -56,23 +62,71 @@ def bug(error: Exception, folder: Path) -> str:
 
 
 def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
-    """Execute the pipeline, and print what came of it."""
+    """Execute the pipeline, in as many processes as are asked for, and print what came of it."""
+    if is_another_node():
+        preflight(config)
+        start(job_of(config, folder, overrides), layout_of(config))
+        return
     with owned(folder, "hydra.run.dir"):
         record = Record(folder, overrides)
         with record.outcome(), full_disks(folder):
             preflight(config)
-            Pipeline(instantiate(config), record).execute()
+            found, job = layout_of(config), job_of(config, folder, overrides)
+            if found.has_to_start:
+                try:
+                    start(job, found)
+                finally:
+                    record.adopt()  # the first of the processes has kept it
+                if record.content["status"] == "requeued":
+                    wait_for_requeue()
+            else:
+                pipeline_of(config, job, found, record).execute()
     show(record, folder)
 
 
+def pipeline_of(config: DictConfig, job: Job, found: Layout, record: Record) -> Pipeline:
+    """Return the run of this process, alone or as the first that a person's torchrun started."""
+    if found.processes == 1:
+        use_one_device()
+        return Pipeline(instantiate(config), record)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError("--multirun is not for torchrun: each job starts processes of its own")
+    announce(job)
+    return ranks.in_turn("plan", lambda: Pipeline(instantiate(config), record))
+
+
+def layout_of(config: DictConfig) -> Layout:
+    """Return how many processes a run has."""
+    return layout(config.distributed, config.parallel)
+
+
+def job_of(config: DictConfig, folder: Path, overrides: list[str]) -> Job:
+    """Return what each process of a run has to know."""
+    logged = HydraConfig.get().job_logging
+    return Job(
+        config=OmegaConf.to_container(config, resolve=True),
+        overrides=overrides,
+        folder=str(folder),
+        logging=OmegaConf.to_container(logged, resolve=True) if logged else None,
+        requeues=callable(signal.getsignal(ranks.REQUEUE_SIGNAL)),
+    )
+
+
 def rehearse(config: DictConfig, folder: Path) -> None:
-    """Print what the run would do and take, and write it to dry_run.json."""
+    """Print what the run would do and take, and write it to dry_run.json; one process does."""
     from rich.console import Console
 
     from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
     from lamina.rehearsal import Rehearsal
 
-    content = Rehearsal(instantiate(config)).report()
+    processes = layout_of(config).processes
+    if ranks.count() > 1:
+        raise ConfigError(
+            "dry_run=true takes one step in one process: leave out torchrun; distributed=NUMBER "
+            "says how many the run will have"
+        )
+    use_one_device()
+    content = Rehearsal(instantiate(config), processes).report()
     resolved = OmegaConf.to_container(config, resolve=True)
     write_json(folder / DRY_RUN_FILE, {"config": resolved, **content})
     console = Console()
@@ -93,5 +147,8 @@ def show(record: Record, folder: Path) -> None:
 def main() -> None:
     """Run the command."""
     with said_in_one_line():
+        if not ranks.is_first():
+            work(awaited())  # torchrun started this one beside the first, which reads the config
+            return
         sys.argv[1:] = take_old(sys.argv[1:])
     run_app(train, "config", closing=close_sweep)

@@ -34,6 +34,7 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _adapter(content)
     yield from _selection(content)
     yield from _resume(content)
+    yield from _processes(content)
     for node in ("model", "backend", "adapter"):
         yield from _own_check(at(content, f"{node}._target_"))
 
@@ -153,6 +154,21 @@ def _resume(content: Mapping[str, Any]) -> Iterator[str]:
             origin(given)
     except LaminaError as error:
         yield str(error)
+
+
+def _processes(content: Mapping[str, Any]) -> Iterator[str]:
+    adapter = str(content["adapter"].get("_target_"))
+    if content.get("parallel") == "fsdp":
+        if not adapter.endswith("Full"):
+            yield (
+                "parallel=fsdp spreads weights that are trained, and with adapter=lora most are "
+                "not: give parallel=ddp, or adapter=full"
+            )
+        if content.get("distributed") in ("none", 1):
+            yield (
+                "parallel=fsdp needs several processes: leave out "
+                f"distributed={content['distributed']}, or parallel"
+            )
 
 
 def _own_check(target: Any) -> Iterator[str]:

@@ -123,6 +123,12 @@ class Parameters:
     wandb_project: str
     """Weights & Biases project."""
 
+    distributed: int | str
+    """Processes of one training, over all nodes; auto for one a device, none for one."""
+
+    parallel: str
+    """ddp: each process holds the whole model; fsdp: a share of it; auto for the adapter's way."""
+
     resume: str
     """auto goes on from the run folder's last whole checkpoint; never refuses to; a path goes on
     from a checkpoint-{step}/, or from the last whole one of a run folder."""

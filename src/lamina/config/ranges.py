@@ -12,6 +12,7 @@ from lamina.errors import ConfigError
 
 CHOICES = {
     "dtype": ("auto", "bfloat16", "float32"),
+    "parallel": ("auto", "ddp", "fsdp"),
     "export.form": ("auto", "adapter", "merged", "both"),
     "export.dtype": ("auto", "bfloat16", "float32"),
     "data.loss_on": ("auto", "assistant", "completion", "all"),
@@ -100,6 +101,12 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
         if value is not None and value not in allowed:
             yield f"{key}={value}: give {either(list(dict.fromkeys(map(str.lower, allowed))))}"
     yield from _training(content)
+    processes = content.get("distributed")
+    if processes not in ("auto", "none", None) and not (type(processes) is int and processes >= 1):
+        yield (
+            f"distributed={processes}: give auto for one process a GPU, none, or a number of 1 or "
+            "more"
+        )
 
 
 def read_counts(config: DictConfig) -> None:

@@ -10,6 +10,7 @@ from lamina.depth.blocks import adapter_form_is_exact
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
 from lamina.heal.whole import replacing
+from lamina.measure import ranks
 from lamina.measure.disk import disk_errors
 from lamina.measure.footprint import trained, weight_bytes
 from lamina.measure.model_form import write_beside
@@ -77,7 +78,7 @@ def save_final(
     dtype: "torch.dtype",
     note: dict[str, Any],
 ) -> Final:
-    """Write final/, and final-merged/ where both forms are asked for.
+    """Write final/, and final-merged/ where both forms are asked for; the first process does.
 
     Args:
         model: The best weights; a PEFT model where there is an adapter.
@@ -91,11 +92,26 @@ def save_final(
         OutputError: The files cannot be written, for instance because no space is left.
     """
     final = folder / FINAL
-    saved_dtype = dtype
+    is_adapter = form in ("adapter", "both")
+    saved_dtype = model.get_base_model().dtype if is_adapter else dtype
+    if ranks.is_first():
+        _write(model, tokenizer, final, form=form, dtype=dtype, note=note)
+    ranks.wait_for_all()
+    return Final(final, str(saved_dtype).removeprefix("torch."))
+
+
+def _write(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    final: Path,
+    *,
+    form: Form,
+    dtype: "torch.dtype",
+    note: dict[str, Any],
+) -> None:
     # The trainer turns it off, and whoever generates with final/ wants it.
     model.config.use_cache = True
     if form in ("adapter", "both"):
-        saved_dtype = model.get_base_model().dtype
         with _saved(final, weight_bytes(trained(model))) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
@@ -103,12 +119,11 @@ def save_final(
     if form in ("merged", "both"):
         model = model.merge_and_unload()
     if form != "adapter":
-        whole = folder / f"{FINAL}-merged" if form == "both" else final
+        whole = final.with_name(f"{FINAL}-merged") if form == "both" else final
         with _saved(whole, model.num_parameters() * dtype.itemsize) as partial:
             model.to(dtype).save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             write_beside(partial, note)
-    return Final(final, str(saved_dtype).removeprefix("torch."))
 
 
 def reload(

@@ -28,14 +28,29 @@ def packed(splits: "Mapping[str, Dataset]", arguments: "SFTConfig") -> "dict[str
     }
 
 
-def total_steps(sequences: int, arguments: "SFTConfig") -> int:
-    """Return the optimizer steps of a training on one device.
+def total_steps(sequences: int, arguments: "SFTConfig", processes: int) -> int:
+    """Return the optimizer steps of a training.
 
     Args:
         sequences: Rows or packs of one epoch.
         arguments: Of the training.
+        processes: That share it.
     """
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    at_once = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    return math.ceil(-(-sequences // at_once) * arguments.num_train_epochs)
+    return math.ceil(-(-sequences // batch_size(arguments, processes)) * arguments.num_train_epochs)
+
+
+def batch_size(arguments: "SFTConfig", processes: int) -> int:
+    """Return the sequences in one optimizer step, over all processes."""
+    alone = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return int(alone * processes)
+
+
+def batch(arguments: "SFTConfig", processes: int) -> str:
+    """Say how many sequences are in one optimizer step, and where the number comes from."""
+    return (
+        f"{batch_size(arguments, processes)} sequences a step: "
+        f"per_device_train_batch_size={arguments.per_device_train_batch_size} x {processes} "
+        f"processes x gradient_accumulation_steps={arguments.gradient_accumulation_steps}"
+    )

@@ -1,5 +1,6 @@
 """Supervised fine-tuning with TRL's SFTTrainer, and a loss that can be compared."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from lamina.heal.adapters import ALL_LINEAR, Adapter
 from lamina.heal.as_asked import refuse_changes
 from lamina.heal.kept import cache_errors
 from lamina.heal.probe import refuse_leaking_packs
+from lamina.measure import ranks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,6 +23,20 @@ if TYPE_CHECKING:
     from lamina.heal.trainer import TokenLossTrainer
 
 
+FSDP2: dict[str, Any] = {
+    "fsdp": True,
+    "fsdp_config": {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "reshard_after_forward": True,
+        # One whole file, as one process writes it.
+        "state_dict_type": "FULL_STATE_DICT",
+        "cpu_ram_efficient_loading": False,
+    },
+}
+"""Fields of SFTConfig with which each process holds a share of every decoder layer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SFT:
     """Settings of TRL's SFTTrainer."""
@@ -28,11 +44,12 @@ class SFT:
     args: dict[str, Any]
     """Fields of TRL's SFTConfig; where outputs and reports go is ours to decide."""
 
-    def arguments(self, output_dir: Path) -> "SFTConfig":
+    def arguments(self, output_dir: Path, *, sharded: bool = False) -> "SFTConfig":
         """Return TRL's form of these settings.
 
         Args:
             output_dir: Folder for checkpoint-{step}/.
+            sharded: Whether weights, gradients and optimizer are spread over the processes.
 
         Raises:
             ConfigError: A value is refused by TRL.
@@ -47,8 +64,12 @@ class SFT:
                 "give bf16=false"
             )
         own = {"dataloader_pin_memory": accelerated, "disable_tqdm": True}
-        if self.args.get("bf16") and not accelerated:
-            own["use_cpu"] = True  # without it bfloat16 is refused on a processor
+        own |= FSDP2 if sharded else {}
+        if not accelerated and (self.args.get("bf16") or ranks.count() > 1):
+            # Without it transformers refuses bfloat16 on a CPU, and each process trains alone.
+            own["use_cpu"] = True
+            # Otherwise accelerate 1.15 numbers the CPUs, and torch cannot load anything onto cpu:1.
+            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         try:
             return SFTConfig(output_dir=str(output_dir), report_to="none", **{**own, **self.args})
         except (TypeError, ValueError) as error:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -17,9 +19,13 @@ from transformers import (
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
+from lamina.depth.blocks import blueprint
 from lamina.heal.observers import StepClock
 from lamina.heal.preemption import SaveAndRequeue
+from lamina.heal.shares import ShuffledThenFilled, filled, set_epoch
+from lamina.heal.tokenization import IGNORED
 from lamina.heal.whole import aside, replacing
+from lamina.measure import ranks
 from lamina.measure.disk import disk_errors
 from lamina.measure.evaluate import perplexity
 from lamina.measure.footprint import state_bytes, trained, weight_bytes
@@ -59,8 +65,39 @@ class TokenLossTrainer(SFTTrainer):
         }
 
     def best_model(self) -> PreTrainedModel:
-        """Return the model, with the best checkpoint's weights, out of its wrappers."""
-        return self.accelerator.unwrap_model(self.model)
+        """Return the model, with the best checkpoint's weights, out of its wrappers.
+
+        Where the weights are spread over the processes, the first one gets the whole model; all of
+        them have to call it.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not self.is_fsdp_enabled:
+            return model
+        weights = self.accelerator.get_state_dict(self.model)
+        if not ranks.is_first():
+            return model
+        # FSDP2 puts a class of its own over the model's.
+        plain, dtype = type(blueprint(model.config)), next(iter(weights.values())).dtype
+        return plain.from_pretrained(None, config=model.config, state_dict=weights, dtype=dtype)
+
+    def _get_dataloader(
+        self, dataset: Dataset, description: str, batch_size: int, **options: Any
+    ) -> DataLoader:
+        """Build a data loader; several processes get equal shares, and no row counts twice."""
+        rows, at_once = dataset, batch_size * ranks.count()
+        if ranks.count() > 1 and not self.args.dataloader_drop_last:
+            dataset = filled(rows, at_once, self.processing_class.pad_token_id)
+            if isinstance(options["sampler_fn"](rows), RandomSampler):
+                seed = self.args.data_seed
+                options["sampler_fn"] = lambda _: ShuffledThenFilled(rows, at_once, seed)
+        return super()._get_dataloader(dataset, description, batch_size, **options)
+
+    def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Count the tokens that are read, without the rows that only fill up a batch."""
+        if ranks.count() > 1 and "attention_mask" in inputs:
+            meant = (inputs["labels"] != IGNORED).any(dim=1, keepdim=True)
+            inputs = {**inputs, "attention_mask": inputs["attention_mask"] * meant}
+        super()._track_num_input_tokens(inputs)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Return the folder of checkpoint-{step}/; while one is saved, a temporary one."""
@@ -108,26 +145,33 @@ class TokenLossTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """Evaluate one batch and add its tokens' loss to the sum."""
-        tokens = int((inputs["labels"][:, 1:] != -100).sum())
+        tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
         with self._plain_loss():
             loss, logits, labels = super().prediction_step(
                 model, inputs, prediction_loss_only, ignore_keys
             )
-        self._token_nll += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
+        if tokens:  # a batch that only fills up a rank's share has none, and no mean
+            self._token_nll += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
         return loss, logits, labels
 
     @contextmanager
     def _plain_loss(self) -> Iterator[None]:
-        """Evaluate the negative log-likelihood whatever is trained on.
+        """Evaluate the mean negative log-likelihood of the batch, whatever is trained on.
 
-        Transformers 5.17 smooths labels, and TRL 1.14 weighs tokens (loss_type=dft), there, too.
+        Transformers 5.17 smooths labels, and TRL 1.14 weighs tokens (loss_type=dft), there, too;
+        and several processes get shares of the mean of all their batches.
         """
         trained_on = {name: getattr(self, name) for name in ("label_smoother", "compute_loss_func")}
         self.__dict__.update(dict.fromkeys(trained_on))
+        over_all, self.args.average_tokens_across_devices = (
+            self.args.average_tokens_across_devices,
+            False,
+        )
         try:
             yield
         finally:
             self.__dict__.update(trained_on)
+            self.args.average_tokens_across_devices = over_all
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
         """Train for an epoch; a training that was stopped after its last step is not gone on with.
@@ -135,6 +179,7 @@ class TokenLossTrainer(SFTTrainer):
         transformers 5.17 takes one more step before it looks at the number of steps.
         """
         if self.state.global_step < self.state.max_steps:
+            set_epoch(options["train_dataloader"], options["epoch"])
             super()._run_epoch(*arguments, **options)
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:

@@ -4,6 +4,8 @@ import gc
 import os
 import platform
 import resource
+import shutil
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +28,19 @@ def compute_device() -> str:
     import torch
 
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def visible_devices() -> int:
+    """Return how many accelerators this process may use, without importing torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        # As CUDA reads it: what stands behind the first one that is none does not count.
+        names = [name.strip() for name in given.split(",")]
+        return next((n for n, name in enumerate(names) if name in ("", "-1")), len(names))
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 
 def release() -> None:

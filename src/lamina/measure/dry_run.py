@@ -71,7 +71,10 @@ def _figures(content: dict[str, Any]) -> Table:
     table.add_row("one checkpoint", sized(footprint["checkpoint"]), several)
     table.add_row("final/", sized(footprint["final"]), content["form"])
     table.add_row("disk", sized(footprint["disk"]), f"of {sized(footprint['free_disk'])} free")
-    table.add_row("steps", f"{content['steps']:,}", "of the optimizer, on one device")
+    several = content["processes"]
+    alone = "in one process" if several == 1 else f"in {several} processes together"
+    table.add_row("batch", f"{content['batch']:,}", f"sequences in one step, {alone}")
+    table.add_row("steps", f"{content['steps']:,}", "of the optimizer")
     about = f"{step['tokens']:,} tokens forward and backward, {step['seconds']:.1f} s"
     table.add_row("first loss", f"{step['loss']:.4g}", about)
     return table

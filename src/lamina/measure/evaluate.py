@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.quantities import Tokens
+from lamina.measure import ranks
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ def perplexity(loss: float | None) -> float | None:
 def row_losses(
     model: "PreTrainedModel", rows: Sequence[dict[str, Any]], *, max_tokens: int
 ) -> RowLosses:
-    """Evaluate a model on tokenized rows.
+    """Evaluate a model on tokenized rows; several processes share the work, and all get the losses.
 
     Args:
         model: On the device where it is to run; on the processor if its weights are on disk.
@@ -79,7 +80,8 @@ def row_losses(
     nll, tokens = [0.0] * len(rows), [0] * len(rows)
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     model.eval()
-    for indices in _batches([len(row["input_ids"]) for row in rows], max_tokens):
+    batches = list(_batches([len(row["input_ids"]) for row in rows], max_tokens))
+    for indices in batches[ranks.rank() :: ranks.count()]:
         ids, labels, mask = _padded([rows[index] for index in indices], device)
         with torch.inference_mode():
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -87,7 +89,8 @@ def row_losses(
             targets = labels[position, 1:]
             losses = cross_entropy(logits[position, :-1].float(), targets, reduction="sum")
             nll[index], tokens[index] = losses.item(), int((targets != -100).sum())
-    return RowLosses(tuple(nll), tuple(tokens))
+    every = ranks.summed([*nll, *tokens])
+    return RowLosses(tuple(every[: len(rows)]), tuple(map(int, every[len(rows) :])))
 
 
 def answers(

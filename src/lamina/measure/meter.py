@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from lamina.measure import ranks
 from lamina.measure.device import on_device, peak_memory_bytes
 from lamina.measure.evaluate import (
     SAMPLE_ROWS,
@@ -78,7 +79,8 @@ class Meter:
         )
         pairs = zip(self.rows, losses.row_means(), strict=True)
         sample_rows = [{**row, "loss": loss} for row, loss in islice(pairs, SAMPLE_ROWS)]
-        write_rows(self.record.path.with_name(ROWS_FILE), sample_rows)
+        if ranks.is_first():
+            write_rows(self.record.path.with_name(ROWS_FILE), sample_rows)
         after = self._answers(model, tokenizer)
         for sample, text in zip(self.record.content["samples"], after, strict=True):
             sample["after"] = text
@@ -91,5 +93,7 @@ class Meter:
         return row_losses(on_device(model), self.rows, max_tokens=self.max_tokens)
 
     def _answers(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        if not ranks.is_first():
+            return [""] * len(self.prompts)
         prompts, limit = [ids for _, ids in self.prompts], self.evaluation.max_new_tokens
         return answers(on_device(model), tokenizer, prompts, limit)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import LaminaError, OutputError
+from lamina.measure import ranks
 from lamina.measure.disk import told
 
 RESULT_FILE = "result.json"
@@ -79,12 +80,19 @@ class Record:
         self.content["metrics"].update(metrics)
 
     def write(self) -> None:
-        """Write the file atomically.
+        """Write the file atomically; of several processes the first one does.
 
         Raises:
             OutputError: It cannot be written, for instance because no space is left.
         """
-        write_json(self.path, self.content)
+        if ranks.is_first():
+            write_json(self.path, self.content)
+
+    def adopt(self) -> None:
+        """Take over what another process has written into the file since it was read."""
+        now = read_result(self.path.parent)
+        if now is not None and now != self.previous:
+            self.content = now
 
     @contextmanager
     def outcome(self) -> Iterator[None]:

@@ -1,0 +1,197 @@
+"""Several processes train as one: the same losses, the same files, and one message if one fails."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lamina.measure.results import read_result
+from tests.conftest import SHORT, Finished, environment, train, unwell
+
+# 13 rows, four at once: each epoch has four steps, the last one with one row.
+GIVEN = (
+    *SHORT,
+    "generator.train_rows=13",
+    "generator.eval_rows=31",
+    "packing=false",
+    "max_steps=9",
+    "per_device_train_batch_size=2",
+    "per_device_eval_batch_size=2",
+    "evaluation.num_samples=2",
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    return train(folder, *GIVEN, "gradient_accumulation_steps=2")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("together") / "run"
+    return train(folder, *GIVEN, "distributed=2", LAMINA_CACHE=str(folder.parent / "cache"))
+
+
+def test_two_processes_have_the_losses_of_one(alone: Finished, together: Finished) -> None:
+    assert (alone.code, together.code) == (0, 0), alone.errors + together.errors
+    assert together.result["settings"]["distributed"] == 2
+    ours, theirs = together.result["history"], alone.result["history"]
+    assert [entry["step"] for entry in ours] == list(range(1, 10))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, abs=1e-5)
+    for name in ("baseline", "reduced", "eval"):
+        figure = f"{name}_loss" if name == "eval" else f"{name}_eval_loss"
+        assert together.metrics[figure] == pytest.approx(alone.metrics[figure], abs=1e-5)
+    assert together.metrics["train_tokens"] == alone.metrics["train_tokens"]
+    assert together.result["samples"] == alone.result["samples"]
+
+
+def test_two_processes_leave_the_files_of_one(alone: Finished, together: Finished) -> None:
+    ours, theirs = (
+        {str(path.relative_to(done.folder)) for path in done.folder.rglob("*") if path.is_file()}
+        for done in (together, alone)
+    )
+    own = {path for path in ours | theirs if "rng_state" in path or "tfevents" in path}
+    assert ours - own == theirs - own
+    assert sum("tfevents" in path for path in own) == 2
+    rows, others = (
+        [json.loads(line) for line in (done.folder / "eval.jsonl").read_text().splitlines()]
+        for done in (together, alone)
+    )
+    assert len(rows) == 31
+    for row, other in zip(rows, others, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert row["input_ids"] == other["input_ids"]
+
+
+def test_the_first_process_alone_speaks_and_says_how_large_a_step_is(together: Finished) -> None:
+    lines = together.errors.splitlines()
+    said = [line for line in lines if line and not line.startswith("pruned-8of12")]
+    assert len(said) == 4, said
+    assert said[0] == (
+        "4 sequences a step: per_device_train_batch_size=2 x 2 processes x "
+        "gradient_accumulation_steps=1"
+    )
+    assert "untouched" in said[1]
+    assert together.output.count("tokens/s") == 1
+
+
+def test_a_failing_rank_ends_all_and_the_next_start_goes_on(
+    together: Finished, tmp_path: Path
+) -> None:
+    given = (*GIVEN, "distributed=2")
+    folder = tmp_path / "run"
+    failed = train(folder, *given, **unwell(tmp_path, "raises"))
+    message = f"rank 1: ValueError: rank one is unwell; the traceback is in {folder / 'train.log'}"
+    assert failed.code == 1
+    assert failed.errors.splitlines()[-1] == f"error: {message}"
+    assert "Traceback" not in failed.errors
+    assert (failed.result["status"], failed.result["error"]) == ("failed", message)
+    assert 'raise ValueError("rank one is unwell")' in (folder / "train.log").read_text()
+
+    killed = train(folder, *given, **unwell(tmp_path, "killed"))
+    assert killed.code == 1
+    assert killed.errors.splitlines()[-1] == (
+        "error: rank 1: ended by SIGKILL; often the machine's memory was short"
+    )
+    again = train(folder, *given)
+    assert again.code == 0, again.errors
+    assert again.result["history"] == together.result["history"]
+    assert again.metrics["eval_loss"] == together.metrics["eval_loss"]
+
+
+def test_another_number_of_processes_does_not_go_on(together: Finished) -> None:
+    before = together.result
+    done = train(together.folder, *GIVEN)
+    assert done.code == 1
+    assert "checkpoint-9 is of distributed=2, not 1: give another hydra.run.dir" in done.errors
+    assert together.result == before
+
+
+def test_the_jobs_of_a_sweep_have_processes_of_their_own(tmp_path: Path) -> None:
+    quick = (*GIVEN, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
+    jobs = ("model=dropped", "model.layer_to_drop=3,77", "distributed=2")
+    done = train(tmp_path, "--multirun", f"hydra.sweep.dir={tmp_path / 'jobs'}", *quick, *jobs)
+    assert done.code == 1
+    first, second = (read_result(tmp_path / "jobs" / name) or {} for name in "01")
+    assert (first["status"], first["settings"]["distributed"]) == ("completed", 2)
+    assert second["error"].startswith("model.layer_to_drop=77, but the model has 12 layers")
+
+
+def test_a_persons_own_torchrun_has_one_folder(tmp_path: Path) -> None:
+    quick = (*GIVEN, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "-m", "train")
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *quick, "adapter=full", "learning_rate=1e-4"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    result = read_result(folder) or {}
+    assert (result["status"], result["settings"]["distributed"]) == ("completed", 2)
+    assert (folder / result["final"] / "model.safetensors").is_file()
+
+
+def test_two_visible_devices_start_two_processes_which_end_with_the_first(tmp_path: Path) -> None:
+    """There are none: the environment alone says so, and the processes compute on the CPU."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *GIVEN, "max_steps=500"]
+    with subprocess.Popen(
+        [*command, "evaluation=none"],
+        env=environment(CUDA_VISIBLE_DEVICES="0,1"),
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        ranks = []
+        while not (folder / "checkpoints" / "pruned" / "checkpoint-3").exists():
+            assert process.poll() is None
+            ranks = psutil.Process(process.pid).children()
+            time.sleep(0.1)
+        assert len(ranks) == 2
+        assert (read_result(folder) or {})["settings"]["distributed"] == 2
+        process.kill()
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+
+
+def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *GIVEN, "max_steps=500"]
+    with subprocess.Popen(
+        [*command, "distributed=2", "evaluation=none"],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        while not (folder / "checkpoints" / "pruned" / "checkpoint-3").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        ranks = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == (
+        "error: interrupted; start the same command in the same folder to go on"
+    )
+    assert "Traceback" not in errors
+    assert [rank.is_running() for rank in ranks] == [False, False]
+    assert (read_result(folder) or {})["status"] == "failed"
+
+
+def test_a_dry_run_counts_with_all_processes(tmp_path: Path) -> None:
+    given = ("dry_run=true", "distributed=2", "max_steps=-1", "num_train_epochs=1")
+    done = train(tmp_path / "run", *GIVEN, *given, COLUMNS="200")
+    assert done.code == 0, done.errors
+    lines = [" ".join(line.split()) for line in done.output.splitlines()]
+    assert "batch 4 sequences in one step, in 2 processes together" in lines
+    assert "steps 4 of the optimizer" in lines

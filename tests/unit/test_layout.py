@@ -1,0 +1,167 @@
+"""How many processes a run has: from what the environment says, and nothing else."""
+
+import pytest
+
+from lamina.commands.layout import PORTS, Layout, layout, meeting_point, use_one_device
+from lamina.errors import ConfigError
+from lamina.measure.device import visible_devices
+
+NAMES = ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "SLURM_NODEID")
+STEP = ("SLURM_STEP_NUM_NODES", "SLURM_STEP_NUM_TASKS")
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*NAMES, *STEP):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "")  # and with it nvidia-smi
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [("0,1", 2), ("0", 1), ("", 0), ("-1", 0), ("2, 5,7", 3), ("1,-1,2", 1), ("GPU-a,GPU-b", 2)],
+)
+def test_devices_are_counted_without_torch(
+    visible: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_devices() == expected
+
+
+def test_without_the_variable_nvidia_smi_is_asked(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert visible_devices() == 0
+    tool = tmp_path / "nvidia-smi"
+    lines = "GPU 0: One (UUID: GPU-a)\\n  MIG 1g.18gb Device 0: (UUID: MIG-b)\\nGPU 1: Two\\n"
+    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_devices() == 2
+
+
+@pytest.mark.parametrize(
+    ("distributed", "devices", "nodes", "expected"),
+    [
+        ("auto", "0,1", 1, 2),
+        ("auto", "", 1, 1),
+        ("auto", "", 2, 2),
+        ("auto", "0,1,2,3", 2, 8),
+        ("none", "0,1", 1, 1),
+        (2, "", 1, 2),
+        (2, "0,1,2", 1, 2),
+        (4, "0,1", 2, 4),
+    ],
+)
+def test_there_is_one_process_a_device(
+    distributed: int | str,
+    devices: str,
+    nodes: int,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    for name in STEP:
+        monkeypatch.setenv(name, str(nodes))
+    found = layout(distributed, "auto")
+    assert (found.processes, found.per_node, found.nodes) == (expected, expected // nodes, nodes)
+    assert found.has_to_start == (expected > 1)
+
+
+@pytest.mark.parametrize(
+    ("distributed", "parallel", "environment", "message"),
+    [
+        (
+            3,
+            "auto",
+            {"CUDA_VISIBLE_DEVICES": "0,1"},
+            "distributed=3, but 2 GPUs are visible here: give 1 to 2, or auto",
+        ),
+        (
+            8,
+            "auto",
+            {"CUDA_VISIBLE_DEVICES": "0", **dict.fromkeys(STEP, "2")},
+            "distributed=8, but 1 GPU is visible on each node: give 1 to 2, or auto",
+        ),
+        (
+            3,
+            "auto",
+            dict.fromkeys(STEP, "2"),
+            "distributed=3, but there are 2 nodes: give auto, or a multiple of that",
+        ),
+        (
+            "none",
+            "auto",
+            dict.fromkeys(STEP, "2"),
+            "distributed=none, but there are 2 nodes: give auto, or a multiple of that",
+        ),
+        (
+            2,
+            "fsdp",
+            {},
+            "parallel=fsdp, but there is no GPU: the weights could not be spread; give "
+            "parallel=auto",
+        ),
+        (
+            "auto",
+            "fsdp",
+            {"CUDA_VISIBLE_DEVICES": "0"},
+            "parallel=fsdp, but there is one process: the weights could not be spread; give "
+            "parallel=auto",
+        ),
+        (
+            3,
+            "auto",
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "distributed=3, but torchrun has started 2 processes: leave it out",
+        ),
+        (
+            "auto",
+            "auto",
+            {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "2"},
+            "SLURM started 2 tasks on 1 node: give hydra.launcher.tasks_per_node=1; each task "
+            "starts its node's processes",
+        ),
+    ],
+)
+def test_what_the_machine_cannot_do_is_refused(
+    distributed: int | str,
+    parallel: str,
+    environment: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as refused:
+        layout(distributed, parallel)
+    assert str(refused.value) == message
+
+
+def test_torchruns_processes_are_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert layout("auto", "auto") == Layout(processes=2, nodes=1, node=0)
+    assert not layout("auto", "auto").has_to_start
+
+
+def test_a_single_process_sees_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    use_one_device()
+    assert visible_devices() == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    use_one_device()
+    assert visible_devices() == 0
+
+
+def test_nodes_meet_at_the_first_one_on_a_port_of_the_job(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "scontrol"
+    tool.write_text('#!/bin/sh\necho "NodeName=$4 NodeAddr=10.0.0.7 Port=1"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-08]")
+    monkeypatch.setenv("SLURM_JOB_ID", "20123")
+    assert meeting_point() == ("10.0.0.7", PORTS[123])
+    tool.write_text("#!/bin/sh\nexit 1\n")
+    assert meeting_point() == ("gpu07", PORTS[123])
