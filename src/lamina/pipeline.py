@@ -3,7 +3,6 @@
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from hashlib import sha256
 from importlib.metadata import version
 from os.path import relpath
 from pathlib import Path
@@ -29,7 +28,7 @@ from lamina.measure.device import device_name, forget_peak_memory, release
 from lamina.measure.disk import disk_errors, refuse_unwritable
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
-from lamina.measure.provenance import fingerprint, provenance
+from lamina.measure.provenance import base_identity, fingerprint, provenance
 from lamina.measure.results import Record
 from lamina.run import Run
 
@@ -99,7 +98,7 @@ class Pipeline:
         run, plan = self.run, self.plan
         kept: dict[str, Any] = {"model_type": plan.model_type, "adapter": run.adapter.name}
         kept["kept_layers"] = list(plan.kept_layers)
-        settings = {**run.settings, "base": _shown_identity(plan.source)}
+        settings = {**run.settings, "base": base_identity(plan.source)}
         run_dir, before = Path(run.run_dir).absolute(), self.record.previous or {}
         earlier, now = {**before, **before.get("settings", {})}, {**kept, **settings}
         named = origin(run.resume)
@@ -245,12 +244,3 @@ class Pipeline:
             logger.info("evaluating %s", final.folder)
             source = self.plan.source
             meter.final(*reload(final, source.revision if source else None))
-
-
-def _shown_identity(source: Source | None) -> str | None:
-    """Tell a base model from others: by its commit, or by a hash of its weights and config."""
-    if source is None:
-        return None
-    if source.revision:
-        return f"{source.name}@{source.revision}"
-    return sha256("\n".join(identity(source)).encode()).hexdigest()[:16]

@@ -4,15 +4,14 @@ import ctypes
 import os
 import signal
 import sys
-import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from lamina.commands.failures import leave
 from lamina.commands.job import Job
-from lamina.errors import LaminaError, OutputError
+from lamina.errors import OutputError
 from lamina.measure import ranks
-from lamina.measure.results import Record, write_json
+from lamina.measure.results import Record
 
 
 def main() -> None:
@@ -76,20 +75,6 @@ def _leave_for_requeue(*_: object) -> None:
     # The signal may come more than once, and Python puts its handlers back while it ends.
     signal.signal(ranks.REQUEUE_SIGNAL, signal.SIG_IGN)
     sys.exit(0)
-
-
-def leave(error: BaseException) -> None:
-    """Write what ended this process, in torchrun's form, with the exact time."""
-    message = str(error) if isinstance(error, LaminaError) else f"{type(error).__name__}: {error}"
-    said = {
-        "message": message,
-        "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))},
-        "kind": type(error).__name__ if isinstance(error, LaminaError) else None,
-        "rank": ranks.rank(),
-        "killed": False,
-        "at": time.time(),
-    }
-    write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), {"message": said})
 
 
 def _die_with_parent() -> None:

@@ -1,6 +1,5 @@
 """Starts the processes of a run with torchrun, waits for them, and says what ended them."""
 
-import json
 import logging
 import os
 import shutil
@@ -14,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lamina import errors
+from lamina.commands.failures import note_killed, notes, reason
 from lamina.commands.job import Job
 from lamina.commands.layout import Layout, meeting_point
-from lamina.errors import LaminaError, TrainingError
+from lamina.errors import TrainingError
 from lamina.measure.ranks import REQUEUE_SIGNAL
-from lamina.measure.results import write_json
 
 FOLDER = ".ranks"
 """In the run folder: what the processes of several nodes leave for those that started them."""
@@ -61,15 +59,17 @@ def start(job: Job, layout: Layout) -> None:
             ended_by = error.sigval
     if asked:
         return  # the first node has had the job requeued
-    reason = None
+    ended = None
     if failure is not None:
-        _note_killed(failure, folder)
-        reason = _reason(folder.parent, Path(job.folder), layout)
+        note_killed(failure, folder)
+        if layout.nodes > 1:
+            time.sleep(SHARED_FOLDER_S)
+        ended = reason(folder.parent, Path(job.folder))
     # On several nodes another one may still have to read why this one failed.
-    if layout.nodes == 1 or reason is None:
+    if layout.nodes == 1 or ended is None:
         shutil.rmtree(folder.parent, ignore_errors=True)
-    if reason is not None:
-        raise reason from failure
+    if ended is not None:
+        raise ended from failure
     if ended_by == signal.SIGINT:
         raise KeyboardInterrupt
     if ended_by is not None:
@@ -183,7 +183,7 @@ def _ended_with(folder: Path) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(POLL_S):
-            if _notes(folder.parent, but=folder):
+            if notes(folder.parent, but=folder):
                 for process in _processes():
                     process.terminate()
                 return
@@ -197,59 +197,7 @@ def _ended_with(folder: Path) -> Iterator[None]:
         watching.join()
 
 
-def _notes(folder: Path, but: Path | None = None) -> list[dict[str, Any]]:
-    """Return what failed processes left below a folder, without those of one node."""
-    try:
-        paths = [path for path in folder.rglob("*error.json") if but not in path.parents]
-        return [json.loads(path.read_text())["message"] for path in paths]
-    except FileNotFoundError:
-        return []  # another node has succeeded, and cleans up
-
-
 def _processes() -> list[Any]:
     import psutil
 
     return [child for child in psutil.Process().children() if __package__ in str(child.cmdline())]
-
-
-def _note_killed(failure: Any, folder: Path) -> None:
-    """Leave a note for a process that could not: it comes before what the others ran into."""
-    for rank, process in failure.failures.items():
-        # Who ended by SIGTERM was stopped because another one had failed.
-        if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:
-            name = signal.Signals(-process.exitcode).name
-            advice = "; often the machine's memory was short" if name == "SIGKILL" else ""
-            note = {
-                "message": f"ended by {name}{advice}",
-                "extraInfo": {"py_callstack": ""},
-                "kind": None,
-                "rank": rank,
-                "killed": True,
-                "at": time.time(),
-            }
-            write_json(folder / f"{rank}.error.json", {"message": note})
-
-
-def _reason(left: Path, folder: Path, layout: Layout) -> LaminaError:
-    """Return the error of the process that failed first, on whichever node it was.
-
-    Args:
-        left: The folder with what each of them left.
-        folder: The run folder.
-        layout: Of the run.
-    """
-    if layout.nodes > 1:
-        time.sleep(SHARED_FOLDER_S)
-    notes = _notes(left)
-    if not notes:
-        return TrainingError("a process ended without a word")
-    first = min(notes, key=lambda note: (not note["killed"], note["at"]))
-    if first["kind"] is not None:
-        kind: type[LaminaError] = getattr(errors, first["kind"])
-        return kind(first["message"])
-    where = ""
-    if trace := first["extraInfo"]["py_callstack"]:
-        # Through the root's handlers it goes into the log file, and not to the console.
-        logging.getLogger("rank").warning("rank %d\n%s", first["rank"], trace)
-        where = f"; the traceback is in {folder / 'train.log'}"
-    return TrainingError(f"rank {first['rank']}: {first['message'].splitlines()[0]}{where}")

@@ -7,12 +7,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth.reading import identity
 from lamina.measure.device import device_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from lamina.depth.plan import Plan
+    from lamina.depth.source import Source
 
 PACKAGES = [
     "lamina",
@@ -47,6 +49,15 @@ def provenance(plan: "Plan", train: "Dataset", backend: str) -> dict[str, Any]:
         "base_revision": plan.source.revision if plan.source else None,
         "data_fingerprint": fingerprint(train),
     }
+
+
+def base_identity(source: "Source | None") -> str | None:
+    """Tell a base model from others: by its commit, or by a hash of its weights and config."""
+    if source is None:
+        return None
+    if source.revision:
+        return f"{source.name}@{source.revision}"
+    return hashlib.sha256("\n".join(identity(source)).encode()).hexdigest()[:16]
 
 
 def git_state() -> dict[str, Any]:
