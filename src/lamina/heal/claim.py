@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import OutputError
-from lamina.heal.checkpoints import STEP, best_beside, is_whole, last_whole_checkpoint
+from lamina.heal.checkpoints import (
+    STEP,
+    best_beside,
+    is_whole,
+    last_whole_checkpoint,
+    saved_step,
+)
 from lamina.heal.origin import Origin
 from lamina.heal.whole import PARTIAL, copied
+from lamina.measure import ranks
 from lamina.measure.disk import disk_errors
 from lamina.measure.results import write_json
 
@@ -38,9 +45,11 @@ def claim(
         OutputError: The folder is another run's, cannot be written, or holds a checkpoint that
             cannot be gone on from.
     """
+    own = last_whole_checkpoint(folder)
+    if not ranks.is_first():
+        return _expected(own, origin, folder)
     _own(folder, run_dir)
     _tidy(folder)
-    own = last_whole_checkpoint(folder)
     if origin is not None:
         refuse_changes(origin.checkpoint, origin.recorded, now, resume)
         if own is None:
@@ -54,6 +63,15 @@ def claim(
         refuse_changes(own, before, now, resume)
         _refuse_without_best(own)
     return own
+
+
+def _expected(own: Path | None, origin: Origin | None, folder: Path) -> Path | None:
+    """Return what the first of several processes goes on from, which refuses and copies for all."""
+    if origin is None:
+        return own
+    named = folder / origin.checkpoint.name
+    reached = saved_step(own) if own else None
+    return own if (reached or 0) > (saved_step(origin.checkpoint) or 0) else named
 
 
 def _adopted(checkpoint: Path, folder: Path) -> Path:
