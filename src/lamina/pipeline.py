@@ -25,7 +25,7 @@ from lamina.heal.tracking import watchers
 from lamina.measure import ranks
 from lamina.measure.card import note
 from lamina.measure.device import device_name, forget_peak_memory, release
-from lamina.measure.disk import disk_errors, refuse_unwritable
+from lamina.measure.disk import disk_errors, full_disks, refuse_unwritable
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import base_identity, fingerprint, provenance
@@ -61,7 +61,8 @@ class Pipeline:
         self.run.data.find()
         forget_peak_memory()
         # output_dir may lie elsewhere, where another run's process may be at work.
-        with owned(self.run.folder, "output_dir") if ranks.is_first() else nullcontext():
+        owner = owned(self.run.folder, "output_dir") if ranks.is_first() else nullcontext()
+        with full_disks(Path(self.run.run_dir)), owner:
             checkpoint = self._claim()
             with prepared(self.run.seed, self.run.num_threads):
                 self._execute(checkpoint)

@@ -113,6 +113,17 @@ def test_a_disk_that_is_full_in_a_save_leaves_whole_checkpoints_and_the_reason(
     assert again.metrics["eval_loss"] == undisturbed.metrics["eval_loss"]
 
 
+def test_a_disk_that_is_full_in_a_save_ends_all_processes(disk: Path, tmp_path: Path) -> None:
+    fill(disk, 6_000_000)  # a checkpoint takes 4.1 MB
+    given = (*FULL, "distributed=2", f"output_dir={disk / 'checkpoints'}")
+    done = train(tmp_path / "run", *given)
+    assert done.code == 1
+    where = disk / "checkpoints" / "pruned"
+    assert only_line(done).startswith(f"error: output_dir: {where} cannot be written: No space")
+    assert [path.name for path in where.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not list(where.glob(".*.partial"))
+
+
 @pytest.mark.parametrize("write", ["torch", "safetensors", "text"])
 def test_a_full_disk_is_known_whatever_writes(disk: Path, write: str) -> None:
     import torch

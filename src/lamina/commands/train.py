@@ -23,7 +23,6 @@ from lamina.config.preflight import preflight
 from lamina.errors import ConfigError, LaminaError
 from lamina.heal.ownership import owned
 from lamina.measure import ranks
-from lamina.measure.disk import full_disks
 from lamina.measure.results import DRY_RUN_FILE, Record, write_json
 from lamina.pipeline import Pipeline
 
@@ -69,7 +68,7 @@ def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
         return
     with owned(folder, "hydra.run.dir"):
         record = Record(folder, overrides)
-        with record.outcome(), full_disks(folder):
+        with record.outcome():
             preflight(config)
             found, job = layout_of(config), job_of(config, folder, overrides)
             if found.has_to_start:
