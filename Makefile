@@ -19,7 +19,8 @@ demo: install ## Set up, then run the main job on the embedded model and data (C
 	@$(BIN)/python -m train experiment=quickstart
 
 test: install ## Set up, then pass the tests
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --ignore=tests/slurm
+	@$(BIN)/python -m pytest tests/slurm
 
 check: install ## Lint, format, types and the direction of imports
 	@$(BIN)/ruff check .

@@ -80,12 +80,18 @@ def swept(
 
 
 def wait_for(condition: Callable[[], bool], variables: dict[str, str], seconds: int) -> None:
-    """Wait, and let no requeued job be held back: SLURM does that for two minutes."""
-    deadline = time.monotonic() + seconds
+    """Wait, and let no requeued job be held back: SLURM does that for two minutes.
+
+    Let go within a second it would be ended: the nodes take it for the one that they have cleared.
+    """
+    deadline, held = time.monotonic() + seconds, dict[str, float]()
     while not condition():
         assert time.monotonic() < deadline, ask(variables, "squeue")
         for words in ask(variables, "squeue", "-h", "-t", "PD", "-o", "%A %r"):
-            if words[-1] == "BeginTime":
+            if words[-1] != "BeginTime":
+                continue
+            if time.monotonic() - held.setdefault(words[0], time.monotonic()) > 3:
+                del held[words[0]]
                 update = ["scontrol", "update", f"jobid={words[0]}", "StartTime=now"]
                 subprocess.run(update, env=variables, capture_output=True, check=False)
         time.sleep(0.5)
@@ -255,7 +261,11 @@ def test_two_nodes_whose_time_is_over_save_and_come_back(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
-    limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=75")
+    limits = (
+        "hydra.launcher.timeout_min=2",
+        "hydra.launcher.signal_delay_s=75",
+        "hydra.launcher.max_num_timeout=9",
+    )
     with swept(folder, cluster, *LONG, *SLURM, *TWO_NODES, *limits):
         pass
     assert "Requeued" in log(folder)

@@ -57,17 +57,18 @@ def start(job: Job, layout: Layout) -> None:
             failure = error
         except SignalException as error:
             ended_by = error.sigval
-    if asked:
-        return  # the first node has had the job requeued
     ended = None
-    if failure is not None:
+    if failure is not None and not asked:
         note_killed(failure, folder)
         if layout.nodes > 1:
             time.sleep(SHARED_FOLDER_S)
         ended = reason(folder.parent, Path(job.folder))
     # On several nodes another one may still have to read why this one failed.
     if layout.nodes == 1 or ended is None:
-        shutil.rmtree(folder.parent, ignore_errors=True)
+        done = folder.parent if layout.nodes == 1 else folder.parents[1]
+        shutil.rmtree(done, ignore_errors=True)
+    if asked:
+        return  # the first node has had the job requeued
     if ended is not None:
         raise ended from failure
     if ended_by == signal.SIGINT:
