@@ -46,7 +46,9 @@ def test_one_bad_job_in_five_is_recorded_and_the_others_run(swept: tuple[Finishe
     assert "Traceback" not in done.errors
     assert "Error executing job" not in done.errors
     assert "HYDRA_FULL_ERROR" not in done.errors
-    assert "sweep: 5 of 5 jobs through, 1 failed\n" in done.errors
+    assert "sweep of 5 jobs: 1 done, 1 running, about " in done.errors
+    assert "sweep of 5 jobs: 2 done, 1 running, 1 failed, about " in done.errors
+    assert "sweep of 5 jobs: 4 done, 1 failed\n" in done.errors
 
 
 def test_the_untouched_model_is_evaluated_once(tmp_path: Path) -> None:

@@ -99,14 +99,15 @@ class Sweep(Callback):
             sys.stderr.write(f"error: {error}\n")
         if following is not None:
             following.done += 1
-            following.tell(sum(job.status == "failed" for job in jobs))
+            following.tell(sum(job.status == "failed" for job in jobs[: following.done]))
 
     def tell(self, failed: int) -> None:
-        """Print one line: jobs that are through, jobs that failed, time that is left."""
+        """Print one line: jobs done, running and failed since the command began; time left."""
         left = len(self.planned) - self.done
         seconds = (time.monotonic() - self.began) / self.done * left
-        line = f"sweep: {self.done} of {len(self.planned)} jobs through"
-        line += f", {failed} failed" if failed else ""
+        counts = {"done": self.done - failed, "running": int(left > 0), "failed": failed}
+        line = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+        line = f"sweep of {len(self.planned)} jobs: {line}"
         sys.stderr.write(f"{line}, about {_duration(seconds)} left\n" if left else f"{line}\n")
 
     def close(self) -> str | None:
