@@ -140,11 +140,11 @@ class Chaos:
 
     def shares(self) -> tuple[float, float]:
         """Draw how much of a pause passes: where the sweep is ahead of its kills, and else."""
-        return self.rng.uniform(0.1, 0.6), self.rng.uniform(0.2, 1.8)
+        return self.rng.uniform(0.1, 0.4), self.rng.uniform(0.2, 1.8)
 
     def ahead(self) -> bool:
-        """Say whether more jobs are completed than the next kill allows."""
-        return self.completed() * (self.kills + 1) > (self.tally.killed + 1) * self.jobs
+        """Say whether jobs go faster than kills: all are to be spent when one job is left."""
+        return self.completed() * self.kills > self.tally.killed * (self.jobs - 1)
 
     def completed(self) -> int:
         """Count the jobs that are completed."""
