@@ -334,7 +334,7 @@ seed=null: give a value
 conf file experiment/mine: lora.rr: no such key; did you mean lora.r?
 conf file experiment/mine: lora.r=2.5: expected a whole number
 conf file experiment/mine: trainer.callbaks: no such key; there is args
-conf file experiment/mine: model.kep_layers: no such key; did you mean depth.keep_layers?
+conf file experiment/mine: model.kep_layers: no such key; did you mean model.keep_layers?
 conf file experiment/mine: data=['a']: a group of keys; give data.NAME=VALUE
 """
 OF_THE_LINE = """maxsteps=3: no such key; did you mean max_steps?

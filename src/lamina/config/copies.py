@@ -1,8 +1,9 @@
-"""Copies of the config files, out of which one mistake after the other is taken."""
+"""Copies of the config files, out of which the mistakes are taken."""
 
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -12,6 +13,46 @@ import yaml
 from omegaconf import OmegaConf
 
 from lamina.config.paths import conf_dir
+
+Keys = tuple[Any, ...]
+"""The keys from the root of the whole config down to a value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileValues:
+    """The values of a copied file that were put aside."""
+
+    name: str
+    """The file's, as Hydra says it."""
+
+    path: Path
+    """Where it lies."""
+
+    content: dict[Any, Any]
+    """The values, as they stood in it."""
+
+    @property
+    def above(self) -> Keys:
+        """The keys under which the whole config has the file's content."""
+        header = re.search(r"^#\s*@package\s+(\S+)", self.path.read_text("utf-8"), re.MULTILINE)
+        package = header[1] if header else self.name.rpartition("/")[0].replace("/", ".")
+        return tuple(each for each in package.split(".") if each not in ("", "_global_"))
+
+    def leaves(self) -> list[tuple[Keys, Any]]:
+        """Return each value that is no mapping of others, with its keys."""
+        return list(_leaves(self.content, self.above))
+
+    def leave_out(self, keys: Keys) -> None:
+        """Forget one value."""
+        *above, last = keys[len(self.above) :]
+        node: Any = self.content
+        for key in above:
+            node = node[key]
+        del node[last]
+
+    def write_back(self) -> None:
+        """Put what is left into the file again."""
+        _write(self.path, {**_content(self.path), **self.content})
 
 
 class ConfigCopies:
@@ -28,6 +69,7 @@ class ConfigCopies:
         self._place = TemporaryDirectory(prefix="lamina-conf-")
         self.conf = Path(self._place.name) / "conf"
         self.added = Path(self._place.name) / "added"
+        self.emptied: list[FileValues] = []
         self._given = Path(config_dir).absolute() if config_dir else None
         shutil.copytree(conf_dir(), self.conf)
         if self._given is not None and self._given.is_dir():
@@ -52,37 +94,27 @@ class ConfigCopies:
             str(self.added), str(self._given)
         )
 
-    def without_key(self, name: str, key: str) -> bool:
-        """Take a key out of a file.
+    def has_group(self, name: str) -> bool:
+        """Say whether an argument chooses an option: whether a folder has its name."""
+        return "/" in name or any((folder / name).is_dir() for folder in (self.conf, self.added))
+
+    def empty(self, name: str) -> bool:
+        """Put a file's values aside, in `emptied`, so that only its choices of options are left.
 
         Args:
             name: The file's, as Hydra says it: `experiment/mine`.
-            key: Dotted, in the whole config; the file may stand anywhere above it.
 
         Returns:
-            Whether it was there.
+            Whether it had any.
         """
         for path in (folder / f"{name}.yaml" for folder in (self.conf, self.added)):
             content = _content(path)
-            parts = key.split(".")
-            if any(_taken_out(content, parts[start:]) for start in range(len(parts))):
-                _write(path, content)
+            choices = {key: content.pop(key) for key in ("defaults",) if key in content}
+            if content:
+                self.emptied.append(FileValues(name=name, path=path, content=content))
+                _write(path, choices)
                 return True
         return False
-
-    def values_for_groups(self, name: str, groups: Collection[str]) -> dict[str, Any]:
-        """Return what a file gives in place of groups of keys: dotted key to value.
-
-        Args:
-            name: The file's, as Hydra says it.
-            groups: The dotted keys, in the whole config, that are groups.
-        """
-        for path in (folder / f"{name}.yaml" for folder in (self.conf, self.added)):
-            whole = "@package _global_" in (path.read_text("utf-8") if path.is_file() else "")
-            prefix = "" if whole else f"{name.rpartition('/')[0].replace('/', '.')}."
-            if found := dict(_values(_content(path), prefix, groups)):
-                return found
-        return {}
 
     def choose(self, group: str, option: str | None, instead: str | None) -> bool:
         """Take a group's choice out of every defaults list, and what its file sets below it.
@@ -119,26 +151,18 @@ def _content(path: Path) -> dict[Any, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _values(node: Any, prefix: str, groups: Collection[str]) -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _values(value, f"{prefix}{key}.", groups)
-        elif f"{prefix}{key}" in groups and not str(value).startswith("${"):
-            yield f"{prefix}{key}", value
-
-
 def _write(path: Path, content: dict[Any, Any]) -> None:
     """Write the content below the comments that a file begins with, such as its package."""
     head = re.match(r"(?:#.*\n|\s*\n)*", path.read_text(encoding="utf-8"))
     path.write_text(f"{head[0] if head else ''}{OmegaConf.to_yaml(content)}", encoding="utf-8")
 
 
-def _taken_out(content: dict[Any, Any], parts: list[str]) -> bool:
-    *above, last = parts
-    node: Any = content
-    for part in above:
-        node = node.get(part) if isinstance(node, dict) else None
-    return isinstance(node, dict) and node.pop(last, node) is not node
+def _leaves(node: dict[Any, Any], above: Keys) -> Iterator[tuple[Keys, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
 
 
 def _chooses(entry: Any, group: str, option: str | None) -> bool:

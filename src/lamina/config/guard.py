@@ -10,7 +10,7 @@ from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.config.secrets import forbidden_names, guard_environment, held, secrets
@@ -32,19 +32,38 @@ def install() -> None:
 
 
 def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    refused: list[tuple[ConfigLoaderImpl, list[str], HydraException]] = []
+
     @wraps(load)
-    def watched(*arguments: Any, **options: Any) -> DictConfig:
+    def watched(self: ConfigLoaderImpl, *, overrides: list[str], **options: Any) -> DictConfig:
+        # Hydra 1.3.8 composes once to see whether it is a sweep, and forgets what it found wrong.
+        asked = [each for each in overrides if not each.startswith("hydra.mode=")]
+        for loader, given, error in refused:
+            if loader is self and given == asked:
+                raise error
         try:
-            config = load(*arguments, **options)
+            config = load(self, overrides=overrides, **options)
+        except HydraException as error:
+            refused.append((self, asked, error))
+            raise
         # What Hydra 1.3.8 raises for a group's choice that is no name, such as adapter=null.
         except (TypeError, ValueError) as error:
             raise ConfigCompositionException(str(error)) from error
-        content = OmegaConf.to_container(config, resolve=False)
-        if found := list(dict.fromkeys(problems(content))):
-            raise ConfigError(joined(found))
+        look_at(config)
         return config
 
     return watched
+
+
+def look_at(config: DictConfig) -> None:
+    """Look at a composed config with its hydra node.
+
+    Raises:
+        ConfigError: It holds a secret, or names foreign code below hydra.
+    """
+    content = OmegaConf.to_container(config, resolve=False)
+    if found := list(dict.fromkeys(problems(content))):
+        raise ConfigError(joined(found))
 
 
 def problems(content: Any) -> Iterator[str]:

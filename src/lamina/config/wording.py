@@ -3,12 +3,9 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from functools import cache
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
@@ -34,8 +31,14 @@ _KINDS = {
 }
 
 
-def said(error: Exception, overrides: Sequence[str], config_name: str) -> str:
-    """Say in at most three lines what one error is about."""
+def said(error: Exception, overrides: Sequence[str], known: Sequence[str]) -> str:
+    """Say in at most three lines what one error is about.
+
+    Args:
+        error: What was raised.
+        overrides: The command line's.
+        known: The dotted keys that there are.
+    """
     if isinstance(error, LaminaError):
         return str(error)
     if isinstance(error, MissingConfigException):
@@ -55,7 +58,7 @@ def said(error: Exception, overrides: Sequence[str], config_name: str) -> str:
         kind = _KINDS.get(match[2], match[2])
         return f"{_place(text, key, overrides)}{key}={match['value']}: expected {kind}"
     if match := re.search(r"Key '(?P<key>[^']+)' (?:is )?not in", text):
-        return _unknown_key(match["key"], text, overrides, config_name)
+        return _unknown_key(match["key"], text, overrides, known)
     if match := re.search(r"You must specify '([^']+)', e\.g, (.*)", text):
         return f"{match[1]} is missing: give {match[2]}"
     return _other(error, text, overrides)
@@ -70,8 +73,6 @@ def _place(text: str, key: str, overrides: Sequence[str]) -> str:
 def _other(error: Exception, text: str, overrides: Sequence[str]) -> str:
     """Say the rarer ones in our words, the rest in those of the library."""
     key = full_key(text) or ""
-    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
-        return f"{match[1]}: several values need --multirun; a list stands in brackets"
     if match := re.search(r"In '([^']+)': Could not override '([^']+)'", text):
         groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
         return (
@@ -108,7 +109,7 @@ def _missing_option(error: MissingConfigException) -> str:
     return f"{group}={option}: no such option{nearest(option, options)}\n{there_are}"
 
 
-def _unknown_key(key: str, text: str, overrides: Sequence[str], config_name: str) -> str:
+def _unknown_key(key: str, text: str, overrides: Sequence[str], known: Sequence[str]) -> str:
     dotted = full_key(text) or key
     written = (given(dotted, overrides) or dotted).lstrip("+")
     if dotted == "experiment":
@@ -121,7 +122,6 @@ def _unknown_key(key: str, text: str, overrides: Sequence[str], config_name: str
         instead = _keys_of(dotted.split(".")[0], chosen[1]) if chosen else ""
         return f"{written}: this key goes with {owner}{instead}"
     place = _place(text, dotted, overrides)
-    known = [path for path, _ in known_keys(overrides, config_name)]
     return f"{place}{written}: no such key{_advice(dotted, known)}"
 
 
@@ -170,34 +170,12 @@ def full_key(text: str) -> str | None:
     return match[1] if match else None
 
 
-def known_keys(overrides: Sequence[str], config_name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys, with their values, of the config with the groups that are chosen.
-
-    Args:
-        overrides: The command line's.
-        config_name: The command's primary config.
-    """
-    groups = tuple(o for o in overrides if re.fullmatch(r"[\w/]+=\w+", o))
-    return _dotted(_composed(groups, config_name))
-
-
-@cache
-def _composed(groups: tuple[str, ...], config_name: str) -> dict[str, Any]:
-    for chosen in (groups, ()):
-        try:
-            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                config = compose(config_name, overrides=list(chosen))
-            return dict(OmegaConf.to_container(config, resolve=False))
-        except (ValueError, *COMPOSITION_ERRORS):
-            continue
-    return {}
-
-
-def _dotted(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted_keys(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a config's content, groups included, each from its root."""
     for key, value in content.items():
-        yield f"{prefix}{key}", value
+        yield f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
+            yield from dotted_keys(value, f"{prefix}{key}.")
 
 
 def given(key: str, overrides: Sequence[str]) -> str | None:
