@@ -72,7 +72,7 @@ def swept(
     ) as process:
         try:
             yield process
-            wait_for(lambda: process.poll() is not None, variables, 400)
+            wait_for(lambda: process.poll() is not None, variables, 700)
         finally:
             process.kill()
         assert process.stdout is not None
