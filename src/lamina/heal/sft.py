@@ -41,6 +41,9 @@ FSDP2: dict[str, Any] = {
 class SFT:
     """Settings of TRL's SFTTrainer."""
 
+    kernels: str
+    """liger for liger-kernel's Triton kernels, or none."""
+
     args: dict[str, Any]
     """Fields of TRL's SFTConfig; where outputs and reports go is ours to decide."""
 
@@ -64,6 +67,7 @@ class SFT:
                 "give bf16=false"
             )
         own = {"dataloader_pin_memory": accelerated, "disable_tqdm": True}
+        own["use_liger_kernel"] = self.kernels == "liger"
         own |= FSDP2 if sharded else {}
         if not accelerated and (self.args.get("bf16") or ranks.count() > 1):
             # Without it transformers refuses bfloat16 on a CPU, and each process trains alone.
