@@ -55,7 +55,7 @@ def build(plan: Plan, folder: Path, arguments: dict[str, Any], adapter: dict[str
     import torch
     from datasets import Dataset
 
-    settings = SFT(kernels="none", args=arguments)
+    settings = SFT(args=arguments)
     rows = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 4, "labels": [[5, 6, 7]] * 4})
     assert plan.source is not None
     return settings.build(
@@ -145,4 +145,4 @@ def test_bfloat16_is_refused_where_the_gpu_has_none(
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: False)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla V100")
     with pytest.raises(ConfigError, match="bf16=true, but Tesla V100 does not compute in bfloat16"):
-        SFT(kernels="none", args={"bf16": True}).arguments(tmp_path)
+        SFT(args={"bf16": True}).arguments(tmp_path)

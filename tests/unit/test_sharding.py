@@ -15,7 +15,7 @@ def test_sharded_training_asks_for_fsdp2_and_whole_files(
     from accelerate import FullyShardedDataParallelPlugin
 
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # transformers sets it for good
-    settings = SFT(kernels="none", args={"max_length": 64, "bf16": False, "use_cpu": True})
+    settings = SFT(args={"max_length": 64, "bf16": False, "use_cpu": True})
     assert settings.arguments(tmp_path).fsdp_plugin_args is None
     arguments = settings.arguments(tmp_path, sharded=True)
     assert arguments.fsdp is True

@@ -1,7 +1,7 @@
 """Settings that are passed on to TRL and PEFT: which there are, and which are not given there."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -95,7 +95,7 @@ ADAPTER_ELSEWHERE = {
     "lora_alpha": "set adapter.alpha",
     "lora_dropout": "set adapter.dropout",
     "task_type": "it is always CAUSAL_LM",
-    "peft_type": "choose adapter=lora or full",
+    "peft_type": "choose adapter=lora, dora, qlora or full",
     "auto_mapping": "PEFT finds the model's class",
     "peft_version": "PEFT writes its own",
     "base_model_name_or_path": "set model_name",
@@ -110,7 +110,7 @@ ADAPTER_GONE = {
     "rank": "set adapter.r",
     "enable_lora": "set adapter.target_modules",
     "merge_weights": "set export.form=merged",
-    "use_qlora": "quantized base weights are not in this version",
+    "use_qlora": "choose adapter=qlora",
 }
 """Names that LoRA's settings once had, or have elsewhere."""
 
@@ -173,6 +173,10 @@ ADAPTER = Passed(
     gone=ADAPTER_GONE,
     own=frozenset(field.name for field in fields(Lora)) - {"further"} | {"_target_"},
 )
+DORA = replace(
+    ADAPTER, elsewhere={**ADAPTER_ELSEWHERE, "use_dora": "adapter=dora is true, adapter=lora false"}
+)
+"""The same, where the option's name decides one more."""
 
 
 _NONE = object()
@@ -189,5 +193,8 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
     shared = {**content, "max_length": content["max_seq_length"]}
     own = {key: value for key, value in arguments.items() if shared.get(key, _NONE) != value}
     yield from TRAINER.problems(own)
-    if content["adapter"]["_target_"] == "lamina.heal.adapters.Lora.of":
+    option = str(content["adapter"]["_target_"]).removeprefix("lamina.heal.adapters.")
+    if option in ("Lora.of", "QLora.of"):
         yield from ADAPTER.problems(content["adapter"])
+    elif option == "Dora.of":
+        yield from DORA.problems(content["adapter"])
