@@ -163,8 +163,7 @@ class Run(Parameters):
             TrainingError: There is not enough memory for it.
         """
         if self.plan.source is None:
-            assert isinstance(self.model, Scratch)
-            return loading.new_model(self.model.architecture, tokenizer, dtype=self.torch_dtype)
+            return loading.new_model(self._architecture, tokenizer, dtype=self.torch_dtype)
         source, kept, in_4bit = self.plan.source, self.plan.kept_layers, self.adapter.in_4bit
         with memory_errors(TrainingError, self.plan.name, lambda: loading_advice(self._bare_need)):
             return self.backend.load_model(source, kept, self.torch_dtype, in_4bit)
@@ -181,14 +180,8 @@ class Run(Parameters):
 
     def _need(self, model: "PreTrainedModel") -> Need:
         """Estimate what the training of a model takes on one device."""
-        return Need.of(
-            model,
-            self.trainer.args,
-            self.adapter,
-            dtype=self.torch_dtype,
-            liger=self.liger,
-            spread=self.sharded,
-        )
+        given = {"dtype": self.torch_dtype, "liger": self.liger, "spread": self.sharded}
+        return Need.of(model, self.trainer.args, self.adapter, **given)
 
     @property
     def _bare_need(self) -> Need:
@@ -210,15 +203,15 @@ class Run(Parameters):
         self.adapter.peft_config()
         if self.attention == "auto" and self.kernels == "none":
             return
-        family = self._model_class()
+        source = self.plan.source
+        family = loading.model_class(source.config if source else self._architecture)
         attention.implementation(self.attention, family, self.weights_dtype)
         kernels.refuse_family(self.kernels, family.config_class.model_type)
 
-    def _model_class(self) -> "type[PreTrainedModel]":
-        if self.plan.source is None:
-            assert isinstance(self.model, Scratch)
-            return loading.model_class(self.model.architecture)
-        return loading.model_class(self.plan.source.config)
+    @property
+    def _architecture(self) -> dict[str, Any]:
+        assert isinstance(self.model, Scratch)
+        return self.model.architecture
 
     def build_trainer(
         self,

@@ -130,8 +130,10 @@ def test_a_model_that_does_not_load_is_made_smaller() -> None:
         "try, in this order: adapter=qlora (saves about 6.87 GB); one layer less (saves about 490 "
         "MB)"
     )
-    wide = replace(LORA, linear_bytes=4, adapter="qlora")
-    assert loading_advice(wide).startswith("try, in this order: dtype=bfloat16 (saves about 5.86")
+    wide = replace(LORA, linear_bytes=4, weights=2 * LORA.weights, installed=frozenset())
+    assert loading_advice(wide).startswith("try, in this order: dtype=bfloat16 (saves about 11.8")
+    packed = replace(wide, adapter="qlora", weights=round(LINEAR * QUANTIZED_BYTES) + 4 * 10**8)
+    assert loading_advice(packed).startswith("try, in this order: dtype=bfloat16 (saves about 200")
 
 
 @pytest.mark.parametrize(

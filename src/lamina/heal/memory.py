@@ -92,7 +92,10 @@ def loading_advice(need: Need) -> str:
     if need.adapter != "qlora" and "bitsandbytes" in need.installed:
         found.append(("adapter=qlora", _in_4bit(need)))
     if need.linear_bytes > 2:
-        found.append(("dtype=bfloat16", need.weights / 2))
+        held = need.weights
+        if need.adapter == "qlora":
+            held -= round(need.linear_weights * QUANTIZED_BYTES)
+        found.append(("dtype=bfloat16", held / 2))
     found.append(("one layer less", need.weights / need.layers))
     return _said(found)
 
