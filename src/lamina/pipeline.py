@@ -64,7 +64,7 @@ class Pipeline:
         owner = owned(self.run.folder, "output_dir") if ranks.is_first() else nullcontext()
         with full_disks(Path(self.run.run_dir)), owner:
             checkpoint = self._claim()
-            with prepared(self.run.seed, self.run.num_threads):
+            with prepared(self.run.seed, self.run.num_threads), self.run.advising():
                 self._execute(checkpoint)
 
     def _execute(self, checkpoint: Path | None) -> None:
@@ -219,8 +219,7 @@ class Pipeline:
     def _heal(self, trainer: "TokenLossTrainer", checkpoint: Path | None) -> None:
         """Train, and leave the best weights in the trainer's model."""
         self.record.update(trainable_parameters=trainer.trainable_parameters())
-        disk = disk_errors(self.run.folder, "output_dir")
-        with disk, self.run.memory_errors("the training", trainer):
+        with disk_errors(self.run.folder, "output_dir"), self.run.advising(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.record.measured(**trainer.figures())
 

@@ -70,7 +70,8 @@ class Rehearsal:
             LaminaError: The run could not do it either.
         """
         self.run.data.find()
-        with prepared(self.run.seed, self.run.num_threads), tempfile.TemporaryDirectory() as name:
+        ready, memory = prepared(self.run.seed, self.run.num_threads), self.run.advising()
+        with ready, memory, tempfile.TemporaryDirectory() as name:
             return self._report(Path(name))
 
     def _report(self, scratch: Path) -> dict[str, Any]:
@@ -155,7 +156,7 @@ class Rehearsal:
     def _step(self, trainer: "TokenLossTrainer") -> dict[str, float]:
         logger.info("one step on the longest rows")
         began = time.monotonic()
-        with self.run.memory_errors("one step", trainer):
+        with self.run.advising(trainer):
             outcome = trainer.train()
         if not outcome.training_loss < float("inf"):
             raise ConfigError(f"the first step's loss is {outcome.training_loss}: check the data")

@@ -14,7 +14,6 @@ from lamina.depth.scan import ScanSettings
 from lamina.depth.selection import Selector
 from lamina.depth.source import Source
 from lamina.depth.variants import Scratch, Variant
-from lamina.errors import TrainingError
 from lamina.heal import attention, kernels
 from lamina.heal.adapters import Adapter
 from lamina.heal.backends import Backend
@@ -157,26 +156,29 @@ class Run(Parameters):
         )
 
     def load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
-        """Build the model that is to be healed, with nothing but its kept layers read.
-
-        Raises:
-            TrainingError: There is not enough memory for it.
-        """
+        """Build the model that is to be healed, with nothing but its kept layers read."""
         if self.plan.source is None:
             return loading.new_model(self._architecture, tokenizer, dtype=self.torch_dtype)
         source, kept, in_4bit = self.plan.source, self.plan.kept_layers, self.adapter.in_4bit
-        with memory_errors(TrainingError, self.plan.name, lambda: loading_advice(self._bare_need)):
-            return self.backend.load_model(source, kept, self.torch_dtype, in_4bit)
+        return self.backend.load_model(source, kept, self.torch_dtype, in_4bit)
 
     def load_untouched(self, source: Source) -> "PreTrainedModel":
         """Load the model with every layer, as the reduced one is loaded."""
         every, in_4bit = range(self.plan.num_layers), self.adapter.in_4bit
-        with memory_errors(TrainingError, "the untouched model", lambda: NO_BASELINE):
+        with memory_errors("the untouched model", lambda: NO_BASELINE):
             return self.backend.load_model(source, every, self.torch_dtype, in_4bit)
 
-    def memory_errors(self, what: str, trainer: "TokenLossTrainer") -> AbstractContextManager[None]:
-        """Say which settings would need less where memory does not suffice; see `heal.memory`."""
-        return memory_errors(TrainingError, what, lambda: advice(self._need(trainer.model)))
+    def advising(self, trainer: "TokenLossTrainer | None" = None) -> AbstractContextManager[None]:
+        """Say which settings would need less where memory does not suffice; see `heal.memory`.
+
+        Args:
+            trainer: Of a training; without one it is a model that does not fit.
+        """
+        if trainer is not None:
+            return memory_errors("the training", lambda: advice(self._need(trainer.model)))
+        if self.plan.source is None:
+            return memory_errors("the model", lambda: "give a smaller model.architecture")
+        return memory_errors("the model", lambda: loading_advice(self._bare_need))
 
     def _need(self, model: "PreTrainedModel") -> Need:
         """Estimate what the training of a model takes on one device."""
@@ -233,9 +235,8 @@ class Run(Parameters):
         Raises:
             ConfigError: With packing, this model would let documents see each other.
         """
-        chosen = attention.implementation(self.attention, type(model), self.weights_dtype)
-        if chosen is not None:
-            model.set_attn_implementation(chosen)
+        if "attention" not in self.backend.decides:
+            attention.use(self.attention, model, self.weights_dtype)
         return self.trainer.build(
             arguments=arguments,
             model=model,

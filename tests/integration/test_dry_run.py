@@ -131,7 +131,7 @@ def test_an_accelerator_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(TrainingError) as caught:
         rehearsal.report()
     assert str(caught.value) == (
-        "out of memory: one step does not fit; try, in this order: gradient_checkpointing=true "
+        "out of memory: the training does not fit; try, in this order: gradient_checkpointing=true "
         "(saves about 27.3 MB); bf16=true (saves about 16.8 MB); max_seq_length=256 (saves about "
         "17 MB)"
     )

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lamina.config import machine
 from lamina.depth.loading import model_class
 from lamina.errors import ConfigError
 from lamina.heal import attention, kernels
+from tests.conftest import REFERENCE
 
 QWEN3 = {"model_type": "qwen3"}
 
@@ -173,6 +175,32 @@ def test_a_family_that_does_not_take_it_is_refused() -> None:
     )
     assert attention.implementation("eager", family, "float32") == "eager"
     assert attention.implementation("auto", family, "float32") is None
+
+
+def test_a_model_gets_the_attention_that_is_asked_for() -> None:
+    from lamina.depth.loading import load_model
+    from lamina.depth.source import resolve
+
+    model = load_model(resolve(str(REFERENCE)), range(2), dtype=torch.float32)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        attention.use("auto", model, "float32")
+        assert model.config._attn_implementation == "sdpa"
+        attention.use("eager", model, "float32")
+        assert model.config._attn_implementation == "eager"
+        assert (model(ids).logits - before).abs().max() < 1e-4
+
+
+def test_a_model_that_does_not_change_its_attention_is_refused() -> None:
+    kind = type("Fixed", (), {"_supports_sdpa": True, "set_attn_implementation": lambda *_: None})
+    model: Any = kind()
+    model.config = SimpleNamespace(_attn_implementation="eager")
+    with pytest.raises(ConfigError) as caught:
+        attention.use("sdpa", model, "float32")
+    assert str(caught.value) == (
+        "attention=sdpa: Fixed computes it as eager whatever is asked for; leave it out"
+    )
 
 
 @pytest.mark.usefixtures("flash")

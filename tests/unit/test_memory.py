@@ -9,7 +9,7 @@ from lamina.depth.four_bit import QUANTIZED_BYTES
 from lamina.depth.loading import load_model
 from lamina.depth.reduction import reduction
 from lamina.depth.source import resolve
-from lamina.errors import ConfigError, TrainingError
+from lamina.errors import TrainingError
 from lamina.heal.adapters import Full, QLora
 from lamina.heal.memory import advice, is_memory_error, loading_advice, memory_errors, savings
 from lamina.heal.need import Need
@@ -150,7 +150,7 @@ def test_an_error_of_memory_is_known(error: Exception) -> None:
     assert is_memory_error(error)
     with (
         pytest.raises(TrainingError, match=r"^out of memory: the training does not fit; do less$"),
-        memory_errors(TrainingError, "the training", lambda: "do less"),
+        memory_errors("the training", lambda: "do less"),
     ):
         raise error
 
@@ -161,10 +161,19 @@ def test_the_processor_s_own_error_is_known() -> None:
     assert is_memory_error(caught.value)
 
 
+def test_an_error_that_says_what_to_do_stays_as_it_is() -> None:
+    with (
+        pytest.raises(TrainingError, match=r"^out of memory: the training does not fit; do less$"),
+        memory_errors("the model", lambda: "do more"),
+        memory_errors("the training", lambda: "do less"),
+    ):
+        raise MemoryError
+
+
 def test_another_error_stays_as_it_is() -> None:
     with (
         pytest.raises(RuntimeError, match="shapes"),
-        memory_errors(ConfigError, "it", lambda: "do less"),
+        memory_errors("it", lambda: "do less"),
     ):
         raise RuntimeError("shapes cannot be multiplied")
 

@@ -23,7 +23,7 @@ def main() -> None:
         found = written.loss
         said = f"checked: loss {found.written:.6g}, the run recorded {found.recorded:.6g}"
         if found.unquantized is not None:
-            said += f" in 4 bits; its adapter alone: {found.unquantized:.6g}"
+            said += f" on a base in 4 bits; on the unquantized one it is {found.unquantized:.6g}"
         sys.stdout.write(f"{said}\n")
     else:
         sys.stdout.write("checked: every tensor has its place; there are no rows to evaluate\n")

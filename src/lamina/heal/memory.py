@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from lamina.depth.four_bit import QUANTIZED_BYTES
 from lamina.depth.quantities import sized
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, TrainingError
 from lamina.heal.need import Need
 
 SUGGESTIONS = 3
@@ -113,20 +113,19 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_errors(kind: type[LaminaError], what: str, advised: Callable[[], str]) -> Iterator[None]:
+def memory_errors(what: str, advised: Callable[[], str]) -> Iterator[None]:
     """Say what to do where memory does not suffice.
 
     Args:
-        kind: Of the error.
         what: That does not fit, such as `the training`.
         advised: Says what to do.
 
     Raises:
-        LaminaError: Memory is short.
+        TrainingError: Memory is short.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_memory_error(error):
+        if isinstance(error, LaminaError) or not is_memory_error(error):
             raise
-        raise kind(f"out of memory: {what} does not fit; {advised()}") from error
+        raise TrainingError(f"out of memory: {what} does not fit; {advised()}") from error

@@ -139,7 +139,7 @@ class Need:
             intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             layers=config.num_hidden_layers,
             vocabulary=config.vocab_size,
-            computed_bytes=2 if arguments["bf16"] else dtype.itemsize,
+            computed_bytes=2 if arguments["bf16"] or arguments.get("fp16") else dtype.itemsize,
             batch=arguments["per_device_train_batch_size"],
             accumulation=arguments["gradient_accumulation_steps"],
             length=arguments["max_length"],
