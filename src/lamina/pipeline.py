@@ -64,15 +64,15 @@ class Pipeline:
         owner = owned(self.run.folder, "output_dir") if ranks.is_first() else nullcontext()
         with full_disks(Path(self.run.run_dir)), owner:
             checkpoint = self._claim()
-            with prepared(self.run.seed, self.run.num_threads):
+            with prepared(self.run.seed, self.run.num_threads), self.run.advising():
                 self._execute(checkpoint)
 
     def _execute(self, checkpoint: Path | None) -> None:
         run = self.run
-        arguments = run.trainer.arguments(run.folder, sharded=run.sharded)
+        arguments = run.trainer.arguments(run.folder, sharded=run.sharded, liger=run.liger)
         if ranks.count() > 1:
             logger.info("%s", batch(arguments, ranks.count()))
-        run.adapter.peft_config()  # what PEFT refuses is refused before a weight is read
+        run.refuse_misfits()
         tokenizer = run.load_tokenizer()
         rows = self._feed(tokenizer, checkpoint)
         meter = self._meter(rows)
@@ -85,6 +85,7 @@ class Pipeline:
         loggers = run.logger.values() if ranks.is_first() else ()
         with watchers(context, loggers, run.callbacks.values()) as watching:
             trainer = run.build_trainer(model, tokenizer, rows, arguments, watching)
+            self.record.content["provenance"]["attention"] = model.config._attn_implementation
             made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
             self.record.update(data=rows.packed(made, run.max_seq_length))
             self._heal(trainer, checkpoint)
@@ -161,14 +162,14 @@ class Pipeline:
 
         All jobs of a sweep have the same one: the first that comes by evaluates it.
         """
-        run, source, every = self.run, self.plan.source, range(self.plan.num_layers)
+        run, source = self.run, self.plan.source
         if not run.evaluation.baseline or source is None or not self.plan.is_reduced:
             return
         with self._baseline(source) as entry:
             loss = ranks.from_first(entry.content["loss"] if entry.content else None)
             if loss is None:
                 logger.info("evaluating %s, untouched", run.model_name)
-                model = run.backend.load_model(source, every, run.torch_dtype)
+                model = run.load_untouched(source)
                 loss = meter.loss(model)
                 entry.content = {"loss": loss}
                 del model
@@ -190,6 +191,7 @@ class Pipeline:
             *identity(source),
             self.record.content["eval_fingerprint"],
             f"{run.torch_dtype} {run.max_seq_length} {run.backend.name} {device_name()}",
+            *(["4 bits", f"bitsandbytes {version('bitsandbytes')}"] if run.adapter.in_4bit else []),
             *(f"{name} {version(name)}" for name in ("torch", "transformers")),
             code_version("measure", ("evaluate",)),
         ]
@@ -217,7 +219,7 @@ class Pipeline:
     def _heal(self, trainer: "TokenLossTrainer", checkpoint: Path | None) -> None:
         """Train, and leave the best weights in the trainer's model."""
         self.record.update(trainable_parameters=trainer.trainable_parameters())
-        with disk_errors(self.run.folder, "output_dir"):
+        with disk_errors(self.run.folder, "output_dir"), self.run.advising(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.record.measured(**trainer.figures())
 
@@ -235,6 +237,7 @@ class Pipeline:
             form=form,
             dtype=loading.torch_dtype(run.export.dtype, automatic=run.weights_dtype),
             note=content,
+            unquantized=run.load_unquantized if run.adapter.in_4bit else None,
         )
         record.update(final=relpath(final.folder, record.path.parent), dtype=final.dtype)
         return final

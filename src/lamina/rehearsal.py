@@ -3,14 +3,13 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth import loading
+from lamina.depth.four_bit import expected_bytes, scale_bytes
 from lamina.depth.reduction import reduction
 from lamina.errors import ConfigError
 from lamina.heal.feed import Feed
@@ -71,13 +70,15 @@ class Rehearsal:
             LaminaError: The run could not do it either.
         """
         self.run.data.find()
-        with prepared(self.run.seed, self.run.num_threads), tempfile.TemporaryDirectory() as name:
+        ready, memory = prepared(self.run.seed, self.run.num_threads), self.run.advising()
+        with ready, memory, tempfile.TemporaryDirectory() as name:
             return self._report(Path(name))
 
     def _report(self, scratch: Path) -> dict[str, Any]:
         run, plan, free = self.run, self.plan, free_memory_bytes()
-        arguments = run.trainer.arguments(scratch)
+        arguments = run.trainer.arguments(scratch, liger=self.run.liger)
         self._refuse_too_large(free)
+        run.refuse_misfits()
         tokenizer = run.load_tokenizer()
         rows = run.load_feed(tokenizer)
         packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
@@ -111,12 +112,15 @@ class Rehearsal:
             return
         model = reduction(source, self.plan.kept_layers).blueprint
         parameters = model.num_parameters()
+        weights = parameters * run.torch_dtype.itemsize
+        if run.adapter.in_4bit:
+            weights = expected_bytes(model, run.torch_dtype)
         if (peft_config := run.adapter.peft_config()) is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
         gradients = sum(parameter.numel() for parameter in trained(model))
-        needed = (parameters + gradients) * run.torch_dtype.itemsize
+        needed = weights + gradients * run.torch_dtype.itemsize
         if needed > free:
             raise ConfigError(
                 f"{parameters:,} weights and the gradients of {gradients:,} take at least "
@@ -134,8 +138,9 @@ class Rehearsal:
         """Build the trainer of one step, over the longest rows: they take the most memory."""
         run = replace(self.run, trainer=self.one_step)
         longest = replace(rows.train, rows=rows.train.rows.select(self._longest(rows)))
+        arguments = self.one_step.arguments(scratch, liger=self.run.liger)
         few = replace(rows, train=longest)
-        return run.build_trainer(model, tokenizer, few, self.one_step.arguments(scratch), [])
+        return run.build_trainer(model, tokenizer, few, arguments, [])
 
     def _longest(self, rows: Feed) -> list[int]:
         """Return the longest rows' indices, as many as fill the forward pass of one step."""
@@ -151,7 +156,7 @@ class Rehearsal:
     def _step(self, trainer: "TokenLossTrainer") -> dict[str, float]:
         logger.info("one step on the longest rows")
         began = time.monotonic()
-        with _told_if_memory_is_short():
+        with self.run.advising(trainer):
             outcome = trainer.train()
         if not outcome.training_loss < float("inf"):
             raise ConfigError(f"the first step's loss is {outcome.training_loss}: check the data")
@@ -170,7 +175,8 @@ class Rehearsal:
         free: int,
     ) -> Footprint:
         model, run = trainer.model, self.run
-        every, ours = weight_bytes(model.parameters()), weight_bytes(trained(model))
+        every = weight_bytes(model.parameters()) + scale_bytes(model)
+        ours = weight_bytes(trained(model))
         optimizer = state_bytes(trainer.optimizer.state)
         trainer.processing_class.save_pretrained(scratch / "tokenizer")
         beside = folder_bytes(scratch / "tokenizer")
@@ -178,7 +184,7 @@ class Rehearsal:
         dtype = loading.torch_dtype(run.export.dtype, automatic=run.weights_dtype)
         # An adapter's weights are merged into the model's.
         own = 0 if form == "model" else trainer.trainable_parameters()
-        whole = (sum(p.numel() for p in model.parameters()) - own) * dtype.itemsize + beside
+        whole = (model.num_parameters() - own) * dtype.itemsize + beside
         finals = {"adapter": ours + beside, "both": ours + beside + whole}
         return Footprint(
             weights=every,
@@ -191,20 +197,6 @@ class Rehearsal:
             final=finals.get(form, whole),
             free_disk=free_disk_bytes(run.folder),
         )
-
-
-@contextmanager
-def _told_if_memory_is_short() -> Iterator[None]:
-    """Say what to do where the accelerator's memory does not suffice."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            "one step does not fit into the accelerator's memory: lower "
-            "per_device_train_batch_size or max_seq_length, or give gradient_checkpointing=true"
-        ) from error
 
 
 def shown(rows: Feed) -> range:

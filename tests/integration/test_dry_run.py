@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lamina.config.paths import conf_dir
 from lamina.config.schema import register
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, TrainingError
 from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
 from lamina.measure.footprint import folder_bytes, most_checkpoints
 from lamina.rehearsal import Rehearsal
@@ -128,8 +128,13 @@ def test_an_accelerator_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("trl.SFTTrainer.train", full)
-    with pytest.raises(ConfigError, match="one step does not fit into the accelerator's memory"):
+    with pytest.raises(TrainingError) as caught:
         rehearsal.report()
+    assert str(caught.value) == (
+        "out of memory: the training does not fit; try, in this order: gradient_checkpointing=true "
+        "(saves about 27.3 MB); bf16=true (saves about 16.8 MB); max_seq_length=256 (saves about "
+        "17 MB)"
+    )
 
 
 def test_bad_data_is_found_as_in_a_run(tmp_path: Path) -> None:
