@@ -68,10 +68,12 @@ class Pipeline:
 
     def _execute(self, checkpoint: Path | None) -> None:
         run = self.run
-        arguments = run.trainer.arguments(run.folder, sharded=run.sharded)
+        liger = run.kernels == "liger"
+        arguments = run.trainer.arguments(run.folder, sharded=run.sharded, liger=liger)
         if ranks.count() > 1:
             logger.info("%s", batch(arguments, ranks.count()))
         run.adapter.peft_config()  # what PEFT refuses is refused before a weight is read
+        run.refuse_misfits()
         tokenizer = run.load_tokenizer()
         rows = self._feed(tokenizer, checkpoint)
         meter = self._meter(rows)
@@ -84,6 +86,7 @@ class Pipeline:
         loggers = run.logger.values() if ranks.is_first() else ()
         with watchers(context, loggers, run.callbacks.values()) as watching:
             trainer = run.build_trainer(model, tokenizer, rows, arguments, watching)
+            self.record.content["provenance"]["attention"] = model.config._attn_implementation
             made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
             self.record.update(data=rows.packed(made, run.max_seq_length))
             self._heal(trainer, checkpoint)
@@ -166,7 +169,8 @@ class Pipeline:
             loss = ranks.from_first(entry.content["loss"] if entry.content else None)
             if loss is None:
                 logger.info("evaluating %s, untouched", run.model_name)
-                model = run.backend.load_model(source, every, run.torch_dtype)
+                in_4bit = run.adapter.in_4bit
+                model = run.backend.load_model(source, every, run.torch_dtype, in_4bit)
                 loss = meter.loss(model)
                 entry.content = {"loss": loss}
                 del model
@@ -188,6 +192,7 @@ class Pipeline:
             *identity(source),
             self.record.content["eval_fingerprint"],
             f"{run.torch_dtype} {run.max_seq_length} {run.backend.name} {device_name()}",
+            *(["4 bits", f"bitsandbytes {version('bitsandbytes')}"] if run.adapter.in_4bit else []),
             *(f"{name} {version(name)}" for name in ("torch", "transformers")),
             code_version("measure", ("evaluate",)),
         ]
@@ -234,6 +239,7 @@ class Pipeline:
             form=form,
             dtype=loading.torch_dtype(run.export.dtype, automatic=run.weights_dtype),
             note=content,
+            unquantized=run.load_unquantized if run.adapter.in_4bit else None,
         )
         record.update(final=relpath(final.folder, record.path.parent), dtype=final.dtype)
         return final

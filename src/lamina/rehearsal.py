@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth import loading
+from lamina.depth.four_bit import expected_bytes, scale_bytes
 from lamina.depth.reduction import reduction
 from lamina.errors import ConfigError
 from lamina.heal.feed import Feed
@@ -62,6 +63,7 @@ class Rehearsal:
             processes: That will share its training; the rehearsal has one.
         """
         self.run, self.plan, self.processes = run, run.plan, processes
+        self.liger = run.kernels == "liger"
         self.one_step = replace(run.trainer, args={**run.trainer.args, **ONE_STEP})
 
     def report(self) -> dict[str, Any]:
@@ -76,8 +78,9 @@ class Rehearsal:
 
     def _report(self, scratch: Path) -> dict[str, Any]:
         run, plan, free = self.run, self.plan, free_memory_bytes()
-        arguments = run.trainer.arguments(scratch)
+        arguments = run.trainer.arguments(scratch, liger=self.liger)
         self._refuse_too_large(free)
+        run.refuse_misfits()
         tokenizer = run.load_tokenizer()
         rows = run.load_feed(tokenizer)
         packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
@@ -111,12 +114,15 @@ class Rehearsal:
             return
         model = reduction(source, self.plan.kept_layers).blueprint
         parameters = model.num_parameters()
+        weights = parameters * run.torch_dtype.itemsize
+        if run.adapter.in_4bit:
+            weights = expected_bytes(model, run.torch_dtype)
         if (peft_config := run.adapter.peft_config()) is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
         gradients = sum(parameter.numel() for parameter in trained(model))
-        needed = (parameters + gradients) * run.torch_dtype.itemsize
+        needed = weights + gradients * run.torch_dtype.itemsize
         if needed > free:
             raise ConfigError(
                 f"{parameters:,} weights and the gradients of {gradients:,} take at least "
@@ -134,8 +140,9 @@ class Rehearsal:
         """Build the trainer of one step, over the longest rows: they take the most memory."""
         run = replace(self.run, trainer=self.one_step)
         longest = replace(rows.train, rows=rows.train.rows.select(self._longest(rows)))
+        arguments = self.one_step.arguments(scratch, liger=self.liger)
         few = replace(rows, train=longest)
-        return run.build_trainer(model, tokenizer, few, self.one_step.arguments(scratch), [])
+        return run.build_trainer(model, tokenizer, few, arguments, [])
 
     def _longest(self, rows: Feed) -> list[int]:
         """Return the longest rows' indices, as many as fill the forward pass of one step."""
@@ -170,7 +177,8 @@ class Rehearsal:
         free: int,
     ) -> Footprint:
         model, run = trainer.model, self.run
-        every, ours = weight_bytes(model.parameters()), weight_bytes(trained(model))
+        every = weight_bytes(model.parameters()) + scale_bytes(model)
+        ours = weight_bytes(trained(model))
         optimizer = state_bytes(trainer.optimizer.state)
         trainer.processing_class.save_pretrained(scratch / "tokenizer")
         beside = folder_bytes(scratch / "tokenizer")
@@ -178,7 +186,7 @@ class Rehearsal:
         dtype = loading.torch_dtype(run.export.dtype, automatic=run.weights_dtype)
         # An adapter's weights are merged into the model's.
         own = 0 if form == "model" else trainer.trainable_parameters()
-        whole = (sum(p.numel() for p in model.parameters()) - own) * dtype.itemsize + beside
+        whole = (model.num_parameters() - own) * dtype.itemsize + beside
         finals = {"adapter": ours + beside, "both": ours + beside + whole}
         return Footprint(
             weights=every,

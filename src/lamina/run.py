@@ -12,6 +12,7 @@ from lamina.depth.scan import ScanSettings
 from lamina.depth.selection import Selector
 from lamina.depth.source import Source
 from lamina.depth.variants import Scratch, Variant
+from lamina.heal import attention, kernels
 from lamina.heal.adapters import Adapter
 from lamina.heal.backends import Backend
 from lamina.heal.callbacks import CallbackSettings
@@ -105,6 +106,8 @@ class Run(Parameters):
         kept = {k: v for k, v in self.trainer.args.items() if k not in FREE_IN_RESUMING}
         return {
             "dtype": self.dtype,
+            "attention": self.attention,
+            "kernels": self.kernels,
             "distributed": ranks.count(),
             **{f"adapter.{key}": value for key, value in asdict(self.adapter).items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
@@ -145,7 +148,31 @@ class Run(Parameters):
         if self.plan.source is None:
             assert isinstance(self.model, Scratch)
             return loading.new_model(self.model.architecture, tokenizer, dtype=self.torch_dtype)
-        return self.backend.load_model(self.plan.source, self.plan.kept_layers, self.torch_dtype)
+        source, kept, in_4bit = self.plan.source, self.plan.kept_layers, self.adapter.in_4bit
+        return self.backend.load_model(source, kept, self.torch_dtype, in_4bit)
+
+    def load_unquantized(self) -> "PreTrainedModel":
+        """Load the reduced model in the weights' own type, which adapter=qlora trains without."""
+        assert self.plan.source is not None
+        return loading.load_model(self.plan.source, self.plan.kept_layers, dtype=self.torch_dtype)
+
+    def refuse_misfits(self) -> None:
+        """Refuse what this model's family does not take, before a weight is read.
+
+        Raises:
+            ConfigError: It has no such attention, or no kernels.
+        """
+        if self.attention == "auto" and self.kernels == "none":
+            return
+        family = self._model_class()
+        attention.implementation(self.attention, family, self.weights_dtype)
+        kernels.refuse_family(self.kernels, family.config_class.model_type)
+
+    def _model_class(self) -> "type[PreTrainedModel]":
+        if self.plan.source is None:
+            assert isinstance(self.model, Scratch)
+            return loading.model_class(self.model.architecture)
+        return loading.model_class(self.plan.source.config)
 
     def build_trainer(
         self,
@@ -167,6 +194,9 @@ class Run(Parameters):
         Raises:
             ConfigError: With packing, this model would let documents see each other.
         """
+        chosen = attention.implementation(self.attention, type(model), self.weights_dtype)
+        if chosen is not None:
+            model.set_attn_implementation(chosen)
         return self.trainer.build(
             arguments=arguments,
             model=model,

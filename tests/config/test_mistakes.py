@@ -36,7 +36,7 @@ MISTAKES = {
     "model.architecture.hidden_size=1": "model.architecture.hidden_size=1: this key goes with "
     "model=scratch; model=pruned has keep_layers, selector",
     "adapter=full adapter.use_rslora=true": "adapter.use_rslora=true: this key goes with "
-    "adapter=lora",
+    "adapter=lora, dora or qlora",
     "selector=last model=original": "selector chooses the layers of model=pruned: leave it out, or "
     "choose model=pruned",
     # Options.
@@ -44,7 +44,7 @@ MISTAKES = {
     "experiment=quikstart": "experiment=quikstart: no such option; did you mean quickstart?\n"
     "There are dropped, dropped_lora, original, original_lora, pruned, pruned_lora, quickstart, "
     "reference.",
-    "adapter=null": "adapter=null: choose full or lora",
+    "adapter=null": "adapter=null: choose dora, full, lora or qlora",
     "callbacks=null": "callbacks=null: choose default, early_stopping or none",
     "backend=unsloth": "backend=unsloth is not part of this version: choose backend=transformers",
     # Keys.

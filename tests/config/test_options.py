@@ -127,6 +127,11 @@ DEFAULTS = {
     "seed": 42,
     "bf16": True,
     "gradient_checkpointing": True,
+    "activation_offloading": False,
+    "attention": "auto",
+    "kernels": "none",
+    "torch_compile": False,
+    "optim": "adamw_torch_fused",
     "lr_scheduler_type": "linear",
     "wandb_project": "lamina",
     "resume": "auto",
@@ -200,7 +205,7 @@ def test_any_further_field_can_be_set_on_the_command_line() -> None:
     config = composed(
         "trainer.args.adam_beta2=0.95",
         "trainer.args.gradient_checkpointing_kwargs.use_reentrant=false",
-        "+trainer.args.optim=sgd",
+        "+trainer.args.max_grad_norm=2",
         "adapter.use_rslora=true",
         "adapter.rank_pattern.q_proj=4",
     )
@@ -208,7 +213,7 @@ def test_any_further_field_can_be_set_on_the_command_line() -> None:
     run = instantiate(config)
     assert run.trainer.args["adam_beta2"] == 0.95
     assert run.trainer.args["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
-    assert run.trainer.args["optim"] == "sgd"
+    assert run.trainer.args["max_grad_norm"] == 2
     assert run.adapter.further == {"use_rslora": True, "rank_pattern": {"q_proj": 4}}
 
 

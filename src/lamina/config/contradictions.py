@@ -9,7 +9,9 @@ from lamina.config.ranges import at
 from lamina.config.targets import ALLOWED_TARGETS, refusal
 from lamina.depth.quantities import count
 from lamina.errors import ConfigError, LaminaError
+from lamina.heal.attention import may_need_mask
 from lamina.heal.origin import origin
+from lamina.heal.sft import NO_COMPILED_SHARES
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of adapter.init_lora_weights that change the base's weights, too."""
@@ -19,6 +21,10 @@ NEEDS_DATA = {"eva": "eva", "corda": "corda", "lora_ga": "lora_ga"}
 
 MASK_BYTES = 10**9
 """Bytes of one attention mask above which a batch of several rows is refused."""
+
+
+UNDECIDED = ("auto", "none", False)
+"""Values that leave a backend its own way."""
 
 
 def problems(content: Mapping[str, Any]) -> Iterator[str]:
@@ -31,6 +37,8 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _precision(content)
     yield from _loss(content)
     yield from _packing(content)
+    yield from _liger(content)
+    yield from _backend(content)
     yield from _adapter(content)
     yield from _selection(content)
     yield from _resume(content)
@@ -107,7 +115,8 @@ def _packing(content: Mapping[str, Any]) -> Iterator[str]:
     if arguments.get("packing"):
         for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
             batch = arguments.get(key)
-            if _numbers(batch) and batch > 1 and (batch * length) ** 2 > MASK_BYTES:
+            large = _numbers(batch) and batch > 1 and (batch * length) ** 2 > MASK_BYTES
+            if large and may_need_mask(content["attention"]):
                 fitting = max(1, int(MASK_BYTES**0.5) // length)
                 yield (
                     f"{key}={batch} with packing=true and max_seq_length={length}: sdpa's mask of "
@@ -116,7 +125,41 @@ def _packing(content: Mapping[str, Any]) -> Iterator[str]:
                 )
 
 
+def _liger(content: Mapping[str, Any]) -> Iterator[str]:
+    """What the loss of liger-kernel does not do."""
+    if content.get("kernels") != "liger":
+        return
+    arguments = content["trainer"]["args"]
+    if arguments.get("loss_type") == "chunked_nll":
+        yield (
+            "trainer.args.loss_type=chunked_nll does not go with kernels=liger, whose loss takes "
+            "its place: leave it out"
+        )
+    if _numbers(smoothing := arguments.get("label_smoothing_factor")):
+        yield (
+            f"trainer.args.label_smoothing_factor={smoothing} does not go with kernels=liger: its "
+            "loss does not smooth labels"
+        )
+
+
+def _backend(content: Mapping[str, Any]) -> Iterator[str]:
+    """What a backend decides itself."""
+    target = at(content, "backend._target_")
+    if target is None or refusal(target, ALLOWED_TARGETS) is not None:
+        return
+    backend = get_object(target)
+    for key in getattr(backend, "decides", ()):
+        if (value := content.get(key)) not in UNDECIDED:
+            yield (
+                f"{key}={value}: backend={backend.name} decides it itself; leave it out, or choose "
+                "backend=transformers"
+            )
+
+
 def _adapter(content: Mapping[str, Any]) -> Iterator[str]:
+    model = str(at(content, "model._target_"))
+    if str(content["adapter"].get("_target_")).endswith(".QLora.of") and model.endswith(".Scratch"):
+        yield "adapter=qlora reads weights into 4 bits, and model=scratch has none to read"
     form, adapter = at(content, "export.form"), content["adapter"]
     if str(adapter.get("_target_")).endswith("Full"):
         if form in ("adapter", "both"):
@@ -160,10 +203,13 @@ def _processes(content: Mapping[str, Any]) -> Iterator[str]:
     adapter = str(content["adapter"].get("_target_"))
     if content.get("parallel") == "fsdp":
         if not adapter.endswith("Full"):
+            name = adapter.removesuffix(".of").rpartition(".")[2].lower()
             yield (
-                "parallel=fsdp spreads weights that are trained, and with adapter=lora most are "
+                f"parallel=fsdp spreads weights that are trained, and with adapter={name} most are "
                 "not: give parallel=ddp, or adapter=full"
             )
+        if content["trainer"]["args"].get("torch_compile"):
+            yield NO_COMPILED_SHARES
         if content.get("distributed") in ("none", 1):
             yield (
                 "parallel=fsdp needs several processes: leave out "

@@ -99,6 +99,21 @@ class Parameters:
     gradient_checkpointing: bool
     """Whether activations are recomputed in the backward pass."""
 
+    activation_offloading: bool
+    """Whether the activations that are kept for it wait in the machine's memory; needs a GPU."""
+
+    attention: str
+    """Who computes attention: flash, flex, sdpa, eager, or auto for the fastest that is there."""
+
+    kernels: str
+    """liger for the Triton kernels of liger-kernel, which need a GPU; or none."""
+
+    torch_compile: bool
+    """Whether torch.compile compiles the model for the training."""
+
+    optim: str
+    """Any optimizer of transformers; 8-bit and paged ones are those of bitsandbytes."""
+
     lora: LoraParameters
     """Shared rank and alpha of adapters."""
 

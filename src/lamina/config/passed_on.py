@@ -1,7 +1,7 @@
 """Settings that are passed on to TRL and PEFT: which there are, and which are not given there."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -27,6 +27,7 @@ TRAINER_ELSEWHERE = {
     "parallelism_config": "set parallel=ddp or fsdp",
     "fsdp": "set parallel=fsdp",
     "fsdp_config": "set parallel=fsdp",
+    "use_liger_kernel": "set kernels=liger",
     "model_init_kwargs": "Lamina loads the model: set model_name, dtype and backend",
     "trust_remote_code": "code of a model's repository is never run",
     "chat_template_path": "the chat template is the model's own",
@@ -62,16 +63,16 @@ TRAINER_GONE = {
     "formatting_func": "give rows with messages, prompt and completion, or text",
     "peft_config": "set adapter.NAME=VALUE",
     "torch_dtype": "set dtype=bfloat16 or float32",
-    "use_liger": "set trainer.args.use_liger_kernel",
+    "use_liger": "set kernels=liger",
     "num_of_sequences": "set packing",
     "chars_per_token": "set packing",
-    "adafactor": "set trainer.args.optim=adafactor",
+    "adafactor": "set optim=adafactor",
     "per_gpu_train_batch_size": "set per_device_train_batch_size",
     "per_gpu_eval_batch_size": "set per_device_eval_batch_size",
     "fp16_backend": "set trainer.args.fp16 or bf16",
     "half_precision_backend": "set trainer.args.fp16 or bf16",
     "fp16_opt_level": "set trainer.args.fp16 or bf16",
-    "jit_mode_eval": "set trainer.args.torch_compile",
+    "jit_mode_eval": "set torch_compile=true",
     "past_index": "leave it out",
     "ray_scope": "leave it out; sweeps are Hydra's --multirun",
     "mp_parameters": "leave it out",
@@ -94,7 +95,7 @@ ADAPTER_ELSEWHERE = {
     "lora_alpha": "set adapter.alpha",
     "lora_dropout": "set adapter.dropout",
     "task_type": "it is always CAUSAL_LM",
-    "peft_type": "choose adapter=lora or full",
+    "peft_type": "choose adapter=lora, dora, qlora or full",
     "auto_mapping": "PEFT finds the model's class",
     "peft_version": "PEFT writes its own",
     "base_model_name_or_path": "set model_name",
@@ -109,7 +110,7 @@ ADAPTER_GONE = {
     "rank": "set adapter.r",
     "enable_lora": "set adapter.target_modules",
     "merge_weights": "set export.form=merged",
-    "use_qlora": "quantized base weights are not in this version",
+    "use_qlora": "choose adapter=qlora",
 }
 """Names that LoRA's settings once had, or have elsewhere."""
 
@@ -172,6 +173,10 @@ ADAPTER = Passed(
     gone=ADAPTER_GONE,
     own=frozenset(field.name for field in fields(Lora)) - {"further"} | {"_target_"},
 )
+DORA = replace(
+    ADAPTER, elsewhere={**ADAPTER_ELSEWHERE, "use_dora": "adapter=dora is true, adapter=lora false"}
+)
+"""The same, where the option's name decides one more."""
 
 
 _NONE = object()
@@ -188,5 +193,8 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
     shared = {**content, "max_length": content["max_seq_length"]}
     own = {key: value for key, value in arguments.items() if shared.get(key, _NONE) != value}
     yield from TRAINER.problems(own)
-    if content["adapter"]["_target_"] == "lamina.heal.adapters.Lora.of":
+    option = str(content["adapter"]["_target_"]).removeprefix("lamina.heal.adapters.")
+    if option in ("Lora.of", "QLora.of"):
         yield from ADAPTER.problems(content["adapter"])
+    elif option == "Dora.of":
+        yield from DORA.problems(content["adapter"])

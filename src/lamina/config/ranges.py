@@ -12,6 +12,8 @@ from lamina.errors import ConfigError
 
 CHOICES = {
     "dtype": ("auto", "bfloat16", "float32"),
+    "attention": ("auto", "flash", "flex", "sdpa", "eager"),
+    "kernels": ("none", "liger"),
     "parallel": ("auto", "ddp", "fsdp"),
     "export.form": ("auto", "adapter", "merged", "both"),
     "export.dtype": ("auto", "bfloat16", "float32"),
@@ -153,9 +155,10 @@ def _training(content: Mapping[str, Any]) -> Iterator[str]:
     fraction = at(content, "data.eval_fraction")
     if fraction is not None and at(content, "data.eval") is None and not 0 < fraction < 1:
         yield f"data.eval_fraction={fraction}: give a share of the training rows, above 0, below 1"
-    shape = at(content, "lr_scheduler_type")
-    if shape is not None and (said := fields_of("SFTConfig")["lr_scheduler_type"].refusal(shape)):
-        yield f"lr_scheduler_type={shape}: {said}"
+    for key in ("lr_scheduler_type", "optim"):
+        value = at(content, key)
+        if value is not None and (said := fields_of("SFTConfig")[key].refusal(value)):
+            yield f"{key}={value}: {said}"
 
 
 def at(content: Mapping[str, Any], key: str) -> Any:

@@ -40,7 +40,12 @@ OPTIONS: dict[str, dict[str, type]] = {
         "greedy": selection.Greedy,
         "taylor": selection.Taylor,
     },
-    "adapter": {"lora": adapters.Lora, "full": adapters.Full},
+    "adapter": {
+        "lora": adapters.Lora,
+        "dora": adapters.Dora,
+        "qlora": adapters.QLora,
+        "full": adapters.Full,
+    },
     "backend": {"transformers": backends.Transformers, "unsloth": backends.Unsloth},
     "data": {
         "files": data.Files,

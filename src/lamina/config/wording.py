@@ -14,7 +14,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from lamina.config.fields import either, fields_of
 from lamina.config.paths import conf_dir
-from lamina.config.schema import OPTIONS, schema_of
+from lamina.config.schema import OPTIONS, is_open, schema_of
 from lamina.errors import LaminaError, nearest
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -148,8 +148,8 @@ def _owner(dotted: str) -> str:
     options = OPTIONS.get(group, {}).items()
     having = [name for name, settings in options if key in _names(settings)]
     if group == "adapter" and key in fields_of("LoraConfig"):
-        having = ["lora"]
-    return " or ".join(f"{group}={name}" for name in having)
+        having = [name for name, settings in options if is_open(settings)]
+    return f"{group}={either(having)}" if having else ""
 
 
 def _keys_of(group: str, class_name: str) -> str:

@@ -1,8 +1,9 @@
 """Load a model with only its kept layers: the dropped ones are never read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth.four_bit import quantization
 from lamina.depth.reading import DTYPES, tensor_slices
 from lamina.depth.reduction import reduction
 from lamina.depth.source import Source, read_json
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    source: Source, kept_layers: Sequence[int], *, dtype: "torch.dtype", device: str = "cpu"
+    source: Source,
+    kept_layers: Sequence[int],
+    *,
+    dtype: "torch.dtype",
+    device: str = "cpu",
+    in_4bit: bool = False,
 ) -> "PreTrainedModel":
     """Load the model that has only the kept layers, in order.
 
@@ -30,8 +36,10 @@ def load_model(
         kept_layers: 0-based indices, ascending.
         dtype: Of all floating-point weights.
         device: Where the weights go: cpu, or an accelerator such as cuda:0.
+        in_4bit: Whether each linear layer's weights become four bits wide as they are read.
 
     Raises:
+        ConfigError: Four bits need a package that is not there.
         ModelError: Weights are missing or unreadable, the smaller model does not take them all, or
             it could not be exact.
     """
@@ -40,15 +48,16 @@ def load_model(
     mapping = kept_tensors(source.weight_map, kept_layers, source.config)
     stored = source.stored(mapping)
     settings: dict[str, Any] = {"dtype": dtype}
-    if device != "cpu":
+    if device != "cpu" or in_4bit:
         settings["device_map"] = {"": device}
+    if in_4bit:
+        settings["quantization_config"] = quantization(dtype)
     if len(kept_layers) == layer_count(source.config):
         return AutoModelForCausalLM.from_pretrained(**_location(source), **settings)
     smaller = reduction(source, kept_layers)
-    same = device == "cpu" and all(
-        DTYPES.get(str(dtype).removeprefix("torch.")) == tensor.dtype for tensor in stored.values()
-    )
-    with tensor_slices(source, mapping, mapped=same) as slices:
+    name = DTYPES.get(str(dtype).removeprefix("torch."))
+    same = device == "cpu" and all(name == tensor.dtype for tensor in stored.values())
+    with tensor_slices(source, mapping, mapped=same and not in_4bit) as slices:
         model, info = type(smaller.blueprint).from_pretrained(
             None, config=smaller.config, state_dict=slices, output_loading_info=True, **settings
         )
@@ -105,6 +114,24 @@ def _refuse_unknown_keys(architecture: dict[str, Any]) -> None:
     for key, value in architecture.items():
         if key not in known:
             raise ModelError(f"model.architecture.{key}={value}: no such key{nearest(key, known)}")
+
+
+def model_class(content: Mapping[str, Any]) -> "type[PreTrainedModel]":
+    """Return the class of a model, of which no weight is read.
+
+    Args:
+        content: Of its config.json, or an architecture of `new_model`.
+
+    Raises:
+        ModelError: transformers has none.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = content["model_type"]
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"model_type={kind}: transformers has no causal language model of it")
+    found: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]]
+    return found
 
 
 def torch_dtype(name: str, *, automatic: str) -> "torch.dtype":

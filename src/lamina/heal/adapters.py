@@ -36,6 +36,8 @@ class Lora:
 
     name: ClassVar[str] = "lora"
 
+    in_4bit: ClassVar[bool] = False
+
     @classmethod
     def of(cls, **given: Any) -> "Lora":
         """Build one from the keys of the config's node: ours, and any other of LoraConfig."""
@@ -73,10 +75,32 @@ class Lora:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dora(Lora):
+    """Updates of each weight's direction, beside its magnitude (Liu et al. 2024, 2402.09353)."""
+
+    name: ClassVar[str] = "dora"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is asked for, under PEFT's names."""
+        return {**super().settings(), "use_dora": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QLora(Lora):
+    """Low-rank updates beside weights in four bits (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    name: ClassVar[str] = "qlora"
+
+    in_4bit: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Full:
     """Every weight is trained; there is no adapter."""
 
     name: ClassVar[str] = "full"
+
+    in_4bit: ClassVar[bool] = False
 
     def settings(self) -> dict[str, Any]:
         """Return nothing: nothing is asked of PEFT."""
@@ -87,4 +111,4 @@ class Full:
 
 
 Adapter = Lora | Full
-"""Anything with `name`, `settings` and `peft_config`."""
+"""Anything with `name`, `in_4bit`, `settings` and `peft_config`."""

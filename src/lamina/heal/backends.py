@@ -20,13 +20,21 @@ class Transformers:
 
     name: ClassVar[str] = "transformers"
 
+    decides: ClassVar[tuple[str, ...]] = ()
+    """Shared parameters that the backend takes no value of, as it has its own way."""
+
     def load_model(
-        self, source: "Source", kept_layers: Sequence[int], dtype: "torch.dtype"
+        self,
+        source: "Source",
+        kept_layers: Sequence[int],
+        dtype: "torch.dtype",
+        in_4bit: bool,
     ) -> "PreTrainedModel":
         """Load the model with only its kept layers; see `lamina.depth.loading.load_model`."""
         from lamina.depth.loading import load_model
 
-        return load_model(source, kept_layers, dtype=dtype, device=compute_device())
+        device = compute_device()
+        return load_model(source, kept_layers, dtype=dtype, device=device, in_4bit=in_4bit)
 
 
 @dataclass(frozen=True, kw_only=True)

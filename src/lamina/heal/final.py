@@ -1,12 +1,14 @@
 """final/: what a run is for, in a form that plain transformers loads."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lamina.depth.blocks import adapter_form_is_exact
+from lamina.depth.four_bit import quantization
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
 from lamina.heal.whole import replacing
@@ -41,7 +43,7 @@ class Export:
         Args:
             plan: What was removed.
             model: The reduced model, before it gets an adapter.
-            adapter: lora or full.
+            adapter: The option's name: full, or one that has an adapter.
 
         Raises:
             ConfigError: The adapter form was asked for and would not be exact.
@@ -68,6 +70,9 @@ class Final:
     dtype: str
     """In which to load it: of a model's weights, or of an adapter's base."""
 
+    in_4bit: bool = False
+    """Whether an adapter's base is loaded in four bits, as it was trained on."""
+
 
 def save_final(
     model: "PreTrainedModel",
@@ -77,6 +82,7 @@ def save_final(
     form: Form,
     dtype: "torch.dtype",
     note: dict[str, Any],
+    unquantized: "Callable[[], PreTrainedModel] | None" = None,
 ) -> Final:
     """Write final/, and final-merged/ where both forms are asked for; the first process does.
 
@@ -87,6 +93,8 @@ def save_final(
         form: What final/ holds.
         dtype: Of the weights of a whole model.
         note: Content of lamina.json.
+        unquantized: Loads the reduced model in its own type, for an adapter to be merged into that
+            was trained beside four bits; None where it was not.
 
     Raises:
         OutputError: The files cannot be written, for instance because no space is left.
@@ -95,9 +103,10 @@ def save_final(
     is_adapter = form in ("adapter", "both")
     saved_dtype = model.get_base_model().dtype if is_adapter else dtype
     if ranks.is_first():
-        _write(model, tokenizer, final, form=form, dtype=dtype, note=note)
+        _write(model, tokenizer, final, form=form, dtype=dtype, note=note, unquantized=unquantized)
     ranks.wait_for_all()
-    return Final(final, str(saved_dtype).removeprefix("torch."))
+    in_4bit = is_adapter and unquantized is not None
+    return Final(final, str(saved_dtype).removeprefix("torch."), in_4bit)
 
 
 def _write(
@@ -108,6 +117,7 @@ def _write(
     form: Form,
     dtype: "torch.dtype",
     note: dict[str, Any],
+    unquantized: "Callable[[], PreTrainedModel] | None",
 ) -> None:
     # The trainer turns it off, and whoever generates with final/ wants it.
     model.config.use_cache = True
@@ -117,7 +127,7 @@ def _write(
             tokenizer.save_pretrained(partial)
             write_beside(partial, note, is_adapter=True)
     if form in ("merged", "both"):
-        model = model.merge_and_unload()
+        model = _merged(model, unquantized)
     if form != "adapter":
         whole = final.with_name(f"{FINAL}-merged") if form == "both" else final
         with _saved(whole, model.num_parameters() * dtype.itemsize) as partial:
@@ -126,10 +136,28 @@ def _write(
             write_beside(partial, note)
 
 
+def _merged(
+    model: "PreTrainedModel", unquantized: "Callable[[], PreTrainedModel] | None"
+) -> "PreTrainedModel":
+    """Merge an adapter into its base; the sum in four bits would be rounded anew."""
+    if unquantized is None:
+        return model.merge_and_unload()
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    config = copy(model.peft_config["default"])
+    config.layer_replication = None  # this base has the kept layers already
+    whole = PeftModel(unquantized(), config)
+    set_peft_model_state_dict(whole, get_peft_model_state_dict(model))
+    return whole.merge_and_unload()
+
+
 def reload(
     final: Final, base_revision: str | None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load final/ the way a user would: with plain transformers, in the recorded dtype.
+
+    An adapter that was trained beside four bits gets its base in four bits: that is what it was
+    trained to correct, and what there is memory for.
 
     Args:
         final: What `save_final` wrote.
@@ -140,8 +168,10 @@ def reload(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dtype = getattr(torch, final.dtype)
-    revision = base_revision or "main"
-    model = AutoModelForCausalLM.from_pretrained(final.folder, dtype=dtype, revision=revision)
+    settings: dict[str, Any] = {"dtype": dtype, "revision": base_revision or "main"}
+    if final.in_4bit:
+        settings["quantization_config"] = quantization(dtype)
+    model = AutoModelForCausalLM.from_pretrained(final.folder, **settings)
     return model, AutoTokenizer.from_pretrained(final.folder)
 
 

@@ -11,8 +11,10 @@ from lamina.errors import ConfigError
 from lamina.heal.adapters import ALL_LINEAR, Adapter
 from lamina.heal.as_asked import refuse_changes
 from lamina.heal.kept import cache_errors
+from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.probe import refuse_leaking_packs
 from lamina.measure import ranks
+from lamina.measure.footprint import trained
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,6 +39,12 @@ FSDP2: dict[str, Any] = {
 """Fields of SFTConfig with which each process holds a share of every decoder layer."""
 
 
+NO_COMPILED_SHARES = (
+    "torch_compile=true does not go with parallel=fsdp in this version: leave it out, or give "
+    "parallel=ddp"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SFT:
     """Settings of TRL's SFTTrainer."""
@@ -44,12 +52,15 @@ class SFT:
     args: dict[str, Any]
     """Fields of TRL's SFTConfig; where outputs and reports go is ours to decide."""
 
-    def arguments(self, output_dir: Path, *, sharded: bool = False) -> "SFTConfig":
+    def arguments(
+        self, output_dir: Path, *, sharded: bool = False, liger: bool = False
+    ) -> "SFTConfig":
         """Return TRL's form of these settings.
 
         Args:
             output_dir: Folder for checkpoint-{step}/.
             sharded: Whether weights, gradients and optimizer are spread over the processes.
+            liger: Whether liger-kernel's kernels take the place of the model's own.
 
         Raises:
             ConfigError: A value is refused by TRL.
@@ -57,6 +68,8 @@ class SFT:
         import torch
         from trl import SFTConfig
 
+        if sharded and self.args.get("torch_compile"):
+            raise ConfigError(NO_COMPILED_SHARES)
         accelerated = torch.accelerator.is_available()
         if self.args.get("bf16") and torch.cuda.is_available() and not _has_bfloat16():
             raise ConfigError(
@@ -64,6 +77,7 @@ class SFT:
                 "give bf16=false"
             )
         own = {"dataloader_pin_memory": accelerated, "disable_tqdm": True}
+        own["use_liger_kernel"] = liger
         own |= FSDP2 if sharded else {}
         if not accelerated and (self.args.get("bf16") or ranks.count() > 1):
             # Without it transformers refuses bfloat16 on a CPU, and each process trains alone.
@@ -122,11 +136,21 @@ class SFT:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"trainer.args, adapter: {reason}") from error
         refuse_changes("trainer.args.", self.args, trainer.args)
+        if adapter.in_4bit:
+            _widen(trainer.model)
+        if arguments.use_liger_kernel:
+            refuse_adapted_head(trainer.model)
         if asked := adapter.settings():
             _complete(trainer.model.peft_config["default"], asked, plan)
         if arguments.packing:
             refuse_leaking_packs(trainer, train)
         return trainer
+
+
+def _widen(model: "PreTrainedModel") -> None:
+    """Train an adapter beside four bits in float32, as elsewhere: TRL 1.14 makes it bfloat16."""
+    for weights in trained(model):
+        weights.data = weights.data.float()
 
 
 def _complete(used: "PeftConfig", asked: dict[str, Any], plan: Plan) -> None:

@@ -18,6 +18,7 @@ from trl import SFTTrainer
 from lamina.depth.blocks import blueprint
 from lamina.heal.checkpointing import Checkpointing, saved_best
 from lamina.heal.clock import STEP, StepClock
+from lamina.heal.kernels import contained
 from lamina.heal.preemption import SaveAndRequeue
 from lamina.heal.shares import ShuffledThenFilled, filled, set_epoch
 from lamina.heal.tokenization import IGNORED
@@ -50,6 +51,12 @@ class TokenLossTrainer(SFTTrainer):
         self.add_callback(SaveAndRequeue())
         self._token_nll = torch.zeros(2, dtype=torch.float64)
         self._saving_in: Path | None = None
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Train; what is changed for it in the whole process is put back."""
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        with contained(base) if self.args.use_liger_kernel else nullcontext():
+            return super().train(*arguments, **options)
 
     def trainable_parameters(self) -> int:
         """Return how many weights are trained."""
@@ -205,19 +212,20 @@ class TokenLossTrainer(SFTTrainer):
         """Evaluate the mean negative log-likelihood of the batch, whatever is trained on.
 
         Transformers 5.17 smooths labels, and TRL 1.14 weighs tokens (loss_type=dft), there, too;
-        and several processes get shares of the mean of all their batches.
+        and several processes get shares of the mean of all their batches. liger-kernel's loss
+        weighs tokens wherever loss_type says so.
         """
         trained_on = {name: getattr(self, name) for name in ("label_smoother", "compute_loss_func")}
         self.__dict__.update(dict.fromkeys(trained_on))
-        over_all, self.args.average_tokens_across_devices = (
-            self.args.average_tokens_across_devices,
-            False,
-        )
+        plain: dict[str, Any] = {"average_tokens_across_devices": False}
+        plain |= {"loss_type": "nll"} if self.args.use_liger_kernel else {}
+        arguments = {name: getattr(self.args, name) for name in plain}
+        self.args.__dict__.update(plain)
         try:
             yield
         finally:
             self.__dict__.update(trained_on)
-            self.args.average_tokens_across_devices = over_all
+            self.args.__dict__.update(arguments)
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
         """Train for an epoch; a training that was stopped after its last step is not gone on with.
