@@ -1,13 +1,16 @@
-"""Runs `python -m train` as it is, and stamps its steps with a clock of the benchmark's own.
+"""Runs a module or a script as it is, and stamps its steps with a clock of the benchmark's own.
 
-    python benchmarks/stamped.py STAMPS.json experiment=quickstart ...
+    python benchmarks/stamped.py STAMPS.json train experiment=quickstart ...
+    python benchmarks/stamped.py STAMPS.json benchmarks/gpu_plain.py MODEL ...
 
 STAMPS.json then holds, in seconds of time.monotonic,
 
     begin, end    of the training
-    steps         the end of each optimizer step
+    steps         the end of each optimizer step, the accelerator's work included
     left_out      [from, to]: from a step's end to the end of the evaluation or save behind it
     batches       for each forward pass: its step, its documents' lengths, its trained tokens
+    memory        bytes of memory: the most that was in use in training
+    attention     transformers' name of what computes it
 
 The documents are read off the batches that the model gets: position ids begin anew in each, or
 attention masks end where the padding begins.
@@ -36,17 +39,24 @@ def lengths(inputs: Mapping[str, Any]) -> list[int]:
 
 def stamp(trl_module: ModuleType, output: Path) -> None:
     """Make every SFTTrainer write its stamps to a file when its training ends."""
+    import torch
     from transformers import TrainerCallback
+
+    from lamina.measure.device import forget_peak_memory, peak_memory_bytes
 
     noted: dict[str, Any] = {"steps": [], "left_out": [], "batches": []}
 
     class Stamps(TrainerCallback):
         """Notes when things end."""
 
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
+        def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+            forget_peak_memory()
+            noted["attention"] = model.config._attn_implementation
             noted["begin"] = time.monotonic()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             noted["steps"].append(time.monotonic())
 
         def on_evaluate(self, *_: Any, **__: Any) -> None:
@@ -57,6 +67,7 @@ def stamp(trl_module: ModuleType, output: Path) -> None:
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
             noted["end"] = time.monotonic()
+            noted["memory"] = peak_memory_bytes()
             output.write_text(json.dumps(noted))
 
     trainer = trl_module.SFTTrainer
@@ -75,11 +86,14 @@ def stamp(trl_module: ModuleType, output: Path) -> None:
 
 
 def main() -> None:
-    """Train."""
-    output = Path(sys.argv[1])
-    sys.argv = ["train", *sys.argv[2:]]
+    """Run what the arguments name."""
+    output, name = Path(sys.argv[1]), sys.argv[2]
+    sys.argv = sys.argv[2:]
     sys.meta_path.insert(0, PatchOnImport(PATCHED, lambda module: stamp(module, output)))
-    runpy.run_module("train", run_name="__main__", alter_sys=True)
+    if name.endswith(".py"):
+        runpy.run_path(name, run_name="__main__")
+    else:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def train(folder: Path, model: str, choices: str, steps: int) -> tuple[dict[str,
     fixed = f"experiment=quickstart model.keep_layers={KEPT_LAYERS} gradient_accumulation_steps=2"
     rest = "generator.eval_rows=30 evaluation=none logger=none"
     given = [*where, *" ".join((fixed, short, rest, choices)).split()]
-    command = [sys.executable, str(HERE / "stamped.py"), str(stamps), *given]
+    command = [sys.executable, str(HERE / "stamped.py"), str(stamps), "train", *given]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with (folder / "log").open("w") as log:
         done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log)
@@ -76,12 +76,15 @@ def train(folder: Path, model: str, choices: str, steps: int) -> tuple[dict[str,
     return metrics, json.loads(stamps.read_text())
 
 
-def by_hand(stamps: Mapping[str, Any], config: Mapping[str, Any], full: bool, peak: float) -> Speed:
+def by_hand(
+    stamps: Mapping[str, Any], config: Mapping[str, Any], *, layers: int, full: bool, peak: float
+) -> Speed:
     """Compute the speed from stamps.
 
     Args:
         stamps: As stamped.py writes them.
         config: The model's config.json.
+        layers: How many of its layers stay.
         full: Whether every weight is trained, or an adapter.
         peak: Operations a second.
     """
@@ -90,7 +93,8 @@ def by_hand(stamps: Mapping[str, Any], config: Mapping[str, Any], full: bool, pe
     seconds = steps[-1] - steps[warm - 1] - left_out(stamps["left_out"], steps[warm - 1], steps[-1])
     steady = [(lengths, targets) for step, lengths, targets in stamps["batches"] if step >= warm]
     documents = [length for lengths, _ in steady for length in lengths]
-    work = operations(config, documents, sum(targets for _, targets in steady), full=full)
+    targets = sum(targets for _, targets in steady)
+    work = operations(config, documents, targets, layers=layers, full=full)
     return Speed(
         tokens_per_second=sum(documents) / seconds,
         mfu=work / seconds / peak,
@@ -107,7 +111,7 @@ def left_out(spans: Sequence[tuple[float, float]], begin: float, end: float) -> 
 
 
 def operations(
-    config: Mapping[str, Any], documents: Sequence[int], targets: int, *, full: bool
+    config: Mapping[str, Any], documents: Sequence[int], targets: int, *, layers: int, full: bool
 ) -> float:
     """Return the operations of training a Qwen3 on some documents, written out.
 
@@ -115,6 +119,7 @@ def operations(
         config: Its config.json.
         documents: Their lengths in tokens.
         targets: Tokens whose prediction is trained.
+        layers: How many of its layers stay.
         full: Whether every weight is trained, or an adapter on every linear layer.
     """
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -125,11 +130,11 @@ def operations(
     matrices = sum(a * b for a, b in shapes)
     head = hidden * config["vocab_size"]
     pairs = sum(length * (length + 1) / 2 for length in documents)
-    attention = 12 * KEPT_LAYERS * queries * pairs
+    attention = 12 * layers * queries * pairs
     if full:
-        return 6 * KEPT_LAYERS * matrices * sum(documents) + 6 * head * targets + attention
+        return 6 * layers * matrices * sum(documents) + 6 * head * targets + attention
     adapter = sum(RANK * (a + b) for a, b in shapes)
-    a_token = KEPT_LAYERS * (4 * matrices + 6 * adapter)
+    a_token = layers * (4 * matrices + 6 * adapter)
     # The first layer's queries, keys and values read what nothing trained has made.
     a_token -= 2 * hidden * (queries + 2 * keys) + 2 * 3 * RANK * hidden
     return a_token * sum(documents) + 4 * head * targets + attention
@@ -144,22 +149,26 @@ def reported(metrics: Mapping[str, Any], peak: float) -> Speed:
     return Speed(found.tokens_per_second, mfu, sum(metrics["seconds"].values()))
 
 
-def machine_peak() -> float:
-    """Return what this machine computes in a second at most, in float32: known, or measured."""
-    import torch
-
+def machine_peak(dtype: str = "float32") -> float:
+    """Return what this machine computes in a second at most: known, or measured."""
     from lamina.measure.peaks import compute_peak
 
-    known = compute_peak(bf16=False, fp16=False, weights="float32")
-    if known is not None:
-        return known
-    size, device = 1024, "cuda" if torch.cuda.is_available() else "cpu"
-    matrix, seconds = torch.rand(size, size, device=device), []
+    return compute_peak(bf16=False, fp16=False, weights=dtype) or measured_peak(dtype)
+
+
+def measured_peak(dtype: str) -> float:
+    """Return the operations a second of the fastest of ten products of two matrices."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    size, device = (8192, "cuda") if gpu else (1024, "cpu")
+    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    seconds = []
     for _ in range(10):
         started = time.perf_counter()
         float((matrix @ matrix)[0, 0])
         seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds)
+    return float(2 * size**3 / min(seconds))
 
 
 def aims(name: str, ours: Speed, hand: Speed) -> list[Aim]:
@@ -189,7 +198,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             metrics, stamps = train(Path(folder), str(model), choices, asked.steps)
         full = "adapter=full" in choices
-        ours, hand = reported(metrics, peak), by_hand(stamps, config, full, peak)
+        ours, hand = (
+            reported(metrics, peak),
+            by_hand(stamps, config, layers=KEPT_LAYERS, full=full, peak=peak),
+        )
         apart = aims(name, ours, hand)
         compared += apart
         figures[name] = {"result.json": vars(ours), "by hand": vars(hand)}
