@@ -138,7 +138,7 @@ class Bench:
         found = self._read(cell, own)
         if found is None:
             text = log.read_text()
-            return {"reason": reason(text), "failed": "Traceback" in text}
+            return {"reason": reason(text), "failed": "traceback" in text.lower()}
         remove(own)
         return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
     PreTrainedModel,
@@ -53,9 +54,17 @@ class TokenLossTrainer(SFTTrainer):
         self._saving_in: Path | None = None
 
     def train(self, *arguments: Any, **options: Any) -> Any:
-        """Train; what is changed for it in the whole process is put back."""
+        """Train; what is changed for it in the whole process is put back.
+
+        PEFT 0.21 casts what each adapter reads to the adapter's float32, and autocast casts it back
+        for the product: two copies of every input, one of which is kept for the backward pass. With
+        autocast both are left out, and every product is the same; DoRA computes more in between.
+        """
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        with contained(base) if self.args.use_liger_kernel else nullcontext():
+        kernels = contained(base) if self.args.use_liger_kernel else nullcontext()
+        variants = any(getattr(module, "lora_variant", None) for module in self.model.modules())
+        once = (self.args.bf16 or self.args.fp16) and not variants
+        with kernels, disable_input_dtype_casting(self.model, active=once):
             return super().train(*arguments, **options)
 
     def trainable_parameters(self) -> int:
