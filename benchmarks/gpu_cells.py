@@ -35,7 +35,7 @@ class Size:
 
 
 SIZES = {
-    "8b": Size(shape=SHAPES["8b"], bf16=True, length=4096, batch={"lora": 2, "full": 1}, steps=25),
+    "8b": Size(shape=SHAPES["8b"], bf16=True, length=4096, batch={"lora": 2, "full": 1}, steps=20),
     "tiny": Size(
         shape=Shape(
             hidden_size=32,
@@ -233,7 +233,7 @@ def reason(text: str) -> str:
     """Return why a training ended early, from what it printed: its error, or its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [number for number, line in enumerate(lines) if line.startswith("error:")]
-    return "; ".join(lines[errors[-1] if errors else -1 :])[:LOG_END]
+    return "; ".join(lines[errors[-1] if errors else -1 :])[:LOG_END] or "it printed nothing"
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -31,7 +31,8 @@ class Goal:
 
     def __str__(self) -> str:
         """Say it in one line."""
-        value = "not measured" if self.value is None else f"{self.value:,.4g}"
+        digits = 0 if self.least > 1 else 3
+        value = "not measured" if self.value is None else f"{self.value:,.{digits}f}"
         return f"{'met' if self.met else 'not met'}: {self.name}: {value}, at least {self.least:,g}"
 
 

@@ -41,9 +41,9 @@ def test_the_aims_say_what_is_met_and_what_was_not_measured() -> None:
     from gpu_table import goals
 
     assert [str(goal) for goal in goals(table(), 36)] == [
-        "met: lora, 36 layers, tokens/s: 1.25e+04, at least 12,000",
+        "met: lora, 36 layers, tokens/s: 12,500, at least 12,000",
         "not met: full, 36 layers, tokens/s: not measured, at least 6,000",
-        "not met: tokens/s over plain TRL's, the least: 0.9, at least 1",
+        "not met: tokens/s over plain TRL's, the least: 0.900, at least 1",
         "met: depth speed-up over the ideal, the least: 1.008, at least 0.9",
     ]
 
@@ -97,7 +97,7 @@ def test_figures_of_another_commit_are_not_mixed_in(tmp_path: Path) -> None:
             "error: kernels=liger; backend=unsloth",
         ),
         ("Traceback\n  File x\nImportError: no such thing\n", "ImportError: no such thing"),
-        ("", ""),
+        ("", "it printed nothing"),
     ],
 )
 def test_a_reason_is_the_error_that_was_printed(printed: str, said: str) -> None:
