@@ -24,7 +24,7 @@ from lamina.heal.packing import batch
 from lamina.heal.tracking import watchers
 from lamina.measure import ranks
 from lamina.measure.card import note
-from lamina.measure.device import device_name, forget_peak_memory, release
+from lamina.measure.device import device_name, forget_peak_memory, peak_memory_bytes, release
 from lamina.measure.disk import disk_errors, full_disks, refuse_unwritable
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
@@ -59,7 +59,6 @@ class Pipeline:
             LaminaError: Something cannot be done; the message says what and what to do.
         """
         self.run.data.find()
-        forget_peak_memory()
         # output_dir may lie elsewhere, where another run's process may be at work.
         owner = owned(self.run.folder, "output_dir") if ranks.is_first() else nullcontext()
         with full_disks(Path(self.run.run_dir)), owner:
@@ -90,7 +89,6 @@ class Pipeline:
             self.record.update(data=rows.packed(made, run.max_seq_length))
             self._heal(trainer, checkpoint)
             final = self._keep(trainer, form)
-            meter.memory()
             del trainer, model
             release()  # final/ is read back: beside them it would take twice the memory
             self._measure_final(final, meter)
@@ -219,9 +217,10 @@ class Pipeline:
     def _heal(self, trainer: "TokenLossTrainer", checkpoint: Path | None) -> None:
         """Train, and leave the best weights in the trainer's model."""
         self.record.update(trainable_parameters=trainer.trainable_parameters())
+        forget_peak_memory()
         with disk_errors(self.run.folder, "output_dir"), self.run.advising(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        self.record.measured(**trainer.figures())
+        self.record.measured(**trainer.figures(), peak_memory_bytes=peak_memory_bytes())
 
     def _keep(self, trainer: "TokenLossTrainer", form: Form) -> Final:
         """Write the best weights to final/, with what they were made of."""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import REFERENCE, SHORT, Finished, train
 
@@ -14,7 +15,8 @@ RESULT_KEYS = {
 }  # fmt: skip
 METRIC_KEYS = {
     "baseline_eval_loss", "reduced_eval_loss", "eval_loss", "perplexity", "eval_sample_loss",
-    "tokens_per_second", "train_tokens", "train_seconds", "peak_memory_bytes",
+    "tokens_per_second", "flops_per_second", "mfu", "train_tokens", "train_seconds", "seconds",
+    "peak_memory_bytes",
 }  # fmt: skip
 
 
@@ -32,7 +34,8 @@ def test_result_json_has_every_field(pruned: Finished) -> None:
     result = pruned.result
     assert set(result) == RESULT_KEYS
     assert set(result["metrics"]) == METRIC_KEYS
-    assert all(value is not None for value in result["metrics"].values())
+    unknown = [name for name, value in result["metrics"].items() if value is None]
+    assert unknown == ([] if torch.cuda.is_available() else ["mfu"])
     assert result["status"] == "completed"
     assert result["error"] is None
     assert (result["model_type"], result["num_layers"]) == ("pruned", 12)
@@ -109,6 +112,23 @@ def test_tensorboard_and_wandb_each_get_their_run(pruned: Finished) -> None:
     history = pruned.result["history"]
     assert logged == [(entry["step"], pytest.approx(entry["loss"])) for entry in history]
     assert len(list((pruned.folder / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_the_time_of_a_training_is_split_and_its_speed_is_logged(pruned: Finished) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    metrics, seconds = pruned.metrics, pruned.metrics["seconds"]
+    assert all(seconds.values())
+    steps = sum(seconds[name] for name in ("data", "forward_backward", "optimizer"))
+    assert metrics["train_seconds"] == steps
+    assert max(seconds, key=seconds.__getitem__) == "forward_backward"
+    events = EventAccumulator(str(pruned.folder / "logs" / "pruned"))
+    events.Reload()
+    speeds = events.Scalars("train/tokens_per_second")
+    assert [event.step for event in speeds] == [3, 4, 5, 6], "two steps warm up"
+    assert speeds[-1].value == pytest.approx(metrics["tokens_per_second"])
+    assert f"{metrics['tokens_per_second']:,.0f}" in pruned.output
+    assert "forward+backward" in pruned.output
 
 
 def test_a_run_that_needs_its_base_folder_says_so(pruned: Finished) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from typing import Any
 
 from tqdm import tqdm
@@ -15,7 +14,7 @@ HISTORY_FIELDS = ("step", "tokens", "loss", "learning_rate", "eval_loss")
 
 
 class ProgressLine(TrainerCallback):
-    """One line on the console: loss, learning rate, tokens a second, time left."""
+    """One line on the console: loss, learning rate, speed over steady steps, time left."""
 
     def __init__(self, description: str) -> None:
         """Give the line its description."""
@@ -35,7 +34,6 @@ class ProgressLine(TrainerCallback):
             dynamic_ncols=True,
             disable=not state.is_world_process_zero,
         )
-        self.start, self.tokens = time.monotonic(), state.num_input_tokens_seen
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -55,10 +53,12 @@ class ProgressLine(TrainerCallback):
         if "eval_loss" in logs:
             self.shown["eval_loss"] = f"{logs['eval_loss']:.4f}"
         if "loss" in logs:
-            rate = (state.num_input_tokens_seen - self.tokens) / (time.monotonic() - self.start)
             self.shown["loss"] = f"{logs['loss']:.4f}"
             self.shown["lr"] = f"{logs.get('learning_rate', 0.0):.1e}"
-            self.shown["tokens/s"] = f"{rate:,.0f}"
+        if "tokens_per_second" in logs:
+            self.shown["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
+        if "mfu" in logs:
+            self.shown["mfu"] = f"{logs['mfu']:.1%}"
         self.bar.set_postfix(self.shown, refresh=False)
 
     def on_train_end(
@@ -134,32 +134,3 @@ class KeepHistory(TrainerCallback):
         self.history[-1].update(
             {key: named[key] for key in HISTORY_FIELDS if named.get(key) is not None}
         )
-
-
-class StepClock(TrainerCallback):
-    """Sums the seconds within optimizer steps: evaluations, saves and logs are left out."""
-
-    seconds: float = 0.0
-    """Wall-clock seconds in optimizer steps of this process."""
-
-    tokens: int = 0
-    """Tokens that those steps have read, padding left out."""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Note where a resumed training starts."""
-        self.tokens_before = state.num_input_tokens_seen
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Start the clock."""
-        self.started = time.monotonic()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Stop it."""
-        self.seconds += time.monotonic() - self.started
-        self.tokens = state.num_input_tokens_seen - self.tokens_before

@@ -7,21 +7,19 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from lamina.depth.blocks import blueprint
+from lamina.heal.checkpointing import Checkpointing, saved_best
+from lamina.heal.clock import STEP, StepClock
 from lamina.heal.kernels import contained
-from lamina.heal.observers import StepClock
 from lamina.heal.preemption import SaveAndRequeue
 from lamina.heal.shares import ShuffledThenFilled, filled, set_epoch
 from lamina.heal.tokenization import IGNORED
@@ -29,7 +27,12 @@ from lamina.heal.whole import aside, replacing
 from lamina.measure import ranks
 from lamina.measure.disk import disk_errors
 from lamina.measure.evaluate import perplexity
+from lamina.measure.flops import training_flops
 from lamina.measure.footprint import state_bytes, trained, weight_bytes
+from lamina.measure.peaks import compute_peak
+
+SPEED = ("tokens_per_second", "flops_per_second", "mfu")
+"""What is logged and recorded of the speed; mfu only where the accelerator's peak is known."""
 
 
 class TokenLossTrainer(SFTTrainer):
@@ -42,7 +45,7 @@ class TokenLossTrainer(SFTTrainer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Build an SFTTrainer; takes what it takes."""
         super().__init__(*arguments, **options)
-        self.clock = StepClock()
+        self.clock = StepClock(training_flops(self.model))
         self.remove_callback(PrinterCallback)
         self.add_callback(self.clock)
         self.add_callback(Checkpointing())
@@ -51,25 +54,58 @@ class TokenLossTrainer(SFTTrainer):
         self._saving_in: Path | None = None
 
     def train(self, *arguments: Any, **options: Any) -> Any:
-        """Train; what is changed for it in the whole process is put back."""
+        """Train; what is changed for it in the whole process is put back.
+
+        PEFT 0.21 casts what each adapter reads to the adapter's float32, and autocast casts it back
+        for the product: two copies of every input, one of which is kept for the backward pass. With
+        autocast both are left out, and every product is the same; DoRA computes more in between.
+        """
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        with contained(base) if self.args.use_liger_kernel else nullcontext():
+        kernels = contained(base) if self.args.use_liger_kernel else nullcontext()
+        variants = any(getattr(module, "lora_variant", None) for module in self.model.modules())
+        once = (self.args.bf16 or self.args.fp16) and not variants
+        with kernels, disable_input_dtype_casting(self.model, active=once):
             return super().train(*arguments, **options)
 
     def trainable_parameters(self) -> int:
         """Return how many weights are trained."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, Any]:
         """Return what a finished training measured, under result.json's names."""
-        rate = self.clock.tokens / self.clock.seconds if self.clock.seconds else None
+        seconds = self.clock.seconds
         return {
             "eval_loss": self.state.best_metric,
             "perplexity": perplexity(self.state.best_metric),
-            "tokens_per_second": rate,
             "train_tokens": self.state.num_input_tokens_seen,
-            "train_seconds": self.clock.seconds,
+            "train_seconds": sum(seconds[phase] for phase in STEP),
+            "seconds": seconds,
+            **self.speed(),
         }
+
+    def speed(self) -> dict[str, float | None]:
+        """Return how fast the steady steps were so far; all processes have to call it."""
+        reading = self.clock.reading()
+        if reading is None:
+            return dict.fromkeys(SPEED)
+        peak = self._peak()
+        speed = (
+            reading.tokens_per_second,
+            reading.flops_per_second,
+            None if peak is None else reading.mfu(peak),
+        )
+        return dict(zip(SPEED, speed, strict=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; beside a loss of the training stands how fast it is."""
+        if "loss" in logs:
+            logs.update({name: value for name, value in self.speed().items() if value is not None})
+        super().log(logs, start_time)
+
+    def _peak(self) -> float | None:
+        """Return what one accelerator computes in a second at most, where that is known."""
+        weights = str(next(iter(self.model.parameters())).dtype).removeprefix("torch.")
+        return compute_peak(bf16=self.args.bf16, fp16=self.args.fp16, weights=weights)
 
     def best_model(self) -> PreTrainedModel:
         """Return the model, with the best checkpoint's weights, out of its wrappers.
@@ -105,6 +141,24 @@ class TokenLossTrainer(SFTTrainer):
             meant = (inputs["labels"] != IGNORED).any(dim=1, keepdim=True)
             inputs = {**inputs, "attention_mask": inputs["attention_mask"] * meant}
         super()._track_num_input_tokens(inputs)
+        self.clock.count(inputs)
+
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
+        """Fetch the batches of one step, and take the time."""
+        self.clock.switch("data")
+        batches = super().get_batch_samples(*arguments, **options)
+        self.clock.switch("forward_backward")
+        return batches
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        """Clip gradients, which counts to the optimizer's time."""
+        self.clock.switch("optimizer")
+        return super()._clip_grad_norm(model)
+
+    def evaluate(self, *arguments: Any, **options: Any) -> Any:
+        """Evaluate, and take the time."""
+        with self.clock.during("evaluation"):
+            return super().evaluate(*arguments, **options)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Return the folder of checkpoint-{step}/; while one is saved, a temporary one."""
@@ -115,14 +169,15 @@ class TokenLossTrainer(SFTTrainer):
         folder = Path(self.args.output_dir)
         target = folder / f"checkpoint-{self.state.global_step}"
         whole = replacing(target) if self.args.should_save else nullcontext(aside(target))
-        with disk_errors(folder, "output_dir", self._checkpoint_bytes), whole as partial:
+        on_disk = disk_errors(folder, "output_dir", self._checkpoint_bytes)
+        with self.clock.during("save"), on_disk, whole as partial:
             self.accelerator.wait_for_everyone()
             self._saving_in = partial.parent
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._saving_in = None
-            self.state.best_model_checkpoint = _best(self.state, folder, target)
+            self.state.best_model_checkpoint = saved_best(self.state, folder, target)
             if self.args.should_save:
                 self.state.save_to_json(str(partial / "trainer_state.json"))
             self.accelerator.wait_for_everyone()
@@ -192,52 +247,3 @@ class TokenLossTrainer(SFTTrainer):
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write no card beside each checkpoint: final/ gets one that says what was removed."""
-
-
-def _best(state: TrainerState, folder: Path, new: Path) -> str | None:
-    """Return the best checkpoint's path, if it was saved."""
-    if not state.best_global_step:
-        return None
-    best = folder / f"checkpoint-{state.best_global_step}"
-    return str(best) if best == new or best.is_dir() else None
-
-
-class Checkpointing(TrainerCallback):
-    """Evaluates and saves at the last step, and saves whenever eval_loss is the lowest so far.
-
-    Without it a run shorter than eval_steps is never evaluated, and the best evaluation may fall
-    on a step that is not saved.
-    """
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Find the best checkpoint where it is now: its path is that of the day it was saved."""
-        folder = Path(args.output_dir)
-        state.best_model_checkpoint = _best(state, folder, folder)
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
-    ) -> None:
-        """Ask for an evaluation and a checkpoint at the last step."""
-        if state.global_step >= state.max_steps and args.eval_strategy != "no":
-            control.should_evaluate = True
-            control.should_save = True
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **_: Any,
-    ) -> None:
-        """Ask for a checkpoint if this evaluation is the best so far."""
-        loss = metrics.get("eval_loss")
-        best = state.best_metric
-        if args.load_best_model_at_end and loss is not None and (best is None or loss < best):
-            control.should_save = True

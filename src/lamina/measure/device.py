@@ -73,7 +73,7 @@ def free_memory_bytes() -> int:
 
 
 def forget_peak_memory() -> None:
-    """Begin to look for the most memory anew: jobs of a sweep share a process."""
+    """Begin to look for the most memory anew: a training's is not that of what came before it."""
     if "torch" in sys.modules:
         import torch
 

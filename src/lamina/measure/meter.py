@@ -6,7 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lamina.measure import ranks
-from lamina.measure.device import on_device, peak_memory_bytes
+from lamina.measure.device import on_device
 from lamina.measure.evaluate import (
     SAMPLE_ROWS,
     Evaluation,
@@ -84,10 +84,6 @@ class Meter:
         after = self._answers(model, tokenizer)
         for sample, text in zip(self.record.content["samples"], after, strict=True):
             sample["after"] = text
-
-    def memory(self) -> None:
-        """Note the most memory that was in use so far."""
-        self.record.measured(peak_memory_bytes=peak_memory_bytes())
 
     def _losses(self, model: "PreTrainedModel") -> RowLosses:
         return row_losses(on_device(model), self.rows, max_tokens=self.max_tokens)

@@ -24,8 +24,11 @@ METRICS = (
     "perplexity",
     "eval_sample_loss",
     "tokens_per_second",
+    "flops_per_second",
+    "mfu",
     "train_tokens",
     "train_seconds",
+    "seconds",
     "peak_memory_bytes",
 )
 """Every metric of a run; None until it is measured."""
@@ -73,7 +76,7 @@ class Record:
         self.content.update(fields)
         self.write()
 
-    def measured(self, **metrics: float | None) -> None:
+    def measured(self, **metrics: Any) -> None:
         """Set metrics of the record; `update` or the end of the run writes them."""
         unknown = metrics.keys() - set(METRICS)
         assert not unknown, f"not metrics of result.json: {unknown}"

@@ -63,10 +63,21 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
     if metrics["perplexity"] is not None:
         rows.append(("perplexity", f"{metrics['perplexity']:.3f}", "of the healed loss"))
     if metrics["tokens_per_second"]:
-        trained = f"{metrics['train_tokens']:,} tokens in {metrics['train_seconds']:.0f} s"
-        rows.append(("tokens/s", f"{metrics['tokens_per_second']:,.0f}", trained))
-    rows.append(("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB", ""))
+        about = f"over steady steps; {metrics['train_tokens']:,} tokens in all"
+        rows.append(("tokens/s", f"{metrics['tokens_per_second']:,.0f}", about))
+    if metrics["mfu"]:
+        rows.append(("MFU", f"{metrics['mfu']:.1%}", "of the accelerator's peak"))
+    rows.append(_time(metrics["seconds"]))
+    rows.append(("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB", "of training"))
     return rows
+
+
+def _time(seconds: dict[str, float]) -> tuple[str, str, str]:
+    """Say where the training's time went, rounded to whole percent; what took none is left out."""
+    whole = sum(seconds.values())
+    shares = {name.replace("_", "+"): taken / whole for name, taken in seconds.items()}
+    split = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
+    return "training", f"{whole:.1f} s", split
 
 
 def _data(count: dict[str, Any]) -> tuple[str, str, str]:

@@ -1,0 +1,234 @@
+"""The GPU table: Qwen3-8B's shape, healed with Lamina and with a plain TRL script.
+
+    python benchmarks/gpu.py [--budget 540] [--json FILE] [--check] [--again] [--tiny] ...
+
+Writes a model of Qwen3-8B's shape with random weights (16.4 GB, once, no network), and trains it
+for 20 steps on packs of 4096 tokens in bfloat16, without evaluations, saves and recomputation, each
+time in a fresh process: `python -m train` with backend x kernels x adapter x kept layers, and
+gpu_plain.py, a plain TRL script with the same model, rows, arguments and attention. For each cell:
+tokens a second over steady steps, MFU (src/lamina/measure/flops.py), peak memory, tokens/s over
+plain TRL's, and how much faster the smaller model is, over the ideal. benchmarks/throughput.py
+shows that those figures are true.
+
+It works in slices: no cell is begun that would not end within --budget seconds, and what was
+measured stands in the JSON file and is not measured again. So the same command, given again and
+again, ends with the whole table. A cell that cannot run is listed with its reason.
+
+On a machine with torch and transformers and no network, what is missing is brought as wheels, 34
+MB in all:
+
+    python benchmarks/gpu.py --fetch wheels           where there is a network
+    pip install --no-deps --no-index wheels/*.whl     on that machine
+    PYTHONPATH=src python benchmarks/gpu.py
+
+Aims on one H200: 12,000 tokens/s with an adapter, 6,000 with every weight; never below plain TRL;
+smaller models at least 0.9 of the ideal times as fast. With --tiny the same matrix runs with a
+model of 36 tiny layers, on a CPU too, and no aim is judged: it shows that the script works.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from figures import at_least, machine, options
+
+if TYPE_CHECKING:
+    from gpu_cells import Bench, Cell
+
+HERE = Path(__file__).resolve().parent
+WHEELS = HERE / "gpu-wheels.txt"
+PURE = "antlr4-python3-runtime"
+"""Comes as source only, and is built on the machine that fetches."""
+
+FIRST_GUESS = 120.0
+"""Seconds of a cell before one of its kind was measured."""
+
+AIMED_AT = "NVIDIA H200"
+
+
+def fetch(folder: Path) -> None:
+    """Fetch the wheels that gpu-wheels.txt lists, for Python 3.12."""
+    wanted = [line for line in WHEELS.read_text().splitlines() if not line.startswith("#")]
+    built = [line for line in wanted if line.startswith(PURE)]
+    ready = [line for line in wanted if line not in built]
+    given = ["--only-binary=:all:", "--python-version", "3.12", "--dest", str(folder), *ready]
+    pip(["download", *given])
+    pip(["wheel", "--wheel-dir", str(folder), *built])
+    size = sum(path.stat().st_size for path in folder.glob("*.whl"))
+    print(f"{len(wanted)} wheels, {size / 1e6:.0f} MB; on the other machine:")
+    print(f"pip install --no-deps --no-index {folder}/*.whl")
+
+
+def pip(arguments: Sequence[str]) -> None:
+    """Run pip without dependencies."""
+    subprocess.run([sys.executable, "-m", "pip", *arguments, "--no-deps", "--quiet"], check=True)
+
+
+def refuse_missing() -> None:
+    """End if a package that every cell needs is missing."""
+    lacking = []
+    for name in ("trl", "datasets", "hydra-core", "omegaconf", "peft"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            lacking.append(name)
+    if lacking:
+        sys.exit(
+            f"error: {', '.join(lacking)} missing: python benchmarks/gpu.py --fetch wheels, then "
+            "pip install --no-deps --no-index wheels/*.whl"
+        )
+
+
+def surroundings(size: str, peak: float, commit: str | None) -> dict[str, Any]:
+    """Return what the figures depend on; figures of other surroundings are not mixed with these.
+
+    Args:
+        size: A key of `gpu_cells.SIZES`.
+        peak: Operations a second.
+        commit: What is measured, where git cannot say it.
+    """
+    from throughput import measured_peak
+
+    from lamina.measure.device import device_name
+    from lamina.measure.provenance import git_state, package_versions
+
+    dtype = "bfloat16" if size == "8b" else "float32"
+    return {
+        "size": size,
+        "device": device_name(),
+        "versions": package_versions(),
+        "commit": commit or git_state()["sha"],
+        "peak": peak,
+        "matrix_product": measured_peak(dtype),
+        "machine": machine(),
+    }
+
+
+FIXED = ("size", "device", "versions", "commit")
+"""What must be the same in every slice."""
+
+
+class Notebook:
+    """The JSON file: what was measured, kept after every cell."""
+
+    def __init__(self, path: Path, about: dict[str, Any], again: bool) -> None:
+        """Go on with a file, or begin one."""
+        self.path, self.content = path, {**about, "cells": {}}
+        if path.is_file() and not again:
+            before = json.loads(path.read_text())
+            other = [name for name in FIXED if before[name] != about[name]]
+            if other:
+                sys.exit(
+                    f"error: {path} was measured with another {', '.join(other)}: give another "
+                    "--json, or --again to begin anew"
+                )
+            self.content = before
+
+    def found(self, cells: "Sequence[Cell]") -> "dict[Cell, dict[str, Any]]":
+        """Return those of some cells that are done."""
+        done = self.content["cells"]
+        return {cell: done[str(cell)] for cell in cells if str(cell) in done}
+
+    def keep(self, cell: "Cell", figures: dict[str, Any]) -> None:
+        """Add a cell and write the file as a whole."""
+        self.content["cells"][str(cell)] = figures
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.content, indent=2) + "\n")
+        temporary.replace(self.path)
+
+
+def work(bench: "Bench", cells: "Sequence[Cell]", notebook: Notebook, until: float) -> None:
+    """Measure what is left of the cells, as far as the time allows."""
+    from gpu_cells import PLAIN
+
+    taken: dict[str, float] = {}
+    for cell in cells:
+        done = notebook.found(cells)
+        if cell in done:
+            continue
+        left = until - time.monotonic()
+        if left < taken.get(cell.adapter, FIRST_GUESS if bench.size.bf16 else 0.0):
+            return
+        started, twin = time.monotonic(), done.get(cell.twin, {})
+        figures: dict[str, Any] | None
+        if cell.backend == PLAIN and "error: kernels=" in twin.get("reason", ""):
+            figures = twin  # where Lamina finds no such kernels, TRL finds none either
+        else:
+            figures = bench.run(cell, twin.get("attention") or "sdpa", left)
+        if figures is None:
+            print(f"{cell}: stopped after {left:.0f} s, left to the next slice")
+            return
+        took, rate = time.monotonic() - started, figures.get("tokens_per_second")
+        if rate is not None:
+            taken[cell.adapter] = took
+        notebook.keep(cell, {**figures, "took": took})
+        print(f"{cell}: {figures['reason'] if rate is None else f'{rate:,.0f} tokens/s'}")
+
+
+def main() -> None:
+    """Measure, show, judge."""
+    asked = parsed()
+    if asked.fetch:
+        fetch(asked.fetch)
+        return
+    began = time.monotonic()
+    refuse_missing()
+    from generated import LAYERS
+    from gpu_cells import SIZES, Bench, matrix
+    from gpu_table import goals, markdown
+    from throughput import machine_peak
+
+    name = "tiny" if asked.tiny else "8b"
+    size = SIZES[name]
+    folder = asked.folder / name
+    peak = machine_peak("bfloat16" if size.bf16 else "float32")
+    bench = Bench(folder=folder, size=size, peak=peak)
+    bench.prepare()
+    default = folder / "gpu.json" if asked.tiny else HERE / "results" / "gpu.json"
+    notebook = Notebook(asked.json or default, surroundings(name, peak, asked.commit), asked.again)
+    cells = list(matrix(asked.backends, asked.kernels, asked.adapters, asked.keep_layers))
+    work(bench, cells, notebook, began + asked.budget)
+    found = notebook.found(cells)
+    content = notebook.content
+    print(f"\n{content['device']}, torch {content['versions']['torch']}, {content['commit']}\n")
+    print(markdown(found))
+    left = len(cells) - len(found)
+    print(f"\n{left} of {len(cells)} cells are left: give the command again" if left else "")
+    failed = [cell for cell, figures in found.items() if figures.get("failed")]
+    judged = not asked.tiny and AIMED_AT in content["device"]
+    aims = goals(found, LAYERS) if judged else []
+    print("\n".join(map(str, aims)) or f"The aims are for one {AIMED_AT}: none is judged here.")
+    if asked.check and (left or failed or not all(aim.met for aim in aims)):
+        sys.exit(1)
+
+
+def parsed() -> Any:
+    """Return what was asked for."""
+    parser = options("Measure Lamina on a GPU beside a plain TRL script.")
+    default = Path(tempfile.gettempdir()) / "lamina-gpu"
+    parser.add_argument("--folder", type=Path, default=default, help="for the model and the runs")
+    parser.add_argument("--budget", type=float, default=540, help="seconds of one slice")
+    parser.add_argument("--again", action="store_true", help="forget what was measured")
+    parser.add_argument("--commit", metavar="SHA", help="of a copy without git")
+    parser.add_argument("--tiny", action="store_true", help="the same with a tiny model, on a CPU")
+    parser.add_argument("--fetch", type=Path, metavar="FOLDER", help="fetch the wheels, and end")
+    several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
+    backends = ["transformers", "unsloth"]
+    parser.add_argument("--backends", default=backends, choices=backends, **several)
+    kernels = ["none", "liger"]
+    parser.add_argument("--kernels", default=kernels, choices=kernels, **several)
+    parser.add_argument("--adapters", default=["lora", "full"], choices=["lora", "full"], **several)
+    layers: dict[str, Any] = {**several, "type": at_least(1), "metavar": "NUMBER"}
+    parser.add_argument("--keep-layers", default=[36, 28, 24], **layers)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The operations of training, against torch's own counter and against arithmetic by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
+
+from lamina.depth.blocks import blueprint
+from lamina.measure.flops import training_flops
+from tests.architectures import ARCHITECTURES
+
+ROWS, LENGTH = 2, 24
+
+ROTATION = {"qwen3": 1, "llama": 1, "gemma3_text": 2, "phi3": 1, "gpt2": 0}
+"""How many tables of angles a forward pass makes: a product of 2 x 2 x LENGTH operations each."""
+
+
+def model_of(architecture: str, **adapter: Any) -> Any:
+    """A tiny model whose attention multiplies every pair of tokens, so that all are counted."""
+    config = AutoConfig.for_model(architecture, **ARCHITECTURES[architecture])
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    model = AutoModelForCausalLM.from_config(config, **eager).train()
+    if adapter:
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **adapter))
+    return model
+
+
+def counted(model: Any) -> int:
+    """What torch counts of one forward and backward pass."""
+    ids = torch.randint(3, 60, (ROWS, LENGTH))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return counter.get_total_flops()
+
+
+def by_formula(model: Any) -> float:
+    flops, tokens = training_flops(model), ROWS * LENGTH
+    return flops.of(tokens, tokens, dict.fromkeys(flops.per_pair, tokens * LENGTH))
+
+
+@pytest.mark.parametrize("architecture", ROTATION)
+@pytest.mark.parametrize("adapter", [{}, {"target_modules": "all-linear"}], ids=["full", "lora"])
+def test_every_operation_that_torch_counts_is_in_the_formula(
+    architecture: str, adapter: dict[str, Any]
+) -> None:
+    model = model_of(architecture, **adapter)
+    rotation = ROTATION[architecture] * 2 * 2 * LENGTH
+    assert by_formula(model) == counted(model) - rotation
+
+
+PARTS = {
+    "gates": {"target_modules": ["gate_proj"]},
+    "outputs": {"target_modules": ["o_proj", "down_proj"]},
+    "upper layers": {"target_modules": ["q_proj", "k_proj", "v_proj"], "layers_to_transform": [4]},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_nothing_is_counted_backward_below_the_lowest_adapter(part: str) -> None:
+    model = model_of("qwen3", **PARTS[part])
+    assert by_formula(model) == counted(model) - 2 * 2 * LENGTH
+
+
+def test_the_last_layers_alone_are_trained() -> None:
+    model = model_of("qwen3").requires_grad_(False)
+    model.model.layers[4:].requires_grad_(True)
+    model.model.layers[4].input_layernorm.requires_grad_(False)
+    assert by_formula(model) == counted(model) - 2 * 2 * LENGTH
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "gpt_oss"])
+def test_of_experts_the_active_ones_count(architecture: str) -> None:
+    model = model_of(architecture)
+    assert by_formula(model) == counted(model) - 2 * 2 * LENGTH
+
+
+def test_attention_counts_once_for_each_pair_that_may_see_each_other() -> None:
+    flops = training_flops(model_of("qwen3"))
+    assert flops.per_pair == {None: 3 * 12 * 4 * 4, 4: 3 * 12 * 4 * 4}
+    assert flops.of(0, 0, {None: 10, 4: 0}) == 10 * 3 * 12 * 4 * 4
+
+
+QWEN3_8B = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": False,
+}
+"""Its layer: 2 x 4096 x 4096 for queries and outputs, 2 x 4096 x 1024 for keys and values, and
+3 x 4096 x 12,288 behind them: 192,937,984 weights."""
+
+
+def test_qwen3_8b_cut_to_24_layers_trained_as_a_whole() -> None:
+    model = blueprint(Qwen3Config(**QWEN3_8B, num_hidden_layers=24))
+    flops = training_flops(model)
+    assert flops.per_token == 6 * 24 * 192_937_984
+    assert flops.per_target == 6 * 4096 * 151_936
+    assert flops.per_pair == {None: 12 * 24 * 4096}
+    # A pack of 4096 tokens: one document, and then four of 1024.
+    one, four = 4096 * 4097 // 2, 4 * 1024 * 1025 // 2
+    layers, head, attention = 113.7994535e12, 15.2906446e12, 9.8980206e12
+    assert flops.of(4096, 4095, {None: one}) == pytest.approx(layers + head + attention, rel=1e-7)
+    head, attention = 15.2794426e12, 2.4763171e12
+    assert flops.of(4096, 4092, {None: four}) == pytest.approx(layers + head + attention, rel=1e-7)
+
+
+def test_qwen3_8b_with_an_adapter_of_rank_16() -> None:
+    model = blueprint(Qwen3Config(**QWEN3_8B, num_hidden_layers=36))
+    adapted = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))
+    flops = training_flops(adapted)
+    adapter = 43_646_976
+    assert adapter == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    # Queries, keys and values of the first layer read frozen embeddings: no gradient goes there.
+    lowest = 2 * (4096 * 4096 + 2 * 4096 * 1024) + 2 * 3 * 16 * 4096
+    assert flops.per_token == 4 * 36 * 192_937_984 + 6 * adapter - lowest
+    assert flops.per_target == 4 * 4096 * 151_936
+    assert flops.per_pair == {None: 12 * 36 * 4096}
