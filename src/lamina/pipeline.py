@@ -24,7 +24,7 @@ from lamina.heal.packing import batch
 from lamina.heal.tracking import watchers
 from lamina.measure import ranks
 from lamina.measure.card import note
-from lamina.measure.device import device_name, forget_peak_memory, release
+from lamina.measure.device import compute_device, device_name, forget_peak_memory, release
 from lamina.measure.disk import disk_errors, full_disks, refuse_unwritable
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
@@ -168,7 +168,9 @@ class Pipeline:
             loss = ranks.from_first(entry.content["loss"] if entry.content else None)
             if loss is None:
                 logger.info("evaluating %s, untouched", run.model_name)
-                model = run.backend.load_model(source, every, run.torch_dtype)
+                model = loading.load_model(
+                    source, every, dtype=run.torch_dtype, device=compute_device()
+                )
                 loss = meter.loss(model)
                 entry.content = {"loss": loss}
                 del model
@@ -189,7 +191,7 @@ class Pipeline:
         parts = [
             *identity(source),
             self.record.content["eval_fingerprint"],
-            f"{run.torch_dtype} {run.max_seq_length} {run.backend.name} {device_name()}",
+            f"{run.torch_dtype} {run.max_seq_length} {device_name()}",
             *(f"{name} {version(name)}" for name in ("torch", "transformers")),
             code_version("measure", ("evaluate",)),
         ]

@@ -13,7 +13,7 @@ from lamina.depth.selection import Selector
 from lamina.depth.source import Source
 from lamina.depth.variants import Scratch, Variant
 from lamina.heal.adapters import Adapter
-from lamina.heal.backends import Backend
+from lamina.heal.backends import Backend, Training
 from lamina.heal.callbacks import CallbackSettings
 from lamina.heal.data import DataSource
 from lamina.heal.feed import Feed, feed
@@ -100,12 +100,24 @@ class Run(Parameters):
         return loading.torch_dtype(self.weights_dtype, automatic="float32")
 
     @property
+    def training(self) -> Training:
+        """What the backend has to know of the training."""
+        return Training(
+            adapter=self.adapter,
+            max_seq_length=self.max_seq_length,
+            gradient_checkpointing=bool(self.trainer.args.get("gradient_checkpointing")),
+            seed=self.seed,
+            folder=Path(self.run_dir).absolute(),
+        )
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the trained weights depend on besides data and layers, by its key in the config."""
         kept = {k: v for k, v in self.trainer.args.items() if k not in FREE_IN_RESUMING}
         return {
             "dtype": self.dtype,
             "distributed": ranks.count(),
+            "backend": self.backend.name,
             **{f"adapter.{key}": value for key, value in asdict(self.adapter).items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
         }
@@ -145,7 +157,8 @@ class Run(Parameters):
         if self.plan.source is None:
             assert isinstance(self.model, Scratch)
             return loading.new_model(self.model.architecture, tokenizer, dtype=self.torch_dtype)
-        return self.backend.load_model(self.plan.source, self.plan.kept_layers, self.torch_dtype)
+        source, kept = self.plan.source, self.plan.kept_layers
+        return self.backend.load_model(source, kept, self.torch_dtype, self.training)
 
     def build_trainer(
         self,
@@ -173,7 +186,8 @@ class Run(Parameters):
             tokenizer=tokenizer,
             train=rows.train.rows,
             eval=rows.eval.rows,
-            adapter=self.adapter,
+            backend=self.backend,
+            training=self.training,
             plan=self.plan,
             callbacks=watching,
         )

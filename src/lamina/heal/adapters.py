@@ -36,6 +36,8 @@ class Lora:
 
     name: ClassVar[str] = "lora"
 
+    in_4bit: ClassVar[bool] = False
+
     @classmethod
     def of(cls, **given: Any) -> "Lora":
         """Build one from the keys of the config's node: ours, and any other of LoraConfig."""
@@ -78,6 +80,8 @@ class Full:
 
     name: ClassVar[str] = "full"
 
+    in_4bit: ClassVar[bool] = False
+
     def settings(self) -> dict[str, Any]:
         """Return nothing: nothing is asked of PEFT."""
         return {}
@@ -87,4 +91,4 @@ class Full:
 
 
 Adapter = Lora | Full
-"""Anything with `name`, `settings` and `peft_config`."""
+"""Anything with `name`, `in_4bit`, `settings` and `peft_config`."""

@@ -2,16 +2,39 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lamina.errors import ConfigError
+from lamina.heal.adapters import Adapter
+from lamina.heal.unsloth import Unsloth
 from lamina.measure.device import compute_device
 
 if TYPE_CHECKING:
     import torch
+    from peft import LoraConfig
     from transformers import PreTrainedModel
 
     from lamina.depth.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a backend has to know of the training that it loads a model for."""
+
+    adapter: Adapter
+    """Which weights are trained."""
+
+    max_seq_length: int
+    """Tokens at most in one sequence."""
+
+    gradient_checkpointing: bool
+    """Whether activations are recomputed in the backward pass."""
+
+    seed: int
+    """Of the adapter's first weights."""
+
+    folder: Path
+    """Where a model may stand while it is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,32 +43,43 @@ class Transformers:
 
     name: ClassVar[str] = "transformers"
 
+    own_process: ClassVar[bool] = False
+
+    def prepare(self, folder: Path) -> None:
+        """Do nothing: the libraries are imported where they are used."""
+
     def load_model(
-        self, source: "Source", kept_layers: Sequence[int], dtype: "torch.dtype"
+        self,
+        source: "Source",
+        kept_layers: Sequence[int],
+        dtype: "torch.dtype",
+        training: Training,
     ) -> "PreTrainedModel":
         """Load the model with only its kept layers; see `lamina.depth.loading.load_model`."""
         from lamina.depth.loading import load_model
 
         return load_model(source, kept_layers, dtype=dtype, device=compute_device())
 
+    def adapted(
+        self, model: "PreTrainedModel", training: Training
+    ) -> "tuple[PreTrainedModel, LoraConfig | None]":
+        """Return the model as it is, and the adapter's config: TRL gives it to the model."""
+        from transformers import set_seed
+
+        set_seed(training.seed)
+        return model, training.adapter.peft_config()
+
+    def changed_arguments(self, training: Training) -> set[str]:
+        """Return no field of SFTConfig: none is changed on the way."""
+        return set()
+
 
 @dataclass(frozen=True, kw_only=True)
-class Unsloth:
-    """Unsloth's models and kernels: not built yet, refused before anything starts."""
+class Auto:
+    """Unsloth where everything speaks for it, transformers elsewhere; settled before a run."""
 
-    name: ClassVar[str] = "unsloth"
-
-    @staticmethod
-    def check() -> None:
-        """Refuse.
-
-        Raises:
-            ConfigError: Always; this version has no Unsloth backend.
-        """
-        raise ConfigError(
-            "backend=unsloth is not part of this version: choose backend=transformers"
-        )
+    name: ClassVar[str] = "auto"
 
 
-Backend = Transformers
-"""Anything with `name` and `load_model`."""
+Backend = Transformers | Unsloth
+"""Anything with the methods of `Transformers`."""
