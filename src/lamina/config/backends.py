@@ -14,9 +14,6 @@ from lamina.heal.backends import Auto, Transformers
 from lamina.heal.unsloth import FAMILIES, LORA_TAKEN, Unsloth, is_installed
 from lamina.measure.device import visible_devices
 
-ADAPTERS = ("Lora", "Full")
-"""Classes of adapters that backend=auto leaves to Unsloth."""
-
 WITHOUT_PACKING = (
     "packing=false: on a CPU Unsloth keeps packed documents apart only by not packing them; each "
     "sequence is one document, so a step reads fewer tokens"
@@ -83,8 +80,6 @@ def _against(content: Mapping[str, Any], processes: int) -> str | None:
         return "there is no GPU for Unsloth"
     if processes > 1:
         return f"Unsloth trains in one process, and there are {processes}"
-    if not str(at(content, "adapter._target_")).endswith(ADAPTERS):
-        return "Unsloth does not know this adapter here"
     reasons = [*_unfit(content), *_family(content)]
     return reasons[0].rpartition(": ")[0] if reasons else None
 

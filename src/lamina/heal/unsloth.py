@@ -48,7 +48,9 @@ LORA_TAKEN = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_
 
 def is_installed() -> bool:
     """Whether Unsloth is there; nothing is imported."""
-    return find_spec("unsloth") is not None
+    found = find_spec("unsloth")
+    # A folder of that name, where the command is given, is none.
+    return found is not None and found.origin is not None
 
 
 @dataclass(frozen=True, kw_only=True)
