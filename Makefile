@@ -19,7 +19,7 @@ $(VENV)/.installed-unsloth: $(VENV)/.installed
 	@if nvidia-smi -L > /dev/null 2>&1; then \
 	  $(BIN)/python -c "from importlib.metadata import requires; print(*(need for name in \
 	    ('unsloth', 'unsloth_zoo') for need in requires(name) \
-	    if 'extra ==' not in need and not need.startswith('certifi')), sep='\n')" \
+	    if 'extra ==' not in need and not need.startswith(('certifi', 'unsloth'))), sep='\n')" \
 	    > $(VENV)/unsloth.txt && $(PIP) install -c constraints.txt -r $(VENV)/unsloth.txt; \
 	fi
 	@touch $@

@@ -16,15 +16,16 @@ from lamina.heal.callbacks import Context
 from lamina.heal.checkpoints import last_whole_checkpoint, saved_step
 from lamina.heal.claim import claim, refuse_changes
 from lamina.heal.feed import Feed
-from lamina.heal.final import Final, Form, reload, save_final
+from lamina.heal.final import Final, Form, save_final
 from lamina.heal.libraries import prepared
 from lamina.heal.origin import origin
 from lamina.heal.ownership import owned
 from lamina.heal.packing import batch
+from lamina.heal.plain import plain_final, plain_model, plain_or
 from lamina.heal.tracking import watchers
 from lamina.measure import ranks
 from lamina.measure.card import note
-from lamina.measure.device import compute_device, device_name, forget_peak_memory, release
+from lamina.measure.device import device_name, forget_peak_memory, release
 from lamina.measure.disk import disk_errors, full_disks, refuse_unwritable
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
@@ -80,7 +81,9 @@ class Pipeline:
         model = self._load_model(tokenizer)
         form = run.export.form_of(self.plan, model, run.adapter.name)
         untouched = self.plan.source is not None and not self.plan.is_reduced
-        meter.reduced(model, tokenizer, untouched=untouched)
+        measured = plain_or(model, self.plan, run.torch_dtype, run.backend, meter)
+        count = model.num_parameters()
+        meter.reduced(measured, tokenizer, parameters=count, untouched=untouched)
         context = self._context(checkpoint)
         loggers = run.logger.values() if ranks.is_first() else ()
         with watchers(context, loggers, run.callbacks.values()) as watching:
@@ -168,9 +171,7 @@ class Pipeline:
             loss = ranks.from_first(entry.content["loss"] if entry.content else None)
             if loss is None:
                 logger.info("evaluating %s, untouched", run.model_name)
-                model = loading.load_model(
-                    source, every, dtype=run.torch_dtype, device=compute_device()
-                )
+                model = plain_model(source, every, run.torch_dtype, run.backend, meter)
                 loss = meter.loss(model)
                 entry.content = {"loss": loss}
                 del model
@@ -246,4 +247,5 @@ class Pipeline:
         if self.run.evaluation.reload:
             logger.info("evaluating %s", final.folder)
             source = self.plan.source
-            meter.final(*reload(final, source.revision if source else None))
+            revision = source.revision if source else None
+            meter.final(*plain_final(final, revision, self.run.backend, meter))

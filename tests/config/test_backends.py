@@ -83,7 +83,7 @@ def refused(*overrides: str) -> str:
         (False, 1, 1, (), "backend=transformers: Unsloth is not installed"),
         (True, 0, 1, (), "backend=transformers: there is no GPU for Unsloth"),
         (True, 1, 1, (), CHOSEN),
-        (True, 1, 1, ("adapter=full", "model=pruned"), CHOSEN),
+        (True, 1, 1, ("adapter=full", "model=pruned", "model.keep_layers=8"), CHOSEN),
         (True, 2, 1, ("distributed=none",), CHOSEN),
         (
             True,

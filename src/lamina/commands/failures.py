@@ -86,5 +86,7 @@ def reason(left: Path, folder: Path, processes: int) -> LaminaError:
         # Through the root's handlers it goes into the log file, and not to the console.
         logging.getLogger("rank").warning("rank %d\n%s", first["rank"], trace)
         where = f"; the traceback is in {folder / 'train.log'}"
-    who = f"rank {first['rank']}" if processes > 1 else "the run's process"
-    return TrainingError(f"{who}: {first['message'].splitlines()[0]}{where}")
+    who = f"rank {first['rank']}: " if processes > 1 else ""
+    if first["killed"] and processes == 1:
+        who = "the run's process was "
+    return TrainingError(f"{who}{first['message'].splitlines()[0]}{where}")

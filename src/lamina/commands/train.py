@@ -74,8 +74,10 @@ def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
             preflight(config)
             found = layout_of(config)
             record.content["notes"] = notes = settled(config, found)
-            job = job_of(config, folder, overrides, notes)
-            if found.has_to_start or needs_own_process(config):
+            job, apart = job_of(config, folder, overrides, notes), needs_own_process(config)
+            if apart:
+                _ = instantiate(config).plan  # layers are scored here, where nothing is patched
+            if found.has_to_start or apart:
                 try:
                     start(job, found)
                 finally:

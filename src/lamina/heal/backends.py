@@ -43,7 +43,7 @@ class Transformers:
 
     name: ClassVar[str] = "transformers"
 
-    own_process: ClassVar[bool] = False
+    patches_models: ClassVar[bool] = False
 
     def prepare(self, folder: Path) -> None:
         """Do nothing: the libraries are imported where they are used."""

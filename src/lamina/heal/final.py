@@ -12,6 +12,7 @@ from lamina.errors import ConfigError
 from lamina.heal.whole import replacing
 from lamina.measure import ranks
 from lamina.measure.disk import disk_errors
+from lamina.measure.elsewhere import load_as_saved
 from lamina.measure.footprint import trained, weight_bytes
 from lamina.measure.model_form import write_beside
 
@@ -133,16 +134,11 @@ def reload(
 
     Args:
         final: What `save_final` wrote.
-        base_revision: Commit of an adapter's base. transformers 5.17 does not take it from
-            adapter_config.json, and would measure the wrong base once the hub has moved on.
+        base_revision: Commit of an adapter's base.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    dtype = getattr(torch, final.dtype)
-    revision = base_revision or "main"
-    model = AutoModelForCausalLM.from_pretrained(final.folder, dtype=dtype, revision=revision)
-    return model, AutoTokenizer.from_pretrained(final.folder)
+    return load_as_saved(final.folder, getattr(torch, final.dtype), base_revision)
 
 
 @contextmanager

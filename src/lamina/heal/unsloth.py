@@ -62,8 +62,6 @@ class Unsloth:
 
     name: ClassVar[str] = "unsloth"
 
-    own_process: ClassVar[bool] = True
-
     @staticmethod
     def check() -> None:
         """Refuse where it is not installed.
@@ -76,6 +74,16 @@ class Unsloth:
                 "backend=unsloth, but Unsloth is not installed: make install-unsloth, or choose "
                 "backend=transformers"
             )
+
+    @property
+    def patches_models(self) -> bool:
+        """Whether models of this process are not those that plain transformers would load.
+
+        On a CPU Unsloth changes single objects; on a GPU it changes the models' classes.
+        """
+        import torch
+
+        return bool(torch.cuda.is_available())
 
     def prepare(self, folder: Path) -> None:
         """Import Unsloth, before anything that it patches.

@@ -1,0 +1,132 @@
+"""Runs on backend=unsloth: the quickstart, each variant, resuming, rehearsing, failing."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.conftest import NEEDS_UNSLOTH, SHORT, Finished, environment, train
+from tests.reload import loaded
+
+pytestmark = NEEDS_UNSLOTH
+
+RUN = (*SHORT, "backend=unsloth")
+NO_PACKING = (
+    "backend=unsloth: packing=false: on a CPU Unsloth keeps packed documents apart only by not "
+    "packing them; each sequence is one document, so a step reads fewer tokens"
+)
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    done = train(tmp_path_factory.mktemp("quickstart") / "run", *RUN, "export.form=both")
+    assert done.code == 0, done.errors
+    return done
+
+
+def test_the_quickstart_ends_with_the_usual_table(
+    quickstart: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lamina.measure.summary import summary
+
+    monkeypatch.chdir(quickstart.folder.parent)
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(summary(quickstart.result, Path("run")))
+    assert quickstart.output == shown.get()
+    for name in ("baseline loss", "reduced loss", "healed loss", "trained", "peak memory"):
+        assert name in quickstart.output
+    assert quickstart.result["provenance"]["backend"] == "unsloth"
+    assert quickstart.result["provenance"]["versions"]["unsloth"] == "2026.10.9"
+
+
+def test_that_nothing_is_packed_is_said_and_recorded(quickstart: Finished) -> None:
+    assert quickstart.errors.splitlines()[0] == NO_PACKING
+    assert quickstart.result["notes"] == [NO_PACKING]
+    assert quickstart.result["settings"]["trainer.args.packing"] is False
+
+
+def test_both_forms_of_final_load_with_plain_transformers(quickstart: Finished) -> None:
+    for name in ("final", "final-merged"):
+        found = loaded(quickstart, quickstart.final.with_name(name))
+        assert found["loss"] == pytest.approx(quickstart.metrics["eval_loss"], abs=1e-5)
+        assert found["layers"] == found["stack"] == 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "layers"),
+    [
+        (("model=dropped", "model.layer_to_drop=5"), 11),
+        (("model=original", "adapter=full"), 12),
+        (("model=pruned", "selector=uniform", "export.form=merged", "bf16=true"), 8),
+    ],
+    ids=["dropped", "original-full", "pruned-merged-bf16"],
+)
+def test_every_variant_is_healed(overrides: tuple[str, ...], layers: int, tmp_path: Path) -> None:
+    done = train(tmp_path / "run", *RUN, *overrides)
+    assert done.code == 0, done.errors
+    found = loaded(done, done.final)
+    close = 1e-5 if done.result["dtype"] == "float32" else 1e-2
+    assert found["loss"] == pytest.approx(done.metrics["eval_loss"], abs=close)
+    assert found["layers"] == found["stack"] == layers
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(quickstart: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(quickstart.folder, folder)
+    for name in ("checkpoint-6", "final", "final-merged"):
+        shutil.rmtree(folder / "checkpoints" / "pruned" / name)
+    before = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**before, "status": "running", "final": None}))
+    done = train(folder, *RUN, "export.form=both")
+    assert done.code == 0, done.errors
+    assert done.result["history"] == quickstart.result["history"]
+    assert done.metrics["eval_loss"] == quickstart.metrics["eval_loss"]
+    other = train(folder, *SHORT, "packing=false", "backend=transformers", "max_steps=9")
+    assert other.code == 1
+    assert "is of backend=unsloth, not transformers: give another hydra.run.dir" in other.errors
+
+
+def test_a_rehearsal_takes_one_step_and_leaves_a_report(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", *RUN, "dry_run=true")
+    assert done.code == 0, done.errors
+    assert NO_PACKING in done.errors
+    found = json.loads((tmp_path / "run" / "dry_run.json").read_text())
+    assert found["step"]["loss"] > 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {
+        ".hydra", "dry_run.json", "train.log", "unsloth_compiled_cache"
+    }  # fmt: skip
+
+
+def test_an_error_of_the_run_is_one_line(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", *RUN, "adapter.target_modules=[nowhere]")
+    assert done.code == 1
+    assert done.errors.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.errors
+    assert done.result["status"] == "failed"
+    assert not (tmp_path / "run" / ".reduced").exists()
+
+
+def test_an_interrupted_run_ends_with_its_process(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *RUN, "max_steps=100000"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        checkpoint = folder / "checkpoints" / "pruned" / "checkpoint-3"
+        deadline = time.monotonic() + 120
+        while not checkpoint.is_dir() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    said = "error: interrupted; start the same command in the same folder to go on"
+    assert errors.splitlines()[-1] == said
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("failed", "interrupted")
