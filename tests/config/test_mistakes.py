@@ -46,8 +46,8 @@ MISTAKES = {
     "reference.",
     "adapter=null": "adapter=null: choose full or lora",
     "callbacks=null": "callbacks=null: choose default, early_stopping or none",
-    "backend=unslot": "backend=unslot: no such option; did you mean unsloth?\nThere are auto, "
-    "transformers, unsloth.",
+    "backend=transformer": "backend=transformer: no such option; did you mean transformers?\n"
+    "There are auto, transformers, unsloth.",
     # Keys.
     "learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",
     "++learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",

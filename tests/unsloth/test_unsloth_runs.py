@@ -1,6 +1,7 @@
 """Runs on backend=unsloth: the quickstart, each variant, resuming, rehearsing, failing."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.conftest import NEEDS_UNSLOTH, SHORT, Finished, environment, train
+from tests.conftest import NEEDS_UNSLOTH, ROOT, SHORT, Finished, environment, train
 from tests.reload import loaded
 
 pytestmark = NEEDS_UNSLOTH
@@ -104,12 +105,54 @@ def test_a_rehearsal_takes_one_step_and_leaves_a_report(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+PATCHED = """
+import importlib.machinery, pathlib, sys
+
+class Loader(importlib.machinery.SourceFileLoader):
+    def exec_module(self, module):
+        super().exec_module(module)
+        module.Unsloth.patches_models = True
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "lamina.heal.unsloth":
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            spec.loader = Loader(spec.loader.name, spec.loader.path)
+            return spec
+
+if sys.argv[:1] == ["-m"]:
+    with pathlib.Path(__file__).with_name("started").open("a") as file:
+        file.write(" ".join(sys.orig_argv[1:3]) + "\\n")
+sys.meta_path.insert(0, Finder)
+"""
+"""A sitecustomize.py with which Unsloth patches models, as on a GPU, and each start is noted."""
+
+
+def test_where_models_are_patched_they_are_measured_elsewhere(
+    quickstart: Finished, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(PATCHED)
+    paths = (str(tmp_path), str(ROOT / "src"), os.environ.get("PYTHONPATH", ""))
+    caches = {"PYTHONPATH": os.pathsep.join(paths), "LAMINA_CACHE": str(tmp_path / "cache")}
+    done = train(tmp_path / "run", *RUN, "export.form=both", **caches)
+    assert done.code == 0, done.errors
+    started = (tmp_path / "started").read_text().splitlines()
+    assert started.count("-m lamina.measure.elsewhere") == 3
+    for name in ("baseline_eval_loss", "reduced_eval_loss", "eval_loss", "eval_sample_loss"):
+        assert done.metrics[name] == pytest.approx(quickstart.metrics[name], abs=1e-6), name
+    assert done.result["samples"] == quickstart.result["samples"]
+    assert done.result["history"] == quickstart.result["history"]
+
+
 def test_an_error_of_the_run_is_one_line(tmp_path: Path) -> None:
     done = train(tmp_path / "run", *RUN, "adapter.target_modules=[nowhere]")
-    assert done.code == 1
-    assert done.errors.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in done.errors
-    assert done.result["status"] == "failed"
+    said = (
+        "trainer.args, adapter: Target modules {'nowhere'} not found in the base model. Please "
+        "check the target modules and try again."
+    )
+    assert (done.code, done.errors.splitlines()[-1]) == (1, f"error: {said}")
+    assert (done.result["status"], done.result["error"]) == ("failed", said)
     assert not (tmp_path / "run" / ".reduced").exists()
 
 
