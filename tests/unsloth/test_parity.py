@@ -171,6 +171,11 @@ for name, kept in {"original": range(12), "dropped": [0, 1, 2, 3, 4, 6, 7, 8, 9,
             models[1].config.name_or_path == model,
             len([n for n in states[1] if n.endswith("q_norm.weight")]),
         ]
+import os
+found["telling"] = os.environ.get("UNSLOTH_DISABLE_STATISTICS")
+Unsloth(statistics=True).prepare(folder)
+found["telling"] = [found["telling"], os.environ.get("UNSLOTH_DISABLE_STATISTICS")]
+found["cache"] = os.environ["UNSLOTH_COMPILE_LOCATION"]
 found["left"] = sorted(path.name for path in folder.iterdir())
 print(json.dumps(found))
 """
@@ -190,6 +195,8 @@ def test_what_is_loaded_is_what_transformers_loads(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.pop("left") == []
+    assert found.pop("cache") == str(tmp_path / "unsloth_compiled_cache")
+    assert found.pop("telling") == ["1", None]
     layers = {"original": 12, "dropped": 11, "pruned": 4}
     assert len(found) == 6
     for name, (difference, largest, same, same_trained, named, stack) in found.items():

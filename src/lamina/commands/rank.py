@@ -70,7 +70,8 @@ def _execute(job: Job, config: Any) -> None:
     record.content["notes"] = job.notes
     pipeline = ranks.in_turn("plan", lambda: Pipeline(run, record))
     try:
-        pipeline.execute()
+        with run.backend.quietly():
+            pipeline.execute()
     except SystemExit:
         record.update(status="requeued")
         raise

@@ -31,7 +31,9 @@ def rehearse(config: DictConfig, folder: Path, processes: int) -> None:
             "dry_run=true takes one step in one process: leave out torchrun; distributed=NUMBER "
             "says how many the run will have"
         )
-    content = Rehearsal(instantiate(config), processes).report()
+    run = instantiate(config)
+    with run.backend.quietly():
+        content = Rehearsal(run, processes).report()
     resolved = OmegaConf.to_container(config, resolve=True)
     write_json(folder / DRY_RUN_FILE, {"config": resolved, **content})
     console = Console()

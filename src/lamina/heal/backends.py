@@ -1,6 +1,7 @@
 """Backends: who provides the model's code and its kernels."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -44,6 +45,10 @@ class Transformers:
     name: ClassVar[str] = "transformers"
 
     patches_models: ClassVar[bool] = False
+
+    def quietly(self) -> AbstractContextManager[None]:
+        """Do nothing: nobody speaks."""
+        return nullcontext()
 
     def prepare(self, folder: Path) -> None:
         """Do nothing: the libraries are imported where they are used."""

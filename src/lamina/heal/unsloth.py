@@ -85,6 +85,12 @@ class Unsloth:
 
         return bool(torch.cuda.is_available())
 
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Keep Unsloth's banner and notices off the console; the run's log has them."""
+        with redirect_stdout(_Log()):
+            yield
+
     def prepare(self, folder: Path) -> None:
         """Import Unsloth, before anything that it patches.
 
@@ -98,7 +104,7 @@ class Unsloth:
             os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
         # Where bf16=true is slow on a CPU it would become false without a word.
         os.environ["UNSLOTH_CPU_BF16"] = "1"
-        with _told_in_the_log():
+        with self.quietly():
             import unsloth  # noqa: F401
 
     def load_model(
@@ -124,7 +130,7 @@ class Unsloth:
 
         adapter = training.adapter
         is_full = adapter.name == "full"
-        with _standing(source, kept_layers, training.folder) as place, _told_in_the_log():
+        with _standing(source, kept_layers, training.folder) as place:
             model, _ = FastLanguageModel.from_pretrained(
                 **place,
                 max_seq_length=training.max_seq_length,
@@ -152,14 +158,13 @@ class Unsloth:
             return model, None
         from unsloth import FastLanguageModel
 
-        with _told_in_the_log():
-            model = FastLanguageModel.get_peft_model(
-                model,
-                **{**LORA, **training.adapter.settings()},
-                use_gradient_checkpointing=_checkpointing(training),
-                random_state=training.seed,
-                max_seq_length=training.max_seq_length,
-            )
+        model = FastLanguageModel.get_peft_model(
+            model,
+            **{**LORA, **training.adapter.settings()},
+            use_gradient_checkpointing=_checkpointing(training),
+            random_state=training.seed,
+            max_seq_length=training.max_seq_length,
+        )
         return model, None
 
     def changed_arguments(self, training: "Training") -> set[str]:
@@ -208,10 +213,3 @@ class _Log(TextIOBase):
         for line in filter(str.strip, text.splitlines()):
             logging.getLogger("unsloth").info("%s", line.rstrip())
         return len(text)
-
-
-@contextmanager
-def _told_in_the_log() -> Iterator[None]:
-    """Keep Unsloth's banner and notices off the console."""
-    with redirect_stdout(_Log()):
-        yield
