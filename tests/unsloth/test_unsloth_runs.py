@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -156,7 +157,26 @@ def test_an_error_of_the_run_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / ".reduced").exists()
 
 
-def test_an_interrupted_run_ends_with_its_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("whom", "by", "code", "said"),
+    [
+        (
+            "command",
+            signal.SIGINT,
+            130,
+            "interrupted; start the same command in the same folder to go on",
+        ),
+        (
+            "child",
+            signal.SIGKILL,
+            1,
+            "the run's process was ended by SIGKILL; often the machine's memory was short",
+        ),
+    ],
+)
+def test_a_run_and_its_process_end_together(
+    whom: str, by: signal.Signals, code: int, said: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *RUN, "max_steps=100000"]
     with subprocess.Popen(
@@ -166,10 +186,11 @@ def test_an_interrupted_run_ends_with_its_process(tmp_path: Path) -> None:
         deadline = time.monotonic() + 120
         while not checkpoint.is_dir() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        (child,) = psutil.Process(process.pid).children()
+        os.kill({"command": process.pid, "child": child.pid}[whom], by)
         errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    said = "error: interrupted; start the same command in the same folder to go on"
-    assert errors.splitlines()[-1] == said
+    assert (process.returncode, errors.splitlines()[-1]) == (code, f"error: {said}")
+    assert not child.is_running()
     result = json.loads((folder / "result.json").read_text())
-    assert (result["status"], result["error"]) == ("failed", "interrupted")
+    reason = "interrupted" if whom == "command" else said
+    assert (result["status"], result["error"]) == ("failed", reason)
