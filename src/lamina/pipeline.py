@@ -21,7 +21,7 @@ from lamina.heal.libraries import prepared
 from lamina.heal.origin import origin
 from lamina.heal.ownership import owned
 from lamina.heal.packing import batch
-from lamina.heal.plain import plain_final, plain_model, plain_or
+from lamina.heal.plain import measure_reduced, plain_final, plain_model
 from lamina.heal.tracking import watchers
 from lamina.measure import ranks
 from lamina.measure.card import note
@@ -80,10 +80,7 @@ class Pipeline:
         self._measure_baseline(meter)
         model = self._load_model(tokenizer)
         form = run.export.form_of(self.plan, model, run.adapter.name)
-        untouched = self.plan.source is not None and not self.plan.is_reduced
-        measured = plain_or(model, self.plan, run.torch_dtype, run.backend, meter)
-        count = model.num_parameters()
-        meter.reduced(measured, tokenizer, parameters=count, untouched=untouched)
+        measure_reduced(model, tokenizer, self.plan, run.torch_dtype, run.backend, meter)
         context = self._context(checkpoint)
         loggers = run.logger.values() if ranks.is_first() else ()
         with watchers(context, loggers, run.callbacks.values()) as watching:
@@ -246,6 +243,4 @@ class Pipeline:
         """Read final/ back as a user would, and measure that."""
         if self.run.evaluation.reload:
             logger.info("evaluating %s", final.folder)
-            source = self.plan.source
-            revision = source.revision if source else None
-            meter.final(*plain_final(final, revision, self.run.backend, meter))
+            meter.final(*plain_final(final, self.plan, self.run.backend, meter))

@@ -40,38 +40,43 @@ def plain_model(
     return load_model(source, kept_layers, dtype=dtype, device=compute_device())
 
 
-def plain_or(
+def measure_reduced(
     model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     plan: "Plan",
     dtype: "torch.dtype",
     backend: "Backend",
     meter: "Meter",
-) -> "PreTrainedModel | Elsewhere":
-    """Return a loaded model as it is, unless it is another one than transformers would load.
+) -> None:
+    """Measure a reduced model before it is healed.
 
     Args:
-        model: As the backend loaded it.
+        model: As the backend loaded it, without an adapter.
+        tokenizer: Its own.
         plan: Of which layers of which model it is.
         dtype: Of all its floating-point weights.
         backend: Of the run.
-        meter: That will measure it.
+        meter: That measures it.
     """
-    if plan.source is None or not backend.patches_models:
-        return model
-    return plain_model(plan.source, plan.kept_layers, dtype, backend, meter)
+    count, untouched = model.num_parameters(), plan.source is not None and not plan.is_reduced
+    measured: PreTrainedModel | Elsewhere = model
+    if plan.source is not None and backend.patches_models:
+        measured = plain_model(plan.source, plan.kept_layers, dtype, backend, meter)
+    meter.reduced(measured, tokenizer, parameters=count, untouched=untouched)
 
 
 def plain_final(
-    final: Final, base_revision: str | None, backend: "Backend", meter: "Meter"
+    final: Final, plan: "Plan", backend: "Backend", meter: "Meter"
 ) -> "tuple[PreTrainedModel | Elsewhere, PreTrainedTokenizerBase | None]":
     """Return what a run wrote, the way a user would load it, for measuring.
 
     Args:
         final: What was written.
-        base_revision: Commit of an adapter's base.
+        plan: Of which layers of which model it is.
         backend: Of the run.
         meter: That will measure it.
     """
+    revision = plan.source.revision if plan.source else None
     if backend.patches_models:
-        return meter.elsewhere(str(final.folder), base_revision, None, final.dtype), None
-    return reload(final, base_revision)
+        return meter.elsewhere(str(final.folder), revision, None, final.dtype), None
+    return reload(final, revision)
