@@ -190,6 +190,12 @@ def test_what_unsloth_cannot_do_is_refused_at_once(machine: Machine, gpt2: Path)
         f"model_name={gpt2}: Unsloth has no kernels for gpt2, only for {FAMILIES}: choose "
         "backend=transformers"
     )
+    assert refused("bf16=false", "trainer.args.fp16=true", "trainer.args.optim=adamw_torch") == (
+        "trainer.args.fp16=true, but on a CPU Unsloth computes in bfloat16 instead: give "
+        "bf16=true, or choose backend=transformers\n"
+        "trainer.args.optim=adamw_torch, but on a CPU Unsloth takes adamw_torch_fused instead: "
+        "give that, or choose backend=transformers"
+    )
     machine(installed=True, gpus=1)
     assert refused("bf16=false") == (
         "bf16=false, but on a GPU Unsloth computes in bfloat16 all the same: give bf16=true, or "

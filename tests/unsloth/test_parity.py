@@ -23,6 +23,7 @@ SWEEP = (
     "save_steps=10",
     "model.keep_layers=4",  # enough is gone for losses well above the bound
     "packing=false",
+    "trainer.args.loss_type=nll",  # TRL's default leaves the loss to TRL, this one to Unsloth
     "gradient_checkpointing=true",
     "backend=transformers,unsloth",
     "adapter=lora,full",

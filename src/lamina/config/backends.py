@@ -14,6 +14,14 @@ from lamina.heal.backends import Auto, Transformers
 from lamina.heal.unsloth import FAMILIES, LORA_TAKEN, Unsloth, is_installed
 from lamina.measure.device import visible_devices
 
+CPU_OPTIMIZERS = (
+    "adamw_torch", "adamw_apex_fused", "adamw_8bit", "adamw_bnb_8bit", "adafactor_8bit",
+    "lion_8bit", "ademamix_8bit", "rmsprop_bnb_8bit", "paged_adamw", "paged_adamw_8bit",
+    "paged_adamw_32bit", "paged_lion_8bit", "paged_lion_32bit", "paged_ademamix_8bit",
+    "paged_ademamix_32bit", "rmsprop_bnb", "rmsprop_bnb_32bit",
+)  # fmt: skip
+"""Optimizers that Unsloth 2026.10.9 replaces on a CPU."""
+
 WITHOUT_PACKING = (
     "packing=false: on a CPU Unsloth keeps packed documents apart only by not packing them; each "
     "sequence is one document, so a step reads fewer tokens"
@@ -89,10 +97,21 @@ def _unfit(content: Mapping[str, Any]) -> Iterator[str]:
     if _is_scratch(content):
         yield "model=scratch has no checkpoint that Unsloth could load: choose backend=transformers"
     yield from _lora(content["adapter"])
-    if visible_devices() and not at(content, "trainer.args.bf16"):
+    arguments = content["trainer"]["args"]
+    if visible_devices() and not arguments.get("bf16"):
         yield (
             "bf16=false, but on a GPU Unsloth computes in bfloat16 all the same: give bf16=true, "
             "or choose backend=transformers"
+        )
+    if not visible_devices() and arguments.get("fp16"):
+        yield (
+            "trainer.args.fp16=true, but on a CPU Unsloth computes in bfloat16 instead: give "
+            "bf16=true, or choose backend=transformers"
+        )
+    if not visible_devices() and (optimizer := arguments.get("optim")) in CPU_OPTIMIZERS:
+        yield (
+            f"trainer.args.optim={optimizer}, but on a CPU Unsloth takes adamw_torch_fused "
+            "instead: give that, or choose backend=transformers"
         )
 
 
