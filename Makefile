@@ -2,18 +2,35 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+UNSLOTH = $(shell grep -oE 'unsloth(_zoo)?==[0-9.]+' pyproject.toml)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Lamina into $(VENV) (about a minute, once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(PIP) install -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help install demo test check wheel clean
+# Without CUDA its dependencies, which are CUDA builds, would break the import; and the certifi that
+# it asks for may not be out yet.
+$(VENV)/.installed-unsloth: $(VENV)/.installed
+	@echo "Installing Unsloth into $(VENV) ..."
+	@$(PIP) install --no-deps $(UNSLOTH)
+	@if nvidia-smi -L > /dev/null 2>&1; then \
+	  $(BIN)/python -c "from importlib.metadata import requires; print(*(need for name in \
+	    ('unsloth', 'unsloth_zoo') for need in requires(name) \
+	    if 'extra ==' not in need and not need.startswith(('certifi', 'unsloth'))), sep='\n')" \
+	    > $(VENV)/unsloth.txt && $(PIP) install -c constraints.txt -r $(VENV)/unsloth.txt; \
+	fi
+	@touch $@
+
+.PHONY: help install install-unsloth demo test test-unsloth check wheel clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 install: $(VENV)/.installed ## Build .venv with the pinned versions and the `lamina` command
+
+install-unsloth: $(VENV)/.installed-unsloth ## Add Unsloth, for backend=unsloth; VENV=.venv-unsloth: apart
 
 demo: install ## Set up, then run the main job on the embedded model and data (CPU, about 3 minutes)
 	@$(BIN)/python -m train experiment=quickstart
@@ -21,6 +38,9 @@ demo: install ## Set up, then run the main job on the embedded model and data (C
 test: install ## Set up, then pass the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --ignore=tests/slurm
 	@$(BIN)/python -m pytest tests/slurm
+
+test-unsloth: install-unsloth ## Pass the tests of backend=unsloth
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile tests/unsloth
 
 check: install ## Lint, format, types and the direction of imports
 	@$(BIN)/ruff check .
@@ -32,4 +52,4 @@ wheel: install ## Build the wheel into dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) .venv-unsloth dist build

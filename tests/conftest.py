@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lamina.depth.selection import NoScores
+from lamina.heal.unsloth import is_installed
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "src" / "lamina" / "assets" / "reference"
@@ -44,6 +45,10 @@ FOREIGN: dict[str, Any] = {
     "max_dropped": 0.01,
 }
 """Settings that all data sources but the generator have."""
+
+NEEDS_UNSLOTH = pytest.mark.skipif(
+    not is_installed(), reason="Unsloth is not installed: make install-unsloth"
+)
 
 
 def no_scores(_: object) -> NoScores:

@@ -16,11 +16,12 @@ from lamina.heal.callbacks import Context
 from lamina.heal.checkpoints import last_whole_checkpoint, saved_step
 from lamina.heal.claim import claim, refuse_changes
 from lamina.heal.feed import Feed
-from lamina.heal.final import Final, Form, reload, save_final
+from lamina.heal.final import Final, Form, save_final
 from lamina.heal.libraries import prepared
 from lamina.heal.origin import origin
 from lamina.heal.ownership import owned
 from lamina.heal.packing import batch
+from lamina.heal.plain import Plain
 from lamina.heal.tracking import watchers
 from lamina.measure import ranks
 from lamina.measure.card import note
@@ -74,12 +75,11 @@ class Pipeline:
         run.refuse_misfits()
         tokenizer = run.load_tokenizer()
         rows = self._feed(tokenizer, checkpoint)
-        meter = self._meter(rows)
-        self._measure_baseline(meter)
+        plain = self._plain(rows)
+        self._measure_baseline(plain)
         model = self._load_model(tokenizer)
         form = run.export.form_of(self.plan, model, run.adapter.name)
-        untouched = self.plan.source is not None and not self.plan.is_reduced
-        meter.reduced(model, tokenizer, untouched=untouched)
+        plain.reduced(model, tokenizer)
         context = self._context(checkpoint)
         loggers = run.logger.values() if ranks.is_first() else ()
         with watchers(context, loggers, run.callbacks.values()) as watching:
@@ -91,7 +91,7 @@ class Pipeline:
             final = self._keep(trainer, form)
             del trainer, model
             release()  # final/ is read back: beside them it would take twice the memory
-            self._measure_final(final, meter)
+            self._measure_final(final, plain)
 
     def _claim(self) -> Path | None:
         """Take the checkpoint folder; return the checkpoint to go on from, if there is one."""
@@ -146,16 +146,23 @@ class Pipeline:
         record.update(eval_fingerprint=evaluated, provenance=made_of, data=rows.counts())
         return rows
 
-    def _meter(self, rows: Feed) -> Meter:
-        return Meter(
+    def _plain(self, rows: Feed) -> Plain:
+        meter = Meter(
             evaluation=self.run.evaluation,
             rows=rows.eval_rows(),
             prompts=rows.prompts,
             max_tokens=self.run.max_seq_length,
             record=self.record,
         )
+        return Plain(
+            plan=self.plan,
+            dtype=self.run.torch_dtype,
+            in_4bit=self.run.adapter.in_4bit,
+            backend=self.run.backend,
+            meter=meter,
+        )
 
-    def _measure_baseline(self, meter: Meter) -> None:
+    def _measure_baseline(self, plain: Plain) -> None:
         """Evaluate the untouched model, unless it is the very one that is to be healed.
 
         All jobs of a sweep have the same one: the first that comes by evaluates it.
@@ -167,8 +174,8 @@ class Pipeline:
             loss = ranks.from_first(entry.content["loss"] if entry.content else None)
             if loss is None:
                 logger.info("evaluating %s, untouched", run.model_name)
-                model = run.load_untouched(source)
-                loss = meter.loss(model)
+                model = plain.untouched(source)
+                loss = plain.meter.loss(model)
                 entry.content = {"loss": loss}
                 del model
                 release()
@@ -188,7 +195,7 @@ class Pipeline:
         parts = [
             *identity(source),
             self.record.content["eval_fingerprint"],
-            f"{run.torch_dtype} {run.max_seq_length} {run.backend.name} {device_name()}",
+            f"{run.torch_dtype} {run.max_seq_length} {device_name()}",
             *(["4 bits", f"bitsandbytes {version('bitsandbytes')}"] if run.adapter.in_4bit else []),
             *(f"{name} {version(name)}" for name in ("torch", "transformers")),
             code_version("measure", ("evaluate",)),
@@ -241,9 +248,8 @@ class Pipeline:
         record.update(final=relpath(final.folder, record.path.parent), dtype=final.dtype)
         return final
 
-    def _measure_final(self, final: Final, meter: Meter) -> None:
+    def _measure_final(self, final: Final, plain: Plain) -> None:
         """Read final/ back as a user would, and measure that."""
         if self.run.evaluation.reload:
             logger.info("evaluating %s", final.folder)
-            source = self.plan.source
-            meter.final(*reload(final, source.revision if source else None))
+            plain.meter.final(*plain.final(final))

@@ -16,7 +16,7 @@ from lamina.depth.source import Source
 from lamina.depth.variants import Scratch, Variant
 from lamina.heal import attention, kernels
 from lamina.heal.adapters import Adapter
-from lamina.heal.backends import Backend
+from lamina.heal.backends import Backend, Training
 from lamina.heal.callbacks import CallbackSettings
 from lamina.heal.data import DataSource
 from lamina.heal.feed import Feed, feed
@@ -41,9 +41,6 @@ FREE_IN_RESUMING = frozenset(
     "logging_strategy logging_steps per_device_eval_batch_size".split()
 )
 """Training arguments that may change when a run goes on: how long, and how often it looks."""
-
-
-NO_BASELINE = "give evaluation.baseline=false, which leaves out its evaluation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +105,17 @@ class Run(Parameters):
         return loading.torch_dtype(self.weights_dtype, automatic="float32")
 
     @property
+    def training(self) -> Training:
+        """What the backend has to know of the training."""
+        return Training(
+            adapter=self.adapter,
+            max_seq_length=self.max_seq_length,
+            gradient_checkpointing=bool(self.trainer.args.get("gradient_checkpointing")),
+            seed=self.seed,
+            folder=Path(self.run_dir).absolute(),
+        )
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the trained weights depend on besides data and layers, by its key in the config."""
         kept = {k: v for k, v in self.trainer.args.items() if k not in FREE_IN_RESUMING}
@@ -116,6 +124,7 @@ class Run(Parameters):
             "attention": self.attention,
             "kernels": self.kernels,
             "distributed": ranks.count(),
+            "backend": self.backend.name,
             **{f"adapter.{key}": value for key, value in asdict(self.adapter).items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
         }
@@ -159,14 +168,8 @@ class Run(Parameters):
         """Build the model that is to be healed, with nothing but its kept layers read."""
         if self.plan.source is None:
             return loading.new_model(self._architecture, tokenizer, dtype=self.torch_dtype)
-        source, kept, in_4bit = self.plan.source, self.plan.kept_layers, self.adapter.in_4bit
-        return self.backend.load_model(source, kept, self.torch_dtype, in_4bit)
-
-    def load_untouched(self, source: Source) -> "PreTrainedModel":
-        """Load the model with every layer, as the reduced one is loaded."""
-        every, in_4bit = range(self.plan.num_layers), self.adapter.in_4bit
-        with memory_errors("the untouched model", lambda: NO_BASELINE):
-            return self.backend.load_model(source, every, self.torch_dtype, in_4bit)
+        source, kept = self.plan.source, self.plan.kept_layers
+        return self.backend.load_model(source, kept, self.torch_dtype, self.training)
 
     def advising(self, trainer: "TokenLossTrainer | None" = None) -> AbstractContextManager[None]:
         """Say which settings would need less where memory does not suffice; see `heal.memory`.
@@ -243,7 +246,8 @@ class Run(Parameters):
             tokenizer=tokenizer,
             train=rows.train.rows,
             eval=rows.eval.rows,
-            adapter=self.adapter,
+            backend=self.backend,
+            training=self.training,
             plan=self.plan,
             callbacks=watching,
         )

@@ -46,7 +46,8 @@ MISTAKES = {
     "reference.",
     "adapter=null": "adapter=null: choose dora, full, lora or qlora",
     "callbacks=null": "callbacks=null: choose default, early_stopping or none",
-    "backend=unsloth": "backend=unsloth is not part of this version: choose backend=transformers",
+    "backend=transformer": "backend=transformer: no such option; did you mean transformers?\n"
+    "There are auto, transformers, unsloth.",
     # Keys.
     "learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",
     "++learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",

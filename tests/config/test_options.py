@@ -201,17 +201,6 @@ def test_a_model_from_scratch_has_no_weights_for_four_bits() -> None:
     )
 
 
-def test_what_a_backend_decides_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamina.heal.backends.Transformers.decides", ("attention", "kernels"))
-    preflight(composed())
-    with pytest.raises(ConfigError) as caught:
-        preflight(composed("attention=sdpa"))
-    assert str(caught.value) == (
-        "attention=sdpa: backend=transformers decides it itself; leave it out, or choose "
-        "backend=transformers"
-    )
-
-
 def test_an_experiment_can_be_overridden_key_by_key() -> None:
     config = composed("experiment=quickstart", "lora.alpha=32", "depth.keep_layers=6")
     assert (config.lora.r, config.lora.alpha) == (16, 32)

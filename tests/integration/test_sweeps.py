@@ -76,6 +76,7 @@ def test_the_summary_ranks_the_jobs(swept: tuple[Finished, Path]) -> None:
     assert {row["overrides"] for row in rows} == {f"model.layer_to_drop={i}" for i in LAYERS}
     assert (rows[-1]["status"], rows[-1]["job"]) == ("failed", "1")
     for row in rows[:-1]:
+        assert row["backend"] == "transformers"
         above = float(row["eval_loss"]) - float(row["baseline_eval_loss"])
         assert float(row["difference"]) == pytest.approx(above)
     lines = (folder / "summary.md").read_text().splitlines()

@@ -11,6 +11,7 @@ from lamina.depth.selection import First
 from lamina.depth.variants import Pruned
 from lamina.errors import ConfigError
 from lamina.heal.adapters import Lora
+from lamina.heal.backends import Training, Transformers
 from lamina.heal.sft import SFT
 from tests.conftest import REFERENCE, no_scores
 
@@ -56,6 +57,13 @@ def build(plan: Plan, folder: Path, arguments: dict[str, Any], adapter: dict[str
     from datasets import Dataset
 
     settings = SFT(args=arguments)
+    training = Training(
+        adapter=Lora.of(**adapter),
+        max_seq_length=64,
+        gradient_checkpointing=False,
+        seed=1,
+        folder=folder,
+    )
     rows = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 4, "labels": [[5, 6, 7]] * 4})
     assert plan.source is not None
     return settings.build(
@@ -64,7 +72,8 @@ def build(plan: Plan, folder: Path, arguments: dict[str, Any], adapter: dict[str
         tokenizer=load_tokenizer(plan.source),
         train=rows,
         eval=rows,
-        adapter=Lora.of(**adapter),
+        backend=Transformers(),
+        training=training,
         plan=plan,
         callbacks=[],
     )

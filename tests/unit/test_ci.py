@@ -12,6 +12,14 @@ SLURM = ("slurmctld", "slurmd", "munged")
 INSTALL = "apt-get install -y -qq --no-install-recommends slurm-wlm munge"
 SKIPPED = "tests/slurm will be skipped: as root, apt-get install slurm-wlm munge would let them run"
 
+TESTS = [
+    "make check",
+    "make test",
+    "make install-unsloth VENV=.venv-unsloth",
+    "make test-unsloth VENV=.venv-unsloth",
+]
+"""What is called once SLURM is there."""
+
 
 def ci(
     folder: Path, *, there: tuple[str, ...], user: int, works: bool = True
@@ -44,12 +52,12 @@ def ci(
 
 def test_slurm_that_is_there_is_left_alone(tmp_path: Path) -> None:
     said, called = ci(tmp_path, there=SLURM, user=0)
-    assert (said, called) == ("", ["make check", "make test"])
+    assert (said, called) == ("", TESTS)
 
 
 def test_slurm_is_installed_once(tmp_path: Path) -> None:
     said, called = ci(tmp_path, there=(), user=0)
-    assert called == ["apt-get update -qq", INSTALL, "make check", "make test"]
+    assert called == ["apt-get update -qq", INSTALL, *TESTS]
     assert said == "Installing slurm-wlm and munge for tests/slurm ...\n"
 
 
@@ -58,5 +66,5 @@ def test_where_it_cannot_be_installed_it_is_said_what_is_skipped(
     tmp_path: Path, user: int, calls: list[str]
 ) -> None:
     said, called = ci(tmp_path, there=(), user=user, works=False)
-    assert called == [*calls, "make check", "make test"]
+    assert called == [*calls, *TESTS]
     assert said.splitlines()[-1] == SKIPPED

@@ -66,12 +66,13 @@ def notes(folder: Path, but: Path | None = None) -> list[dict[str, Any]]:
         return []  # another node has succeeded, and cleans up
 
 
-def reason(left: Path, folder: Path) -> LaminaError:
+def reason(left: Path, folder: Path, processes: int) -> LaminaError:
     """Return the error of the process that failed first, on whichever node it was.
 
     Args:
         left: The folder with what each of them left.
         folder: The run folder.
+        processes: That shared the run.
     """
     found = notes(left)
     if not found:
@@ -85,4 +86,7 @@ def reason(left: Path, folder: Path) -> LaminaError:
         # Through the root's handlers it goes into the log file, and not to the console.
         logging.getLogger("rank").warning("rank %d\n%s", first["rank"], trace)
         where = f"; the traceback is in {folder / 'train.log'}"
-    return TrainingError(f"rank {first['rank']}: {first['message'].splitlines()[0]}{where}")
+    who = f"rank {first['rank']}: " if processes > 1 else ""
+    if first["killed"] and processes == 1:
+        who = "the run's process was "
+    return TrainingError(f"{who}{first['message'].splitlines()[0]}{where}")

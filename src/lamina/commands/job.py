@@ -21,6 +21,9 @@ class Job:
     overrides: list[str]
     """The command line's arguments, for the record."""
 
+    notes: list[str]
+    """What was decided for the run, for the record."""
+
     folder: str
     """The run folder."""
 

@@ -6,12 +6,20 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from lamina.commands.failures import leave
 from lamina.commands.job import Job
+from lamina.commands.rehearse import rehearse
 from lamina.errors import OutputError
 from lamina.measure import ranks
 from lamina.measure.results import Record
+
+TORCHRUN = (
+    "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_NAME "
+    "ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+).split()
+"""Variables by which torchrun tells a process which of several it is."""
 
 
 def main() -> None:
@@ -30,24 +38,40 @@ def work(job: Job) -> None:
     """Take part in a run."""
     if job.requeues:
         signal.signal(ranks.REQUEUE_SIGNAL, _leave_for_requeue)
-    _prepare_torch()
+    if ranks.count() == 1:
+        _forget_torchrun()
+    else:
+        _prepare_torch()
 
     from hydra.core.utils import configure_log
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
-    from torch.distributed import destroy_process_group
 
     from lamina.config.paths import load_environment
-    from lamina.pipeline import Pipeline
 
     load_environment()
     if ranks.is_first() and job.logging is not None:
         configure_log(OmegaConf.create(job.logging))
-    run = instantiate(OmegaConf.create(job.config))
+    config, folder = OmegaConf.create(job.config), Path(job.folder)
+    instantiate(config.backend).prepare(folder)
+    if config.dry_run:
+        rehearse(config, folder, processes=1)
+    else:
+        _execute(job, config)
+
+
+def _execute(job: Job, config: Any) -> None:
+    from hydra.utils import instantiate
+
+    from lamina.pipeline import Pipeline
+
+    run = instantiate(config)
     record = Record(Path(job.folder), job.overrides)
+    record.content["notes"] = job.notes
     pipeline = ranks.in_turn("plan", lambda: Pipeline(run, record))
     try:
-        pipeline.execute()
+        with run.backend.quietly():
+            pipeline.execute()
     except SystemExit:
         record.update(status="requeued")
         raise
@@ -58,7 +82,16 @@ def work(job: Job) -> None:
     record.write()
     if job.requeues:
         signal.signal(ranks.REQUEUE_SIGNAL, signal.SIG_IGN)
-    destroy_process_group()
+    if ranks.count() > 1:
+        from torch.distributed import destroy_process_group
+
+        destroy_process_group()
+
+
+def _forget_torchrun() -> None:
+    """Let a process that is alone train as one: libraries would wrap its model for several."""
+    for name in TORCHRUN:
+        os.environ.pop(name, None)
 
 
 def _prepare_torch() -> None:

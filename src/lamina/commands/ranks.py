@@ -36,7 +36,7 @@ REQUEUE_S = 60.0
 
 
 def start(job: Job, layout: Layout) -> None:
-    """Run a job in several processes.
+    """Run a job in processes of its own.
 
     Args:
         job: What they are to do.
@@ -62,7 +62,7 @@ def start(job: Job, layout: Layout) -> None:
         note_killed(failure, folder)
         if layout.nodes > 1:
             time.sleep(SHARED_FOLDER_S)
-        ended = reason(folder.parent, Path(job.folder))
+        ended = reason(folder.parent, Path(job.folder), layout.processes)
     # On several nodes another one may still have to read why this one failed.
     if layout.nodes == 1 or ended is None:
         done = folder.parent if layout.nodes == 1 else folder.parents[1]

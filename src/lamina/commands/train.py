@@ -17,13 +17,15 @@ from lamina.commands.layout import Layout, is_another_node, layout, use_one_devi
 from lamina.commands.older import take_old
 from lamina.commands.rank import work
 from lamina.commands.ranks import start, wait_for_requeue
+from lamina.commands.rehearse import rehearse
 from lamina.commands.sweep import close_sweep, is_done, let_go
+from lamina.config.backends import needs_own_process, settle
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import ConfigError, LaminaError
 from lamina.heal.ownership import owned
 from lamina.measure import ranks
-from lamina.measure.results import DRY_RUN_FILE, Record, write_json
+from lamina.measure.results import Record
 from lamina.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
@@ -38,8 +40,7 @@ def train(config: DictConfig) -> None:
     in_sweep = job.mode == RunMode.MULTIRUN
     try:
         if config.dry_run:
-            preflight(config)
-            rehearse(config, folder)
+            look_ahead(config, folder, overrides)
         elif in_sweep and is_done(folder, overrides):
             sys.stderr.write(f"job {job.job.num} was completed before\n")
         else:
@@ -64,14 +65,19 @@ def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     """Execute the pipeline, in as many processes as are asked for, and print what came of it."""
     if is_another_node():
         preflight(config)
-        start(job_of(config, folder, overrides), layout_of(config))
+        found = layout_of(config)
+        start(job_of(config, folder, overrides, settle(config, found.processes)), found)
         return
     with owned(folder, "hydra.run.dir"):
         record = Record(folder, overrides)
         with record.outcome():
             preflight(config)
-            found, job = layout_of(config), job_of(config, folder, overrides)
-            if found.has_to_start:
+            found = layout_of(config)
+            record.content["notes"] = notes = settled(config, found)
+            job, apart = job_of(config, folder, overrides, notes), needs_own_process(config)
+            if apart:
+                _ = instantiate(config).plan  # layers are scored here, where nothing is patched
+            if found.has_to_start or apart:
                 try:
                     start(job, found)
                 finally:
@@ -83,10 +89,21 @@ def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     show(record, folder)
 
 
+def look_ahead(config: DictConfig, folder: Path, overrides: list[str]) -> None:
+    """Rehearse a run, where its backend lets it be."""
+    preflight(config)
+    found = layout_of(config)
+    notes = settled(config, found)
+    use_one_device()
+    if needs_own_process(config):
+        start(job_of(config, folder, overrides, notes), found)
+    else:
+        rehearse(config, folder, found.processes)
+
+
 def pipeline_of(config: DictConfig, job: Job, found: Layout, record: Record) -> Pipeline:
     """Return the run of this process, alone or as the first that a person's torchrun started."""
     if found.processes == 1:
-        use_one_device()
         return Pipeline(instantiate(config), record)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError("--multirun is not for torchrun: each job starts processes of its own")
@@ -99,38 +116,27 @@ def layout_of(config: DictConfig) -> Layout:
     return layout(config.distributed, config.parallel)
 
 
-def job_of(config: DictConfig, folder: Path, overrides: list[str]) -> Job:
+def settled(config: DictConfig, found: Layout) -> list[str]:
+    """Settle which backend runs, and how; say it, and return it for the record."""
+    notes = settle(config, found.processes)
+    for note in notes:
+        logger.info("%s", note)
+    if found.processes == 1:
+        use_one_device()
+    return notes
+
+
+def job_of(config: DictConfig, folder: Path, overrides: list[str], notes: list[str]) -> Job:
     """Return what each process of a run has to know."""
     logged = HydraConfig.get().job_logging
     return Job(
         config=OmegaConf.to_container(config, resolve=True),
         overrides=overrides,
+        notes=notes,
         folder=str(folder),
         logging=OmegaConf.to_container(logged, resolve=True) if logged else None,
         requeues=callable(signal.getsignal(ranks.REQUEUE_SIGNAL)),
     )
-
-
-def rehearse(config: DictConfig, folder: Path) -> None:
-    """Print what the run would do and take, and write it to dry_run.json; one process does."""
-    from rich.console import Console
-
-    from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
-    from lamina.rehearsal import Rehearsal
-
-    processes = layout_of(config).processes
-    if ranks.count() > 1:
-        raise ConfigError(
-            "dry_run=true takes one step in one process: leave out torchrun; distributed=NUMBER "
-            "says how many the run will have"
-        )
-    use_one_device()
-    content = Rehearsal(instantiate(config), processes).report()
-    resolved = OmegaConf.to_container(config, resolve=True)
-    write_json(folder / DRY_RUN_FILE, {"config": resolved, **content})
-    console = Console()
-    console.print(dry_run_report(content, OmegaConf.to_yaml(config, resolve=True), console))
-    refuse_what_does_not_fit(content, config.output_dir)
 
 
 def show(record: Record, folder: Path) -> None:

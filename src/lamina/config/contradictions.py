@@ -23,10 +23,6 @@ MASK_BYTES = 10**9
 """Bytes of one attention mask above which a batch of several rows is refused."""
 
 
-UNDECIDED = ("auto", "none", False)
-"""Values that leave a backend its own way."""
-
-
 def problems(content: Mapping[str, Any]) -> Iterator[str]:
     """Name each pair of settings of which one has to go.
 
@@ -38,7 +34,6 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _loss(content)
     yield from _packing(content)
     yield from _liger(content)
-    yield from _backend(content)
     yield from _adapter(content)
     yield from _selection(content)
     yield from _resume(content)
@@ -140,20 +135,6 @@ def _liger(content: Mapping[str, Any]) -> Iterator[str]:
             f"trainer.args.label_smoothing_factor={smoothing} does not go with kernels=liger: its "
             "loss does not smooth labels"
         )
-
-
-def _backend(content: Mapping[str, Any]) -> Iterator[str]:
-    """What a backend decides itself."""
-    target = at(content, "backend._target_")
-    if target is None or refusal(target, ALLOWED_TARGETS) is not None:
-        return
-    backend = get_object(target)
-    for key in getattr(backend, "decides", ()):
-        if (value := content.get(key)) not in UNDECIDED:
-            yield (
-                f"{key}={value}: backend={backend.name} decides it itself; leave it out, or choose "
-                "backend=transformers"
-            )
 
 
 def _adapter(content: Mapping[str, Any]) -> Iterator[str]:

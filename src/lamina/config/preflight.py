@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lamina.config import contradictions, layers, machine, passed_on, ranges, targets
+from lamina.config import backends, contradictions, layers, machine, passed_on, ranges, targets
 from lamina.config.fields import either
 from lamina.errors import ConfigError, joined
 
@@ -27,7 +27,7 @@ def preflight(config: DictConfig) -> None:
     """
     ranges.read_counts(config)
     content, problems = _read(config)
-    for check in (passed_on, ranges, contradictions, machine, layers):
+    for check in (passed_on, ranges, contradictions, machine, layers, backends):
         problems.extend(check.problems(content))
     _raise(problems)
 

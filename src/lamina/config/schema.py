@@ -16,7 +16,7 @@ from lamina.config import parameters
 from lamina.config.paths import asset
 from lamina.depth import scan, selection, variants
 from lamina.depth.quantities import Tokens
-from lamina.heal import adapters, backends, callbacks, data, final, sft, tracking
+from lamina.heal import adapters, backends, callbacks, data, final, sft, tracking, unsloth
 from lamina.measure import cut, evaluate
 
 OPTIONS: dict[str, dict[str, type]] = {
@@ -46,7 +46,11 @@ OPTIONS: dict[str, dict[str, type]] = {
         "qlora": adapters.QLora,
         "full": adapters.Full,
     },
-    "backend": {"transformers": backends.Transformers, "unsloth": backends.Unsloth},
+    "backend": {
+        "auto": backends.Auto,
+        "transformers": backends.Transformers,
+        "unsloth": unsloth.Unsloth,
+    },
     "data": {
         "files": data.Files,
         "hub": data.Hub,

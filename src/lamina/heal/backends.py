@@ -1,17 +1,41 @@
 """Backends: who provides the model's code and its kernels."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lamina.errors import ConfigError
+from lamina.heal.adapters import Adapter
+from lamina.heal.unsloth import Unsloth
 from lamina.measure.device import compute_device
 
 if TYPE_CHECKING:
     import torch
+    from peft import LoraConfig
     from transformers import PreTrainedModel
 
     from lamina.depth.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a backend has to know of the training that it loads a model for."""
+
+    adapter: Adapter
+    """Which weights are trained."""
+
+    max_seq_length: int
+    """Tokens at most in one sequence."""
+
+    gradient_checkpointing: bool
+    """Whether activations are recomputed in the backward pass."""
+
+    seed: int
+    """Of the adapter's first weights."""
+
+    folder: Path
+    """Where a model may stand while it is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,37 +47,56 @@ class Transformers:
     decides: ClassVar[tuple[str, ...]] = ()
     """Shared parameters that the backend takes no value of, as it has its own way."""
 
+    patches_models: ClassVar[bool] = False
+
+    def quietly(self) -> AbstractContextManager[None]:
+        """Do nothing: nobody speaks."""
+        return nullcontext()
+
+    def prepare(self, folder: Path) -> None:
+        """Do nothing: the libraries are imported where they are used."""
+
     def load_model(
         self,
         source: "Source",
         kept_layers: Sequence[int],
         dtype: "torch.dtype",
-        in_4bit: bool,
+        training: Training,
     ) -> "PreTrainedModel":
         """Load the model with only its kept layers; see `lamina.depth.loading.load_model`."""
         from lamina.depth.loading import load_model
 
-        device = compute_device()
-        return load_model(source, kept_layers, dtype=dtype, device=device, in_4bit=in_4bit)
+        return load_model(
+            source,
+            kept_layers,
+            dtype=dtype,
+            device=compute_device(),
+            in_4bit=training.adapter.in_4bit,
+        )
+
+    def adapted(
+        self, model: "PreTrainedModel", training: Training
+    ) -> "tuple[PreTrainedModel, LoraConfig | None]":
+        """Return the model as it is, and the adapter's config: TRL gives it to the model."""
+        from transformers import set_seed
+
+        set_seed(training.seed)
+        return model, training.adapter.peft_config()
+
+    def changed_arguments(self, training: Training) -> set[str]:
+        """Return no field of SFTConfig: none is changed on the way."""
+        return set()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unsloth:
-    """Unsloth's models and kernels: not built yet, refused before anything starts."""
+class Auto:
+    """Unsloth where everything speaks for it, transformers elsewhere; settled before a run."""
 
-    name: ClassVar[str] = "unsloth"
+    statistics: bool
+    """Whether Unsloth, where it is chosen, may tell its makers about the machine."""
 
-    @staticmethod
-    def check() -> None:
-        """Refuse.
-
-        Raises:
-            ConfigError: Always; this version has no Unsloth backend.
-        """
-        raise ConfigError(
-            "backend=unsloth is not part of this version: choose backend=transformers"
-        )
+    name: ClassVar[str] = "auto"
 
 
-Backend = Transformers
-"""Anything with `name` and `load_model`."""
+Backend = Transformers | Unsloth
+"""Anything with the methods of `Transformers`."""

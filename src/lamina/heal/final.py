@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lamina.depth.blocks import adapter_form_is_exact
-from lamina.depth.four_bit import quantization
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
 from lamina.heal.whole import replacing
 from lamina.measure import ranks
 from lamina.measure.disk import disk_errors
+from lamina.measure.elsewhere import load_as_saved
 from lamina.measure.footprint import trained, weight_bytes
 from lamina.measure.magnitudes import make_readable
 from lamina.measure.merging import WEIGHTS_FILE
@@ -164,18 +164,12 @@ def reload(
 
     Args:
         final: What `save_final` wrote.
-        base_revision: Commit of an adapter's base. transformers 5.17 does not take it from
-            adapter_config.json, and would measure the wrong base once the hub has moved on.
+        base_revision: Commit of an adapter's base.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dtype = getattr(torch, final.dtype)
-    settings: dict[str, Any] = {"dtype": dtype, "revision": base_revision or "main"}
-    if final.in_4bit:
-        settings["quantization_config"] = quantization(dtype)
-    model = AutoModelForCausalLM.from_pretrained(final.folder, **settings)
-    return model, AutoTokenizer.from_pretrained(final.folder)
+    return load_as_saved(final.folder, dtype, base_revision, in_4bit=final.in_4bit)
 
 
 @contextmanager

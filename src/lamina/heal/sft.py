@@ -2,18 +2,18 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
-from lamina.heal.adapters import ALL_LINEAR, Adapter
+from lamina.heal.adapters import ALL_LINEAR
 from lamina.heal.as_asked import refuse_changes
+from lamina.heal.backends import Backend, Training
 from lamina.heal.kept import cache_errors
 from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.probe import refuse_leaking_packs
-from lamina.measure import ranks
 from lamina.measure.footprint import trained
 
 if TYPE_CHECKING:
@@ -79,13 +79,16 @@ class SFT:
         own = {"dataloader_pin_memory": accelerated, "disable_tqdm": True}
         own["use_liger_kernel"] = liger
         own |= FSDP2 if sharded else {}
-        if not accelerated and (self.args.get("bf16") or ranks.count() > 1):
+        if self.args.get("gradient_checkpointing"):
+            own["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+        if not accelerated:
             # Without it transformers refuses bfloat16 on a CPU, and each process trains alone.
             own["use_cpu"] = True
             # Otherwise accelerate 1.15 numbers the CPUs, and torch cannot load anything onto cpu:1.
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        own |= {"output_dir": str(output_dir), "report_to": "none"}
         try:
-            return SFTConfig(output_dir=str(output_dir), report_to="none", **{**own, **self.args})
+            return SFTConfig(**{**_defaults(SFTConfig), **own, **self.args})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"trainer.args: {str(error).splitlines()[0]}") from error
 
@@ -97,7 +100,8 @@ class SFT:
         tokenizer: "PreTrainedTokenizerBase",
         train: "Dataset",
         eval: "Dataset",
-        adapter: Adapter,
+        backend: Backend,
+        training: Training,
         plan: Plan,
         callbacks: Sequence["TrainerCallback"],
     ) -> "TokenLossTrainer":
@@ -109,7 +113,8 @@ class SFT:
             tokenizer: Its tokenizer.
             train: Tokenized training rows: input_ids and labels.
             eval: Tokenized evaluation rows.
-            adapter: Which weights are trained.
+            backend: Who gives the model its adapter.
+            training: What it has to know for that.
             plan: Its kept layers go into the adapter, so that the adapter, and every checkpoint of
                 it, rebuilds the reduced model from the untouched base.
             callbacks: In the order in which they are called.
@@ -121,26 +126,31 @@ class SFT:
         """
         from lamina.heal.trainer import TokenLossTrainer
 
+        made = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
         try:
+            adapted, left_to_trl = backend.adapted(model, training)
             with cache_errors():  # packs are kept, too
                 trainer = TokenLossTrainer(
-                    model=model,
+                    model=adapted,
                     args=arguments,
                     processing_class=tokenizer,
                     train_dataset=train,
                     eval_dataset=eval,
-                    peft_config=adapter.peft_config(),
+                    peft_config=left_to_trl,
                     callbacks=list(callbacks),
                 )
         except ValueError as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"trainer.args, adapter: {reason}") from error
-        refuse_changes("trainer.args.", self.args, trainer.args)
-        if adapter.in_4bit:
+        own_ways = backend.changed_arguments(training)
+        given = {**made, **self.args}
+        expected = {key: value for key, value in given.items() if key not in own_ways}
+        refuse_changes("trainer.args.", expected, trainer.args)
+        if training.adapter.in_4bit:
             _widen(trainer.model)
         if arguments.use_liger_kernel:
             refuse_adapted_head(trainer.model)
-        if asked := adapter.settings():
+        if asked := training.adapter.settings():
             _complete(trainer.model.peft_config["default"], asked, plan)
         if arguments.packing:
             refuse_leaking_packs(trainer, train)
@@ -160,6 +170,17 @@ def _complete(used: "PeftConfig", asked: dict[str, Any], plan: Plan) -> None:
     refuse_changes("adapter.", asked, used)
     used.layer_replication = plan.layer_replication
     used.revision = plan.source.revision if plan.source else None
+
+
+def _defaults(settings: type) -> dict[str, Any]:
+    """Return the defaults of TRL's own SFTConfig; Unsloth puts a class with others over it."""
+    own = next(each for each in settings.__mro__ if each.__module__ == "trl.trainer.sft_config")
+    values = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(own)
+        if field.init
+    }
+    return {name: value for name, value in values.items() if value is not MISSING}
 
 
 def _has_bfloat16() -> bool:

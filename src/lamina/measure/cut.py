@@ -1,13 +1,16 @@
 """A reduced model without healing, straight from the larger one's files to its own."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reading import tensor_slices
 from lamina.depth.reduction import reduction
 from lamina.depth.selection import NoScores, ScoresNeededError, Selector
 from lamina.depth.shards import MAX_SHARD_BYTES
+from lamina.depth.source import Source
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import DepthDefaults, Variant
 from lamina.errors import ConfigError
@@ -82,15 +85,39 @@ def write_cut(plan: Plan, output: Path, max_shard_bytes: int = MAX_SHARD_BYTES) 
         ModelError: The model cannot be reduced exactly, or a file of it is not whole.
         OutputError: The output cannot be written.
     """
-    quiet_transformers()
     source = plan.source
     assert source is not None
-    mapping = kept_tensors(source.weight_map, plan.kept_layers, source.config)
-    content = reduction(source, plan.kept_layers).content
+    # Behind the weights: the fingerprint's few pages, once cached, set off reading ahead.
+    write_reduced(source, plan.kept_layers, output, max_shard_bytes, lambda: note(plan))
+
+
+def write_reduced(
+    source: Source,
+    kept_layers: Sequence[int],
+    output: Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    noted: Callable[[], dict[str, Any]] | None = None,
+) -> None:
+    """Write a model with only its kept layers.
+
+    Args:
+        source: The larger model's files.
+        kept_layers: 0-based indices, ascending.
+        output: New or empty folder.
+        max_shard_bytes: Size from which on the weights are split into several files.
+        noted: Gives the content of lamina.json, which then stands beside the weights with a card.
+
+    Raises:
+        ModelError: The model cannot be reduced exactly, or a file of it is not whole.
+        OutputError: The output cannot be written.
+    """
+    quiet_transformers()
+    mapping = kept_tensors(source.weight_map, kept_layers, source.config)
+    content = reduction(source, kept_layers).content
     with new_folder(output) as folder:
         write_config(folder, content, source, None)
         copy_tokenizer(source, folder)
         with tensor_slices(source, mapping) as slices:
             write_weights(folder, outgoing(slices, None), max_shard_bytes)
-        # Behind the weights: the fingerprint's few pages, once cached, set off reading ahead.
-        write_beside(folder, note(plan))
+        if noted is not None:
+            write_beside(folder, noted())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.measure import ranks
 from lamina.measure.device import on_device
+from lamina.measure.elsewhere import Elsewhere
 from lamina.measure.evaluate import (
     SAMPLE_ROWS,
     Evaluation,
@@ -40,18 +41,46 @@ class Meter:
     record: Record
     """Where the figures go."""
 
-    def loss(self, model: "PreTrainedModel") -> float:
+    def elsewhere(
+        self,
+        name: str,
+        revision: str | None,
+        kept_layers: Sequence[int] | None,
+        dtype: str,
+        *,
+        in_4bit: bool,
+    ) -> Elsewhere:
+        """Return a model that is measured in a process of its own; see `Elsewhere`."""
+        return Elsewhere(
+            name=name,
+            revision=revision,
+            kept_layers=None if kept_layers is None else list(kept_layers),
+            dtype=dtype,
+            in_4bit=in_4bit,
+            rows=list(self.rows),
+            prompts=[ids for _, ids in self.prompts],
+            max_tokens=self.max_tokens,
+            max_new_tokens=self.evaluation.max_new_tokens,
+        )
+
+    def loss(self, model: "PreTrainedModel | Elsewhere") -> float:
         """Return a model's loss on the rows, in nats a token."""
         return self._losses(model).mean()
 
     def reduced(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, untouched: bool
+        self,
+        model: "PreTrainedModel | Elsewhere",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        parameters: int,
+        untouched: bool,
     ) -> None:
         """Evaluate after removal, before healing.
 
         Args:
             model: Before it gets an adapter.
             tokenizer: Its own.
+            parameters: How many it has.
             untouched: Whether this is the larger model itself, of which no layer went: then its
                 loss is the baseline too.
         """
@@ -62,11 +91,13 @@ class Meter:
             self.record.measured(**{name: loss for name, asked in wanted.items() if asked})
         answered = zip(self.prompts, self._answers(model, tokenizer), strict=True)
         self.record.update(
-            num_parameters=model.num_parameters(),
+            num_parameters=parameters,
             samples=[{"prompt": p, "before": text, "after": None} for (p, _), text in answered],
         )
 
-    def final(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    def final(
+        self, model: "PreTrainedModel | Elsewhere", tokenizer: "PreTrainedTokenizerBase | None"
+    ) -> None:
         """Evaluate final/ as it was read back, not the object that was trained.
 
         eval.jsonl then has its loss on each row, in nats a token.
@@ -85,11 +116,17 @@ class Meter:
         for sample, text in zip(self.record.content["samples"], after, strict=True):
             sample["after"] = text
 
-    def _losses(self, model: "PreTrainedModel") -> RowLosses:
+    def _losses(self, model: "PreTrainedModel | Elsewhere") -> RowLosses:
+        if isinstance(model, Elsewhere):
+            return model.found[0]
         return row_losses(on_device(model), self.rows, max_tokens=self.max_tokens)
 
-    def _answers(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-        if not ranks.is_first():
+    def _answers(
+        self, model: "PreTrainedModel | Elsewhere", tokenizer: "PreTrainedTokenizerBase | None"
+    ) -> list[str]:
+        if not ranks.is_first() or not self.prompts:
             return [""] * len(self.prompts)
+        if isinstance(model, Elsewhere):
+            return model.found[1]
         prompts, limit = [ids for _, ids in self.prompts], self.evaluation.max_new_tokens
         return answers(on_device(model), tokenizer, prompts, limit)

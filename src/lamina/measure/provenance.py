@@ -28,6 +28,7 @@ PACKAGES = [
     "transformers",
     "trl",
     "unsloth",
+    "unsloth_zoo",
 ]
 """Packages whose versions are recorded."""
 

@@ -56,6 +56,7 @@ class Record:
             "num_parameters": None,
             "trainable_parameters": None,
             "overrides": list(overrides),
+            "notes": [],
             "settings": {},
             "resumed_from": None,
             "final": None,

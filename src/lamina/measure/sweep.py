@@ -67,6 +67,11 @@ class Job:
         return f"{len(kept)} of {self.result['num_layers']}" if self.result and kept else ""
 
     @property
+    def backend(self) -> str:
+        """Whose models and kernels it trained with; backend=auto may have chosen."""
+        return str(self.result["provenance"].get("backend", "")) if self.result else ""
+
+    @property
     def error(self) -> str:
         """Why it failed, in one line; empty if it did not."""
         reason = str((self.result or {}).get("error") or "")
@@ -98,7 +103,8 @@ def write_summary(folder: Path, jobs: Sequence[Job]) -> None:
         OutputError: They cannot be written.
     """
     best = ranked(jobs)
-    header = ["rank", "job", "status", "overrides", "layers", *FIGURES, "difference", "error"]
+    header = ["rank", "job", "status", "overrides", "backend", "layers", *FIGURES]
+    header += ["difference", "error"]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(header)
@@ -106,7 +112,7 @@ def write_summary(folder: Path, jobs: Sequence[Job]) -> None:
         place = rank if job.status == "completed" else ""
         metrics = job.result["metrics"] if job.result else {}
         figures = [metrics.get(name) for name in FIGURES]
-        about: list[Any] = [place, job.name, job.status, job.own, job.layers]
+        about: list[Any] = [place, job.name, job.status, job.own, job.backend, job.layers]
         rows.writerow([*about, *figures, job.difference, job.error])
     write_text(folder / f"{SUMMARY}.csv", text.getvalue())
     table = [[*COLUMNS, "error"], ["---"] * (len(COLUMNS) + 1)]

@@ -1,0 +1,223 @@
+"""Unsloth: faster kernels for the same training. It patches its process, so each run has its own.
+
+Nothing here imports it before `Unsloth.prepare` does: it must come before trl, transformers and
+peft, and what it patches stays patched.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from io import TextIOBase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lamina.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from lamina.depth.source import Source
+    from lamina.heal.backends import Training
+
+CACHE = "unsloth_compiled_cache"
+"""In the run folder: the trainers and modules that Unsloth writes as source code."""
+
+REDUCED = ".reduced"
+"""In the run folder while the model is loaded: its kept layers as a model of their own."""
+
+FAMILIES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
+"""Values of config.json's model_type for which Unsloth 2026.10.9 has kernels of its own."""
+
+LORA: dict[str, Any] = {
+    "use_rslora": False,
+    "init_lora_weights": True,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "modules_to_save": None,
+}
+"""Arguments of get_peft_model that are given where the config says nothing, with PEFT's values."""
+
+LORA_TAKEN = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_dora", *LORA}
+"""LoraConfig's fields that get_peft_model takes and does not change."""
+
+
+def is_installed() -> bool:
+    """Whether Unsloth is there; nothing is imported."""
+    found = find_spec("unsloth")
+    # A folder of that name, where the command is given, is none.
+    return found is not None and found.origin is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsloth:
+    """Unsloth's models, kernels and LoRA."""
+
+    statistics: bool
+    """Whether Unsloth may tell its makers about the machine."""
+
+    name: ClassVar[str] = "unsloth"
+
+    decides: ClassVar[tuple[str, ...]] = (
+        "attention",
+        "kernels",
+        "torch_compile",
+        "activation_offloading",
+    )
+    """Shared parameters that Unsloth takes no value of, as it has its own way."""
+
+    @staticmethod
+    def check() -> None:
+        """Refuse where it is not installed.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        if not is_installed():
+            raise ConfigError(
+                "backend=unsloth, but Unsloth is not installed: make install-unsloth, or choose "
+                "backend=transformers"
+            )
+
+    @property
+    def patches_models(self) -> bool:
+        """Whether models of this process are not those that plain transformers would load.
+
+        On a CPU Unsloth changes single objects; on a GPU it changes the models' classes.
+        """
+        import torch
+
+        return bool(torch.cuda.is_available())
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Keep Unsloth's banner and notices off the console; the run's log has them."""
+        with redirect_stdout(_Log()):
+            yield
+
+    def prepare(self, folder: Path) -> None:
+        """Import Unsloth, before anything that it patches.
+
+        Args:
+            folder: The run folder, for its cache.
+        """
+        os.environ["UNSLOTH_COMPILE_LOCATION"] = str(folder / CACHE)
+        # Any value turns them off.
+        os.environ.pop("UNSLOTH_DISABLE_STATISTICS", None)
+        if not self.statistics:
+            os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+        # Where bf16=true is slow on a CPU it would become false without a word.
+        os.environ["UNSLOTH_CPU_BF16"] = "1"
+        with self.quietly():
+            import unsloth  # noqa: F401
+
+    def load_model(
+        self,
+        source: "Source",
+        kept_layers: Sequence[int],
+        dtype: "torch.dtype",
+        training: "Training",
+    ) -> "PreTrainedModel":
+        """Load the model with only its kept layers, from a checkpoint that has no others.
+
+        Args:
+            source: The larger model's.
+            kept_layers: 0-based indices, ascending.
+            dtype: Of all floating-point weights.
+            training: What the model is for.
+
+        Raises:
+            ModelError: The model cannot be reduced exactly.
+            OutputError: The reduced model does not fit on the disk.
+        """
+        from unsloth import FastLanguageModel
+
+        adapter = training.adapter
+        is_full = adapter.name == "full"
+        with _standing(source, kept_layers, training.folder) as place:
+            model, _ = FastLanguageModel.from_pretrained(
+                **place,
+                max_seq_length=training.max_seq_length,
+                dtype=dtype,
+                load_in_4bit=adapter.in_4bit,
+                load_in_8bit=False,
+                load_in_16bit=not (is_full or adapter.in_4bit),
+                full_finetuning=is_full,
+                use_gradient_checkpointing=_checkpointing(training),
+                random_state=training.seed,
+                trust_remote_code=False,
+                fast_inference=False,
+                fix_tokenizer=False,
+                use_exact_model_name=True,  # otherwise a name may stand for a copy of Unsloth's
+            )
+        # An adapter trained on this model records it as its base.
+        model.name_or_path = model.config.name_or_path = source.name
+        return model
+
+    def adapted(
+        self, model: "PreTrainedModel", training: "Training"
+    ) -> "tuple[PreTrainedModel, None]":
+        """Give the model its adapter, if there is one; nothing of it is left to TRL."""
+        if training.adapter.name == "full":
+            return model, None
+        from unsloth import FastLanguageModel
+
+        model = FastLanguageModel.get_peft_model(
+            model,
+            **{**LORA, **training.adapter.settings()},
+            use_gradient_checkpointing=_checkpointing(training),
+            random_state=training.seed,
+            max_seq_length=training.max_seq_length,
+        )
+        return model, None
+
+    def changed_arguments(self, training: "Training") -> set[str]:
+        """Return the fields of SFTConfig that Unsloth sets anew on a GPU, to the same effect.
+
+        How evaluation casts and collects what only metrics would need; and with every weight
+        trained in bfloat16, autocast to bfloat16 is turned off.
+        """
+        import torch
+
+        if not torch.cuda.is_available():
+            return set()
+        ours = {"bf16_full_eval", "eval_accumulation_steps"}
+        return ours | ({"bf16"} if training.adapter.name == "full" else set())
+
+
+def _checkpointing(training: "Training") -> str | bool:
+    return "unsloth" if training.gradient_checkpointing else False
+
+
+@contextmanager
+def _standing(
+    source: "Source", kept_layers: Sequence[int], folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Say where the model stands: at its source, or reduced in a folder that goes again."""
+    from lamina.depth.surgery import layer_count
+    from lamina.measure.cut import write_reduced
+
+    if len(kept_layers) == layer_count(source.config):
+        yield {"model_name": source.name, "revision": source.revision or "main"}
+        return
+    reduced = folder / REDUCED
+    shutil.rmtree(reduced, ignore_errors=True)
+    try:
+        write_reduced(source, kept_layers, reduced)
+        yield {"model_name": str(reduced), "revision": None}
+    finally:
+        shutil.rmtree(reduced, ignore_errors=True)
+
+
+class _Log(TextIOBase):
+    """Writes what is printed into the run's log."""
+
+    def write(self, text: str) -> int:
+        """Log each line."""
+        for line in filter(str.strip, text.splitlines()):
+            logging.getLogger("unsloth").info("%s", line.rstrip())
+        return len(text)
