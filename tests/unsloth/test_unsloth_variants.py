@@ -1,0 +1,100 @@
+"""Runs on backend=unsloth: each variant, a rehearsal, and how they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import NEEDS_UNSLOTH, SHORT, environment, train
+from tests.reload import loaded
+
+pytestmark = NEEDS_UNSLOTH
+
+RUN = (*SHORT, "backend=unsloth")
+NO_PACKING = "backend=unsloth: packing=false: on a CPU Unsloth keeps packed documents apart only by"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "layers"),
+    [
+        (("model=dropped", "model.layer_to_drop=5"), 11),
+        (("model=original", "adapter=full"), 12),
+        (("model=pruned", "selector=uniform", "export.form=merged", "bf16=true"), 8),
+    ],
+    ids=["dropped", "original-full", "pruned-merged-bf16"],
+)
+def test_every_variant_is_healed(overrides: tuple[str, ...], layers: int, tmp_path: Path) -> None:
+    done = train(tmp_path / "run", *RUN, *overrides)
+    assert done.code == 0, done.errors
+    found = loaded(done, done.final)
+    close = 1e-5 if done.result["dtype"] == "float32" else 1e-2
+    assert found["loss"] == pytest.approx(done.metrics["eval_loss"], abs=close)
+    assert found["layers"] == found["stack"] == layers
+
+
+def test_a_rehearsal_takes_one_step_and_leaves_a_report(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", *RUN, "dry_run=true")
+    assert done.code == 0, done.errors
+    assert NO_PACKING in done.errors
+    found = json.loads((tmp_path / "run" / "dry_run.json").read_text())
+    assert found["step"]["loss"] > 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {
+        ".hydra", "dry_run.json", "train.log", "unsloth_compiled_cache"
+    }  # fmt: skip
+
+
+def test_an_error_of_the_run_is_one_line(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", *RUN, "adapter.target_modules=[nowhere]")
+    said = (
+        "trainer.args, adapter: Target modules {'nowhere'} not found in the base model. Please "
+        "check the target modules and try again."
+    )
+    assert (done.code, done.errors.splitlines()[-1]) == (1, f"error: {said}")
+    assert (done.result["status"], done.result["error"]) == ("failed", said)
+    assert not (tmp_path / "run" / ".reduced").exists()
+
+
+@pytest.mark.parametrize(
+    ("whom", "by", "code", "said"),
+    [
+        (
+            "command",
+            signal.SIGINT,
+            130,
+            "interrupted; start the same command in the same folder to go on",
+        ),
+        (
+            "child",
+            signal.SIGKILL,
+            1,
+            "the run's process was ended by SIGKILL; often the machine's memory was short",
+        ),
+    ],
+)
+def test_a_run_and_its_process_end_together(
+    whom: str, by: signal.Signals, code: int, said: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *RUN, "max_steps=100000"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        checkpoint = folder / "checkpoints" / "pruned" / "checkpoint-3"
+        deadline = time.monotonic() + 120
+        while not checkpoint.is_dir() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (child,) = psutil.Process(process.pid).children()
+        os.kill({"command": process.pid, "child": child.pid}[whom], by)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert errors.endswith(f"error: {said}\n")
+    assert not child.is_running()
+    result = json.loads((folder / "result.json").read_text())
+    reason = "interrupted" if whom == "command" else said
+    assert (result["status"], result["error"]) == ("failed", reason)
