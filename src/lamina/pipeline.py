@@ -1,17 +1,15 @@
 """The pipeline of one run: from a large model to a healed smaller one, measured on the way."""
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
-from importlib.metadata import version
 from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth import loading
-from lamina.depth.reading import identity
-from lamina.depth.source import Source
-from lamina.heal.cache import Entry, cache_folder, cached, code_version, folder_of
+from lamina.heal.baseline import baseline_loss
+from lamina.heal.cache import cache_folder
 from lamina.heal.callbacks import Context
 from lamina.heal.checkpoints import last_whole_checkpoint, saved_step
 from lamina.heal.claim import claim, refuse_changes
@@ -25,7 +23,7 @@ from lamina.heal.plain import Plain
 from lamina.heal.tracking import watchers
 from lamina.measure import ranks
 from lamina.measure.card import note
-from lamina.measure.device import device_name, forget_peak_memory, peak_memory_bytes, release
+from lamina.measure.device import forget_peak_memory, peak_memory_bytes, release
 from lamina.measure.disk import disk_errors, full_disks, refuse_unwritable
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
@@ -163,44 +161,12 @@ class Pipeline:
         )
 
     def _measure_baseline(self, plain: Plain) -> None:
-        """Evaluate the untouched model, unless it is the very one that is to be healed.
-
-        All jobs of a sweep have the same one: the first that comes by evaluates it.
-        """
-        run, source = self.run, self.plan.source
-        if not run.evaluation.baseline or source is None or not self.plan.is_reduced:
+        """Evaluate the untouched model, unless it is the very one that is to be healed."""
+        source, evaluated = self.plan.source, self.record.content["eval_fingerprint"]
+        if not self.run.evaluation.baseline or source is None or not self.plan.is_reduced:
             return
-        with self._baseline(source) as entry:
-            loss = ranks.from_first(entry.content["loss"] if entry.content else None)
-            if loss is None:
-                logger.info("evaluating %s, untouched", run.model_name)
-                model = plain.untouched(source)
-                loss = plain.meter.loss(model)
-                entry.content = {"loss": loss}
-                del model
-                release()
-            self.record.measured(baseline_eval_loss=loss)
+        self.record.measured(baseline_eval_loss=baseline_loss(source, plain, evaluated))
         self.record.write()
-
-    def _baseline(self, source: Source) -> AbstractContextManager[Entry]:
-        """Give the place of the untouched model's loss; it is the first process that keeps it."""
-        folder = self._baseline_folder(source)
-        if ranks.is_first():
-            return cached(folder, "baseline.json")
-        return nullcontext(Entry(folder, None))
-
-    def _baseline_folder(self, source: Source) -> Path:
-        """Name the cache folder after everything that the loss depends on, to its last bit."""
-        run = self.run
-        parts = [
-            *identity(source),
-            self.record.content["eval_fingerprint"],
-            f"{run.torch_dtype} {run.max_seq_length} {device_name()}",
-            *(["4 bits", f"bitsandbytes {version('bitsandbytes')}"] if run.adapter.in_4bit else []),
-            *(f"{name} {version(name)}" for name in ("torch", "transformers")),
-            code_version("measure", ("evaluate",)),
-        ]
-        return folder_of("baselines", parts)
 
     def _load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
         if self.plan.source is not None:

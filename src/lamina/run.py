@@ -18,6 +18,7 @@ from lamina.heal import attention, kernels
 from lamina.heal.adapters import Adapter
 from lamina.heal.backends import Backend, Training
 from lamina.heal.callbacks import CallbackSettings
+from lamina.heal.claim import FREE_IN_RESUMING
 from lamina.heal.data import DataSource
 from lamina.heal.feed import Feed, feed
 from lamina.heal.memory import advice, loading_advice, memory_errors
@@ -35,12 +36,6 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
     from lamina.heal.trainer import TokenLossTrainer
-
-FREE_IN_RESUMING = frozenset(
-    "max_steps num_train_epochs eval_strategy eval_steps save_strategy save_steps save_total_limit "
-    "logging_strategy logging_steps per_device_eval_batch_size".split()
-)
-"""Training arguments that may change when a run goes on: how long, and how often it looks."""
 
 
 @dataclass(frozen=True, kw_only=True)

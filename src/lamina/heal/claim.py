@@ -12,6 +12,12 @@ from lamina.heal.whole import PARTIAL, copied
 from lamina.measure.disk import disk_errors
 from lamina.measure.results import write_json
 
+FREE_IN_RESUMING = frozenset(
+    "max_steps num_train_epochs eval_strategy eval_steps save_strategy save_steps save_total_limit "
+    "logging_strategy logging_steps per_device_eval_batch_size".split()
+)
+"""Training arguments that may change when a run goes on: how long, and how often it looks."""
+
 
 def claim(
     folder: Path,
