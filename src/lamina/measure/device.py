@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,14 @@ def visible_devices() -> int:
         # As CUDA reads it: what stands behind the first one that is none does not count.
         names = [name.strip() for name in given.split(",")]
         return next((n for n, name in enumerate(names) if name in ("", "-1")), len(names))
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    tool = shutil.which("nvidia-smi")
+    return 0 if tool is None else _listed_devices(tool)
+
+
+@cache
+def _listed_devices(tool: str) -> int:
+    """Ask the driver, which can take it a second."""
+    done = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 
