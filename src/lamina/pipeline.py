@@ -63,16 +63,14 @@ class Pipeline:
         owner = owned(self.run.folder, "output_dir") if ranks.is_first() else nullcontext()
         with full_disks(Path(self.run.run_dir)), owner:
             checkpoint = self._claim()
-            with prepared(self.run.seed, self.run.num_threads):
+            with prepared(self.run.seed, self.run.num_threads), self.run.advising():
                 self._execute(checkpoint)
 
     def _execute(self, checkpoint: Path | None) -> None:
         run = self.run
-        liger = run.kernels == "liger"
-        arguments = run.trainer.arguments(run.folder, sharded=run.sharded, liger=liger)
+        arguments = run.trainer.arguments(run.folder, sharded=run.sharded, liger=run.liger)
         if ranks.count() > 1:
             logger.info("%s", batch(arguments, ranks.count()))
-        run.adapter.peft_config()  # what PEFT refuses is refused before a weight is read
         run.refuse_misfits()
         tokenizer = run.load_tokenizer()
         rows = self._feed(tokenizer, checkpoint)
@@ -162,15 +160,14 @@ class Pipeline:
 
         All jobs of a sweep have the same one: the first that comes by evaluates it.
         """
-        run, source, every = self.run, self.plan.source, range(self.plan.num_layers)
+        run, source = self.run, self.plan.source
         if not run.evaluation.baseline or source is None or not self.plan.is_reduced:
             return
         with self._baseline(source) as entry:
             loss = ranks.from_first(entry.content["loss"] if entry.content else None)
             if loss is None:
                 logger.info("evaluating %s, untouched", run.model_name)
-                in_4bit = run.adapter.in_4bit
-                model = run.backend.load_model(source, every, run.torch_dtype, in_4bit)
+                model = run.load_untouched(source)
                 loss = meter.loss(model)
                 entry.content = {"loss": loss}
                 del model
@@ -221,7 +218,7 @@ class Pipeline:
         """Train, and leave the best weights in the trainer's model."""
         self.record.update(trainable_parameters=trainer.trainable_parameters())
         forget_peak_memory()
-        with disk_errors(self.run.folder, "output_dir"):
+        with disk_errors(self.run.folder, "output_dir"), self.run.advising(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.record.measured(**trainer.figures(), peak_memory_bytes=peak_memory_bytes())
 

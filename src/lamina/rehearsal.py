@@ -3,8 +3,6 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
@@ -63,7 +61,6 @@ class Rehearsal:
             processes: That will share its training; the rehearsal has one.
         """
         self.run, self.plan, self.processes = run, run.plan, processes
-        self.liger = run.kernels == "liger"
         self.one_step = replace(run.trainer, args={**run.trainer.args, **ONE_STEP})
 
     def report(self) -> dict[str, Any]:
@@ -73,12 +70,13 @@ class Rehearsal:
             LaminaError: The run could not do it either.
         """
         self.run.data.find()
-        with prepared(self.run.seed, self.run.num_threads), tempfile.TemporaryDirectory() as name:
+        ready, memory = prepared(self.run.seed, self.run.num_threads), self.run.advising()
+        with ready, memory, tempfile.TemporaryDirectory() as name:
             return self._report(Path(name))
 
     def _report(self, scratch: Path) -> dict[str, Any]:
         run, plan, free = self.run, self.plan, free_memory_bytes()
-        arguments = run.trainer.arguments(scratch, liger=self.liger)
+        arguments = run.trainer.arguments(scratch, liger=self.run.liger)
         self._refuse_too_large(free)
         run.refuse_misfits()
         tokenizer = run.load_tokenizer()
@@ -140,7 +138,7 @@ class Rehearsal:
         """Build the trainer of one step, over the longest rows: they take the most memory."""
         run = replace(self.run, trainer=self.one_step)
         longest = replace(rows.train, rows=rows.train.rows.select(self._longest(rows)))
-        arguments = self.one_step.arguments(scratch, liger=self.liger)
+        arguments = self.one_step.arguments(scratch, liger=self.run.liger)
         few = replace(rows, train=longest)
         return run.build_trainer(model, tokenizer, few, arguments, [])
 
@@ -158,7 +156,7 @@ class Rehearsal:
     def _step(self, trainer: "TokenLossTrainer") -> dict[str, float]:
         logger.info("one step on the longest rows")
         began = time.monotonic()
-        with _told_if_memory_is_short():
+        with self.run.advising(trainer):
             outcome = trainer.train()
         if not outcome.training_loss < float("inf"):
             raise ConfigError(f"the first step's loss is {outcome.training_loss}: check the data")
@@ -199,20 +197,6 @@ class Rehearsal:
             final=finals.get(form, whole),
             free_disk=free_disk_bytes(run.folder),
         )
-
-
-@contextmanager
-def _told_if_memory_is_short() -> Iterator[None]:
-    """Say what to do where the accelerator's memory does not suffice."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            "one step does not fit into the accelerator's memory: lower "
-            "per_device_train_batch_size or max_seq_length, or give gradient_checkpointing=true"
-        ) from error
 
 
 def shown(rows: Feed) -> range:

@@ -1,5 +1,6 @@
 """The run object: a composed experiment, and what it is made of."""
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.config.parameters import Parameters
 from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
+from lamina.depth.reduction import reduction
 from lamina.depth.scan import ScanSettings
 from lamina.depth.selection import Selector
 from lamina.depth.source import Source
@@ -18,6 +20,8 @@ from lamina.heal.backends import Backend
 from lamina.heal.callbacks import CallbackSettings
 from lamina.heal.data import DataSource
 from lamina.heal.feed import Feed, feed
+from lamina.heal.memory import advice, loading_advice, memory_errors
+from lamina.heal.need import Need
 from lamina.heal.scanning import CachedScores, ScanRequest
 from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
@@ -37,6 +41,9 @@ FREE_IN_RESUMING = frozenset(
     "logging_strategy logging_steps per_device_eval_batch_size".split()
 )
 """Training arguments that may change when a run goes on: how long, and how often it looks."""
+
+
+NO_BASELINE = "give evaluation.baseline=false, which leaves out its evaluation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +131,11 @@ class Run(Parameters):
             self.adapter.name == "full" and torch.cuda.is_available()
         )
 
+    @property
+    def liger(self) -> bool:
+        """Whether liger-kernel's kernels are used."""
+        return self.kernels == "liger"
+
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """Load the model's tokenizer, or build the one of a model that starts from scratch."""
         source = self.plan.source
@@ -146,10 +158,38 @@ class Run(Parameters):
     def load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
         """Build the model that is to be healed, with nothing but its kept layers read."""
         if self.plan.source is None:
-            assert isinstance(self.model, Scratch)
-            return loading.new_model(self.model.architecture, tokenizer, dtype=self.torch_dtype)
+            return loading.new_model(self._architecture, tokenizer, dtype=self.torch_dtype)
         source, kept, in_4bit = self.plan.source, self.plan.kept_layers, self.adapter.in_4bit
         return self.backend.load_model(source, kept, self.torch_dtype, in_4bit)
+
+    def load_untouched(self, source: Source) -> "PreTrainedModel":
+        """Load the model with every layer, as the reduced one is loaded."""
+        every, in_4bit = range(self.plan.num_layers), self.adapter.in_4bit
+        with memory_errors("the untouched model", lambda: NO_BASELINE):
+            return self.backend.load_model(source, every, self.torch_dtype, in_4bit)
+
+    def advising(self, trainer: "TokenLossTrainer | None" = None) -> AbstractContextManager[None]:
+        """Say which settings would need less where memory does not suffice; see `heal.memory`.
+
+        Args:
+            trainer: Of a training; without one it is a model that does not fit.
+        """
+        if trainer is not None:
+            return memory_errors("the training", lambda: advice(self._need(trainer.model)))
+        if self.plan.source is None:
+            return memory_errors("the model", lambda: "give a smaller model.architecture")
+        return memory_errors("the model", lambda: loading_advice(self._bare_need))
+
+    def _need(self, model: "PreTrainedModel") -> Need:
+        """Estimate what the training of a model takes on one device."""
+        given = {"dtype": self.torch_dtype, "liger": self.liger, "spread": self.sharded}
+        return Need.of(model, self.trainer.args, self.adapter, **given)
+
+    @property
+    def _bare_need(self) -> Need:
+        """What the training takes, by the model's config alone."""
+        assert self.plan.source is not None
+        return self._need(reduction(self.plan.source, self.plan.kept_layers).blueprint)
 
     def load_unquantized(self) -> "PreTrainedModel":
         """Load the reduced model in the weights' own type, which adapter=qlora trains without."""
@@ -157,22 +197,23 @@ class Run(Parameters):
         return loading.load_model(self.plan.source, self.plan.kept_layers, dtype=self.torch_dtype)
 
     def refuse_misfits(self) -> None:
-        """Refuse what this model's family does not take, before a weight is read.
+        """Refuse what PEFT or this model's family does not take, before a weight is read.
 
         Raises:
-            ConfigError: It has no such attention, or no kernels.
+            ConfigError: PEFT refuses the adapter, or the family has no such attention or kernels.
         """
+        self.adapter.peft_config()
         if self.attention == "auto" and self.kernels == "none":
             return
-        family = self._model_class()
+        source = self.plan.source
+        family = loading.model_class(source.config if source else self._architecture)
         attention.implementation(self.attention, family, self.weights_dtype)
         kernels.refuse_family(self.kernels, family.config_class.model_type)
 
-    def _model_class(self) -> "type[PreTrainedModel]":
-        if self.plan.source is None:
-            assert isinstance(self.model, Scratch)
-            return loading.model_class(self.model.architecture)
-        return loading.model_class(self.plan.source.config)
+    @property
+    def _architecture(self) -> dict[str, Any]:
+        assert isinstance(self.model, Scratch)
+        return self.model.architecture
 
     def build_trainer(
         self,
@@ -194,9 +235,8 @@ class Run(Parameters):
         Raises:
             ConfigError: With packing, this model would let documents see each other.
         """
-        chosen = attention.implementation(self.attention, type(model), self.weights_dtype)
-        if chosen is not None:
-            model.set_attn_implementation(chosen)
+        if "attention" not in self.backend.decides:
+            attention.use(self.attention, model, self.weights_dtype)
         return self.trainer.build(
             arguments=arguments,
             model=model,

@@ -91,6 +91,33 @@ MISTAKES = {
     "trainer.args.packing_strategy=best": "trainer.args.packing_strategy=best: give bfd, bfd_split "
     "or wrapped",
     "trainer.args=3": "trainer.args=3: a group of keys; give trainer.args.NAME=VALUE",
+    "trainer.args.use_liger_kernel=true": "trainer.args.use_liger_kernel=True: not set here: set "
+    "kernels=liger",
+    # Kernels and memory, on a machine without a GPU.
+    "attention=fast": "attention=fast: give auto, flash, flex, sdpa or eager",
+    "attention=flash": "attention=flash needs a GPU: leave it out",
+    "attention=flex": "attention=flex needs a GPU: leave it out",
+    "kernels=triton": "kernels=triton: give none or liger",
+    "kernels=liger": "kernels=liger needs a GPU with Triton: leave it out",
+    "kernels=liger trainer.args.loss_type=chunked_nll": "trainer.args.loss_type=chunked_nll does "
+    "not go with kernels=liger, whose loss takes its place: leave it out\n"
+    "kernels=liger needs a GPU with Triton: leave it out",
+    "kernels=liger trainer.args.label_smoothing_factor=0.1 trainer.args.loss_type=nll": "trainer."
+    "args.label_smoothing_factor=0.1 does not go with kernels=liger: its loss does not smooth "
+    "labels\n"
+    "kernels=liger needs a GPU with Triton: leave it out",
+    "activation_offloading=true": "activation_offloading=true needs a GPU: leave it out",
+    "torch_compile=maybe": "torch_compile=maybe: expected true or false",
+    "torch_compile=true parallel=fsdp adapter=full": "torch_compile=true does not go with "
+    "parallel=fsdp in this version: leave it out, or give parallel=ddp",
+    "optim=sdg": "optim=sdg: not one of its 41 choices; did you mean sgd?",
+    "optim=lomo": "optim=lomo needs lomo-optim: pip install lomo-optim, or leave it out",
+    "adapter=dora adapter.use_dora=false": "adapter.use_dora=False: not set here: adapter=dora is "
+    "true, adapter=lora false",
+    "adapter.use_qlora=true": "adapter.use_qlora=True: not a field of LoraConfig in peft 0.21.2: "
+    "choose adapter=qlora",
+    "parallel=fsdp adapter=dora": "parallel=fsdp spreads weights that are trained, and with "
+    "adapter=dora most are not: give parallel=ddp, or adapter=full",
     # Fields of LoraConfig.
     "adapter.use_rslor=true": "adapter.use_rslor=True: no such key; did you mean use_rslora?",
     "adapter.use_dora=2": "adapter.use_dora=2: expected true or false",
@@ -339,8 +366,8 @@ conf file experiment/mine: data=['a']: a group of keys; give data.NAME=VALUE
 """
 OF_THE_LINE = """maxsteps=3: no such key; did you mean max_steps?
 num_threads=x: expected a whole number
-trainer.args.max_lenth=3: no such key; did you mean max_length?
 trainer.args.optim=sdg: not one of its 41 choices; did you mean sgd?
+trainer.args.max_lenth=3: no such key; did you mean max_length?
 """
 
 

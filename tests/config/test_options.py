@@ -23,12 +23,19 @@ from lamina.config.passed_on import (
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.config.schema import register
+from lamina.errors import ConfigError
 from lamina.run import Run
 from tests.conftest import REFERENCE, ROOT, train
 
 
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Composition is looked at here, and not what this machine has."""
+    monkeypatch.setattr("lamina.config.machine.installed", lambda package: True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +61,7 @@ PRODUCT = list(
 
 def test_the_product_holds_what_the_issue_promises() -> None:
     assert {"original", "dropped", "pruned", "scratch"} <= set(options("model"))
-    assert {"lora", "full"} <= set(options("adapter"))
+    assert {"lora", "dora", "qlora", "full"} <= set(options("adapter"))
     assert {"tb", "wandb", "both", "none"} <= set(options("logger"))
     six = {f"{model}{end}" for model in ("original", "dropped", "pruned") for end in ("", "_lora")}
     assert six | {"quickstart", "reference"} <= set(options("experiment"))
@@ -63,7 +70,7 @@ def test_the_product_holds_what_the_issue_promises() -> None:
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: str) -> None:
     for name, model, adapter, logger in PRODUCT:
-        if name != experiment:
+        if name != experiment or (model, adapter) == ("scratch", "qlora"):
             continue
         given = [f"experiment={name}", f"model={model}", f"adapter={adapter}", f"logger={logger}"]
         given += ["model.keep=[0,1]"] if model == "layers" else []
@@ -159,6 +166,50 @@ def test_the_shared_parameters_reach_the_trainer() -> None:
     assert arguments["max_length"] == 64
     assert arguments["seed"] == arguments["data_seed"] == 7
     assert config.adapter.r == 4
+
+
+def test_kernels_and_memory_reach_the_trainer(tmp_path: Path) -> None:
+    config = composed(
+        "torch_compile=true", "optim=adamw_8bit", "attention=sdpa", "gradient_checkpointing=false"
+    )
+    preflight(config)
+    run = instantiate(config)
+    arguments = run.trainer.arguments(tmp_path, liger=run.liger)
+    assert arguments.torch_compile
+    assert arguments.optim == "adamw_8bit"
+    assert not arguments.use_liger_kernel
+    assert not arguments.activation_offloading
+    assert run.settings["attention"] == "sdpa"
+    assert run.settings["kernels"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "asked"), [("lora", {}), ("dora", {"use_dora": True}), ("qlora", {})]
+)
+def test_an_adapter_asks_peft_for_what_its_name_says(adapter: str, asked: dict[str, bool]) -> None:
+    run = instantiate(composed(f"adapter={adapter}", "lora.r=4"))
+    expected = {"r": 4, "lora_alpha": 16, "lora_dropout": 0.0, "bias": "none"}
+    assert run.adapter.settings() == {**expected, "target_modules": "all-linear", **asked}
+    assert run.adapter.in_4bit == (adapter == "qlora")
+
+
+def test_a_model_from_scratch_has_no_weights_for_four_bits() -> None:
+    with pytest.raises(ConfigError) as caught:
+        preflight(composed("model=scratch", "adapter=qlora"))
+    assert str(caught.value) == (
+        "adapter=qlora reads weights into 4 bits, and model=scratch has none to read"
+    )
+
+
+def test_what_a_backend_decides_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina.heal.backends.Transformers.decides", ("attention", "kernels"))
+    preflight(composed())
+    with pytest.raises(ConfigError) as caught:
+        preflight(composed("attention=sdpa"))
+    assert str(caught.value) == (
+        "attention=sdpa: backend=transformers decides it itself; leave it out, or choose "
+        "backend=transformers"
+    )
 
 
 def test_an_experiment_can_be_overridden_key_by_key() -> None:

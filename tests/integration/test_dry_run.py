@@ -13,9 +13,11 @@ from rich.console import Console
 
 from lamina.config.paths import conf_dir
 from lamina.config.schema import register
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, TrainingError
 from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
 from lamina.measure.footprint import folder_bytes, most_checkpoints
+from lamina.measure.results import Record
+from lamina.pipeline import Pipeline
 from lamina.rehearsal import Rehearsal
 from tests.conftest import SHORT, Finished, lamina, train
 
@@ -128,8 +130,13 @@ def test_an_accelerator_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("trl.SFTTrainer.train", full)
-    with pytest.raises(ConfigError, match="one step does not fit into the accelerator's memory"):
+    with pytest.raises(TrainingError) as caught:
         rehearsal.report()
+    assert str(caught.value) == (
+        "out of memory: the training does not fit; try, in this order: gradient_checkpointing=true "
+        "(saves about 27.3 MB); bf16=true (saves about 16.8 MB); max_seq_length=256 (saves about "
+        "17 MB)"
+    )
 
 
 def test_bad_data_is_found_as_in_a_run(tmp_path: Path) -> None:
@@ -156,3 +163,30 @@ def test_a_new_checkpoint_is_whole_before_an_old_one_goes(
     limit: int, steps: int, interval: int, most: int
 ) -> None:
     assert most_checkpoints(limit, steps, interval) == most
+
+
+def test_a_run_that_is_out_of_memory_says_what_would_need_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        given = [*PRUNED, f"run_dir={tmp_path}", "evaluation=none", "logger=none"]
+        given += ["per_device_train_batch_size=2", "bf16=true"]
+        run = instantiate(compose("config", overrides=given))
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("trl.SFTTrainer.training_step", full)
+    with pytest.raises(TrainingError) as caught:
+        Pipeline(run, Record(tmp_path, [])).execute()
+    assert str(caught.value) == (
+        "out of memory: the training does not fit; try, in this order: "
+        "per_device_train_batch_size=1 gradient_accumulation_steps=2 (saves about 17.6 MB); "
+        "gradient_checkpointing=true (saves about 27.3 MB); max_seq_length=256 (saves about 17.6 "
+        "MB)"
+    )
+    monkeypatch.setattr("lamina.depth.loading.load_model", full)
+    with pytest.raises(TrainingError) as caught:
+        Pipeline(run, Record(tmp_path, [])).execute()
+    assert str(caught.value).startswith("out of memory: the model does not fit; try, in this order")

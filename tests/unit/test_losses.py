@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from trl import SFTConfig
 
 from lamina.heal.splits import Split
@@ -55,6 +56,42 @@ def test_the_trainers_loss_is_the_sum_over_tokens(
     options = dict(zip(("packing", "eval_packing"), packing, strict=True))
     loss = trainer_loss(model, rows, tmp_path, per_device_eval_batch_size=batch_size, **options)
     assert loss == pytest.approx(expected, abs=1e-5)
+
+
+class Fused(torch.nn.Module):
+    """liger-kernel's forward pass: its loss, no logits, and tokens weighed where it is asked."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.plain, self.asked = model.forward, []
+
+    def forward(
+        self,
+        *,
+        skip_logits: bool,
+        return_token_accuracy: bool,
+        use_token_scaling: bool,
+        num_items_in_batch: torch.Tensor | None = None,
+        **inputs: torch.Tensor,
+    ) -> CausalLMOutputWithPast:
+        self.asked.append((skip_logits, use_token_scaling, num_items_in_batch))
+        loss = self.plain(**inputs).loss
+        output = CausalLMOutputWithPast(loss=loss / 2 if use_token_scaling else loss)
+        output.token_accuracy = torch.tensor(0.5) if return_token_accuracy else None
+        return output
+
+
+@pytest.mark.parametrize("kind", ["nll", "dft"])
+def test_the_loss_of_liger_is_evaluated_without_logits_and_unweighed(
+    model: torch.nn.Module, rows: Dataset, tmp_path: Path, kind: str
+) -> None:
+    expected = row_losses(model, list(rows), max_tokens=1).mean()
+    fused = Fused(model)
+    model.forward = fused.forward
+    options = {"use_liger_kernel": True, "loss_type": kind, "per_device_eval_batch_size": 8}
+    assert trainer_loss(model, rows, tmp_path, **options) == pytest.approx(expected, abs=1e-5)
+    assert len(fused.asked) == 8
+    assert {(skipped, scaled) for skipped, scaled, _ in fused.asked} == {(True, False)}
 
 
 @pytest.mark.parametrize("max_tokens", [1, 100, 10_000])

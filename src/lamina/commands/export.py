@@ -20,8 +20,11 @@ def main() -> None:
         written = export(asked.run, asked.output, asked.form, asked.dtype)
     sys.stdout.write(f"{written.output}: {written.form}, {written.dtype or 'as stored'}\n")
     if written.loss:
-        loss, recorded = written.loss
-        sys.stdout.write(f"checked: loss {loss:.6g}, the run recorded {recorded:.6g}\n")
+        found = written.loss
+        said = f"checked: loss {found.written:.6g}, the run recorded {found.recorded:.6g}"
+        if found.unquantized is not None:
+            said += f" on a base in 4 bits; on the unquantized one it is {found.unquantized:.6g}"
+        sys.stdout.write(f"{said}\n")
     else:
         sys.stdout.write("checked: every tensor has its place; there are no rows to evaluate\n")
 

@@ -5,7 +5,7 @@ quantized itself; the embedding, the norms and the output head keep their type.
 """
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lamina.errors import ConfigError
 
@@ -20,8 +20,11 @@ SETTINGS = {
 }
 """Fields of transformers' BitsAndBytesConfig; bnb_4bit_compute_dtype is the weights' own type."""
 
-BITS = 4 + 8 / 64 + 32 / (64 * 256)
-"""Of one weight: its own, its block's scale, and the scale of 256 such scales."""
+SCALE_BITS = 8 / 64 + 32 / (64 * 256)
+"""Beside the four of a weight: its share of its block's scale, and of that of 256 such scales."""
+
+QUANTIZED_BYTES = (4 + SCALE_BITS) / 8
+"""Of one weight with its scales."""
 
 
 def quantization(dtype: "torch.dtype") -> "BitsAndBytesConfig":
@@ -40,6 +43,22 @@ def quantization(dtype: "torch.dtype") -> "BitsAndBytesConfig":
     return BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **SETTINGS)
 
 
+def linear_weights(model: "PreTrainedModel") -> int:
+    """Return how many weights of a model are, or would be, four bits wide.
+
+    Args:
+        model: Without an adapter or with one, of which nothing counts.
+    """
+    from torch.nn import Linear
+
+    head = model.get_output_embeddings()
+    return sum(
+        module.in_features * module.out_features
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and module is not head and "lora_" not in name
+    )
+
+
 def expected_bytes(model: "PreTrainedModel", dtype: "torch.dtype") -> int:
     """Return what the weights of a model will take, with its linear layers in four bits.
 
@@ -47,23 +66,15 @@ def expected_bytes(model: "PreTrainedModel", dtype: "torch.dtype") -> int:
         model: Without weights.
         dtype: Of the other weights.
     """
-    from torch.nn import Linear
-
-    head = model.get_output_embeddings()
-    linear = [each for each in model.modules() if isinstance(each, Linear) and each is not head]
-    quantized = sum(each.weight.numel() for each in linear)
-    return round(quantized * BITS / 8) + (model.num_parameters() - quantized) * dtype.itemsize
+    quantized = linear_weights(model)
+    others = model.num_parameters() - quantized
+    return round(quantized * QUANTIZED_BYTES) + others * dtype.itemsize
 
 
 def scale_bytes(model: "PreTrainedModel") -> int:
-    """Return what the scales of a loaded model's quantized weights take, beside the weights."""
-    states = (getattr(parameter, "quant_state", None) for parameter in model.parameters())
-    return sum(map(_state_bytes, states))
+    """Return what the scales of a loaded model's quantized weights take, beside the weights.
 
-
-def _state_bytes(state: Any) -> int:
-    """Bytes of a quantization's scales, of its table and, where they are quantized, of theirs."""
-    if state is None:
-        return 0
-    own = (value for value in (state.absmax, state.code, state.offset) if value is not None)
-    return sum(value.numel() * value.itemsize for value in own) + _state_bytes(state.state2)
+    By their number: a processor that computes in bfloat16 keeps them in a form of its own.
+    """
+    packed = (p.numel() for p in model.parameters() if getattr(p, "quant_state", None) is not None)
+    return round(2 * sum(packed) * SCALE_BITS / 8)

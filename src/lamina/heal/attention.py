@@ -88,6 +88,26 @@ def implementation(asked: str, model: "type[PreTrainedModel]", dtype: str) -> st
     return next((name for kind in able if (name := _name(kind, model))), None)
 
 
+def use(asked: str, model: "PreTrainedModel", dtype: str) -> None:
+    """Let a model compute its attention as it is asked for.
+
+    Raises:
+        ConfigError: It does not take that, or transformers cannot change it.
+    """
+    name = implementation(asked, type(model), dtype)
+    if name is None:
+        return
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"attention={asked}: {str(error).splitlines()[0]}") from error
+    if (got := model.config._attn_implementation) != name and asked != "auto":
+        raise ConfigError(
+            f"attention={asked}: {type(model).__name__} computes it as {got} whatever is asked "
+            "for; leave it out"
+        )
+
+
 def _name(kind: str, model: "type[PreTrainedModel]") -> str | None:
     """Return transformers' name of a kind, if the model's class takes it."""
     if kind in FLAGS and not getattr(model, FLAGS[kind]):

@@ -15,6 +15,8 @@ from lamina.heal.whole import replacing
 from lamina.measure import ranks
 from lamina.measure.disk import disk_errors
 from lamina.measure.footprint import trained, weight_bytes
+from lamina.measure.magnitudes import make_readable
+from lamina.measure.merging import WEIGHTS_FILE
 from lamina.measure.model_form import write_beside
 
 if TYPE_CHECKING:
@@ -124,6 +126,7 @@ def _write(
     if form in ("adapter", "both"):
         with _saved(final, weight_bytes(trained(model))) as partial:
             model.save_pretrained(partial)
+            make_readable(partial / WEIGHTS_FILE)
             tokenizer.save_pretrained(partial)
             write_beside(partial, note, is_adapter=True)
     if form in ("merged", "both"):

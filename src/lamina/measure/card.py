@@ -17,6 +17,15 @@ LOSSES = ("baseline_eval_loss", "reduced_eval_loss", "eval_loss")
 """Metrics that a card quotes."""
 
 
+IN_4BIT = (
+    "from transformers import BitsAndBytesConfig",
+    "",
+    'in_4bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+    'bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")',
+)
+"""Lines of a card beside an adapter that was trained, and measured, on a base in four bits."""
+
+
 def note(
     plan: Plan,
     *,
@@ -71,7 +80,9 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
     if content["revision"]:
         header.append(f"base_model: {source}")
     pinned = is_adapter and content["revision"]
-    revision = f', revision="{content["revision"]}"' if pinned else ""
+    further = f', revision="{content["revision"]}"' if pinned else ""
+    in_4bit = is_adapter and content["adapter"] == "qlora"
+    further += ", quantization_config=in_4bit" if in_4bit else ""
     return "\n".join(
         [
             *header,
@@ -88,8 +99,9 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
             *_table("healing", content["healing"]),
             "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            *(IN_4BIT if in_4bit else ()),
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_FOLDER"{revision})',
+            f'model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_FOLDER"{further})',
             'tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")',
             "```",
             "",

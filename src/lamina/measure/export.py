@@ -17,9 +17,10 @@ from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError
 from lamina.measure.console import quiet_transformers
-from lamina.measure.export_check import adapter_loss, model_loss
-from lamina.measure.finished import FinishedRun, finished_run
-from lamina.measure.merging import AdapterUpdates, adapter_updates
+from lamina.measure.export_check import Losses, adapter_loss, model_loss
+from lamina.measure.finished import ADAPTER_FILE, FinishedRun, finished_run
+from lamina.measure.magnitudes import make_readable
+from lamina.measure.merging import WEIGHTS_FILE, AdapterUpdates, adapter_updates
 from lamina.measure.model_form import (
     copy_tokenizer,
     new_folder,
@@ -43,9 +44,8 @@ class Exported:
     dtype: str | None
     """torch's name of the weights' type; None where they kept their own."""
 
-    loss: tuple[float, float] | None
-    """On a few recorded rows: of the written model, and as the run recorded it; None without
-    rows."""
+    loss: Losses | None
+    """On a few recorded rows; None without rows."""
 
 
 def export(
@@ -91,8 +91,9 @@ def _export_adapter(run: FinishedRun, output: Path, dtype: str | None) -> Export
         )
     adapter_updates(run.adapter, smaller)
     with new_folder(output) as folder:
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
+        for name in (ADAPTER_FILE, WEIGHTS_FILE):
             shutil.copyfile(run.adapter / name, folder / name)
+        make_readable(folder / WEIGHTS_FILE)
         copy_tokenizer(_beside(run), folder)
         write_beside(folder, run.note, is_adapter=True)
         loss = adapter_loss(run, folder)

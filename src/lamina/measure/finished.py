@@ -44,6 +44,11 @@ class FinishedRun:
         return (self.final / ADAPTER_FILE).is_file()
 
     @property
+    def in_4bit(self) -> bool:
+        """Whether final/ is an adapter that was trained, and measured, on a base in four bits."""
+        return self.final_is_adapter and self.note["adapter"] == "qlora"
+
+    @property
     def dtype(self) -> str | None:
         """Torch's name of the type that final/ was measured in; None where nobody recorded it."""
         return self.result["dtype"] if self.result else None

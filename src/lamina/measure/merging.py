@@ -12,6 +12,7 @@ from lamina.depth.reduction import Reduction
 from lamina.depth.single_layer import load_single_layer
 from lamina.depth.tensor_names import layer_of, with_layer
 from lamina.errors import ModelError
+from lamina.measure.magnitudes import as_written
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +120,7 @@ def adapter_updates(folder: Path, smaller: Reduction) -> AdapterUpdates:
     config.layer_replication = None  # the layers below are those of the reduced model already
     updates: dict[int | None, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
-        name = key.removeprefix(PREFIX)
+        name = as_written(key.removeprefix(PREFIX))
         updates[layer_of(name)][PREFIX + with_layer(name, 0)] = tensor
     found = AdapterUpdates(folder, config, dict(updates), smaller)
     depth = smaller.config.num_hidden_layers

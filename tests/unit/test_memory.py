@@ -1,0 +1,207 @@
+"""Where memory is short: the next settings to try, in order, with what each saves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lamina.depth.four_bit import QUANTIZED_BYTES
+from lamina.depth.loading import load_model
+from lamina.depth.reduction import reduction
+from lamina.depth.source import resolve
+from lamina.errors import TrainingError
+from lamina.heal.adapters import Full, QLora
+from lamina.heal.memory import advice, is_memory_error, loading_advice, memory_errors, savings
+from lamina.heal.need import Need
+from tests.conftest import REFERENCE
+
+# Qwen3-8B's shape with 24 of 36 layers, LoRA of rank 16, one pack of 4096 at a time.
+LINEAR = 24 * (4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 12288)
+LORA = Need(
+    weights=2 * (LINEAR + 2 * 151936 * 4096),
+    linear_weights=LINEAR,
+    linear_bytes=2,
+    trained=29_097_984,
+    trained_bytes=4,
+    hidden=4096,
+    intermediate=12288,
+    layers=24,
+    vocabulary=151936,
+    computed_bytes=2,
+    batch=4,
+    accumulation=4,
+    length=4096,
+    adapter="lora",
+    optimizer="adamw_torch_fused",
+    checkpointing=False,
+    offloading=False,
+    chunked_loss=True,
+    masked=False,
+    gpus=1,
+    spread=False,
+    installed=frozenset({"bitsandbytes", "liger_kernel"}),
+)
+FULL = replace(LORA, adapter="full", trained=LORA.weights // 2, trained_bytes=2, gpus=8)
+
+
+def settings(need: Need) -> list[str]:
+    return [setting for setting, _ in savings(need)]
+
+
+def test_the_next_three_settings_are_named_with_what_they_save() -> None:
+    # 16,384 tokens x 24 layers x (8 x 4096 + 4 x 12288) values x 2 bytes = 64.4 GB
+    assert advice(LORA) == (
+        "try, in this order: per_device_train_batch_size=2 gradient_accumulation_steps=8 (saves "
+        "about 32.2 GB); gradient_checkpointing=true (saves about 58.5 GB); "
+        "activation_offloading=true (saves about 64.4 GB)"
+    )
+
+
+def test_what_costs_least_comes_first_and_what_changes_results_last() -> None:
+    need = replace(LORA, chunked_loss=False, masked=True, computed_bytes=4)
+    assert settings(need) == [
+        "kernels=liger",
+        "per_device_train_batch_size=2 gradient_accumulation_steps=8",
+        "gradient_checkpointing=true",
+        "activation_offloading=true",
+        "bf16=true",
+        "adapter=qlora",
+        "max_seq_length=2048",
+        "one layer less",
+    ]
+
+
+def test_all_logits_are_what_liger_saves() -> None:
+    saved = dict(savings(replace(LORA, chunked_loss=False)))
+    # In bfloat16, and in float32 with a gradient in float32.
+    assert saved["kernels=liger"] == 4 * 4096 * 151936 * (2 + 4 + 4)
+
+
+def test_a_mask_is_saved_where_another_attention_needs_none() -> None:
+    need = replace(LORA, masked=True, batch=16, checkpointing=True)
+    assert dict(savings(need))["attention=auto"] == (16 * 4096) ** 2
+
+
+def test_every_weight_that_is_trained_has_a_gradient_and_two_values() -> None:
+    saved = dict(savings(FULL))
+    count = FULL.trained
+    assert saved["parallel=fsdp"] == round(count * 2 * 4 * 7 / 8)
+    assert saved["optim=paged_adamw_8bit"] == count * 4
+    assert saved["adapter=lora"] == count * 6
+    assert "adapter=qlora" not in saved
+
+
+def test_an_optimizer_with_eight_bits_has_two_bytes_a_weight() -> None:
+    eight = replace(FULL, optimizer="adamw_8bit")
+    assert eight.optimizer_state == 2 * FULL.trained
+    assert dict(savings(eight))["optim=paged_adamw_8bit"] == 2 * FULL.trained
+
+
+def test_what_is_set_or_cannot_be_had_is_left_out() -> None:
+    poor = replace(
+        FULL,
+        batch=1,
+        checkpointing=True,
+        offloading=True,
+        spread=True,
+        chunked_loss=False,
+        installed=frozenset(),
+    )
+    assert settings(poor) == ["adapter=lora", "max_seq_length=2048", "one layer less"]
+    processor = replace(LORA, gpus=0, masked=True, chunked_loss=False, computed_bytes=2)
+    assert settings(processor) == [
+        "per_device_train_batch_size=2 gradient_accumulation_steps=8",
+        "gradient_checkpointing=true",
+        "adapter=qlora",
+        "max_seq_length=2048",
+        "one layer less",
+    ]
+    assert "adapter=qlora" not in settings(replace(processor, adapter="qlora"))
+
+
+@pytest.mark.parametrize(("batch", "fewer", "more"), [(2, 1, 8), (3, 1, 12), (6, 3, 8), (9, 3, 12)])
+def test_the_effective_batch_stays(batch: int, fewer: int, more: int) -> None:
+    given = f"per_device_train_batch_size={fewer} gradient_accumulation_steps={more}"
+    assert given in settings(replace(LORA, batch=batch))
+
+
+def test_a_model_that_does_not_load_is_made_smaller() -> None:
+    assert loading_advice(LORA) == (
+        "try, in this order: adapter=qlora (saves about 6.87 GB); one layer less (saves about 490 "
+        "MB)"
+    )
+    wide = replace(LORA, linear_bytes=4, weights=2 * LORA.weights, installed=frozenset())
+    assert loading_advice(wide).startswith("try, in this order: dtype=bfloat16 (saves about 11.8")
+    packed = replace(wide, adapter="qlora", weights=round(LINEAR * QUANTIZED_BYTES) + 4 * 10**8)
+    assert loading_advice(packed).startswith("try, in this order: dtype=bfloat16 (saves about 200")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't "
+                     "allocate memory: you tried to allocate 40 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)  # fmt: skip
+def test_an_error_of_memory_is_known(error: Exception) -> None:
+    assert is_memory_error(error)
+    with (
+        pytest.raises(TrainingError, match=r"^out of memory: the training does not fit; do less$"),
+        memory_errors("the training", lambda: "do less"),
+    ):
+        raise error
+
+
+def test_the_processor_s_own_error_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_memory_error(caught.value)
+
+
+def test_an_error_that_says_what_to_do_stays_as_it_is() -> None:
+    with (
+        pytest.raises(TrainingError, match=r"^out of memory: the training does not fit; do less$"),
+        memory_errors("the model", lambda: "do more"),
+        memory_errors("the training", lambda: "do less"),
+    ):
+        raise MemoryError
+
+
+def test_another_error_stays_as_it_is() -> None:
+    with (
+        pytest.raises(RuntimeError, match="shapes"),
+        memory_errors("it", lambda: "do less"),
+    ):
+        raise RuntimeError("shapes cannot be multiplied")
+
+
+def test_a_need_is_read_from_the_model_and_the_arguments() -> None:
+    arguments = {
+        "bf16": False,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 3,
+        "max_length": 512,
+        "optim": "sgd",
+        "gradient_checkpointing": True,
+        "activation_offloading": False,
+        "packing": True,
+    }
+    model = load_model(resolve(str(REFERENCE)), range(8), dtype=torch.float32)
+    need = Need.of(model, arguments, Full(), dtype=torch.float32, liger=False, spread=False)
+    assert (need.weights, need.trained, need.linear_weights) == (
+        4 * 1_223_424,
+        1_223_424,
+        1_179_648,
+    )
+    assert (need.hidden, need.intermediate, need.layers, need.vocabulary) == (128, 256, 8, 321)
+    assert need.masked
+    assert need.chunked_loss
+    assert need.mask == (2 * 512) ** 2
+    assert need.activations == 1024 * (8 * 128 + 8 * 128 + 4 * 256) * 4
+    bare = reduction(resolve(str(REFERENCE)), range(8)).blueprint
+    quantized = QLora(r=1, alpha=1, dropout=0.0, bias="none", target_modules="x", further={})
+    less = Need.of(bare, arguments, quantized, dtype=torch.float32, liger=False, spread=False)
+    assert less.weights == round(1_179_648 * QUANTIZED_BYTES) + 4 * (1_223_424 - 1_179_648)
