@@ -89,7 +89,7 @@ def surroundings(size: str, peak: float, commit: str | None) -> dict[str, Any]:
     """Return what the figures depend on; figures of other surroundings are not mixed with these.
 
     Args:
-        size: A key of `gpu_cells.SIZES`.
+        size: A key of `gpu_sizes.SIZES`.
         peak: Operations a second.
         commit: What is measured, where git cannot say it.
     """
@@ -181,7 +181,8 @@ def main() -> None:
     began = time.monotonic()
     refuse_missing()
     from generated import LAYERS
-    from gpu_cells import SIZES, Bench, matrix
+    from gpu_cells import Bench, matrix
+    from gpu_sizes import SIZES
     from gpu_table import goals, markdown
     from throughput import machine_peak
 

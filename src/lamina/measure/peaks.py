@@ -1,6 +1,7 @@
 """What accelerators can compute at most, for the share of it that a training reaches.
 
-Dense TFLOP/s from NVIDIA's data sheets, not those with sparsity, at the clock of the data sheet.
+Dense TFLOP/s from NVIDIA's data sheets and, for GeForce cards, its architecture papers (products of
+bfloat16 added up in float32), not those with sparsity, at the clock stated there.
 A name must match as a whole: other cards of similar names (a laptop's, a share made with MIG, the
 RTX 4090 D) have other figures.
 """
