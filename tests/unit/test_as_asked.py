@@ -10,9 +10,10 @@ from lamina.depth.plan import Plan, make_plan
 from lamina.depth.selection import First
 from lamina.depth.variants import Pruned
 from lamina.errors import ConfigError
-from lamina.heal.adapters import Lora
+from lamina.heal.adapters import Full, Lora
 from lamina.heal.backends import Training, Transformers
 from lamina.heal.sft import SFT
+from lamina.heal.unsloth import Unsloth
 from tests.conftest import REFERENCE, no_scores
 
 ARGUMENTS: dict[str, Any] = {
@@ -113,6 +114,12 @@ def test_every_setting_arrives(plan: Plan, tmp_path: Path) -> None:
             "changed it; give trainer.args.optim=adamw_8bit if that is meant",
         ),
         (
+            "args.max_grad_norm",  # which the config leaves to TRL
+            0.5,
+            "trainer.args.max_grad_norm=1.0 was asked for, but the trainer got 0.5: a library "
+            "changed it; give trainer.args.max_grad_norm=0.5 if that is meant",
+        ),
+        (
             "model.peft_config.default.r",
             16,
             "adapter.r=4 was asked for, but the trainer got 16: a library changed it; give "
@@ -155,3 +162,21 @@ def test_bfloat16_is_refused_where_the_gpu_has_none(
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla V100")
     with pytest.raises(ConfigError, match="bf16=true, but Tesla V100 does not compute in bfloat16"):
         SFT(args={"bf16": True}).arguments(tmp_path)
+
+
+def test_on_a_gpu_unsloth_may_change_what_no_number_depends_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours, common = Unsloth(statistics=False), {"max_seq_length": 64, "gradient_checkpointing": True}
+    lora, full = (
+        Training(adapter=adapter, seed=1, folder=tmp_path, **common)
+        for adapter in (Lora.of(**ADAPTER), Full())
+    )
+    assert ours.keeps("remove_unused_columns", lora, asked=False)
+    assert ours.keeps("bf16", full, asked=True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert not ours.keeps("remove_unused_columns", lora, asked=False)
+    assert ours.keeps("remove_unused_columns", lora, asked=True)
+    assert ours.keeps("max_grad_norm", lora, asked=False)
+    assert ours.keeps("bf16", lora, asked=True)
+    assert not ours.keeps("bf16", full, asked=True)

@@ -83,9 +83,9 @@ class Transformers:
         set_seed(training.seed)
         return model, training.adapter.peft_config()
 
-    def changed_arguments(self, training: Training) -> set[str]:
-        """Return no field of SFTConfig: none is changed on the way."""
-        return set()
+    def keeps(self, field: str, training: Training, *, asked: bool) -> bool:
+        """Whether a field of SFTConfig has to be in use as it was given: each has."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,9 +142,11 @@ class SFT:
         except ValueError as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"trainer.args, adapter: {reason}") from error
-        own_ways = backend.changed_arguments(training)
-        given = {**made, **self.args}
-        expected = {key: value for key, value in given.items() if key not in own_ways}
+        expected = {
+            key: value
+            for key, value in {**made, **self.args}.items()
+            if backend.keeps(key, training, asked=key in self.args)
+        }
         refuse_changes("trainer.args.", expected, trainer.args)
         if training.adapter.in_4bit:
             _widen(trainer.model)

@@ -42,6 +42,13 @@ LORA: dict[str, Any] = {
 }
 """Arguments of get_peft_model that are given where the config says nothing, with PEFT's values."""
 
+NUMBERS = frozenset(
+    "optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor "
+    "neftune_noise_alpha loss_type lr_scheduler_kwargs packing_strategy train_sampling_strategy "
+    "dataloader_drop_last average_tokens_across_devices full_determinism fp16".split()
+)
+"""Fields of SFTConfig that the losses depend on, and that a config may leave to TRL's default."""
+
 LORA_TAKEN = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_dora", *LORA}
 """LoraConfig's fields that get_peft_model takes and does not change."""
 
@@ -175,18 +182,24 @@ class Unsloth:
         )
         return model, None
 
-    def changed_arguments(self, training: "Training") -> set[str]:
-        """Return the fields of SFTConfig that Unsloth sets anew on a GPU, to the same effect.
+    def keeps(self, field: str, training: "Training", *, asked: bool) -> bool:
+        """Whether a field of SFTConfig has to be in use as it was given.
 
-        How evaluation casts and collects what only metrics would need; and with every weight
-        trained in bfloat16, autocast to bfloat16 is turned off.
+        On a GPU Unsloth sets some anew that change no number, such as how batches are collected.
+        With every weight trained in bfloat16 it turns autocast to bfloat16 off.
+
+        Args:
+            field: Its name.
+            training: What it is for.
+            asked: Whether the config gives it; otherwise it has TRL's default.
         """
         import torch
 
         if not torch.cuda.is_available():
-            return set()
-        ours = {"bf16_full_eval", "eval_accumulation_steps"}
-        return ours | ({"bf16"} if training.adapter.name == "full" else set())
+            return True
+        if field == "bf16" and training.adapter.name == "full":
+            return False
+        return asked or field in NUMBERS
 
 
 def _checkpointing(training: "Training") -> str | bool:
