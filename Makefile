@@ -15,6 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # it asks for may not be out yet.
 $(VENV)/.installed-unsloth: $(VENV)/.installed
 	@echo "Installing Unsloth into $(VENV) ..."
+	@$(PIP) install -c constraints.txt -e ".[dev,qlora]"
 	@$(PIP) install --no-deps $(UNSLOTH)
 	@if nvidia-smi -L > /dev/null 2>&1; then \
 	  $(BIN)/python -c "from importlib.metadata import requires; print(*(need for name in \
@@ -39,8 +40,8 @@ test: install ## Set up, then pass the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --ignore=tests/slurm
 	@$(BIN)/python -m pytest tests/slurm
 
-test-unsloth: install-unsloth ## Pass the tests of backend=unsloth
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile tests/unsloth
+test-unsloth: install-unsloth ## Pass the tests of backend=unsloth, and of adapter=qlora
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile tests/unsloth tests/integration/test_adapters.py
 
 check: install ## Lint, format, types and the direction of imports
 	@$(BIN)/ruff check .

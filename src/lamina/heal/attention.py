@@ -84,6 +84,10 @@ def implementation(asked: str, model: "type[PreTrainedModel]", dtype: str) -> st
                 f"{' or '.join([*taken, 'eager'])}"
             )
         return name
+    import torch
+
+    if not torch.cuda.is_available():  # CUDA_VISIBLE_DEVICES may name devices that are not there
+        return None
     able = (kind for kind in ("flash", "flex") if problem(kind, dtype) is None)
     return next((name for kind in able if (name := _name(kind, model))), None)
 
