@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,6 +46,11 @@ FOREIGN: dict[str, Any] = {
     "max_dropped": 0.01,
 }
 """Settings that all data sources but the generator have."""
+
+NEEDS_BITSANDBYTES = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None,
+    reason="bitsandbytes is not installed: pip install bitsandbytes",
+)
 
 NEEDS_UNSLOTH = pytest.mark.skipif(
     not is_installed(), reason="Unsloth is not installed: make install-unsloth"

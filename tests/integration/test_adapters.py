@@ -1,6 +1,5 @@
 """adapter=dora and adapter=qlora: trained, gone on with, read back, merged and exported."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lamina.measure.evaluate import row_losses
-from tests.conftest import SHORT, Finished, lamina, train
+from tests.conftest import NEEDS_BITSANDBYTES, SHORT, Finished, lamina, train
 
 CONSTANT = ("lr_scheduler_type=constant", "warmup_ratio=0")
 """The same learning rate in every step, however many there are."""
-
-needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None,
-    reason="bitsandbytes is not installed: pip install bitsandbytes",
-)
 
 
 def healed(folder: Path, *given: str) -> Finished:
@@ -89,7 +83,7 @@ def qlora(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return healed(tmp_path_factory.mktemp("qlora") / "run", "adapter=qlora")
 
 
-@needs_bitsandbytes
+@NEEDS_BITSANDBYTES
 def test_qlora_is_measured_on_its_base_in_four_bits(qlora: Finished) -> None:
     from lamina.depth.four_bit import quantization
 
@@ -104,7 +98,7 @@ def test_qlora_is_measured_on_its_base_in_four_bits(qlora: Finished) -> None:
     assert "quantization_config=in_4bit" in (qlora.final / "README.md").read_text()
 
 
-@needs_bitsandbytes
+@NEEDS_BITSANDBYTES
 def test_qlora_is_merged_into_the_unquantized_base(qlora: Finished, tmp_path: Path) -> None:
     merged = loaded(qlora.final.with_name("final-merged"))
     assert {str(p.dtype) for p in merged.parameters()} == {"torch.float32"}
@@ -120,7 +114,7 @@ def test_qlora_is_merged_into_the_unquantized_base(qlora: Finished, tmp_path: Pa
     assert done.code == 0, done.errors
 
 
-@needs_bitsandbytes
+@NEEDS_BITSANDBYTES
 def test_qlora_goes_on_to_the_same_losses(qlora: Finished, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     healed(folder, "adapter=qlora", "max_steps=3", "evaluation=none")
@@ -130,7 +124,7 @@ def test_qlora_goes_on_to_the_same_losses(qlora: Finished, tmp_path: Path) -> No
     assert done.metrics["eval_loss"] == qlora.metrics["eval_loss"]
 
 
-@needs_bitsandbytes
+@NEEDS_BITSANDBYTES
 def test_qlora_is_rehearsed_with_what_four_bits_take(tmp_path: Path) -> None:
     done = train(tmp_path / "run", *SHORT, "adapter=qlora", "dry_run=true")
     assert done.code == 0, done.errors

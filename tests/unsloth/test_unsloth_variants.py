@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import NEEDS_UNSLOTH, SHORT, environment, train
+from tests.conftest import NEEDS_BITSANDBYTES, NEEDS_UNSLOTH, SHORT, environment, train
 from tests.reload import loaded
 
 pytestmark = NEEDS_UNSLOTH
@@ -58,6 +58,28 @@ def test_an_error_of_the_run_is_one_line(tmp_path: Path) -> None:
     assert (done.code, done.errors.splitlines()[-1]) == (1, f"error: {said}")
     assert (done.result["status"], done.result["error"]) == ("failed", said)
     assert not (tmp_path / "run" / ".reduced").exists()
+
+
+@NEEDS_BITSANDBYTES
+def test_qlora_is_measured_as_with_transformers(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lamina.depth.four_bit import quantization
+    from lamina.measure.evaluate import row_losses
+
+    given = (*SHORT, "adapter=qlora", "packing=false")
+    backends = ("transformers", "unsloth")
+    plain, ours = (train(tmp_path / name, *given, f"backend={name}") for name in backends)
+    assert (plain.code, ours.code) == (0, 0), plain.errors + ours.errors
+    for name in ("baseline_eval_loss", "reduced_eval_loss"):
+        assert ours.metrics[name] == plain.metrics[name]
+    assert ours.metrics["eval_loss"] == pytest.approx(plain.metrics["eval_loss"], rel=0.05)
+    in_4bit = {"quantization_config": quantization(torch.float32)}
+    model = AutoModelForCausalLM.from_pretrained(ours.final, dtype=torch.float32, **in_4bit)
+    rows = [json.loads(line) for line in (ours.folder / "eval.jsonl").read_text().splitlines()]
+    found = row_losses(model, rows, max_tokens=512).mean()
+    assert found == pytest.approx(ours.metrics["eval_loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ class Transformers:
 
     patches_models: ClassVar[bool] = False
 
+    own_four_bits: ClassVar[bool] = False
+    """Whether weights in four bits are multiplied by kernels that nobody else has."""
+
     def quietly(self) -> AbstractContextManager[None]:
         """Do nothing: nobody speaks."""
         return nullcontext()

@@ -79,7 +79,8 @@ class Plain:
         """
         count, source = model.num_parameters(), self.plan.source
         measured: PreTrainedModel | Elsewhere = model
-        if source is not None and self.backend.patches_models:
+        own = self.backend.patches_models or (self.in_4bit and self.backend.own_four_bits)
+        if source is not None and own:
             measured = self.load(source, self.plan.kept_layers)
         untouched = source is not None and not self.plan.is_reduced
         self.meter.reduced(measured, tokenizer, parameters=count, untouched=untouched)

@@ -77,6 +77,8 @@ class Unsloth:
     )
     """Shared parameters that Unsloth takes no value of, as it has its own way."""
 
+    own_four_bits: ClassVar[bool] = True
+
     @staticmethod
     def check() -> None:
         """Refuse where it is not installed.
