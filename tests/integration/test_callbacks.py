@@ -25,5 +25,5 @@ def test_a_run_without_callbacks_is_quiet_and_has_no_history(tmp_path: Path) -> 
 
 def test_the_progress_line_shows_loss_rate_and_speed(tmp_path: Path) -> None:
     done = train(tmp_path / "run", *SHORT, "evaluation=none")
-    for shown in ("loss=", "lr=", "tokens/s=", "eval_loss=", "<"):
+    for shown in ("loss=", "lr=", "tokens/s=", "mem=", "time=data ", "eval_loss=", "<"):
         assert shown in done.errors

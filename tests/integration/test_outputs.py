@@ -129,6 +129,11 @@ def test_the_time_of_a_training_is_split_and_its_speed_is_logged(pruned: Finishe
     assert speeds[-1].value == pytest.approx(metrics["tokens_per_second"])
     assert f"{metrics['tokens_per_second']:,.0f}" in pruned.output
     assert "forward+backward" in pruned.output
+    spent = [events.Scalars(f"train/seconds/{name}")[-1].value for name in seconds]
+    for so_far, taken in zip(spent, seconds.values(), strict=True):
+        assert 0 <= so_far <= taken * 1.0001  # float32 there
+    memory = events.Scalars("train/peak_memory_bytes")[-1].value
+    assert memory == pytest.approx(metrics["peak_memory_bytes"], rel=0.2)
 
 
 def test_a_run_that_needs_its_base_folder_says_so(pruned: Finished) -> None:

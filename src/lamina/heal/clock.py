@@ -11,10 +11,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lamina.heal.tokenization import IGNORED
 from lamina.measure import ranks
+from lamina.measure.device import peak_memory_bytes
 from lamina.measure.flops import Flops
 
 PHASES = ("data", "forward_backward", "optimizer", "evaluation", "save", "other")
 """What a training's wall-clock time is split into; other is logging and callbacks."""
+
+SECONDS = "seconds/"
+"""What the names of the phases begin with in the logs."""
 
 STEP = ("data", "forward_backward", "optimizer")
 """The phases of an optimizer step."""
@@ -132,6 +136,11 @@ class StepClock(TrainerCallback):
             tokens=tokens,
             flops=self.flops.of(tokens, targets, by_window),
         )
+
+    def spent(self) -> dict[str, float]:
+        """Return each phase's seconds and the most memory in use so far, as they are logged."""
+        seconds = {f"{SECONDS}{phase}": taken for phase, taken in self.seconds.items()}
+        return {**seconds, "peak_memory_bytes": peak_memory_bytes()}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

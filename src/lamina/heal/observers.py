@@ -8,18 +8,21 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lamina.errors import TrainingError
+from lamina.heal.clock import SECONDS
+from lamina.measure.summary import time_split
 
 HISTORY_FIELDS = ("step", "tokens", "loss", "learning_rate", "eval_loss")
 """What an entry of result.json's history holds; None where a step did not log it."""
 
 
 class ProgressLine(TrainerCallback):
-    """One line on the console: loss, learning rate, speed over steady steps, time left."""
+    """One line on the console: loss, learning rate, speed, memory, where the time goes."""
 
     def __init__(self, description: str) -> None:
         """Give the line its description."""
         self.description = description
         self.shown: dict[str, str] = {}
+        self.split: dict[str, str] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -59,7 +62,11 @@ class ProgressLine(TrainerCallback):
             self.shown["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
         if "mfu" in logs:
             self.shown["mfu"] = f"{logs['mfu']:.1%}"
-        self.bar.set_postfix(self.shown, refresh=False)
+        if "peak_memory_bytes" in logs:
+            seconds = {name.removeprefix(SECONDS): logs[name] for name in logs if SECONDS in name}
+            self.shown["mem"] = f"{logs['peak_memory_bytes'] / 2**30:.1f}GiB"
+            self.split = {"time": time_split(seconds).replace(",", "")}
+        self.bar.set_postfix({**self.shown, **self.split}, refresh=False)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

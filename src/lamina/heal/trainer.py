@@ -97,8 +97,9 @@ class TokenLossTrainer(SFTTrainer):
         return dict(zip(SPEED, speed, strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; beside a loss of the training stands how fast it is."""
+        """Log; beside a loss of the training stands how fast it is, and what it takes."""
         if "loss" in logs:
+            logs.update(self.clock.spent())
             logs.update({name: value for name, value in self.speed().items() if value is not None})
         super().log(logs, start_time)
 

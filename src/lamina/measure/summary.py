@@ -67,17 +67,21 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("tokens/s", f"{metrics['tokens_per_second']:,.0f}", about))
     if metrics["mfu"]:
         rows.append(("MFU", f"{metrics['mfu']:.1%}", "of the accelerator's peak"))
-    rows.append(_time(metrics["seconds"]))
+    seconds = metrics["seconds"]
+    rows.append(("training", f"{sum(seconds.values()):.1f} s", time_split(seconds)))
     rows.append(("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB", "of training"))
     return rows
 
 
-def _time(seconds: dict[str, float]) -> tuple[str, str, str]:
-    """Say where the training's time went, rounded to whole percent; what took none is left out."""
+def time_split(seconds: dict[str, float]) -> str:
+    """Say where a training's time went, in whole percent; what took none is left out.
+
+    Args:
+        seconds: Of each phase.
+    """
     whole = sum(seconds.values())
     shares = {name.replace("_", "+"): taken / whole for name, taken in seconds.items()}
-    split = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
-    return "training", f"{whole:.1f} s", split
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
 
 
 def _data(count: dict[str, Any]) -> tuple[str, str, str]:
