@@ -17,15 +17,13 @@ attention masks end where the padding begins.
 """
 
 import json
-import runpy
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from timed import PATCHED, PatchOnImport
+from timed import run_patched
 
 
 def lengths(inputs: Mapping[str, Any]) -> list[int]:
@@ -85,16 +83,5 @@ def stamp(trl_module: ModuleType, output: Path) -> None:
     trainer.__init__, trainer.training_step = construct_with_stamps, train_on_noted
 
 
-def main() -> None:
-    """Run what the arguments name."""
-    output, name = Path(sys.argv[1]), sys.argv[2]
-    sys.argv = sys.argv[2:]
-    sys.meta_path.insert(0, PatchOnImport(PATCHED, lambda module: stamp(module, output)))
-    if name.endswith(".py"):
-        runpy.run_path(name, run_name="__main__")
-    else:
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_patched(stamp)

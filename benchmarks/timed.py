@@ -89,11 +89,15 @@ def add_clock(trl_module: ModuleType, output: Path) -> None:
     trl_module.SFTTrainer.__init__ = construct_with_clock
 
 
-def main() -> None:
-    """Run what the arguments name."""
+def run_patched(add: Callable[[ModuleType, Path], None]) -> None:
+    """Run what the arguments name, once TRL is imported with something added to it.
+
+    Args:
+        add: Gets TRL's module and the file that the first argument names.
+    """
     output, name = Path(sys.argv[1]), sys.argv[2]
     sys.argv = sys.argv[2:]
-    sys.meta_path.insert(0, PatchOnImport(PATCHED, lambda module: add_clock(module, output)))
+    sys.meta_path.insert(0, PatchOnImport(PATCHED, lambda module: add(module, output)))
     if name.endswith(".py"):
         runpy.run_path(name, run_name="__main__")
     else:
@@ -101,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_patched(add_clock)
