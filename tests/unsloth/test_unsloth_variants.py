@@ -105,7 +105,13 @@ def test_a_run_and_its_process_end_together(
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *RUN, "max_steps=100000"]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         checkpoint = folder / "checkpoints" / "pruned" / "checkpoint-3"
         deadline = time.monotonic() + 120
