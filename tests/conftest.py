@@ -130,7 +130,7 @@ def lamina(*arguments: object, cwd: Path, **env: str) -> Finished:
 
 
 UNWELL = """
-    import importlib.machinery, os, sys
+    import importlib.machinery, os, sys, time
 
     class Loader(importlib.machinery.SourceFileLoader):
         def exec_module(self, module):
@@ -138,7 +138,9 @@ UNWELL = """
             step = module.TokenLossTrainer.training_step
 
             def unwell(self, *arguments, **options):
-                if self.state.global_step == 7:
+                if slow:
+                    time.sleep(0.6)
+                elif self.state.global_step == 7:
                     os.environ["UNWELL"] == "killed" and os.kill(os.getpid(), 9)
                     raise ValueError("rank one is unwell")
                 return step(self, *arguments, **options)
@@ -153,14 +155,18 @@ UNWELL = """
                 spec.loader = Loader(spec.loader.name, spec.loader.path)
                 return spec
 
-    if os.environ.get("RANK") == "1":
+    slow = os.environ["UNWELL"] == "slow"
+    if "SLURM_RESTART_COUNT" not in os.environ if slow else os.environ.get("RANK") == "1":
         sys.meta_path.insert(0, Finder)
 """
-"""A sitecustomize.py with which rank 1 fails in its eighth step."""
+"""A sitecustomize.py with which rank 1 fails in its eighth step.
+
+Or a job's batches are slow before its first requeue, such that its time is over on any machine.
+"""
 
 
 def unwell(folder: Path, how: str) -> dict[str, str]:
-    """Return an environment in which rank 1 fails."""
+    """Return an environment in which rank 1 `raises` or is `killed`, or the job is `slow`."""
     (folder / "sitecustomize.py").write_text(textwrap.dedent(UNWELL))
     paths = (str(folder), str(ROOT / "src"), os.environ.get("PYTHONPATH", ""))
     return {"PYTHONPATH": os.pathsep.join(paths), "UNWELL": how}

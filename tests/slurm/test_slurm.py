@@ -212,7 +212,8 @@ def test_a_job_whose_time_is_over_saves_and_comes_back(
 ) -> None:
     folder = tmp_path / "sweep"
     limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=95")
-    with swept(folder, cluster, *LONG, *SLURM, *limits):
+    slow = {**cluster, **unwell(tmp_path, "slow")}
+    with swept(folder, slow, *LONG, *SLURM, *limits):
         pass
     assert "Requeued" in log(folder)
     assert_equal(folder, undisturbed)
@@ -266,7 +267,8 @@ def test_two_nodes_whose_time_is_over_save_and_come_back(
         "hydra.launcher.signal_delay_s=75",
         "hydra.launcher.max_num_timeout=9",
     )
-    with swept(folder, cluster, *LONG, *SLURM, *TWO_NODES, *limits):
+    slow = {**cluster, **unwell(tmp_path, "slow")}
+    with swept(folder, slow, *LONG, *SLURM, *TWO_NODES, *limits):
         pass
     assert "Requeued" in log(folder)
     nearly_equal(folder, undisturbed)
