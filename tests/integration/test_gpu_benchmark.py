@@ -36,5 +36,5 @@ def test_the_matrix_is_measured_in_slices_and_what_cannot_run_is_listed(tmp_path
             assert figures["tokens_per_second"] > 0
             assert figures["peak_memory_bytes"] > 0
         else:
-            assert figures["reason"] in second.stdout or "tokens_per_second" in figures
+            assert "tokens_per_second" in figures or figures["reason"] in second.stdout
     assert "none is judged here" in second.stdout

@@ -21,7 +21,7 @@ from lamina.depth.windows import Windows
 from lamina.heal.cache import cached, code_version, folder_of
 from lamina.heal.calibration import Calibration
 from lamina.heal.data import DataSource, Synthetic
-from lamina.measure.console import quiet_transformers
+from lamina.measure.console import quiet_libraries
 from lamina.measure.device import compute_device, free_memory_bytes, peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class CachedScores:
 
     @contextmanager
     def _open(self) -> Iterator[LayerStack]:
-        quiet_transformers()
+        quiet_libraries()
         with open_stack(self.request.source, self.request.dtype(), compute_device()) as stack:
             yield stack
 

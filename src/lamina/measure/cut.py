@@ -15,7 +15,7 @@ from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import DepthDefaults, Variant
 from lamina.errors import ConfigError
 from lamina.measure.card import note
-from lamina.measure.console import quiet_transformers
+from lamina.measure.console import quiet_libraries
 from lamina.measure.model_form import (
     copy_tokenizer,
     new_folder,
@@ -111,7 +111,7 @@ def write_reduced(
         ModelError: The model cannot be reduced exactly, or a file of it is not whole.
         OutputError: The output cannot be written.
     """
-    quiet_transformers()
+    quiet_libraries()
     mapping = kept_tensors(source.weight_map, kept_layers, source.config)
     content = reduction(source, kept_layers).content
     with new_folder(output) as folder:

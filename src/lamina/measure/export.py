@@ -16,7 +16,7 @@ from lamina.depth.source import Source, resolve
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError
-from lamina.measure.console import quiet_transformers
+from lamina.measure.console import quiet_libraries
 from lamina.measure.export_check import Losses, adapter_loss, model_loss
 from lamina.measure.finished import ADAPTER_FILE, FinishedRun, finished_run
 from lamina.measure.magnitudes import make_readable
@@ -71,7 +71,7 @@ def export(
     """
     finished = finished_run(run)
     refuse_output("--output", Path(output), finished.final, Path(run).expanduser())
-    quiet_transformers()
+    quiet_libraries()
     if form == "adapter":
         return _export_adapter(finished, Path(output), dtype)
     return _export_model(finished, Path(output), dtype or finished.dtype, max_shard_bytes)
