@@ -139,7 +139,7 @@ UNWELL = """
 
             def unwell(self, *arguments, **options):
                 if slow:
-                    time.sleep(0.6)
+                    time.sleep(0.8)
                 elif self.state.global_step == 7:
                     os.environ["UNWELL"] == "killed" and os.kill(os.getpid(), 9)
                     raise ValueError("rank one is unwell")

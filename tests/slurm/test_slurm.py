@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,12 @@ LONG = (
     "model=dropped",
     "model.layer_to_drop=3",
 )
+LITTLE_TIME = (
+    "hydra.launcher.timeout_min=3",
+    "hydra.launcher.signal_delay_s=95",
+    "hydra.launcher.max_num_timeout=9",
+)
+"""The signal comes after 25 to 85 seconds: up to 60 early, SLURM says."""
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +153,7 @@ def test_a_preempted_job_saves_and_comes_back(
 ) -> None:
     folder = tmp_path / "sweep"
     with swept(folder, cluster, *LONG, *SLURM, "logger=wandb"):
-        wait_for(trained(folder, 10), cluster, 120)
+        wait_for(trained(folder, 10), cluster, 300)
         high = [
             "sbatch",
             "-p",
@@ -159,7 +166,7 @@ def test_a_preempted_job_saves_and_comes_back(
             "sleep 3",
         ]
         ask(cluster, *high)
-        wait_for(lambda: "Requeued" in log(folder), cluster, 60)
+        wait_for(lambda: "Requeued" in log(folder), cluster, 120)
         saved = sorted(int(path.name[11:]) for path in folder.rglob("checkpoint-*"))
     assert any(step % 10 for step in saved), saved
     assert "this job is preempted" in log(folder) or "this job is timed-out" in log(folder)
@@ -176,7 +183,7 @@ def test_the_jobs_of_a_shell_that_is_gone_are_found_by_their_files(
     short = (*SHORT, "max_steps=2", "evaluation=none", "model=dropped", "model.layer_to_drop=3,5")
     command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}", *short]
     with subprocess.Popen([*command, *SLURM], env=cluster, stderr=subprocess.DEVNULL) as process:
-        wait_for((folder / "1" / "result.json").is_file, cluster, 120)
+        wait_for((folder / "1" / "result.json").is_file, cluster, 300)
         process.kill()
     wait_for(lambda: not ask(cluster, "squeue", "-h"), cluster, 200)
     assert [result(folder, number)["status"] for number in range(2)] == ["completed"] * 2
@@ -211,12 +218,37 @@ def test_a_job_whose_time_is_over_saves_and_comes_back(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
-    limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=95")
     slow = {**cluster, **unwell(tmp_path, "slow")}
-    with swept(folder, slow, *LONG, *SLURM, *limits):
+    with swept(folder, slow, *LONG, *SLURM, *LITTLE_TIME):
         pass
     assert "Requeued" in log(folder)
     assert_equal(folder, undisturbed)
+
+
+def test_a_job_whose_time_is_over_too_often_says_so_and_goes_on_when_asked_again(
+    cluster: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    done = subprocess.run(
+        [*command, *LONG, *SLURM, *LITTLE_TIME, "hydra.launcher.max_num_timeout=0"],
+        cwd=tmp_path,
+        env={**cluster, **unwell(tmp_path, "slow")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 1
+    assert result(tmp_path / "sweep")["error"] == (
+        "the job's time was over more often than hydra.launcher.max_num_timeout allows; allow "
+        "more, or a longer hydra.launcher.timeout_min: the same command with this "
+        "hydra.sweep.dir goes on from what was saved"
+    )
+    with swept(tmp_path / "sweep", cluster, *LONG, *SLURM):
+        pass
+    starts = [int(step) for step in re.findall(r" (\d+)/40 \[00:00<\?", log(tmp_path / "sweep"))]
+    assert min(starts) == 0 < max(starts)
+    assert_equal(tmp_path / "sweep", undisturbed)
 
 
 def test_a_job_whose_node_is_taken_away_comes_back(
@@ -224,14 +256,14 @@ def test_a_job_whose_node_is_taken_away_comes_back(
 ) -> None:
     folder = tmp_path / "sweep"
     with swept(folder, cluster, *LONG, *SLURM):
-        wait_for(trained(folder, 20), cluster, 120)
+        wait_for(trained(folder, 20), cluster, 300)
         ((job, node),) = ask(cluster, "squeue", "-h", "-t", "R", "-o", "%A %N")
         pid = Path(cluster["SLURM_CONF"]).with_name(f"slurmd-{node}.pid").read_text()
         os.kill(int(pid), signal.SIGKILL)
         for pattern in (rf"slurmstepd: \[{job}", str(folder / ".submitit")):
             subprocess.run(["pkill", "-9", "-f", pattern], check=False)
         assert result(folder)["status"] == "running"
-        wait_for(lambda: result(folder)["status"] == "completed", cluster, 300)
+        wait_for(lambda: result(folder)["status"] == "completed", cluster, 700)
     subprocess.run(["slurmd", "-N", node], env=cluster, check=True)
     assert_equal(folder, undisturbed)
 
@@ -262,13 +294,8 @@ def test_two_nodes_whose_time_is_over_save_and_come_back(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
-    limits = (
-        "hydra.launcher.timeout_min=2",
-        "hydra.launcher.signal_delay_s=75",
-        "hydra.launcher.max_num_timeout=9",
-    )
     slow = {**cluster, **unwell(tmp_path, "slow")}
-    with swept(folder, slow, *LONG, *SLURM, *TWO_NODES, *limits):
+    with swept(folder, slow, *LONG, *SLURM, *TWO_NODES, *LITTLE_TIME):
         pass
     assert "Requeued" in log(folder)
     nearly_equal(folder, undisturbed)
@@ -286,7 +313,7 @@ def test_a_rank_that_fails_on_the_second_node_ends_the_job_with_its_message(
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=400,
     )
     assert done.returncode == 1
     assert "1 of 1 jobs are not completed: 0 (failed)" in done.stderr

@@ -87,6 +87,26 @@ def wait_for_requeue() -> None:
     raise TrainingError("the processes have saved for a requeue, but no signal has come here")
 
 
+@contextmanager
+def said_if_not_requeued() -> Iterator[None]:
+    """Name the keys that decide it where submitit ends the job instead of requeueing it.
+
+    Raises:
+        TrainingError: The job's time was over more often than is allowed.
+    """
+    try:
+        yield
+    except Exception as error:
+        submitit = sys.modules.get("submitit.core.utils")
+        if submitit is None or not isinstance(error, submitit.UncompletedJobError):
+            raise
+        raise TrainingError(
+            "the job's time was over more often than hydra.launcher.max_num_timeout allows; allow "
+            "more, or a longer hydra.launcher.timeout_min: the same command with this "
+            "hydra.sweep.dir goes on from what was saved"
+        ) from error
+
+
 def _own_folder(folder: Path, layout: Layout) -> Path:
     """Make this node's folder; on one node it stands elsewhere, for a disk may be full."""
     if layout.nodes == 1:

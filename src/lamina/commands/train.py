@@ -16,7 +16,7 @@ from lamina.commands.job import Job, announce, awaited
 from lamina.commands.layout import Layout, is_another_node, layout, use_one_device
 from lamina.commands.older import take_old
 from lamina.commands.rank import work
-from lamina.commands.ranks import start, wait_for_requeue
+from lamina.commands.ranks import said_if_not_requeued, start, wait_for_requeue
 from lamina.commands.rehearse import rehearse
 from lamina.commands.sweep import close_sweep, is_done, let_go
 from lamina.config.backends import needs_own_process, settle
@@ -70,7 +70,7 @@ def heal(config: DictConfig, folder: Path, overrides: list[str]) -> None:
         return
     with owned(folder, "hydra.run.dir"):
         record = Record(folder, overrides)
-        with record.outcome():
+        with record.outcome(), said_if_not_requeued():
             preflight(config)
             found = layout_of(config)
             record.content["notes"] = notes = settled(config, found)
