@@ -232,6 +232,8 @@ IN_A_FILE = {
     "lerning_rate: 1": "conf file experiment/mine: lerning_rate: no such key; did you mean "
     "learning_rate?",
     "lora: {rank: 4}": "conf file experiment/mine: lora.rank: no such key; there is r or alpha",
+    "trainer: {callbaks: {a: {b: 3}}}": "conf file experiment/mine: trainer.callbaks: no such key; "
+    "there is args",
     "max_steps: ten": "conf file experiment/mine: max_steps=ten: expected a whole number",
     "trainer: {args: {optim: sdg, max_grad_nrom: 1}}\nlearning_rate: 0": "trainer.args.optim=sdg: "
     "not one of its 41 choices; did you mean sgd?\n"

@@ -86,6 +86,21 @@ def swept(
         assert process.returncode == 0, process.stdout.read()
 
 
+def ended(
+    folder: Path, variables: dict[str, str], *overrides: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a sweep that is expected to fail to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}", *overrides],
+        cwd=folder.parent,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+
+
 def wait_for(condition: Callable[[], bool], variables: dict[str, str], seconds: int) -> None:
     """Wait, and let no requeued job be held back: SLURM does that for two minutes.
 
@@ -228,27 +243,19 @@ def test_a_job_whose_time_is_over_saves_and_comes_back(
 def test_a_job_whose_time_is_over_too_often_says_so_and_goes_on_when_asked_again(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    done = subprocess.run(
-        [*command, *LONG, *SLURM, *LITTLE_TIME, "hydra.launcher.max_num_timeout=0"],
-        cwd=tmp_path,
-        env={**cluster, **unwell(tmp_path, "slow")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
+    folder, slow = tmp_path / "sweep", {**cluster, **unwell(tmp_path, "slow")}
+    done = ended(folder, slow, *LONG, *SLURM, *LITTLE_TIME, "hydra.launcher.max_num_timeout=0")
     assert done.returncode == 1
-    assert result(tmp_path / "sweep")["error"] == (
+    assert result(folder)["error"] == (
         "the job's time was over more often than hydra.launcher.max_num_timeout allows; allow "
         "more, or a longer hydra.launcher.timeout_min: the same command with this "
         "hydra.sweep.dir goes on from what was saved"
     )
-    with swept(tmp_path / "sweep", cluster, *LONG, *SLURM):
+    with swept(folder, cluster, *LONG, *SLURM):
         pass
-    starts = [int(step) for step in re.findall(r" (\d+)/40 \[00:00<\?", log(tmp_path / "sweep"))]
+    starts = [int(step) for step in re.findall(r" (\d+)/40 \[00:00<\?", log(folder))]
     assert min(starts) == 0 < max(starts)
-    assert_equal(tmp_path / "sweep", undisturbed)
+    assert_equal(folder, undisturbed)
 
 
 def test_a_job_whose_node_is_taken_away_comes_back(
@@ -305,16 +312,8 @@ def test_a_rank_that_fails_on_the_second_node_ends_the_job_with_its_message(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
-    command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}"]
-    done = subprocess.run(
-        [*command, *LONG, *SLURM, *TWO_NODES],
-        cwd=tmp_path,
-        env={**cluster, **unwell(tmp_path, "raises")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
+    ill = {**cluster, **unwell(tmp_path, "raises")}
+    done = ended(folder, ill, *LONG, *SLURM, *TWO_NODES)
     assert done.returncode == 1
     assert "1 of 1 jobs are not completed: 0 (failed)" in done.stderr
     where = f"the traceback is in {folder / '0' / 'train.log'}"
@@ -325,11 +324,8 @@ def test_a_rank_that_fails_on_the_second_node_ends_the_job_with_its_message(
 def test_a_sweep_of_which_no_job_could_run_is_not_submitted(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     given = (*SHORT, *SLURM, "model=dropped", "model.layer_to_drop=77,88")
-    done = subprocess.run(
-        [*command, *given], cwd=tmp_path, env=cluster, capture_output=True, text=True, check=False
-    )
+    done = ended(tmp_path / "sweep", cluster, *given)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         *(

@@ -97,6 +97,7 @@ def said_if_not_requeued() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # Imported where it has started the job, and slow to import where it has not.
         submitit = sys.modules.get("submitit.core.utils")
         if submitit is None or not isinstance(error, submitit.UncompletedJobError):
             raise

@@ -43,12 +43,14 @@ class FileValues:
         return list(_leaves(self.content, self.above))
 
     def leave_out(self, keys: Keys) -> None:
-        """Forget one value."""
-        *above, last = keys[len(self.above) :]
-        node: Any = self.content
-        for key in above:
-            node = node[key]
-        del node[last]
+        """Forget one value, and the mappings in which there is no other."""
+        path, nodes = keys[len(self.above) :], [self.content]
+        for key in path[:-1]:
+            nodes.append(nodes[-1][key])
+        for node, key in zip(reversed(nodes), reversed(path), strict=True):
+            del node[key]
+            if node:
+                return
 
     def write_back(self) -> None:
         """Put what is left into the file again."""
