@@ -7,11 +7,11 @@ from hydra.utils import get_object
 
 from lamina.config.ranges import at
 from lamina.config.targets import ALLOWED_TARGETS, refusal
-from lamina.depth.quantities import count
 from lamina.errors import ConfigError, LaminaError
 from lamina.heal.attention import may_need_mask
 from lamina.heal.origin import origin
 from lamina.heal.sft import NO_COMPILED_SHARES
+from lamina.units import count
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of adapter.init_lora_weights that change the base's weights, too."""

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from lamina.depth.quantities import Tokens
 from lamina.depth.variants import DepthDefaults
 from lamina.heal.final import Export
+from lamina.units import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

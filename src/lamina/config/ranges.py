@@ -7,8 +7,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.config.fields import either, fields_of
-from lamina.depth.quantities import count, size
 from lamina.errors import ConfigError
+from lamina.units import count, size
 
 CHOICES = {
     "dtype": ("auto", "bfloat16", "float32"),

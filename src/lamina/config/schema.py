@@ -15,9 +15,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from lamina.config import parameters
 from lamina.config.paths import asset
 from lamina.depth import scan, selection, variants
-from lamina.depth.quantities import Tokens
 from lamina.heal import adapters, backends, callbacks, data, final, sft, tracking, unsloth
 from lamina.measure import cut, evaluate
+from lamina.units import Tokens
 
 OPTIONS: dict[str, dict[str, type]] = {
     "model": {

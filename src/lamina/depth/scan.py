@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.depth.quantities import Tokens, size
 from lamina.depth.scores import HEAD_BYTES, Scores
 from lamina.depth.stack import LayerStack
 from lamina.depth.streams import TOKENS_AT_ONCE, Streams
 from lamina.depth.windows import Windows
 from lamina.errors import ConfigError
+from lamina.units import Tokens, size
 
 SAVE_SHARE = 0.05
 """Share of a scan's time that saving its state may take."""

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lamina.depth.four_bit import QUANTIZED_BYTES
-from lamina.depth.quantities import sized
 from lamina.errors import LaminaError, TrainingError
 from lamina.heal.need import Need
+from lamina.units import sized
 
 SUGGESTIONS = 3
 """Settings that a message names."""

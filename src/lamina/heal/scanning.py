@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.depth.greedy import greedy_order
 from lamina.depth.loading import load_tokenizer
-from lamina.depth.quantities import count
 from lamina.depth.reading import identity
 from lamina.depth.scan import Cost, ScanSettings, budget, sweep
 from lamina.depth.source import Source
@@ -23,6 +22,7 @@ from lamina.heal.calibration import Calibration
 from lamina.heal.data import DataSource, Synthetic
 from lamina.measure.console import quiet_libraries
 from lamina.measure.device import compute_device, free_memory_bytes, peak_memory_bytes
+from lamina.units import count
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lamina.depth.quantities import sized
 from lamina.errors import OutputError
 from lamina.measure.footprint import free_disk_bytes
+from lamina.units import sized
 
 FULL = ("No space left on device", "Disk quota exceeded")
 REFUSED = ("Read-only file system", "Permission denied", "Not a directory")

@@ -7,9 +7,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamina.depth.quantities import sized
 from lamina.depth.ranges import shown
 from lamina.errors import ConfigError
+from lamina.units import sized
 
 CUT = 400
 """Characters from which on a piece of a row is shown by its two ends."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.quantities import Tokens
 from lamina.measure import ranks
+from lamina.units import Tokens
 
 if TYPE_CHECKING:
     import torch
