@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth import loading
+from lamina.experiment import Run
 from lamina.heal.baseline import baseline_loss
 from lamina.heal.cache import cache_folder
 from lamina.heal.callbacks import Context
@@ -29,7 +30,6 @@ from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import base_identity, fingerprint, provenance
 from lamina.measure.results import Record
-from lamina.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

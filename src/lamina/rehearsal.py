@@ -12,6 +12,7 @@ from lamina.depth import loading
 from lamina.depth.four_bit import expected_bytes, scale_bytes
 from lamina.depth.reduction import reduction
 from lamina.errors import ConfigError
+from lamina.experiment import Run
 from lamina.heal.feed import Feed
 from lamina.heal.libraries import prepared
 from lamina.heal.packing import batch_size, packed, total_steps
@@ -26,7 +27,6 @@ from lamina.measure.footprint import (
     trained,
     weight_bytes,
 )
-from lamina.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -24,7 +24,7 @@ from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.config.schema import register
 from lamina.errors import ConfigError
-from lamina.run import Run
+from lamina.experiment import Run
 from tests.conftest import REFERENCE, ROOT, train
 
 
