@@ -13,12 +13,12 @@ from rich.console import Console
 
 from lamina.config.paths import conf_dir
 from lamina.config.schema import register
+from lamina.dry_run import Rehearsal
 from lamina.errors import ConfigError, TrainingError
 from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
 from lamina.measure.footprint import folder_bytes, most_checkpoints
 from lamina.measure.results import Record
-from lamina.pipeline import Pipeline
-from lamina.rehearsal import Rehearsal
+from lamina.run import Pipeline
 from tests.conftest import SHORT, Finished, lamina, train
 
 PRUNED = (*SHORT, "model=pruned", "model.keep_layers=8")
@@ -113,7 +113,7 @@ def test_too_little_memory_is_said_before_a_weight_is_read(
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         given = [*PRUNED, "run_dir=.", "dry_run=true"]
         rehearsal = Rehearsal(instantiate(compose("config", overrides=given)), processes=1)
-    monkeypatch.setattr("lamina.rehearsal.free_memory_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("lamina.dry_run.free_memory_bytes", lambda: 1_000_000)
     monkeypatch.setattr("lamina.depth.reading.tensor_slices", None)
     message = r"1,223,424 weights and the gradients of 262,144 take at least 0\.0 GB of memory"
     with pytest.raises(ConfigError, match=message):

@@ -336,7 +336,7 @@ def test_a_bug_of_ours_is_one_line_and_its_traceback_is_in_the_log(
     tmp_path: Path, jobs: tuple[str, ...]
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import lamina.pipeline\nlamina.pipeline.Pipeline.execute = lambda self: 1 / 0\n"
+        "import lamina.run\nlamina.pipeline.Pipeline.execute = lambda self: 1 / 0\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])
     folder = tmp_path / "run"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lamina.commands import train
 from lamina.heal.libraries import import_heavy
-from lamina.pipeline import Pipeline
+from lamina.run import Pipeline
 
 import_heavy()
 import torch, transformers, wandb

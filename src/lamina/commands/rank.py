@@ -63,7 +63,7 @@ def work(job: Job) -> None:
 def _execute(job: Job, config: Any) -> None:
     from hydra.utils import instantiate
 
-    from lamina.pipeline import Pipeline
+    from lamina.run import Pipeline
 
     run = instantiate(config)
     record = Record(Path(job.folder), job.overrides)

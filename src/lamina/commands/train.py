@@ -26,7 +26,7 @@ from lamina.errors import ConfigError, LaminaError
 from lamina.heal.ownership import owned
 from lamina.measure import ranks
 from lamina.measure.results import Record
-from lamina.pipeline import Pipeline
+from lamina.run import Pipeline
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ def dry_run_report(content: dict[str, Any], config: str, console: Console) -> Re
     """Return what a rehearsal found.
 
     Args:
-        content: What `lamina.rehearsal.Rehearsal.report` returned.
+        content: What `lamina.dry_run.Rehearsal.report` returned.
         config: The resolved config, as YAML.
         console: Where it goes: without colours, trained text stands between ⟦ and ⟧.
     """
@@ -39,7 +39,7 @@ def refuse_what_does_not_fit(content: dict[str, Any], output_dir: str) -> None:
     """Raise if the run would not end for want of memory or disk.
 
     Args:
-        content: What `lamina.rehearsal.Rehearsal.report` returned.
+        content: What `lamina.dry_run.Rehearsal.report` returned.
         output_dir: Where checkpoints go.
 
     Raises:
