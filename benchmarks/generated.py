@@ -7,11 +7,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from lamina.depth.safetensors_file import StoredTensor
-from lamina.depth.shards import Outgoing, write_shards
-from lamina.depth.source import Source, resolve
 from lamina.depth.tensor_names import layer_of
 from lamina.errors import ModelError
+from lamina.weights.header import StoredTensor
+from lamina.weights.source import Source, resolve
+from lamina.weights.writing import Outgoing, write_shards
 
 LAYERS = 36
 

@@ -20,9 +20,9 @@ from transformers.utils import logging
 from lamina.depth.greedy import Rounds
 from lamina.depth.loading import load_model
 from lamina.depth.scan import Budget, sweep
-from lamina.depth.source import resolve
 from lamina.depth.stack import LayerStack, open_stack
 from lamina.depth.windows import Windows
+from lamina.weights.source import resolve
 
 SHAPE = Shape(
     hidden_size=256,

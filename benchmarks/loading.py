@@ -44,7 +44,7 @@ from figures import Aim, at_least, finish, options, show
 from generated import SHAPES, generate, refuse_difference, tensors
 from measured import Run, last_line, measure
 
-from lamina.depth.safetensors_file import StoredTensor
+from lamina.weights.header import StoredTensor
 
 KEPT_LAYERS = 24
 

@@ -113,7 +113,7 @@ def lamina_load(model: str, kept: int, _: str) -> None:
     import torch
 
     from lamina.depth.loading import load_model
-    from lamina.depth.source import resolve
+    from lamina.weights.source import resolve
 
     touch(load_model(resolve(model), range(kept), dtype=torch.bfloat16))
 
@@ -154,9 +154,9 @@ def lamina_scan(model: str, tokens: int, output: str) -> None:
     import torch
 
     from lamina.depth.scan import Budget, sweep
-    from lamina.depth.source import resolve
     from lamina.depth.stack import open_stack
     from lamina.depth.windows import Windows
+    from lamina.weights.source import resolve
 
     with open_stack(resolve(model), torch.bfloat16, "cpu") as stack:
         vocabulary = stack.host.model.config.vocab_size

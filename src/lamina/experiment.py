@@ -12,7 +12,6 @@ from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import reduction
 from lamina.depth.scan import ScanSettings
 from lamina.depth.selection import Selector
-from lamina.depth.source import Source
 from lamina.depth.variants import Scratch, Variant
 from lamina.heal import attention, kernels
 from lamina.heal.adapters import Adapter
@@ -29,6 +28,7 @@ from lamina.heal.tokenizer import build_tokenizer
 from lamina.heal.tracking import LoggerSettings
 from lamina.measure import ranks
 from lamina.measure.evaluate import Evaluation
+from lamina.weights.source import Source
 
 if TYPE_CHECKING:
     import torch

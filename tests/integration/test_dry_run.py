@@ -114,7 +114,7 @@ def test_too_little_memory_is_said_before_a_weight_is_read(
         given = [*PRUNED, "run_dir=.", "dry_run=true"]
         rehearsal = Rehearsal(instantiate(compose("config", overrides=given)), processes=1)
     monkeypatch.setattr("lamina.dry_run.free_memory_bytes", lambda: 1_000_000)
-    monkeypatch.setattr("lamina.depth.reading.tensor_slices", None)
+    monkeypatch.setattr("lamina.weights.reading.tensor_slices", None)
     message = r"1,223,424 weights and the gradients of 262,144 take at least 0\.0 GB of memory"
     with pytest.raises(ConfigError, match=message):
         rehearsal.report()

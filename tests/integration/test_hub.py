@@ -40,7 +40,7 @@ print(json.dumps({"layers": model.config.num_hidden_layers, "loss": nll / tokens
 LOAD = """
 import json, sys, torch
 from lamina.depth.loading import load_model
-from lamina.depth.source import resolve
+from lamina.weights.source import resolve
 name, folder = sys.argv[1:]
 source = resolve(name)
 loaded = [load_model(s, range(4), dtype=torch.float32) for s in (source, resolve(folder))]
@@ -59,7 +59,7 @@ print("null")
 
 FIND = """
 import json, sys
-from lamina.depth.source import resolve
+from lamina.weights.source import resolve
 source = resolve(sys.argv[1])
 absent = source.fetch("no_such_file.json", required=False)
 files = sorted(set(source.weight_map.values()))

@@ -16,10 +16,10 @@ from lamina.depth.blocks import decoder_stack
 from lamina.depth.loading import load_model
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import First
-from lamina.depth.source import resolve
 from lamina.depth.variants import Layers, Original, Pruned
 from lamina.errors import ModelError
 from lamina.measure.cut import write_cut
+from lamina.weights.source import resolve
 from tests.architectures import ARCHITECTURES, NUM_LAYERS, build, save
 from tests.conftest import no_scores
 

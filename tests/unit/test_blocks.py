@@ -16,8 +16,8 @@ from lamina.depth.blocks import (
 )
 from lamina.depth.loading import load_model
 from lamina.depth.ranges import half_open_ranges
-from lamina.depth.source import resolve
 from lamina.errors import ModelError
+from lamina.weights.source import resolve
 from tests.architectures import ARCHITECTURES, save
 
 KEPT = (0, 2, 3, 5)

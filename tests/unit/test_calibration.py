@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from lamina.depth.scan import Budget, sweep
-from lamina.depth.source import resolve
 from lamina.depth.stack import open_stack
 from lamina.errors import ConfigError, DataError
 from lamina.heal.calibration import Calibration
@@ -20,6 +19,7 @@ from lamina.heal.splits import Split
 from lamina.heal.tokenization import Tokenization
 from lamina.measure.evaluate import row_losses
 from lamina.units import count, size
+from lamina.weights.source import resolve
 from tests.conftest import FOREIGN, REFERENCE
 
 LOSS = {"sets": 1, "seed": 0, "loss_on": "auto"}

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from lamina.depth.loading import load_model, load_tokenizer
-from lamina.depth.source import resolve
 from lamina.errors import TrainingError
 from lamina.measure.evaluate import answers, row_losses
 from lamina.measure.meter import Meter
 from lamina.measure.results import Record
+from lamina.weights.source import resolve
 from tests.conftest import REFERENCE, Finished
 
 KEPT = (0, 1, 2, 3, 8, 9)

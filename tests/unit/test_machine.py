@@ -180,7 +180,7 @@ def test_a_family_that_does_not_take_it_is_refused() -> None:
 
 def test_a_model_gets_the_attention_that_is_asked_for() -> None:
     from lamina.depth.loading import load_model
-    from lamina.depth.source import resolve
+    from lamina.weights.source import resolve
 
     model = load_model(resolve(str(REFERENCE)), range(2), dtype=torch.float32)
     ids = torch.arange(5, 25)[None]

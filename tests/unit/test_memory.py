@@ -8,11 +8,11 @@ import torch
 from lamina.depth.four_bit import QUANTIZED_BYTES
 from lamina.depth.loading import load_model
 from lamina.depth.reduction import reduction
-from lamina.depth.source import resolve
 from lamina.errors import TrainingError
 from lamina.heal.adapters import Full, QLora
 from lamina.heal.memory import advice, is_memory_error, loading_advice, memory_errors, savings
 from lamina.heal.need import Need
+from lamina.weights.source import resolve
 from tests.conftest import REFERENCE
 
 # Qwen3-8B's shape with 24 of 36 layers, LoRA of rank 16, one pack of 4096 at a time.

@@ -11,14 +11,14 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lamina.depth.loading import load_model
 from lamina.depth.plan import make_plan
-from lamina.depth.reading import tensor_slices
 from lamina.depth.reduction import reduction
-from lamina.depth.source import resolve
 from lamina.depth.tensor_names import layer_of
 from lamina.depth.variants import Layers, Original
 from lamina.errors import ModelError
 from lamina.measure.cut import write_cut
 from lamina.measure.merging import WEIGHTS_FILE, adapter_updates
+from lamina.weights.reading import tensor_slices
+from lamina.weights.source import resolve
 from tests.architectures import ARCHITECTURES, save
 from tests.conftest import no_scores
 

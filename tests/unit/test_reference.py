@@ -9,12 +9,12 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lamina.depth.loading import load_model
-from lamina.depth.source import resolve
 from lamina.heal.splits import Split
 from lamina.heal.synthetic import FAMILIES, generate_rows
 from lamina.heal.tokenization import Tokenization
 from lamina.heal.tokenizer import WORDS, build_tokenizer
 from lamina.measure.evaluate import answers, row_losses
+from lamina.weights.source import resolve
 from tests.conftest import REFERENCE
 
 ROWS = generate_rows("eval", 200, 777)

@@ -17,7 +17,6 @@ from lamina.depth.greedy import greedy_order
 from lamina.depth.loading import load_model
 from lamina.depth.scan import Budget, ScanSettings, budget, sweep
 from lamina.depth.scores import Scores, jaccard, kendall_tau
-from lamina.depth.source import Source, resolve
 from lamina.depth.stack import LayerStack, open_stack
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.depth.streams import PARTS
@@ -25,6 +24,7 @@ from lamina.depth.surgery import layer_count
 from lamina.depth.taylor import taylor_importance
 from lamina.depth.windows import Windows
 from lamina.errors import ConfigError
+from lamina.weights.source import Source, resolve
 from tests.architectures import save
 from tests.conftest import REFERENCE
 

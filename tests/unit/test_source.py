@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lamina.depth.plan import make_plan
-from lamina.depth.reading import weights_fingerprint
 from lamina.depth.selection import First
-from lamina.depth.source import INDEX_FILE, SINGLE_FILE, resolve
 from lamina.depth.variants import Original, Pruned
 from lamina.errors import ModelError
+from lamina.weights.reading import weights_fingerprint
+from lamina.weights.source import INDEX_FILE, SINGLE_FILE, resolve
 from tests.architectures import save
 from tests.conftest import REFERENCE, no_scores
 

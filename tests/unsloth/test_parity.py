@@ -142,7 +142,7 @@ ours = Unsloth(statistics=False)
 ours.prepare(folder)
 
 import torch
-from lamina.depth.source import resolve
+from lamina.weights.source import resolve
 
 lora = Lora(r=4, alpha=8, dropout=0.0, bias="none", target_modules="all-linear", further={})
 common = dict(max_seq_length=64, gradient_checkpointing=False, seed=7, folder=folder)

@@ -12,11 +12,11 @@ from omegaconf import DictConfig
 from lamina.commands.entry import Ended, run_app
 from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
-from lamina.depth.source import resolve
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.errors import ConfigError, LaminaError
 from lamina.heal.scanning import whole
 from lamina.measure.results import write_json
+from lamina.weights.source import resolve
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

@@ -7,12 +7,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.config.ranges import at
-from lamina.depth.source import resolve
 from lamina.errors import ConfigError, LaminaError, joined
 from lamina.heal.adapters import Lora
 from lamina.heal.backends import Auto, Transformers
 from lamina.heal.unsloth import FAMILIES, LORA_TAKEN, Unsloth, is_installed
 from lamina.measure.device import visible_devices
+from lamina.weights.source import resolve
 
 CPU_OPTIMIZERS = (
     "adamw_torch", "adamw_apex_fused", "adamw_8bit", "adamw_bnb_8bit", "adafactor_8bit",

@@ -10,10 +10,10 @@ from hydra.utils import instantiate
 from lamina.config.ranges import at
 from lamina.config.targets import problems as target_problems
 from lamina.depth.selection import NoScores, ScoresNeededError
-from lamina.depth.source import resolve
 from lamina.depth.surgery import layer_count
 from lamina.depth.variants import Scratch
 from lamina.errors import LaminaError
+from lamina.weights.source import resolve
 
 
 def problems(content: Mapping[str, Any]) -> Iterator[str]:

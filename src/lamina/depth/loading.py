@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.four_bit import quantization
-from lamina.depth.reading import DTYPES, tensor_slices
 from lamina.depth.reduction import reduction
-from lamina.depth.source import Source, read_json
 from lamina.depth.surgery import layer_count, reduced_generation_config
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.verification import refuse_misfits
 from lamina.errors import ModelError, nearest
+from lamina.weights.reading import DTYPES, tensor_slices
+from lamina.weights.source import Source, read_json
 
 if TYPE_CHECKING:
     import torch

@@ -6,10 +6,10 @@ from typing import Any
 
 from lamina.depth.ranges import half_open_ranges
 from lamina.depth.selection import LayerScores
-from lamina.depth.source import Source, resolve
 from lamina.depth.surgery import layer_count, reduced_config
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import Scratch, Variant
+from lamina.weights.source import Source, resolve
 
 
 @dataclass(frozen=True)

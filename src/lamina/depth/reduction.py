@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.blocks import blueprint, refuse_changed_blocks
-from lamina.depth.source import Source
 from lamina.depth.surgery import PER_LAYER_FIELDS, reduced_config
 from lamina.errors import ModelError
+from lamina.weights.source import Source
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

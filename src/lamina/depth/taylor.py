@@ -2,9 +2,9 @@
 
 from lamina.depth.blocks import decoder_stack
 from lamina.depth.loading import load_model
-from lamina.depth.source import Source
 from lamina.depth.surgery import layer_count
 from lamina.depth.windows import Windows
+from lamina.weights.source import Source
 
 
 def taylor_importance(source: Source, windows: Windows, device: str) -> tuple[float, ...]:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from lamina.depth.blocks import blueprint
-from lamina.depth.safetensors_file import StoredTensor
-from lamina.depth.source import resolve
 from lamina.errors import ModelError
+from lamina.weights.header import StoredTensor
+from lamina.weights.source import resolve
 
 
 class Unread:

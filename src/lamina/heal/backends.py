@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
-    from lamina.depth.source import Source
+    from lamina.weights.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from lamina.depth.reading import identity
 from lamina.heal.cache import Entry, cached, code_version, folder_of
 from lamina.measure import ranks
 from lamina.measure.device import device_name, release
+from lamina.weights.reading import identity
 
 if TYPE_CHECKING:
-    from lamina.depth.source import Source
     from lamina.heal.plain import Plain
+    from lamina.weights.source import Source
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.depth.hub import is_reachable
 from lamina.errors import DataError
 from lamina.heal.files import paths_of, read_files
 from lamina.heal.splits import Split, Splits, first_rows, held_out
+from lamina.weights.hub import is_reachable
 
 if TYPE_CHECKING:
     from datasets import Dataset

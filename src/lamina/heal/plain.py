@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lamina.depth.plan import Plan
-    from lamina.depth.source import Source
     from lamina.heal.backends import Backend
     from lamina.measure.elsewhere import Elsewhere
     from lamina.measure.meter import Meter
+    from lamina.weights.source import Source
 
 NO_BASELINE = "give evaluation.baseline=false, which leaves out its evaluation"
 

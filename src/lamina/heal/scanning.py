@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.depth.greedy import greedy_order
 from lamina.depth.loading import load_tokenizer
-from lamina.depth.reading import identity
 from lamina.depth.scan import Cost, ScanSettings, budget, sweep
-from lamina.depth.source import Source
 from lamina.depth.stack import LayerStack, open_stack
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.depth.taylor import taylor_importance
@@ -23,6 +21,8 @@ from lamina.heal.data import DataSource, Synthetic
 from lamina.measure.console import quiet_libraries
 from lamina.measure.device import compute_device, free_memory_bytes, peak_memory_bytes
 from lamina.units import count
+from lamina.weights.reading import identity
+from lamina.weights.source import Source
 
 if TYPE_CHECKING:
     import torch

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from lamina.depth.source import Source
     from lamina.heal.backends import Training
+    from lamina.weights.source import Source
 
 CACHE = "unsloth_compiled_cache"
 """In the run folder: the trainers and modules that Unsloth writes as source code."""

@@ -5,7 +5,7 @@ from typing import Any
 from lamina import __version__
 from lamina.depth.plan import Plan
 from lamina.depth.ranges import shown
-from lamina.depth.reading import weights_fingerprint
+from lamina.weights.reading import weights_fingerprint
 
 HEALING = (
     "learning_rate lr_scheduler_type max_steps num_train_epochs per_device_train_batch_size "

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lamina.depth.plan import Plan, make_plan
-from lamina.depth.reading import tensor_slices
 from lamina.depth.reduction import reduction
 from lamina.depth.selection import NoScores, ScoresNeededError, Selector
-from lamina.depth.shards import MAX_SHARD_BYTES
-from lamina.depth.source import Source
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import DepthDefaults, Variant
 from lamina.errors import ConfigError
@@ -25,6 +22,9 @@ from lamina.measure.model_form import (
     write_config,
     write_weights,
 )
+from lamina.weights.reading import tensor_slices
+from lamina.weights.source import Source
+from lamina.weights.writing import MAX_SHARD_BYTES
 
 NO_TEXT = (
     "lamina cut has no text to score layers on: take the kept layers from lamina scan, or from a "

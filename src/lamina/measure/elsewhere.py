@@ -81,8 +81,8 @@ class Elsewhere:
     def load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load it here, with plain transformers."""
         from lamina.depth import loading
-        from lamina.depth.source import resolve
         from lamina.measure.device import compute_device
+        from lamina.weights.source import resolve
 
         dtype = loading.torch_dtype(self.dtype, automatic=self.dtype)
         if self.kept_layers is None:

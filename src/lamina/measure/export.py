@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.depth.blocks import adapter_form_is_exact
-from lamina.depth.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
 from lamina.depth.reduction import Reduction, reduction
-from lamina.depth.shards import MAX_SHARD_BYTES, Outgoing
-from lamina.depth.source import Source, resolve
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError
@@ -30,6 +27,9 @@ from lamina.measure.model_form import (
     write_config,
     write_weights,
 )
+from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
+from lamina.weights.source import Source, resolve
+from lamina.weights.writing import MAX_SHARD_BYTES, Outgoing
 
 if TYPE_CHECKING:
     import torch

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.depth.reading import weights_fingerprint
-from lamina.depth.source import Source, read_json, resolve
 from lamina.errors import ConfigError, ModelError
 from lamina.measure.model_form import NOTE_FILE
 from lamina.measure.results import ROWS_FILE, read_result
+from lamina.weights.reading import weights_fingerprint
+from lamina.weights.source import Source, read_json, resolve
 
 ADAPTER_FILE = "adapter_config.json"
 

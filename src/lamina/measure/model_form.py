@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.reading import DTYPES, TensorSlice, byte_blocks
-from lamina.depth.safetensors_file import StoredTensor
-from lamina.depth.shards import Outgoing, write_shards
-from lamina.depth.source import Source, read_json
 from lamina.depth.surgery import reduced_generation_config
 from lamina.depth.verification import refuse_unloadable
 from lamina.errors import OutputError
 from lamina.measure.card import card
+from lamina.weights.header import StoredTensor
+from lamina.weights.reading import DTYPES, TensorSlice, byte_blocks
+from lamina.weights.source import Source, read_json
+from lamina.weights.writing import Outgoing, write_shards
 
 if TYPE_CHECKING:
     import torch

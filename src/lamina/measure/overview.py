@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lamina.depth.ranges import shown
-from lamina.depth.safetensors_file import StoredTensor
-from lamina.depth.source import Source, resolve
 from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count
 from lamina.depth.tensor_names import layer_of
 from lamina.measure.finished import FinishedRun, finished_run
 from lamina.measure.model_form import NOTE_FILE
 from lamina.measure.results import RESULT_FILE
+from lamina.weights.header import StoredTensor
+from lamina.weights.source import Source, resolve
 
 
 @dataclass(frozen=True)

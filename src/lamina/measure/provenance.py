@@ -7,14 +7,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.reading import identity
 from lamina.measure.device import device_name
+from lamina.weights.reading import identity
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from lamina.depth.plan import Plan
-    from lamina.depth.source import Source
+    from lamina.weights.source import Source
 
 PACKAGES = [
     "lamina",

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lamina.depth.safetensors_file import StoredTensor
 from lamina.errors import ModelError
+from lamina.weights.header import StoredTensor
 
 
 def is_reachable() -> bool:

@@ -13,9 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.safetensors_file import StoredTensor
-from lamina.depth.source import Source
 from lamina.errors import ModelError
+from lamina.weights.header import StoredTensor
+from lamina.weights.source import Source
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lamina.depth import hub
-from lamina.depth.safetensors_file import StoredTensor, read_header
 from lamina.errors import ModelError
+from lamina.weights import hub
+from lamina.weights.header import StoredTensor, read_header
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

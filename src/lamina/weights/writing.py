@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lamina.depth.safetensors_file import BITS, StoredTensor
-from lamina.depth.source import INDEX_FILE
+from lamina.weights.header import BITS, StoredTensor
+from lamina.weights.source import INDEX_FILE
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Files larger than this are split."""
