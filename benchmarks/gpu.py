@@ -95,8 +95,8 @@ def surroundings(size: str, peak: float, commit: str | None) -> dict[str, Any]:
     """
     from throughput import measured_peak
 
-    from lamina.measure.device import device_name
     from lamina.measure.provenance import git_state, package_versions
+    from lamina.runtime.device import device_name
 
     dtype = "bfloat16" if size == "8b" else "float32"
     return {

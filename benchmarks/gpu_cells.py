@@ -79,7 +79,7 @@ class Bench:
         from generated import generate
         from transformers import AutoTokenizer
 
-        from lamina.config.paths import asset
+        from lamina.runtime.paths import asset
 
         generate(self.model, self.size.shape)
         AutoTokenizer.from_pretrained(asset("reference")).save_pretrained(self.model)

@@ -207,7 +207,7 @@ def aims(plain: Sequence[Run], ours: Sequence[Run]) -> list[Aim]:
 
 def main() -> None:
     """Train, show, compare with the aims."""
-    from lamina.config.paths import asset
+    from lamina.runtime.paths import asset
 
     parser = options("Time a training with Lamina against the same with plain TRL.")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="counted runs of each")

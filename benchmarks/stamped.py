@@ -40,7 +40,7 @@ def stamp(trl_module: ModuleType, output: Path) -> None:
     import torch
     from transformers import TrainerCallback
 
-    from lamina.measure.device import forget_peak_memory, peak_memory_bytes
+    from lamina.runtime.device import forget_peak_memory, peak_memory_bytes
 
     noted: dict[str, Any] = {"steps": [], "left_out": [], "batches": []}
 

@@ -185,7 +185,7 @@ def aims(name: str, ours: Speed, hand: Speed) -> list[Aim]:
 
 def main() -> None:
     """Train, compute, compare."""
-    from lamina.config.paths import asset
+    from lamina.runtime.paths import asset
 
     parser = options("Compare the speed in result.json with one computed by hand.")
     parser.add_argument("--steps", type=at_least(5), default=30, help="optimizer steps of a run")

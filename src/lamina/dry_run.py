@@ -17,8 +17,8 @@ from lamina.heal.feed import Feed
 from lamina.heal.libraries import prepared
 from lamina.heal.packing import batch_size, packed, total_steps
 from lamina.heal.tokenization import IGNORED
-from lamina.measure.device import device_name, free_memory_bytes, peak_memory_bytes
-from lamina.measure.footprint import (
+from lamina.runtime.device import device_name, free_memory_bytes, peak_memory_bytes
+from lamina.runtime.sizes import (
     Footprint,
     folder_bytes,
     free_disk_bytes,

@@ -26,8 +26,8 @@ from lamina.heal.scanning import CachedScores, ScanRequest
 from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
 from lamina.heal.tracking import LoggerSettings
-from lamina.measure import ranks
 from lamina.measure.evaluate import Evaluation
+from lamina.runtime import distributed
 from lamina.weights.source import Source
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Run(Parameters):
             "dtype": self.dtype,
             "attention": self.attention,
             "kernels": self.kernels,
-            "distributed": ranks.count(),
+            "distributed": distributed.count(),
             "backend": self.backend.name,
             **{f"adapter.{key}": value for key, value in asdict(self.adapter).items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
@@ -129,7 +129,7 @@ class Run(Parameters):
         """Whether weights, gradients and optimizer are spread over the processes."""
         import torch
 
-        if ranks.count() == 1 or self.parallel == "ddp":
+        if distributed.count() == 1 or self.parallel == "ddp":
             return False
         return self.parallel == "fsdp" or (
             self.adapter.name == "full" and torch.cuda.is_available()

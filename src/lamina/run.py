@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from lamina.depth import loading
 from lamina.experiment import Run
 from lamina.heal.baseline import baseline_loss
-from lamina.heal.cache import cache_folder
 from lamina.heal.callbacks import Context
 from lamina.heal.checkpoints import last_whole_checkpoint, saved_step
 from lamina.heal.claim import claim, refuse_changes
@@ -18,18 +17,19 @@ from lamina.heal.feed import Feed
 from lamina.heal.final import Final, Form, save_final
 from lamina.heal.libraries import prepared
 from lamina.heal.origin import origin
-from lamina.heal.ownership import owned
 from lamina.heal.packing import batch
 from lamina.heal.plain import Plain
 from lamina.heal.tracking import watchers
-from lamina.measure import ranks
 from lamina.measure.card import note
-from lamina.measure.device import forget_peak_memory, peak_memory_bytes, release
-from lamina.measure.disk import disk_errors, full_disks, refuse_unwritable
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.meter import Meter
 from lamina.measure.provenance import base_identity, fingerprint, provenance
 from lamina.measure.results import Record
+from lamina.runtime import distributed
+from lamina.runtime.cache import cache_folder
+from lamina.runtime.device import forget_peak_memory, peak_memory_bytes, release
+from lamina.runtime.disk import disk_errors, full_disks, refuse_unwritable
+from lamina.runtime.lock import owned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +59,7 @@ class Pipeline:
         """
         self.run.data.find()
         # output_dir may lie elsewhere, where another run's process may be at work.
-        owner = owned(self.run.folder, "output_dir") if ranks.is_first() else nullcontext()
+        owner = owned(self.run.folder, "output_dir") if distributed.is_first() else nullcontext()
         with full_disks(Path(self.run.run_dir)), owner:
             checkpoint = self._claim()
             with prepared(self.run.seed, self.run.num_threads), self.run.advising():
@@ -68,8 +68,8 @@ class Pipeline:
     def _execute(self, checkpoint: Path | None) -> None:
         run = self.run
         arguments = run.trainer.arguments(run.folder, sharded=run.sharded, liger=run.liger)
-        if ranks.count() > 1:
-            logger.info("%s", batch(arguments, ranks.count()))
+        if distributed.count() > 1:
+            logger.info("%s", batch(arguments, distributed.count()))
         run.refuse_misfits()
         tokenizer = run.load_tokenizer()
         rows = self._feed(tokenizer, checkpoint)
@@ -79,7 +79,7 @@ class Pipeline:
         form = run.export.form_of(self.plan, model, run.adapter.name)
         plain.reduced(model, tokenizer)
         context = self._context(checkpoint)
-        loggers = run.logger.values() if ranks.is_first() else ()
+        loggers = run.logger.values() if distributed.is_first() else ()
         with watchers(context, loggers, run.callbacks.values()) as watching:
             trainer = run.build_trainer(model, tokenizer, rows, arguments, watching)
             self.record.content["provenance"]["attention"] = model.config._attn_implementation
@@ -100,11 +100,11 @@ class Pipeline:
         run_dir, before = Path(run.run_dir).absolute(), self.record.previous or {}
         earlier, now = {**before, **before.get("settings", {})}, {**kept, **settings}
         named = origin(run.resume)
-        checkpoint = ranks.in_turn(
+        checkpoint = distributed.in_turn(
             "claim",
             lambda: (
                 claim(run.folder, run_dir, run.resume, named, earlier, now)
-                if ranks.is_first()
+                if distributed.is_first()
                 else last_whole_checkpoint(run.folder)
             ),
         )
@@ -138,7 +138,7 @@ class Pipeline:
         if checkpoint is not None and self.origin:
             now = {"data_fingerprint": made_of["data_fingerprint"]}
             refuse_changes(checkpoint, self.origin["provenance"], now, self.run.resume)
-        if ranks.is_first():
+        if distributed.is_first():
             rows.write(record.path.parent, SAMPLE_ROWS)
         evaluated = fingerprint(rows.eval.rows)
         record.update(eval_fingerprint=evaluated, provenance=made_of, data=rows.counts())

@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from lamina.config import backends
 from lamina.config.backends import needs_own_process, settle
-from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.config.schema import register
 from lamina.errors import ConfigError
 from lamina.heal import unsloth
+from lamina.runtime.paths import conf_dir
 from tests.conftest import REFERENCE, train
 
 ABSENT = (

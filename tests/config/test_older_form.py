@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from lamina.commands.migrate import command, write
 from lamina.config.migration import experiment, experiment_name
 from lamina.config.older_form import KEYS, resolve
-from lamina.config.paths import conf_dir
 from lamina.errors import ConfigError
+from lamina.runtime.paths import conf_dir
 from tests.conftest import ROOT, Finished, environment, lamina
 
 OLDER = Path(__file__).parent / "older"

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from lamina.commands.older import take_old
 from lamina.config.migration import experiment, scalar
 from lamina.config.older_form import resolve
-from lamina.config.paths import conf_dir
 from lamina.config.schema import register
+from lamina.runtime.paths import conf_dir
 
 Written = tuple[str, Any]
 """A value as it stands in the file, and what it means."""

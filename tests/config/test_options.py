@@ -20,11 +20,11 @@ from lamina.config.passed_on import (
     TRAINER_ELSEWHERE,
     TRAINER_GONE,
 )
-from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.config.schema import register
 from lamina.errors import ConfigError
 from lamina.experiment import Run
+from lamina.runtime.paths import conf_dir
 from tests.conftest import REFERENCE, ROOT, train
 
 

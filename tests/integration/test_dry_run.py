@@ -11,14 +11,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from rich.console import Console
 
-from lamina.config.paths import conf_dir
 from lamina.config.schema import register
 from lamina.dry_run import Rehearsal
 from lamina.errors import ConfigError, TrainingError
 from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
-from lamina.measure.footprint import folder_bytes, most_checkpoints
 from lamina.measure.results import Record
 from lamina.run import Pipeline
+from lamina.runtime.paths import conf_dir
+from lamina.runtime.sizes import folder_bytes, most_checkpoints
 from tests.conftest import SHORT, Finished, lamina, train
 
 PRUNED = (*SHORT, "model=pruned", "model.keep_layers=8")

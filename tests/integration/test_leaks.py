@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lamina.measure.device import forget_peak_memory, peak_memory_bytes
 from lamina.measure.results import read_result
+from lamina.runtime.device import forget_peak_memory, peak_memory_bytes
 from tests.conftest import SHORT, Finished, environment, train
 
 QUICK = (*SHORT, "model=dropped", "max_steps=3", "evaluation.num_samples=1", "num_threads=1")

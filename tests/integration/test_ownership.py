@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from lamina.heal.ownership import OWNER_FILE
+from lamina.runtime.lock import OWNER_FILE
 from tests.conftest import SHORT, environment, train
 
 LONG = (*SHORT, "max_steps=500", "evaluation=none")

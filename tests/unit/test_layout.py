@@ -4,7 +4,7 @@ import pytest
 
 from lamina.commands.layout import PORTS, Layout, layout, meeting_point, use_one_device
 from lamina.errors import ConfigError
-from lamina.measure.device import visible_devices
+from lamina.runtime.device import visible_devices
 
 NAMES = ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "SLURM_NODEID")
 STEP = ("SLURM_STEP_NUM_NODES", "SLURM_STEP_NUM_TASKS")

@@ -10,11 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lamina.commands.entry import Ended, run_app
-from lamina.config.paths import conf_dir
 from lamina.config.preflight import resolved
 from lamina.depth.plan import Plan
 from lamina.depth.ranges import shown
 from lamina.errors import LaminaError
+from lamina.runtime.paths import conf_dir
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="cut")

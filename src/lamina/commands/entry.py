@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lamina.errors import LaminaError
-from lamina.measure.disk import cause, told
+from lamina.runtime.disk import cause, told
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -32,9 +32,9 @@ def run_app(
     """
     from lamina.config import guard
     from lamina.config.composition import explain
-    from lamina.config.paths import load_environment
     from lamina.config.schema import register
     from lamina.config.wording import COMPOSITION_ERRORS
+    from lamina.runtime.paths import load_environment
 
     register()
     load_environment()

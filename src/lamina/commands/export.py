@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from lamina.commands.entry import said_in_one_line
-from lamina.config.paths import load_environment
+from lamina.runtime.paths import load_environment
 
 FORMS, DTYPES = ("merged", "adapter"), ("bfloat16", "float16", "float32")
 

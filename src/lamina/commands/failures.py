@@ -11,8 +11,8 @@ from typing import Any
 
 from lamina import errors
 from lamina.errors import LaminaError, TrainingError
-from lamina.measure import ranks
 from lamina.measure.results import write_json
+from lamina.runtime import distributed
 
 
 def leave(error: BaseException) -> None:
@@ -22,7 +22,7 @@ def leave(error: BaseException) -> None:
         "message": message,
         "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))},
         "kind": type(error).__name__ if isinstance(error, LaminaError) else None,
-        "rank": ranks.rank(),
+        "rank": distributed.rank(),
         "killed": False,
         "at": time.time(),
     }

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from lamina.measure import ranks
+from lamina.runtime import distributed
 
 KEY = "lamina/job"
 """Under which torchrun's own store holds the job."""
@@ -45,11 +45,11 @@ class Job:
 
 def announce(job: Job) -> None:
     """Give a job to the processes that a person's own torchrun started beside this one."""
-    ranks.store().set(KEY, job.dumps())
+    distributed.store().set(KEY, job.dumps())
 
 
 def awaited() -> Job:
     """Wait for what the first of the processes announces."""
-    store = ranks.store()
+    store = distributed.store()
     store.wait([KEY], timedelta(hours=1))
     return Job.loads(store.get(KEY).decode())

@@ -6,8 +6,8 @@ import subprocess
 from dataclasses import dataclass
 
 from lamina.errors import ConfigError
-from lamina.measure import ranks
-from lamina.measure.device import visible_devices
+from lamina.runtime import distributed
+from lamina.runtime.device import visible_devices
 
 PORTS = range(10_000, 30_000)
 """Ports of the first node on which processes of several nodes meet, one of them a job."""
@@ -34,7 +34,7 @@ class Layout:
     @property
     def has_to_start(self) -> bool:
         """Whether the processes are still to be started: torchrun may have done it."""
-        return self.processes > 1 and ranks.count() == 1
+        return self.processes > 1 and distributed.count() == 1
 
 
 def layout(distributed: int | str, parallel: str) -> Layout:
@@ -49,8 +49,8 @@ def layout(distributed: int | str, parallel: str) -> Layout:
     """
     nodes, node = _nodes()
     devices = visible_devices()
-    if ranks.count() > 1:
-        found = Layout(processes=ranks.count(), nodes=1, node=0)
+    if distributed.count() > 1:
+        found = Layout(processes=distributed.count(), nodes=1, node=0)
         if distributed not in ("auto", found.processes):
             raise ConfigError(
                 f"distributed={distributed}, but torchrun has started {found.processes} "

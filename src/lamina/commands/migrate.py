@@ -8,8 +8,8 @@ from pathlib import Path
 from lamina.commands.entry import said_in_one_line
 from lamina.config.migration import experiment, experiment_name
 from lamina.config.older_form import resolve
-from lamina.config.paths import conf_dir
 from lamina.errors import OutputError
+from lamina.runtime.paths import conf_dir
 
 GROUP = "experiment"
 

@@ -12,8 +12,8 @@ from lamina.commands.failures import leave
 from lamina.commands.job import Job
 from lamina.commands.rehearse import rehearse
 from lamina.errors import OutputError
-from lamina.measure import ranks
 from lamina.measure.results import Record
+from lamina.runtime import distributed
 
 TORCHRUN = (
     "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_NAME "
@@ -37,8 +37,8 @@ def main() -> None:
 def work(job: Job) -> None:
     """Take part in a run."""
     if job.requeues:
-        signal.signal(ranks.REQUEUE_SIGNAL, _leave_for_requeue)
-    if ranks.count() == 1:
+        signal.signal(distributed.REQUEUE_SIGNAL, _leave_for_requeue)
+    if distributed.count() == 1:
         _forget_torchrun()
     else:
         _prepare_torch()
@@ -47,10 +47,10 @@ def work(job: Job) -> None:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from lamina.config.paths import load_environment
+    from lamina.runtime.paths import load_environment
 
     load_environment()
-    if ranks.is_first() and job.logging is not None:
+    if distributed.is_first() and job.logging is not None:
         configure_log(OmegaConf.create(job.logging))
     config, folder = OmegaConf.create(job.config), Path(job.folder)
     instantiate(config.backend).prepare(folder)
@@ -68,7 +68,7 @@ def _execute(job: Job, config: Any) -> None:
     run = instantiate(config)
     record = Record(Path(job.folder), job.overrides)
     record.content["notes"] = job.notes
-    pipeline = ranks.in_turn("plan", lambda: Pipeline(run, record))
+    pipeline = distributed.in_turn("plan", lambda: Pipeline(run, record))
     try:
         with run.backend.quietly():
             pipeline.execute()
@@ -81,8 +81,8 @@ def _execute(job: Job, config: Any) -> None:
         raise
     record.write()
     if job.requeues:
-        signal.signal(ranks.REQUEUE_SIGNAL, signal.SIG_IGN)
-    if ranks.count() > 1:
+        signal.signal(distributed.REQUEUE_SIGNAL, signal.SIG_IGN)
+    if distributed.count() > 1:
         from torch.distributed import destroy_process_group
 
         destroy_process_group()
@@ -106,7 +106,7 @@ def _prepare_torch() -> None:
 def _leave_for_requeue(*_: object) -> None:
     """End this process; the one that started it has the job requeued."""
     # The signal may come more than once, and Python puts its handlers back while it ends.
-    signal.signal(ranks.REQUEUE_SIGNAL, signal.SIG_IGN)
+    signal.signal(distributed.REQUEUE_SIGNAL, signal.SIG_IGN)
     sys.exit(0)
 
 

@@ -17,7 +17,7 @@ from lamina.commands.failures import note_killed, notes, reason
 from lamina.commands.job import Job
 from lamina.commands.layout import Layout, meeting_point
 from lamina.errors import TrainingError
-from lamina.measure.ranks import REQUEUE_SIGNAL
+from lamina.runtime.distributed import REQUEUE_SIGNAL
 
 FOLDER = ".ranks"
 """In the run folder: what the processes of several nodes leave for those that started them."""

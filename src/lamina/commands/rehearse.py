@@ -6,8 +6,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.errors import ConfigError
-from lamina.measure import ranks
 from lamina.measure.results import DRY_RUN_FILE, write_json
+from lamina.runtime import distributed
 
 
 def rehearse(config: DictConfig, folder: Path, processes: int) -> None:
@@ -26,7 +26,7 @@ def rehearse(config: DictConfig, folder: Path, processes: int) -> None:
     from lamina.dry_run import Rehearsal
     from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
 
-    if ranks.count() > 1:
+    if distributed.count() > 1:
         raise ConfigError(
             "dry_run=true takes one step in one process: leave out torchrun; distributed=NUMBER "
             "says how many the run will have"

@@ -10,12 +10,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lamina.commands.entry import Ended, run_app
-from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.errors import ConfigError, LaminaError
 from lamina.heal.scanning import whole
 from lamina.measure.results import write_json
+from lamina.runtime.paths import conf_dir
 from lamina.weights.source import resolve
 
 

@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 
 from lamina.commands import scan
 from lamina.commands.entry import Ended, run_app
-from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError, LaminaError
 from lamina.measure.results import read_result
+from lamina.runtime.paths import conf_dir
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

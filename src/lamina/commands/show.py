@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from lamina.commands.entry import said_in_one_line
-from lamina.config.paths import load_environment
+from lamina.runtime.paths import load_environment
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ from lamina.config.preflight import preflight
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import LaminaError, OutputError
-from lamina.heal.ownership import owned
 from lamina.measure.results import DRY_RUN_FILE, read_result
+from lamina.runtime.lock import owned
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

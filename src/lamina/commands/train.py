@@ -20,13 +20,13 @@ from lamina.commands.ranks import said_if_not_requeued, start, wait_for_requeue
 from lamina.commands.rehearse import rehearse
 from lamina.commands.sweep import close_sweep, is_done, let_go
 from lamina.config.backends import needs_own_process, settle
-from lamina.config.paths import conf_dir
 from lamina.config.preflight import preflight
 from lamina.errors import ConfigError, LaminaError
-from lamina.heal.ownership import owned
-from lamina.measure import ranks
 from lamina.measure.results import Record
 from lamina.run import Pipeline
+from lamina.runtime import distributed
+from lamina.runtime.lock import owned
+from lamina.runtime.paths import conf_dir
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def pipeline_of(config: DictConfig, job: Job, found: Layout, record: Record) -> 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError("--multirun is not for torchrun: each job starts processes of its own")
     announce(job)
-    return ranks.in_turn("plan", lambda: Pipeline(instantiate(config), record))
+    return distributed.in_turn("plan", lambda: Pipeline(instantiate(config), record))
 
 
 def layout_of(config: DictConfig) -> Layout:
@@ -135,7 +135,7 @@ def job_of(config: DictConfig, folder: Path, overrides: list[str], notes: list[s
         notes=notes,
         folder=str(folder),
         logging=OmegaConf.to_container(logged, resolve=True) if logged else None,
-        requeues=callable(signal.getsignal(ranks.REQUEUE_SIGNAL)),
+        requeues=callable(signal.getsignal(distributed.REQUEUE_SIGNAL)),
     )
 
 
@@ -152,7 +152,7 @@ def show(record: Record, folder: Path) -> None:
 def main() -> None:
     """Run the command."""
     with said_in_one_line():
-        if not ranks.is_first():
+        if not distributed.is_first():
             work(awaited())  # torchrun started this one beside the first, which reads the config
             return
         sys.argv[1:] = take_old(sys.argv[1:])

@@ -11,7 +11,7 @@ from lamina.errors import ConfigError, LaminaError, joined
 from lamina.heal.adapters import Lora
 from lamina.heal.backends import Auto, Transformers
 from lamina.heal.unsloth import FAMILIES, LORA_TAKEN, Unsloth, is_installed
-from lamina.measure.device import visible_devices
+from lamina.runtime.device import visible_devices
 from lamina.weights.source import resolve
 
 CPU_OPTIMIZERS = (

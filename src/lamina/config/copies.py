@@ -12,7 +12,7 @@ from typing import Any, Self
 import yaml
 from omegaconf import OmegaConf
 
-from lamina.config.paths import conf_dir
+from lamina.runtime.paths import conf_dir
 
 Keys = tuple[Any, ...]
 """The keys from the root of the whole config down to a value."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from lamina.config.ranges import at
 from lamina.heal import attention, kernels
-from lamina.measure.device import visible_devices
+from lamina.runtime.device import visible_devices
 
 BITSANDBYTES = (
     "adamw_bnb_8bit adamw_8bit ademamix ademamix_8bit lion_8bit lion_32bit rmsprop_bnb "

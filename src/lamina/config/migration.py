@@ -11,7 +11,7 @@ import yaml
 
 from lamina.config.older_files import Entry
 from lamina.config.older_form import OlderForm
-from lamina.config.paths import conf_dir
+from lamina.runtime.paths import conf_dir
 
 PLACES = {
     "layer_to_drop": "depth.layer_to_drop",

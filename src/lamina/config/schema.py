@@ -13,10 +13,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lamina.config import parameters
-from lamina.config.paths import asset
 from lamina.depth import scan, selection, variants
 from lamina.heal import adapters, backends, callbacks, data, final, sft, tracking, unsloth
 from lamina.measure import cut, evaluate
+from lamina.runtime.paths import asset
 from lamina.units import Tokens
 
 OPTIONS: dict[str, dict[str, type]] = {

@@ -10,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from lamina.config.fields import either, fields_of
-from lamina.config.paths import conf_dir
 from lamina.config.schema import OPTIONS, is_open, schema_of
 from lamina.errors import LaminaError, nearest
+from lamina.runtime.paths import conf_dir
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 """What Hydra and OmegaConf raise when a config cannot be composed or read."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lamina.heal.adapters import Adapter
 from lamina.heal.unsloth import Unsloth
-from lamina.measure.device import compute_device
+from lamina.runtime.device import compute_device
 
 if TYPE_CHECKING:
     import torch

@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from lamina.heal.cache import Entry, cached, code_version, folder_of
-from lamina.measure import ranks
-from lamina.measure.device import device_name, release
+from lamina.runtime import distributed
+from lamina.runtime.cache import Entry, cached, code_version, folder_of
+from lamina.runtime.device import device_name, release
 from lamina.weights.reading import identity
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def baseline_loss(source: "Source", plain: "Plain", evaluated: str) -> float:
         TrainingError: There is not the memory for the model.
     """
     with _entry(source, plain, evaluated) as entry:
-        loss = ranks.from_first(entry.content["loss"] if entry.content else None)
+        loss = distributed.from_first(entry.content["loss"] if entry.content else None)
         if loss is None:
             logger.info("evaluating %s, untouched", source.name)
             model = plain.untouched(source)
@@ -51,4 +51,8 @@ def _entry(source: "Source", plain: "Plain", evaluated: str) -> AbstractContextM
         code_version("measure", ("evaluate",)),
     ]
     folder = folder_of("baselines", parts)
-    return cached(folder, "baseline.json") if ranks.is_first() else nullcontext(Entry(folder, None))
+    return (
+        cached(folder, "baseline.json")
+        if distributed.is_first()
+        else nullcontext(Entry(folder, None))
+    )

@@ -8,9 +8,9 @@ from typing import Any
 from lamina.errors import OutputError
 from lamina.heal.checkpoints import STEP, best_beside, is_whole, last_whole_checkpoint
 from lamina.heal.origin import Origin
-from lamina.heal.whole import PARTIAL, copied
-from lamina.measure.disk import disk_errors
 from lamina.measure.results import write_json
+from lamina.runtime.atomic import PARTIAL, copied
+from lamina.runtime.disk import disk_errors
 
 FREE_IN_RESUMING = frozenset(
     "max_steps num_train_epochs eval_strategy eval_steps save_strategy save_steps save_total_limit "

@@ -10,9 +10,9 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lamina.heal.tokenization import IGNORED
-from lamina.measure import ranks
-from lamina.measure.device import peak_memory_bytes
 from lamina.measure.flops import Flops
+from lamina.runtime import distributed
+from lamina.runtime.device import peak_memory_bytes
 
 PHASES = ("data", "forward_backward", "optimizer", "evaluation", "save", "other")
 """What a training's wall-clock time is split into; other is logging and callbacks."""
@@ -58,7 +58,7 @@ class Reading:
 
     def mfu(self, peak: float) -> float:
         """Return the share of the processes' peak, in operations a second of each, that is used."""
-        return self.flops_per_second / (peak * ranks.count())
+        return self.flops_per_second / (peak * distributed.count())
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class StepClock(TrainerCallback):
         first, last = self._steady, self._last
         if first is None or last.tokens == first.tokens:
             return None
-        targets, *pairs = ranks.summed((last.counted - first.counted).tolist())
+        targets, *pairs = distributed.summed((last.counted - first.counted).tolist())
         tokens = last.tokens - first.tokens
         by_window = dict(zip(self.flops.per_pair, pairs, strict=True))
         return Reading(

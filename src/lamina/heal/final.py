@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from lamina.depth.blocks import adapter_form_is_exact
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
-from lamina.heal.whole import replacing
-from lamina.measure import ranks
-from lamina.measure.disk import disk_errors
 from lamina.measure.elsewhere import load_as_saved
-from lamina.measure.footprint import trained, weight_bytes
 from lamina.measure.magnitudes import make_readable
 from lamina.measure.merging import WEIGHTS_FILE
 from lamina.measure.model_form import write_beside
+from lamina.runtime import distributed
+from lamina.runtime.atomic import replacing
+from lamina.runtime.disk import disk_errors
+from lamina.runtime.sizes import trained, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -104,9 +104,9 @@ def save_final(
     final = folder / FINAL
     is_adapter = form in ("adapter", "both")
     saved_dtype = model.get_base_model().dtype if is_adapter else dtype
-    if ranks.is_first():
+    if distributed.is_first():
         _write(model, tokenizer, final, form=form, dtype=dtype, note=note, unquantized=unquantized)
-    ranks.wait_for_all()
+    distributed.wait_for_all()
     in_4bit = is_adapter and unquantized is not None
     return Final(final, str(saved_dtype).removeprefix("torch."), in_4bit)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.errors import ConfigError
-from lamina.measure.device import visible_devices
+from lamina.runtime.device import visible_devices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from lamina.depth.four_bit import expected_bytes, linear_weights, scale_bytes
 from lamina.heal.adapters import Adapter
 from lamina.heal.attention import MASKED
-from lamina.measure.device import visible_devices
-from lamina.measure.footprint import trained, weight_bytes
+from lamina.runtime.device import visible_devices
+from lamina.runtime.sizes import trained, weight_bytes
 
 if TYPE_CHECKING:
     import torch

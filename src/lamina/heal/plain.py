@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lamina.depth.loading import load_model
 from lamina.heal.final import Final, reload
 from lamina.heal.memory import memory_errors
-from lamina.measure.device import compute_device
+from lamina.runtime.device import compute_device
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lamina.measure import ranks
+from lamina.runtime import distributed
 
 
 class SaveAndRequeue(TrainerCallback):
@@ -25,10 +25,10 @@ class SaveAndRequeue(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Take the signal over from submitit."""
-        before = signal.getsignal(ranks.REQUEUE_SIGNAL)
+        before = signal.getsignal(distributed.REQUEUE_SIGNAL)
         if callable(before):
             self._requeue = before
-            signal.signal(ranks.REQUEUE_SIGNAL, self._note)
+            signal.signal(distributed.REQUEUE_SIGNAL, self._note)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -36,7 +36,7 @@ class SaveAndRequeue(TrainerCallback):
         """Ask for a checkpoint if the signal has come, to one process or to all."""
         if self._requeue is not None:
             # It reaches them at different moments, and they have to save at the same step.
-            self._asked = ranks.any_of(self._asked)
+            self._asked = distributed.any_of(self._asked)
         control.should_save = control.should_save or self._asked
 
     def on_save(
@@ -44,16 +44,16 @@ class SaveAndRequeue(TrainerCallback):
     ) -> None:
         """Hand over to submitit, which requeues the job and ends this process."""
         if self._asked and self._requeue is not None:
-            self._requeue(ranks.REQUEUE_SIGNAL, None)
+            self._requeue(distributed.REQUEUE_SIGNAL, None)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Give the signal back: what follows the training begins anew in the requeued job."""
         if self._requeue is not None:
-            signal.signal(ranks.REQUEUE_SIGNAL, self._requeue)
+            signal.signal(distributed.REQUEUE_SIGNAL, self._requeue)
             if self._asked:
-                self._requeue(ranks.REQUEUE_SIGNAL, None)
+                self._requeue(distributed.REQUEUE_SIGNAL, None)
 
     def _note(self, signum: int, frame: Any) -> None:
         self._asked = True

@@ -15,11 +15,11 @@ from lamina.depth.stack import LayerStack, open_stack
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.depth.taylor import taylor_importance
 from lamina.depth.windows import Windows
-from lamina.heal.cache import cached, code_version, folder_of
 from lamina.heal.calibration import Calibration
 from lamina.heal.data import DataSource, Synthetic
-from lamina.measure.console import quiet_libraries
-from lamina.measure.device import compute_device, free_memory_bytes, peak_memory_bytes
+from lamina.runtime.cache import cached, code_version, folder_of
+from lamina.runtime.console import quiet_libraries
+from lamina.runtime.device import compute_device, free_memory_bytes, peak_memory_bytes
 from lamina.units import count
 from lamina.weights.reading import identity
 from lamina.weights.source import Source

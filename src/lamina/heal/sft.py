@@ -14,7 +14,7 @@ from lamina.heal.backends import Backend, Training
 from lamina.heal.kept import cache_errors
 from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.probe import refuse_leaking_packs
-from lamina.measure.footprint import trained
+from lamina.runtime.sizes import trained
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -23,13 +23,13 @@ from lamina.heal.kernels import contained
 from lamina.heal.preemption import SaveAndRequeue
 from lamina.heal.shares import ShuffledThenFilled, filled, set_epoch
 from lamina.heal.tokenization import IGNORED
-from lamina.heal.whole import aside, replacing
-from lamina.measure import ranks
-from lamina.measure.disk import disk_errors
 from lamina.measure.evaluate import perplexity
 from lamina.measure.flops import training_flops
-from lamina.measure.footprint import state_bytes, trained, weight_bytes
 from lamina.measure.peaks import compute_peak
+from lamina.runtime import distributed
+from lamina.runtime.atomic import aside, replacing
+from lamina.runtime.disk import disk_errors
+from lamina.runtime.sizes import state_bytes, trained, weight_bytes
 
 SPEED = ("tokens_per_second", "flops_per_second", "mfu")
 """What is logged and recorded of the speed; mfu only where the accelerator's peak is known."""
@@ -118,7 +118,7 @@ class TokenLossTrainer(SFTTrainer):
         if not self.is_fsdp_enabled:
             return model
         weights = self.accelerator.get_state_dict(self.model)
-        if not ranks.is_first():
+        if not distributed.is_first():
             return model
         # FSDP2 puts a class of its own over the model's.
         plain, dtype = type(blueprint(model.config)), next(iter(weights.values())).dtype
@@ -128,8 +128,8 @@ class TokenLossTrainer(SFTTrainer):
         self, dataset: Dataset, description: str, batch_size: int, **options: Any
     ) -> DataLoader:
         """Build a data loader; several processes get equal shares, and no row counts twice."""
-        rows, at_once = dataset, batch_size * ranks.count()
-        if ranks.count() > 1 and not self.args.dataloader_drop_last:
+        rows, at_once = dataset, batch_size * distributed.count()
+        if distributed.count() > 1 and not self.args.dataloader_drop_last:
             dataset = filled(rows, at_once, self.processing_class.pad_token_id)
             if isinstance(options["sampler_fn"](rows), RandomSampler):
                 seed = self.args.data_seed
@@ -138,7 +138,7 @@ class TokenLossTrainer(SFTTrainer):
 
     def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count the tokens that are read, without the rows that only fill up a batch."""
-        if ranks.count() > 1 and "attention_mask" in inputs:
+        if distributed.count() > 1 and "attention_mask" in inputs:
             meant = (inputs["labels"] != IGNORED).any(dim=1, keepdim=True)
             inputs = {**inputs, "attention_mask": inputs["attention_mask"] * meant}
         super()._track_num_input_tokens(inputs)

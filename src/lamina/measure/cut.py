@@ -12,7 +12,6 @@ from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import DepthDefaults, Variant
 from lamina.errors import ConfigError
 from lamina.measure.card import note
-from lamina.measure.console import quiet_libraries
 from lamina.measure.model_form import (
     copy_tokenizer,
     new_folder,
@@ -22,6 +21,7 @@ from lamina.measure.model_form import (
     write_config,
     write_weights,
 )
+from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import tensor_slices
 from lamina.weights.source import Source
 from lamina.weights.writing import MAX_SHARD_BYTES

@@ -81,7 +81,7 @@ class Elsewhere:
     def load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Load it here, with plain transformers."""
         from lamina.depth import loading
-        from lamina.measure.device import compute_device
+        from lamina.runtime.device import compute_device
         from lamina.weights.source import resolve
 
         dtype = loading.torch_dtype(self.dtype, automatic=self.dtype)
@@ -123,7 +123,7 @@ def load_as_saved(
 
 def main() -> None:
     """Measure what the other process asks for."""
-    from lamina.measure.device import on_device
+    from lamina.runtime.device import on_device
 
     folder = Path(sys.argv[1])
     asked = Elsewhere(**json.loads((folder / ASKED).read_text()))

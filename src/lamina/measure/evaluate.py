@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lamina.measure import ranks
+from lamina.runtime import distributed
 from lamina.units import Tokens
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def row_losses(
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     model.eval()
     batches = list(_batches([len(row["input_ids"]) for row in rows], max_tokens))
-    for indices in batches[ranks.rank() :: ranks.count()]:
+    for indices in batches[distributed.rank() :: distributed.count()]:
         ids, labels, mask = _padded([rows[index] for index in indices], device)
         with torch.inference_mode():
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -89,7 +89,7 @@ def row_losses(
             targets = labels[position, 1:]
             losses = cross_entropy(logits[position, :-1].float(), targets, reduction="sum")
             nll[index], tokens[index] = losses.item(), int((targets != -100).sum())
-    every = ranks.summed([*nll, *tokens])
+    every = distributed.summed([*nll, *tokens])
     return RowLosses(tuple(every[: len(rows)]), tuple(map(int, every[len(rows) :])))
 
 

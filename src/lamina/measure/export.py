@@ -13,7 +13,6 @@ from lamina.depth.reduction import Reduction, reduction
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError
-from lamina.measure.console import quiet_libraries
 from lamina.measure.export_check import Losses, adapter_loss, model_loss
 from lamina.measure.finished import ADAPTER_FILE, FinishedRun, finished_run
 from lamina.measure.magnitudes import make_readable
@@ -27,6 +26,7 @@ from lamina.measure.model_form import (
     write_config,
     write_weights,
 )
+from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
 from lamina.weights.source import Source, resolve
 from lamina.weights.writing import MAX_SHARD_BYTES, Outgoing

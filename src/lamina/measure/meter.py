@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lamina.measure import ranks
-from lamina.measure.device import on_device
 from lamina.measure.elsewhere import Elsewhere
 from lamina.measure.evaluate import (
     SAMPLE_ROWS,
@@ -17,6 +15,8 @@ from lamina.measure.evaluate import (
     row_losses,
 )
 from lamina.measure.results import ROWS_FILE, Record, write_rows
+from lamina.runtime import distributed
+from lamina.runtime.device import on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,7 +110,7 @@ class Meter:
         )
         pairs = zip(self.rows, losses.row_means(), strict=True)
         sample_rows = [{**row, "loss": loss} for row, loss in islice(pairs, SAMPLE_ROWS)]
-        if ranks.is_first():
+        if distributed.is_first():
             write_rows(self.record.path.with_name(ROWS_FILE), sample_rows)
         after = self._answers(model, tokenizer)
         for sample, text in zip(self.record.content["samples"], after, strict=True):
@@ -124,7 +124,7 @@ class Meter:
     def _answers(
         self, model: "PreTrainedModel | Elsewhere", tokenizer: "PreTrainedTokenizerBase | None"
     ) -> list[str]:
-        if not ranks.is_first() or not self.prompts:
+        if not distributed.is_first() or not self.prompts:
             return [""] * len(self.prompts)
         if isinstance(model, Elsewhere):
             return model.found[1]

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.measure.device import device_name
+from lamina.runtime.device import device_name
 from lamina.weights.reading import identity
 
 if TYPE_CHECKING:

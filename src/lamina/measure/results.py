@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import LaminaError, OutputError
-from lamina.measure import ranks
-from lamina.measure.disk import told
+from lamina.runtime import distributed
+from lamina.runtime.disk import told
 
 RESULT_FILE = "result.json"
 ROWS_FILE = "eval.jsonl"
@@ -89,7 +89,7 @@ class Record:
         Raises:
             OutputError: It cannot be written, for instance because no space is left.
         """
-        if ranks.is_first():
+        if distributed.is_first():
             write_json(self.path, self.content)
 
     def adopt(self) -> None:

@@ -9,8 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lamina.measure.disk import refuse_unwritable
 from lamina.measure.results import write_json
+from lamina.runtime.disk import refuse_unwritable
 
 
 @dataclass

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.errors import OutputError
-from lamina.measure.footprint import free_disk_bytes
+from lamina.runtime.sizes import free_disk_bytes
 from lamina.units import sized
 
 FULL = ("No space left on device", "Disk quota exceeded")

@@ -68,7 +68,7 @@ def summed(values: Sequence[float]) -> list[float]:
     import torch
     from torch.distributed import all_reduce
 
-    from lamina.measure.device import compute_device
+    from lamina.runtime.device import compute_device
 
     total = torch.tensor(values, dtype=torch.float64, device=compute_device())
     all_reduce(total)
