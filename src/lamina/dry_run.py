@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth import loading
-from lamina.depth.four_bit import expected_bytes, scale_bytes
+from lamina.depth.quantization import expected_bytes, scale_bytes
 from lamina.depth.reduction import reduction
 from lamina.errors import ConfigError
 from lamina.experiment import Run

@@ -85,7 +85,7 @@ def qlora(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @NEEDS_BITSANDBYTES
 def test_qlora_is_measured_on_its_base_in_four_bits(qlora: Finished) -> None:
-    from lamina.depth.four_bit import quantization
+    from lamina.depth.quantization import quantization
 
     model = loaded(qlora.final, quantization_config=quantization(torch.float32))
     weights = {type(p).__name__ for p in model.parameters() if not p.requires_grad}

@@ -14,8 +14,8 @@ from lamina.depth.blocks import (
     decoder_stack,
     refuse_changed_blocks,
 )
+from lamina.depth.layer_sets import half_open_ranges
 from lamina.depth.loading import load_model
-from lamina.depth.ranges import half_open_ranges
 from lamina.errors import ModelError
 from lamina.weights.source import resolve
 from tests.architectures import ARCHITECTURES, save

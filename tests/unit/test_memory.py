@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lamina.depth.four_bit import QUANTIZED_BYTES
 from lamina.depth.loading import load_model
+from lamina.depth.quantization import QUANTIZED_BYTES
 from lamina.depth.reduction import reduction
 from lamina.errors import TrainingError
 from lamina.heal.adapters import Full, QLora

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lamina.depth.ranges import half_open_ranges, indices, shown
+from lamina.depth.layer_sets import half_open_ranges, indices, shown
 from lamina.errors import ConfigError
 
 

@@ -65,7 +65,7 @@ def test_qlora_is_measured_as_with_transformers(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lamina.depth.four_bit import quantization
+    from lamina.depth.quantization import quantization
     from lamina.measure.evaluate import row_losses
 
     given = (*SHORT, "adapter=qlora", "packing=false")

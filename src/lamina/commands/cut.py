@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from lamina.commands.entry import Ended, run_app
 from lamina.config.preflight import resolved
+from lamina.depth.layer_sets import shown
 from lamina.depth.plan import Plan
-from lamina.depth.ranges import shown
 from lamina.errors import LaminaError
 from lamina.runtime.paths import conf_dir
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.four_bit import quantization
+from lamina.depth.quantization import quantization
 from lamina.depth.reduction import reduction
 from lamina.depth.surgery import layer_count, reduced_generation_config
 from lamina.depth.tensor_names import kept_tensors

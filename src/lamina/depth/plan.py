@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
-from lamina.depth.ranges import half_open_ranges
+from lamina.depth.layer_sets import half_open_ranges
 from lamina.depth.selection import LayerScores
 from lamina.depth.surgery import layer_count, reduced_config
 from lamina.depth.tensor_names import kept_tensors

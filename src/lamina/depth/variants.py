@@ -7,7 +7,7 @@ that stay, in ascending order.
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from lamina.depth.ranges import indices
+from lamina.depth.layer_sets import indices
 from lamina.depth.selection import LayerScores, LeaveOneOutLoss, Selector
 from lamina.errors import ConfigError
 

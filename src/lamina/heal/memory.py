@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from lamina.depth.four_bit import QUANTIZED_BYTES
+from lamina.depth.quantization import QUANTIZED_BYTES
 from lamina.errors import LaminaError, TrainingError
 from lamina.heal.need import Need
 from lamina.units import sized

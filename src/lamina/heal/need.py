@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.four_bit import expected_bytes, linear_weights, scale_bytes
+from lamina.depth.quantization import expected_bytes, linear_weights, scale_bytes
 from lamina.heal.adapters import Adapter
 from lamina.heal.attention import MASKED
 from lamina.runtime.device import visible_devices

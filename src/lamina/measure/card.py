@@ -3,8 +3,8 @@
 from typing import Any
 
 from lamina import __version__
+from lamina.depth.layer_sets import shown
 from lamina.depth.plan import Plan
-from lamina.depth.ranges import shown
 from lamina.weights.reading import weights_fingerprint
 
 HEALING = (

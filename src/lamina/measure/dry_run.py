@@ -7,7 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamina.depth.ranges import shown
+from lamina.depth.layer_sets import shown
 from lamina.errors import ConfigError
 from lamina.units import sized
 

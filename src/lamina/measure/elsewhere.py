@@ -112,7 +112,7 @@ def load_as_saved(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lamina.depth.four_bit import quantization
+    from lamina.depth.quantization import quantization
 
     settings: dict[str, Any] = {"dtype": dtype, "revision": base_revision or "main"}
     if in_4bit:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.four_bit import quantization
+from lamina.depth.quantization import quantization
 from lamina.depth.verification import refuse_misfits
 from lamina.errors import ModelError
 from lamina.measure.evaluate import row_losses

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamina.depth.ranges import shown
+from lamina.depth.layer_sets import shown
 from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count
 from lamina.depth.tensor_names import layer_of
 from lamina.measure.finished import FinishedRun, finished_run
