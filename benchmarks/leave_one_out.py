@@ -17,11 +17,11 @@ from torch.nn import ModuleList
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from lamina.depth.greedy import Rounds
 from lamina.depth.loading import load_model
-from lamina.depth.scan import Budget, sweep
-from lamina.depth.stack import LayerStack, open_stack
-from lamina.depth.windows import Windows
+from lamina.scan.greedy import Rounds
+from lamina.scan.layers import LayerStack, open_stack
+from lamina.scan.passes import Budget, sweep
+from lamina.scan.windows import Windows
 from lamina.weights.source import resolve
 
 SHAPE = Shape(

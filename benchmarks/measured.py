@@ -153,9 +153,9 @@ def lamina_scan(model: str, tokens: int, output: str) -> None:
     """Score every removal, layer by layer from disk; write what the scan says that it took."""
     import torch
 
-    from lamina.depth.scan import Budget, sweep
-    from lamina.depth.stack import open_stack
-    from lamina.depth.windows import Windows
+    from lamina.scan.layers import open_stack
+    from lamina.scan.passes import Budget, sweep
+    from lamina.scan.windows import Windows
     from lamina.weights.source import resolve
 
     with open_stack(resolve(model), torch.bfloat16, "cpu") as stack:
@@ -205,7 +205,7 @@ JOBS = {
         lamina_cut, (*TRANSFORMERS, "lamina.commands.cut", "lamina.config.schema", "lamina.cli")
     ),
     "load_delete_save": Job(load_delete_save, TRANSFORMERS),
-    "lamina_scan": Job(lamina_scan, (*TRANSFORMERS, "accelerate", "lamina.depth.scan")),
+    "lamina_scan": Job(lamina_scan, (*TRANSFORMERS, "accelerate", "lamina.scan.passes")),
     "mergekit": Job(mergekit, (*TRANSFORMERS, "mergekit.scripts.run_yaml")),
 }
 

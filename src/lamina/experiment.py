@@ -10,7 +10,6 @@ from lamina.config.parameters import Parameters
 from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import reduction
-from lamina.depth.scan import ScanSettings
 from lamina.depth.selection import Selector
 from lamina.depth.variants import Scratch, Variant
 from lamina.heal import attention, kernels
@@ -22,12 +21,13 @@ from lamina.heal.data import DataSource
 from lamina.heal.feed import Feed, feed
 from lamina.heal.memory import advice, loading_advice, memory_errors
 from lamina.heal.need import Need
-from lamina.heal.scanning import CachedScores, ScanRequest
 from lamina.heal.sft import SFT
 from lamina.heal.tokenizer import build_tokenizer
 from lamina.heal.tracking import LoggerSettings
 from lamina.measure.evaluate import Evaluation
 from lamina.runtime import distributed
+from lamina.scan.cached import CachedScores, ScanRequest
+from lamina.scan.passes import ScanSettings
 from lamina.weights.source import Source
 
 if TYPE_CHECKING:

@@ -70,7 +70,7 @@ def test_streamed_numbers_are_the_held_ones(scanned: Finished, tmp_path: Path) -
 def test_a_killed_scan_goes_on(scanned: Finished, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     code = (
-        "import sys, lamina.depth.scan as s; s.SAVE_SECONDS, s.SAVE_SHARE = 0.0, 1e9;"
+        "import sys, lamina.scan.passes as s; s.SAVE_SECONDS, s.SAVE_SHARE = 0.0, 1e9;"
         "advance = s.Streams.advance\n"
         "def slow(self, index, block, tick):\n"
         "    import time; time.sleep(0.5); advance(self, index, block, tick)\n"

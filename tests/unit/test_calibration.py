@@ -9,15 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from lamina.depth.scan import Budget, sweep
-from lamina.depth.stack import open_stack
 from lamina.errors import ConfigError, DataError
-from lamina.heal.calibration import Calibration
 from lamina.heal.data import Files
-from lamina.heal.scanning import whole
 from lamina.heal.splits import Split
 from lamina.heal.tokenization import Tokenization
 from lamina.measure.evaluate import row_losses
+from lamina.scan.cached import whole
+from lamina.scan.calibration import Calibration
+from lamina.scan.layers import open_stack
+from lamina.scan.passes import Budget, sweep
 from lamina.units import count, size
 from lamina.weights.source import resolve
 from tests.conftest import FOREIGN, REFERENCE

@@ -10,20 +10,20 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lamina.depth import greedy
-from lamina.depth import scan as scan_module
 from lamina.depth.blocks import decoder_stack
-from lamina.depth.greedy import greedy_order
 from lamina.depth.loading import load_model
-from lamina.depth.scan import Budget, ScanSettings, budget, sweep
-from lamina.depth.scores import Scores, jaccard, kendall_tau
-from lamina.depth.stack import LayerStack, open_stack
 from lamina.depth.statistics import Statistics, statistics_of
-from lamina.depth.streams import PARTS
 from lamina.depth.surgery import layer_count
-from lamina.depth.taylor import taylor_importance
-from lamina.depth.windows import Windows
 from lamina.errors import ConfigError
+from lamina.scan import greedy
+from lamina.scan import passes as scan_module
+from lamina.scan.greedy import greedy_order
+from lamina.scan.layers import LayerStack, open_stack
+from lamina.scan.passes import Budget, ScanSettings, budget, sweep
+from lamina.scan.scores import Scores, jaccard, kendall_tau
+from lamina.scan.streams import PARTS
+from lamina.scan.taylor import taylor_importance
+from lamina.scan.windows import Windows
 from lamina.weights.source import Source, resolve
 from tests.architectures import save
 from tests.conftest import REFERENCE

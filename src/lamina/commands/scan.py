@@ -13,9 +13,9 @@ from lamina.commands.entry import Ended, run_app
 from lamina.config.preflight import preflight
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.errors import ConfigError, LaminaError
-from lamina.heal.scanning import whole
 from lamina.measure.results import write_json
 from lamina.runtime.paths import conf_dir
+from lamina.scan.cached import whole
 from lamina.weights.source import resolve
 
 

@@ -13,10 +13,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lamina.config import parameters
-from lamina.depth import scan, selection, variants
+from lamina.depth import selection, variants
 from lamina.heal import adapters, backends, callbacks, data, final, sft, tracking, unsloth
 from lamina.measure import cut, evaluate
 from lamina.runtime.paths import asset
+from lamina.scan import passes
 from lamina.units import Tokens
 
 OPTIONS: dict[str, dict[str, type]] = {
@@ -143,7 +144,7 @@ def _run_schema() -> type:
         "generator": schema_of(parameters.GeneratorParameters),
         "export": schema_of(final.Export),
     }
-    scanned = schema_of(scan.ScanSettings)
+    scanned = schema_of(passes.ScanSettings)
     entries = _root(parameters.Parameters, nested)
     entries.append(("scan", scanned, field(default_factory=scanned)))
     for group in ("model", "selector", "adapter", "backend", "data", "trainer", "evaluation"):

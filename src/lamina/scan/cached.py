@@ -8,18 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.greedy import greedy_order
 from lamina.depth.loading import load_tokenizer
-from lamina.depth.scan import Cost, ScanSettings, budget, sweep
-from lamina.depth.stack import LayerStack, open_stack
 from lamina.depth.statistics import Statistics, statistics_of
-from lamina.depth.taylor import taylor_importance
-from lamina.depth.windows import Windows
-from lamina.heal.calibration import Calibration
 from lamina.heal.data import DataSource, Synthetic
 from lamina.runtime.cache import cached, code_version, folder_of
 from lamina.runtime.console import quiet_libraries
 from lamina.runtime.device import compute_device, free_memory_bytes, peak_memory_bytes
+from lamina.scan.calibration import Calibration
+from lamina.scan.greedy import greedy_order
+from lamina.scan.layers import LayerStack, open_stack
+from lamina.scan.passes import Cost, ScanSettings, budget, sweep
+from lamina.scan.taylor import taylor_importance
+from lamina.scan.windows import Windows
 from lamina.units import count
 from lamina.weights.reading import identity
 from lamina.weights.source import Source

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lamina.depth.scan import Budget, ScanSettings, budget, sweep
-from lamina.depth.scores import Scores
-from lamina.depth.stack import LayerStack
-from lamina.depth.streams import Streams
-from lamina.depth.windows import Windows
+from lamina.scan.layers import LayerStack
+from lamina.scan.passes import Budget, ScanSettings, budget, sweep
+from lamina.scan.scores import Scores
+from lamina.scan.streams import Streams
+from lamina.scan.windows import Windows
 
 logger = logging.getLogger(__name__)
 

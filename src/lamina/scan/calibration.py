@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.windows import Windows
 from lamina.errors import ConfigError, DataError
 from lamina.heal.chat import show_chat
 from lamina.heal.splits import Split
 from lamina.heal.tokenization import IGNORED, Tokenization
+from lamina.scan.windows import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

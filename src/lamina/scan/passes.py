@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.depth.scores import HEAD_BYTES, Scores
-from lamina.depth.stack import LayerStack
-from lamina.depth.streams import TOKENS_AT_ONCE, Streams
-from lamina.depth.windows import Windows
 from lamina.errors import ConfigError
+from lamina.scan.layers import LayerStack
+from lamina.scan.scores import HEAD_BYTES, Scores
+from lamina.scan.streams import TOKENS_AT_ONCE, Streams
+from lamina.scan.windows import Windows
 from lamina.units import Tokens, size
 
 SAVE_SHARE = 0.05

@@ -3,7 +3,7 @@
 from lamina.depth.blocks import decoder_stack
 from lamina.depth.loading import load_model
 from lamina.depth.surgery import layer_count
-from lamina.depth.windows import Windows
+from lamina.scan.windows import Windows
 from lamina.weights.source import Source
 
 

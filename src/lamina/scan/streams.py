@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.windows import Windows
 from lamina.errors import ModelError
+from lamina.scan.windows import Windows
 
 if TYPE_CHECKING:
     import torch
 
-    from lamina.depth.stack import LayerStack
+    from lamina.scan.layers import LayerStack
 
 TOKENS_AT_ONCE = 2048
 """Tokens in one forward pass of a layer, about."""

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.blocks import decoder_stack
-from lamina.depth.host import Host
 from lamina.depth.reduction import reduction
 from lamina.depth.single_layer import load_single_layer
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
+from lamina.scan.host import Host
 from lamina.weights.reading import tensor_slices
 from lamina.weights.source import Source
 

@@ -8,8 +8,8 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.statistics import LeaveOneOut, Stability, Statistics
-from lamina.depth.streams import Left, Streams
-from lamina.depth.windows import Windows
+from lamina.scan.streams import Left, Streams
+from lamina.scan.windows import Windows
 
 if TYPE_CHECKING:
     import torch

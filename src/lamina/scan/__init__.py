@@ -1,0 +1,1 @@
+"""Scores of every removal, from one pass over the weights."""
