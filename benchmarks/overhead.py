@@ -141,7 +141,7 @@ def rounds(job: Job, number: int, folder: Path, warm: bool) -> dict[str, list[Ru
 
 def write_data(folder: Path, rows: int) -> tuple[str, str]:
     """Write training and evaluation rows of the project's generator; return the two paths."""
-    from lamina.heal.synthetic import Split, generate_rows
+    from lamina.data.synthetic import Split, generate_rows
 
     sizes: dict[Split, int] = {"train": rows, "eval": 100}
     for split, size in sizes.items():

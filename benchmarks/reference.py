@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lamina.data.splits import Split
+from lamina.data.synthetic import FAMILIES, generate_rows
+from lamina.data.tokenization import Tokenization
 from lamina.depth.loading import load_model
-from lamina.heal.splits import Split
-from lamina.heal.synthetic import FAMILIES, generate_rows
-from lamina.heal.tokenization import Tokenization
 from lamina.measure.evaluate import answers, row_losses
 from lamina.runtime.paths import asset
 from lamina.weights.source import resolve

@@ -8,15 +8,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.data.feed import Feed
+from lamina.data.tokenization import IGNORED
 from lamina.depth import loading
 from lamina.depth.quantization import expected_bytes, scale_bytes
 from lamina.depth.reduction import reduction
 from lamina.errors import ConfigError
 from lamina.experiment import Run
-from lamina.heal.feed import Feed
 from lamina.heal.libraries import prepared
 from lamina.heal.packing import batch_size, packed, total_steps
-from lamina.heal.tokenization import IGNORED
 from lamina.runtime.device import device_name, free_memory_bytes, peak_memory_bytes
 from lamina.runtime.sizes import (
     Footprint,

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.config.parameters import Parameters
+from lamina.data.byte_tokenizer import build_tokenizer
+from lamina.data.feed import Feed, feed
+from lamina.data.sources import DataSource
 from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import reduction
@@ -17,12 +20,9 @@ from lamina.heal.adapters import Adapter
 from lamina.heal.backends import Backend, Training
 from lamina.heal.callbacks import CallbackSettings
 from lamina.heal.claim import FREE_IN_RESUMING
-from lamina.heal.data import DataSource
-from lamina.heal.feed import Feed, feed
 from lamina.heal.memory import advice, loading_advice, memory_errors
 from lamina.heal.need import Need
 from lamina.heal.sft import SFT
-from lamina.heal.tokenizer import build_tokenizer
 from lamina.heal.tracking import LoggerSettings
 from lamina.measure.evaluate import Evaluation
 from lamina.runtime import distributed

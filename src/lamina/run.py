@@ -7,13 +7,13 @@ from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.data.feed import Feed
 from lamina.depth import loading
 from lamina.experiment import Run
 from lamina.heal.baseline import baseline_loss
 from lamina.heal.callbacks import Context
 from lamina.heal.checkpoints import last_whole_checkpoint, saved_step
 from lamina.heal.claim import claim, refuse_changes
-from lamina.heal.feed import Feed
 from lamina.heal.final import Final, Form, save_final
 from lamina.heal.libraries import prepared
 from lamina.heal.origin import origin

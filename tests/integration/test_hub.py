@@ -69,7 +69,7 @@ print(json.dumps([files, absent, "torch" in sys.modules]))
 READ = """
 import json, sys
 from lamina.errors import DataError
-from lamina.heal.data import Hub
+from lamina.data.sources import Hub
 said = []
 for name, config, split in json.loads(sys.argv[1]):
     keys = dict(name=name, config=config, train=split, eval=None, eval_fraction=0.2, loss_on="auto")
@@ -86,7 +86,7 @@ print(json.dumps(said))
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of the embedded kind, in the form in which people upload one."""
-    from lamina.heal.synthetic import generate_rows
+    from lamina.data.synthetic import generate_rows
 
     folder = tmp_path_factory.mktemp("sample")
     for name, split, count in (("train", "train", 40), ("test", "eval", 10)):

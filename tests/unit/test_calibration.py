@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from lamina.data.sources import Files
+from lamina.data.splits import Split
+from lamina.data.tokenization import Tokenization
 from lamina.errors import ConfigError, DataError
-from lamina.heal.data import Files
-from lamina.heal.splits import Split
-from lamina.heal.tokenization import Tokenization
 from lamina.measure.evaluate import row_losses
 from lamina.scan.cached import whole
 from lamina.scan.calibration import Calibration

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from lamina.data.forms import conversion_of
+from lamina.data.rows import BadRowError
 from lamina.errors import DataError
-from lamina.heal.columns import conversion_of
-from lamina.heal.rows import BadRowError
 
 CHAT = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
 SAID = [{"from": "human", "value": "2+2"}, {"from": "gpt", "value": "4"}]

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from lamina.data.byte_tokenizer import build_tokenizer
+from lamina.data.sources import Disk, Files, Synthetic
+from lamina.data.splits import Split
+from lamina.data.tokenization import Tokenization
 from lamina.errors import DataError
-from lamina.heal.data import Disk, Files, Synthetic
-from lamina.heal.splits import Split
-from lamina.heal.tokenization import Tokenization
-from lamina.heal.tokenizer import build_tokenizer
 from tests.conftest import FOREIGN
 
 
@@ -134,7 +134,7 @@ def test_the_generator_gives_disjoint_splits_in_equal_shares() -> None:
 
 
 def test_the_generator_repeats_itself_and_its_seed_matters() -> None:
-    from lamina.heal.synthetic import generate_rows
+    from lamina.data.synthetic import generate_rows
 
     assert generate_rows("train", 50, 1) == generate_rows("train", 50, 1)
     assert generate_rows("train", 50, 1) != generate_rows("train", 50, 2)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from lamina.data.sources import Disk, Files
 from lamina.errors import DataError
-from lamina.heal.data import Disk, Files
 from tests.conftest import FOREIGN
 
 ROWS = [{"prompt": "a, b", "completion": "72"}, {"prompt": 'say "ü"', "completion": "2024-01-01"}]

@@ -13,10 +13,10 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lamina.heal.columns import FORMS, TRAINED
-from lamina.heal.data import Files
-from lamina.heal.splits import Split
-from lamina.heal.tokenization import IGNORED, Tokenization
+from lamina.data.forms import FORMS, TRAINED
+from lamina.data.sources import Files
+from lamina.data.splits import Split
+from lamina.data.tokenization import IGNORED, Tokenization
 from tests.conftest import FOREIGN, REFERENCE, ROOT
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads((ROOT / "tests/data/golden.json").read_text())

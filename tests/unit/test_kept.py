@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from datasets import Dataset, Features, Value, config
 
+from lamina.data import synthetic, tokenization
+from lamina.data.byte_tokenizer import build_tokenizer
+from lamina.data.cache import kept_rows
+from lamina.data.feed import feed
+from lamina.data.sources import Disk, Files, Synthetic
 from lamina.errors import OutputError
-from lamina.heal import synthetic, tokenization
-from lamina.heal.data import Disk, Files, Synthetic
-from lamina.heal.feed import feed
-from lamina.heal.kept import kept_rows
-from lamina.heal.tokenizer import build_tokenizer
 from tests.conftest import FOREIGN, environment
 
 TURNS = [{"role": "user", "content": "copy AB"}, {"role": "assistant", "content": "AB"}]
@@ -100,9 +100,9 @@ def test_generated_rows_are_found_by_their_number_and_seed(monkeypatch: pytest.M
 
 FEED = """
 import sys
-from lamina.heal.data import Synthetic
-from lamina.heal.feed import feed
-from lamina.heal.tokenizer import build_tokenizer
+from lamina.data.sources import Synthetic
+from lamina.data.feed import feed
+from lamina.data.byte_tokenizer import build_tokenizer
 data = Synthetic(train_rows=300, eval_rows=30, seed=1, loss_on="auto", max_dropped=0.01)
 fed = feed(data, build_tokenizer(), max_seq_length=64, num_prompts=1)
 print([file["filename"] for side in (fed.train, fed.eval) for file in side.rows.cache_files])
@@ -128,7 +128,8 @@ def test_processes_share_rows_also_when_they_start_at_once(tmp_path: Path) -> No
 
 DIE = """
 import os, signal
-from lamina.heal import synthetic, tokenization
+from lamina.data import synthetic
+from lamina.data import tokenization
 
 def killed(after, call):
     def count(*arguments):

@@ -14,11 +14,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from lamina.data.byte_tokenizer import build_tokenizer
 from lamina.depth.loading import load_model, load_tokenizer, new_model
 from lamina.depth.plan import make_plan
 from lamina.depth.variants import Original
 from lamina.errors import ModelError
-from lamina.heal.tokenizer import build_tokenizer
 from lamina.weights import reading
 from lamina.weights.source import resolve
 from tests.conftest import no_scores

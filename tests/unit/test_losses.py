@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from trl import SFTConfig
 
-from lamina.heal.splits import Split
-from lamina.heal.synthetic import generate_rows
-from lamina.heal.tokenization import Tokenization
+from lamina.data.splits import Split
+from lamina.data.synthetic import generate_rows
+from lamina.data.tokenization import Tokenization
 from lamina.heal.trainer import TokenLossTrainer
 from lamina.measure.evaluate import row_losses
 from tests.conftest import REFERENCE

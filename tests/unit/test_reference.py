@@ -8,11 +8,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lamina.data.byte_tokenizer import WORDS, build_tokenizer
+from lamina.data.splits import Split
+from lamina.data.synthetic import FAMILIES, generate_rows
+from lamina.data.tokenization import Tokenization
 from lamina.depth.loading import load_model
-from lamina.heal.splits import Split
-from lamina.heal.synthetic import FAMILIES, generate_rows
-from lamina.heal.tokenization import Tokenization
-from lamina.heal.tokenizer import WORDS, build_tokenizer
 from lamina.measure.evaluate import answers, row_losses
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from lamina.data.accounting import TokenizedSplit, pack_fill
+from lamina.data.byte_tokenizer import build_tokenizer
+from lamina.data.splits import Split
+from lamina.data.tokenization import IGNORED, Tokenization
 from lamina.errors import ConfigError, DataError
-from lamina.heal.accounting import TokenizedSplit, pack_fill
-from lamina.heal.splits import Split
-from lamina.heal.tokenization import IGNORED, Tokenization
-from lamina.heal.tokenizer import build_tokenizer
 
 TURNS = [
     {"role": "system", "content": "Be brief."},

@@ -13,8 +13,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lamina.config import parameters
+from lamina.data import sources
 from lamina.depth import selection, variants
-from lamina.heal import adapters, backends, callbacks, data, final, sft, tracking, unsloth
+from lamina.heal import adapters, backends, callbacks, final, sft, tracking, unsloth
 from lamina.measure import cut, evaluate
 from lamina.runtime.paths import asset
 from lamina.scan import passes
@@ -53,10 +54,10 @@ OPTIONS: dict[str, dict[str, type]] = {
         "unsloth": unsloth.Unsloth,
     },
     "data": {
-        "files": data.Files,
-        "hub": data.Hub,
-        "disk": data.Disk,
-        "synthetic": data.Synthetic,
+        "files": sources.Files,
+        "hub": sources.Hub,
+        "disk": sources.Disk,
+        "synthetic": sources.Synthetic,
     },
     "trainer": {"sft": sft.SFT},
     "logger": {"tensorboard": tracking.TensorBoard, "wandb": tracking.WandB},

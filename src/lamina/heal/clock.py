@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lamina.heal.tokenization import IGNORED
+from lamina.data.tokenization import IGNORED
 from lamina.measure.flops import Flops
 from lamina.runtime import distributed
 from lamina.runtime.device import peak_memory_bytes

@@ -6,12 +6,12 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.data.cache import cache_errors
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
 from lamina.heal.adapters import ALL_LINEAR
 from lamina.heal.as_asked import refuse_changes
 from lamina.heal.backends import Backend, Training
-from lamina.heal.kept import cache_errors
 from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.probe import refuse_leaking_packs
 from lamina.runtime.sizes import trained

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import Sampler
 
-from lamina.heal.tokenization import IGNORED
+from lamina.data.tokenization import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset

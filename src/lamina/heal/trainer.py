@@ -16,13 +16,13 @@ from transformers import (
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
+from lamina.data.tokenization import IGNORED
 from lamina.depth.blocks import blueprint
 from lamina.heal.checkpointing import Checkpointing, saved_best
 from lamina.heal.clock import STEP, StepClock
 from lamina.heal.kernels import contained
 from lamina.heal.preemption import SaveAndRequeue
 from lamina.heal.shares import ShuffledThenFilled, filled, set_epoch
-from lamina.heal.tokenization import IGNORED
 from lamina.measure.evaluate import perplexity
 from lamina.measure.flops import training_flops
 from lamina.measure.peaks import compute_peak

@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.data.sources import DataSource, Synthetic
 from lamina.depth.loading import load_tokenizer
 from lamina.depth.statistics import Statistics, statistics_of
-from lamina.heal.data import DataSource, Synthetic
 from lamina.runtime.cache import cached, code_version, folder_of
 from lamina.runtime.console import quiet_libraries
 from lamina.runtime.device import compute_device, free_memory_bytes, peak_memory_bytes

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lamina.data.chat import show_chat
+from lamina.data.splits import Split
+from lamina.data.tokenization import IGNORED, Tokenization
 from lamina.errors import ConfigError, DataError
-from lamina.heal.chat import show_chat
-from lamina.heal.splits import Split
-from lamina.heal.tokenization import IGNORED, Tokenization
 from lamina.scan.windows import Windows
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from lamina.data.splits import Split
 from lamina.errors import ConfigError
-from lamina.heal.splits import Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

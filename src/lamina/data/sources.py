@@ -1,6 +1,6 @@
 """Data sets: where training and evaluation rows come from. Each source loads two splits of rows.
 
-Rows are not looked into here; `lamina.heal.tokenization` reads each of them and names the one that
+Rows are not looked into here; `lamina.data.tokenization` reads each of them and names the one that
 cannot be used.
 """
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina.data.files import paths_of, read_files
+from lamina.data.splits import Split, Splits, first_rows, held_out
 from lamina.errors import DataError
-from lamina.heal.files import paths_of, read_files
-from lamina.heal.splits import Split, Splits, first_rows, held_out
 from lamina.weights.hub import is_reachable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Rows:
     """Training rows to use at most, the first ones behind the hold-out; None for all."""
 
     columns: dict[str, str | None]
-    """The data set's own name of each column of a form in `lamina.heal.columns`; None where it has
+    """The data set's own name of each column of a form in `lamina.data.forms`; None where it has
     that very name, or no such column."""
 
     loss_on: str
@@ -194,7 +194,7 @@ class Disk(Rows):
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """The project's own generator; see `lamina.heal.synthetic`."""
+    """The project's own generator; see `lamina.data.synthetic`."""
 
     train_rows: int
     """Rows for training."""
@@ -216,7 +216,7 @@ class Synthetic:
 
     def load(self) -> Splits:
         """Generate both splits."""
-        from lamina.heal.synthetic import kept_split
+        from lamina.data.synthetic import kept_split
 
         train = kept_split("train", self.train_rows, self.seed)
         held = kept_split("eval", self.eval_rows, self.seed)

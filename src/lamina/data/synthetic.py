@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from lamina.heal.kept import kept_rows
+from lamina.data.cache import kept_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

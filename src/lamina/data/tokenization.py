@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from lamina.data.accounting import TokenizedSplit, account
+from lamina.data.cache import kept_map
+from lamina.data.chat import show_chat, training_template
+from lamina.data.endings import Endings
+from lamina.data.forms import Conversion
+from lamina.data.rows import BadRowError
+from lamina.data.splits import Split, read
+from lamina.data.versions import version_of
 from lamina.errors import ConfigError, DataError
-from lamina.heal.accounting import TokenizedSplit, account
-from lamina.heal.chat import show_chat, training_template
-from lamina.heal.columns import Conversion
-from lamina.heal.endings import Endings
-from lamina.heal.kept import kept_map
-from lamina.heal.rows import BadRowError
-from lamina.heal.splits import Split, read
-from lamina.heal.versions import version_of
 
 if TYPE_CHECKING:
     from datasets import Features

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lamina.data.rows import BadRowError
 from lamina.errors import ConfigError
-from lamina.heal.rows import BadRowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

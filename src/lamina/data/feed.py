@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.heal.accounting import TokenizedSplit, pack_fill
-from lamina.heal.data import DataSource
-from lamina.heal.splits import Split
-from lamina.heal.tokenization import Tokenization
+from lamina.data.accounting import TokenizedSplit, pack_fill
+from lamina.data.sources import DataSource
+from lamina.data.splits import Split
+from lamina.data.tokenization import Tokenization
 from lamina.measure.results import ROWS_FILE, SKIPPED_FILE, write_rows
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.heal.versions import version_of
+from lamina.data.versions import version_of
 from lamina.runtime.disk import disk_errors
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lamina.data.forms import Conversion, conversion_of
+from lamina.data.rows import BadRowError
 from lamina.errors import DataError
-from lamina.heal.columns import Conversion, conversion_of
-from lamina.heal.rows import BadRowError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +27,7 @@ class Split:
     """Name of the whole, for an error."""
 
     files: tuple[str, ...] = ()
-    """Names of the files that the rows come from, as `lamina.heal.files` reads them; empty for
+    """Names of the files that the rows come from, as `lamina.data.files` reads them; empty for
     data sets that have their own columns."""
 
     positions: Sequence[int] | None = None

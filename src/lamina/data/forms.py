@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lamina.data.rows import BadRowError, check_answered, check_filled, check_turns
 from lamina.errors import DataError, nearest
-from lamina.heal.rows import BadRowError, check_answered, check_filled, check_turns
 
 TRAINED: dict[str, tuple[str, ...]] = {
     "assistant": ("messages",),

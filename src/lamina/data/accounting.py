@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lamina.data.splits import Split
 from lamina.errors import ConfigError, DataError
-from lamina.heal.splits import Split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,7 +92,7 @@ def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> Tokenize
 
     Args:
         split: The rows as they came.
-        tokenized: What `lamina.heal.tokenization` made of each of them.
+        tokenized: What `lamina.data.tokenization` made of each of them.
         max_seq_length: Tokens at which they were cut.
 
     Raises:

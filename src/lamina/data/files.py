@@ -1,15 +1,15 @@
 """Files of rows: CSV, JSON, JSON lines and Parquet, one file or a folder of them.
 
-`lamina.heal.formats` parses them, and the `datasets` library keeps the rows.
+`lamina.data.formats` parses them, and the `datasets` library keeps the rows.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.data.cache import kept_rows
+from lamina.data.formats import READERS
 from lamina.errors import DataError
-from lamina.heal.formats import READERS
-from lamina.heal.kept import kept_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
