@@ -31,7 +31,7 @@ from lamina.runtime.sizes import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lamina.heal.final import Form
+    from lamina.export.final import Form
     from lamina.heal.trainer import TokenLossTrainer
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from lamina.depth.plan import make_plan
 from lamina.depth.selection import First
 from lamina.depth.variants import Layers, Original, Pruned
 from lamina.errors import ModelError
-from lamina.measure.cut import write_cut
+from lamina.export.reduced import write_cut
 from lamina.weights.source import resolve
 from tests.architectures import ARCHITECTURES, NUM_LAYERS, build, save
 from tests.conftest import no_scores

@@ -15,8 +15,8 @@ from lamina.depth.reduction import reduction
 from lamina.depth.tensor_names import layer_of
 from lamina.depth.variants import Layers, Original
 from lamina.errors import ModelError
-from lamina.measure.cut import write_cut
-from lamina.measure.merging import WEIGHTS_FILE, adapter_updates
+from lamina.export.merge import WEIGHTS_FILE, adapter_updates
+from lamina.export.reduced import write_cut
 from lamina.weights.reading import tensor_slices
 from lamina.weights.source import resolve
 from tests.architectures import ARCHITECTURES, save

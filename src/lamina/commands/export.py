@@ -15,7 +15,7 @@ def main() -> None:
     load_environment()
     with said_in_one_line():
         # Behind the parser: what follows imports torch.
-        from lamina.measure.export import export
+        from lamina.export.convert import export
 
         written = export(asked.run, asked.output, asked.form, asked.dtype)
     sys.stdout.write(f"{written.output}: {written.form}, {written.dtype or 'as stored'}\n")

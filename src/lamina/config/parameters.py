@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lamina.depth.variants import DepthDefaults
-from lamina.heal.final import Export
+from lamina.export.final import Export
 from lamina.units import Tokens
 
 

@@ -15,8 +15,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from lamina.config import parameters
 from lamina.data import sources
 from lamina.depth import selection, variants
-from lamina.heal import adapters, backends, callbacks, final, sft, tracking, unsloth
-from lamina.measure import cut, evaluate
+from lamina.export import final, reduced
+from lamina.heal import adapters, backends, callbacks, sft, tracking, unsloth
+from lamina.measure import evaluate
 from lamina.runtime.paths import asset
 from lamina.scan import passes
 from lamina.units import Tokens
@@ -132,7 +133,7 @@ def register() -> None:
     store.store(group="schema", name="evaluation", node=schema_of(evaluate.Evaluation))
     store.store(group="schema", name="run", node=_run_schema())
     depth = {"depth": schema_of(variants.DepthDefaults)}
-    store.store(group="schema", name="cut", node=make_dataclass("Cut", _root(cut.Cut, depth)))
+    store.store(group="schema", name="cut", node=make_dataclass("Cut", _root(reduced.Cut, depth)))
     if not OmegaConf.has_resolver("asset"):
         OmegaConf.register_new_resolver("asset", asset)
 

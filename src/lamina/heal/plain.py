@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lamina.depth.loading import load_model
-from lamina.heal.final import Final, reload
+from lamina.export.final import Final, reload
 from lamina.heal.memory import memory_errors
 from lamina.runtime.device import compute_device
 

@@ -214,7 +214,7 @@ def _standing(
 ) -> Iterator[dict[str, Any]]:
     """Say where the model stands: at its source, or reduced in a folder that goes again."""
     from lamina.depth.surgery import layer_count
-    from lamina.measure.cut import write_reduced
+    from lamina.export.reduced import write_reduced
 
     if len(kept_layers) == layer_count(source.config):
         yield {"model_name": source.name, "revision": source.revision or "main"}

@@ -13,8 +13,8 @@ from rich.text import Text
 from lamina.depth.layer_sets import shown
 from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count
 from lamina.depth.tensor_names import layer_of
-from lamina.measure.finished import FinishedRun, finished_run
-from lamina.measure.model_form import NOTE_FILE
+from lamina.export.finished_run import FinishedRun, finished_run
+from lamina.export.folder import NOTE_FILE
 from lamina.measure.results import RESULT_FILE
 from lamina.weights.header import StoredTensor
 from lamina.weights.source import Source, resolve

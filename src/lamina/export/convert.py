@@ -13,11 +13,9 @@ from lamina.depth.reduction import Reduction, reduction
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError
-from lamina.measure.export_check import Losses, adapter_loss, model_loss
-from lamina.measure.finished import ADAPTER_FILE, FinishedRun, finished_run
-from lamina.measure.magnitudes import make_readable
-from lamina.measure.merging import WEIGHTS_FILE, AdapterUpdates, adapter_updates
-from lamina.measure.model_form import (
+from lamina.export.check import Losses, adapter_loss, model_loss
+from lamina.export.finished_run import ADAPTER_FILE, FinishedRun, finished_run
+from lamina.export.folder import (
     copy_tokenizer,
     new_folder,
     outgoing,
@@ -26,6 +24,8 @@ from lamina.measure.model_form import (
     write_config,
     write_weights,
 )
+from lamina.export.magnitudes import make_readable
+from lamina.export.merge import WEIGHTS_FILE, AdapterUpdates, adapter_updates
 from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
 from lamina.weights.source import Source, resolve

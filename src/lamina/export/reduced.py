@@ -11,8 +11,8 @@ from lamina.depth.selection import NoScores, ScoresNeededError, Selector
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import DepthDefaults, Variant
 from lamina.errors import ConfigError
-from lamina.measure.card import note
-from lamina.measure.model_form import (
+from lamina.export.card import note
+from lamina.export.folder import (
     copy_tokenizer,
     new_folder,
     outgoing,

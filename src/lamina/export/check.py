@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lamina.depth.quantization import quantization
 from lamina.depth.verification import refuse_misfits
 from lamina.errors import ModelError
+from lamina.export.finished_run import FinishedRun
 from lamina.measure.evaluate import row_losses
-from lamina.measure.finished import FinishedRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import ConfigError, ModelError
-from lamina.measure.model_form import NOTE_FILE
+from lamina.export.folder import NOTE_FILE
 from lamina.measure.results import ROWS_FILE, read_result
 from lamina.weights.reading import weights_fingerprint
 from lamina.weights.source import Source, read_json, resolve

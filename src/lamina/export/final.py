@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from lamina.depth.blocks import adapter_form_is_exact
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
+from lamina.export.folder import write_beside
+from lamina.export.magnitudes import make_readable
+from lamina.export.merge import WEIGHTS_FILE
 from lamina.measure.elsewhere import load_as_saved
-from lamina.measure.magnitudes import make_readable
-from lamina.measure.merging import WEIGHTS_FILE
-from lamina.measure.model_form import write_beside
 from lamina.runtime import distributed
 from lamina.runtime.atomic import replacing
 from lamina.runtime.disk import disk_errors

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.depth.surgery import reduced_generation_config
 from lamina.depth.verification import refuse_unloadable
 from lamina.errors import OutputError
-from lamina.measure.card import card
+from lamina.export.card import card
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, TensorSlice, byte_blocks
 from lamina.weights.source import Source, read_json
@@ -33,7 +33,7 @@ def write_beside(folder: Path, note: dict[str, Any], *, is_adapter: bool = False
 
     Args:
         folder: Where the weights are.
-        note: Content of lamina.json; see `lamina.measure.card.note`.
+        note: Content of lamina.json; see `lamina.export.card.note`.
         is_adapter: Whether the weights are an adapter's.
     """
     (folder / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")

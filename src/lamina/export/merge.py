@@ -12,7 +12,7 @@ from lamina.depth.reduction import Reduction
 from lamina.depth.single_layer import load_single_layer
 from lamina.depth.tensor_names import layer_of, with_layer
 from lamina.errors import ModelError
-from lamina.measure.magnitudes import as_written
+from lamina.export.magnitudes import as_written
 
 if TYPE_CHECKING:
     import torch
