@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from lamina.measure.summary import summary
+from lamina.report.run_summary import summary
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "quickstart.svg"
 COMMAND = "python -m train experiment=quickstart"

@@ -14,8 +14,8 @@ from rich.console import Console
 from lamina.config.schema import register
 from lamina.dry_run import Rehearsal
 from lamina.errors import ConfigError, TrainingError
-from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
 from lamina.measure.results import Record
+from lamina.report.dry_run_report import dry_run_report, refuse_what_does_not_fit
 from lamina.run import Pipeline
 from lamina.runtime.paths import conf_dir
 from lamina.runtime.sizes import folder_bytes, most_checkpoints

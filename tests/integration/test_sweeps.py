@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lamina.measure.results import read_result
-from lamina.measure.sweep import read_jobs, sweep_table, write_summary
+from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
 from tests.conftest import SHORT, Finished, train
 
 LAYERS = (3, 77, 1, 5, 9)

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from lamina.depth.statistics import LeaveOneOut, Numbers, Stability, Statistics
 from lamina.errors import OutputError
-from lamina.measure.scan_chart import SIZE, draw
-from lamina.measure.scan_report import best_block, scan_table, write_csv
+from lamina.report.scan_chart import SIZE, draw
+from lamina.report.scan_report import best_block, scan_table, write_csv
 
 BASELINE = 3.5
 RISES = (9.5, 1.5, 0.25, 0.125, 0.0625, 0.03125, 0.001, 0.002, 0.0625, 0.125, 0.25, 0.5)
@@ -229,8 +229,8 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 def test_nothing_heavy_is_imported_and_no_pyplot_ever(tmp_path: Path) -> None:
     code = (
         "import sys; heavy = {'torch', 'transformers', 'matplotlib', 'numpy'}\n"
-        "import lamina.measure.scan_report\n"
-        "from lamina.measure.scan_chart import draw\n"
+        "import lamina.report.scan_report\n"
+        "from lamina.report.scan_chart import draw\n"
         "from lamina.depth.statistics import statistics_of\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
         "import json, pathlib\n"

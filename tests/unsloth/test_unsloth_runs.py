@@ -30,7 +30,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_the_quickstart_ends_with_the_usual_table(
     quickstart: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lamina.measure.summary import summary
+    from lamina.report.run_summary import summary
 
     monkeypatch.chdir(quickstart.folder.parent)
     console = Console(width=80)

@@ -24,7 +24,7 @@ def rehearse(config: DictConfig, folder: Path, processes: int) -> None:
     from rich.console import Console
 
     from lamina.dry_run import Rehearsal
-    from lamina.measure.dry_run import dry_run_report, refuse_what_does_not_fit
+    from lamina.report.dry_run_report import dry_run_report, refuse_what_does_not_fit
 
     if distributed.count() > 1:
         raise ConfigError(

@@ -40,8 +40,8 @@ def scan_into(config: DictConfig, folder: Path) -> Statistics:
     Raises:
         LaminaError: The model, the text or the settings do not allow it.
     """
-    from lamina.measure.scan_chart import draw
-    from lamina.measure.scan_report import write_csv
+    from lamina.report.scan_chart import draw
+    from lamina.report.scan_report import write_csv
 
     if config.dry_run:
         raise ConfigError("dry_run=true goes with training: a scan trains nothing, leave it out")
@@ -58,7 +58,7 @@ def show(found: Statistics, folder: Path) -> None:
     """Print the scores, and where they are."""
     from rich.console import Console
 
-    from lamina.measure.scan_report import scan_table
+    from lamina.report.scan_report import scan_table
 
     console = Console()
     console.print(scan_table(found))

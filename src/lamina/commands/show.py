@@ -26,7 +26,7 @@ def main() -> None:
         from rich.console import Console
 
         from lamina.commands.sweep import MULTIRUN_FILE, tabled
-        from lamina.measure.overview import overview
+        from lamina.report.layer_overview import overview
 
         folder = Path(asked.given).expanduser()
         is_sweep = (folder / MULTIRUN_FILE).is_file()

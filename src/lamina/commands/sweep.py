@@ -86,7 +86,7 @@ class Sweep(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Write the summary again, and say how far the sweep is."""
-        from lamina.measure.sweep import read_jobs, write_summary
+        from lamina.report.sweep_table import read_jobs, write_summary
 
         if config.hydra.mode != RunMode.MULTIRUN or config.dry_run:
             return
@@ -114,7 +114,7 @@ class Sweep(Callback):
         """Print the table; return what is to be said if a job failed or left nothing."""
         from rich.console import Console
 
-        from lamina.measure.sweep import read_jobs, sweep_table, write_summary
+        from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
 
         if self.is_rehearsed:
             return self._refused_in_rehearsal()
@@ -153,7 +153,7 @@ def tabled(folder: Path) -> "RenderableType":
     Raises:
         OutputError: The summary cannot be written.
     """
-    from lamina.measure.sweep import read_jobs, sweep_table, write_summary
+    from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
 
     jobs = read_jobs(folder, planned_jobs(OmegaConf.load(folder / MULTIRUN_FILE)))
     write_summary(folder, jobs)

@@ -143,7 +143,7 @@ def show(record: Record, folder: Path) -> None:
     """Print a finished run's main figures."""
     from rich.console import Console
 
-    from lamina.measure.summary import summary
+    from lamina.report.run_summary import summary
 
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     Console().print(summary(record.content, shown))

@@ -9,7 +9,7 @@ from typing import Any
 
 from lamina.depth.statistics import Statistics
 from lamina.measure.results import write_bytes
-from lamina.measure.scan_report import best_block, increases
+from lamina.report.scan_report import best_block, increases
 
 SIZE = (1500, 700)
 """Width and height of the picture, in pixels."""
