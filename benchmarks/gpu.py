@@ -6,7 +6,7 @@ Writes a model of Qwen3-8B's shape with random weights (16.4 GB, once, no networ
 for 20 steps on packs of 4096 tokens in bfloat16, without evaluations, saves and recomputation, each
 time in a fresh process: `python -m train` with backend x kernels x adapter x kept layers, and
 gpu_plain.py, a plain TRL script with the same model, rows, arguments and attention. For each cell:
-tokens a second over steady steps, MFU (src/lamina/measure/flops.py), peak memory, tokens/s over
+tokens a second over steady steps, MFU (src/lamina/measure/speed.py), peak memory, tokens/s over
 plain TRL's, and how much faster the smaller model is, over the ideal. benchmarks/throughput.py
 shows that those figures are true.
 

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerState
 
 from lamina.heal.clock import PHASES, StepClock, warm_up_steps
-from lamina.measure.flops import Flops
+from lamina.measure.speed import Flops
 
 FLOPS = Flops(per_token=100, per_target=10, per_pair={None: 1, 2: 1000})
 

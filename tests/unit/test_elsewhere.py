@@ -8,7 +8,7 @@ import pytest
 from lamina.depth.loading import load_model, load_tokenizer
 from lamina.errors import TrainingError
 from lamina.measure.evaluate import answers, row_losses
-from lamina.measure.meter import Meter
+from lamina.measure.protocol import Meter
 from lamina.measure.results import Record
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE, Finished

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from lamina.depth.blocks import blueprint
-from lamina.measure.flops import training_flops
+from lamina.measure.speed import training_flops
 from tests.architectures import ARCHITECTURES
 
 ROWS, LENGTH = 2, 24

@@ -105,7 +105,7 @@ def test_where_models_are_patched_they_are_measured_elsewhere(
     done = train(tmp_path / "run", *RUN, "export.form=both", **caches)
     assert done.code == 0, done.errors
     started = (tmp_path / "started").read_text().splitlines()
-    assert started.count("-m lamina.measure.elsewhere") == 3
+    assert started.count("-m lamina.measure.isolated") == 3
     for name in ("baseline_eval_loss", "reduced_eval_loss", "eval_loss", "eval_sample_loss"):
         assert done.metrics[name] == pytest.approx(quickstart.metrics[name], abs=1e-6), name
     assert done.result["samples"] == quickstart.result["samples"]

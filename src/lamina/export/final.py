@@ -13,7 +13,7 @@ from lamina.errors import ConfigError
 from lamina.export.folder import write_beside
 from lamina.export.magnitudes import make_readable
 from lamina.export.merge import WEIGHTS_FILE
-from lamina.measure.elsewhere import load_as_saved
+from lamina.measure.isolated import load_as_saved
 from lamina.runtime import distributed
 from lamina.runtime.atomic import replacing
 from lamina.runtime.disk import disk_errors

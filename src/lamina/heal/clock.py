@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lamina.data.tokenization import IGNORED
-from lamina.measure.flops import Flops
+from lamina.measure.speed import Flops
 from lamina.runtime import distributed
 from lamina.runtime.device import peak_memory_bytes
 
@@ -44,7 +44,7 @@ class Reading:
     tokens: float
     """That were read, padding left out."""
     flops: float
-    """Floating-point operations, as `lamina.measure.flops` counts them."""
+    """Floating-point operations, as `lamina.measure.speed` counts them."""
 
     @property
     def tokens_per_second(self) -> float:

@@ -24,8 +24,8 @@ from lamina.heal.kernels import contained
 from lamina.heal.preemption import SaveAndRequeue
 from lamina.heal.shares import ShuffledThenFilled, filled, set_epoch
 from lamina.measure.evaluate import perplexity
-from lamina.measure.flops import training_flops
 from lamina.measure.peaks import compute_peak
+from lamina.measure.speed import training_flops
 from lamina.runtime import distributed
 from lamina.runtime.atomic import aside, replacing
 from lamina.runtime.disk import disk_errors

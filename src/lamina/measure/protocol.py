@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lamina.measure.elsewhere import Elsewhere
 from lamina.measure.evaluate import (
     SAMPLE_ROWS,
     Evaluation,
@@ -14,6 +13,7 @@ from lamina.measure.evaluate import (
     perplexity,
     row_losses,
 )
+from lamina.measure.isolated import Elsewhere
 from lamina.measure.results import ROWS_FILE, Record, write_rows
 from lamina.runtime import distributed
 from lamina.runtime.device import on_device

@@ -11,7 +11,7 @@ from lamina.runtime.device import device_name, release
 from lamina.weights.reading import identity
 
 if TYPE_CHECKING:
-    from lamina.heal.plain import Plain
+    from lamina.measure.plain import Plain
     from lamina.weights.source import Source
 
 logger = logging.getLogger(__name__)

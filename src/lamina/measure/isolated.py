@@ -1,4 +1,4 @@
-"""Measures a model in a process of its own: `python -m lamina.measure.elsewhere FOLDER`.
+"""Measures a model in a process of its own: `python -m lamina.measure.isolated FOLDER`.
 
 A backend may patch the classes of models for its whole process. What is measured there would not be
 what anyone finds who loads the model with plain transformers.

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from lamina.depth.plan import Plan
     from lamina.heal.backends import Backend
-    from lamina.measure.elsewhere import Elsewhere
-    from lamina.measure.meter import Meter
+    from lamina.measure.isolated import Elsewhere
+    from lamina.measure.protocol import Meter
     from lamina.weights.source import Source
 
 NO_BASELINE = "give evaluation.baseline=false, which leaves out its evaluation"
