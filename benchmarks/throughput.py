@@ -142,7 +142,7 @@ def operations(
 
 def reported(metrics: Mapping[str, Any], peak: float) -> Speed:
     """Return what result.json says; where no peak is known, of the one that is given."""
-    from lamina.heal.clock import Reading
+    from lamina.heal.callbacks.clock import Reading
 
     found = Reading(1.0, metrics["tokens_per_second"], metrics["flops_per_second"])
     mfu = found.mfu(peak) if metrics["mfu"] is None else metrics["mfu"]

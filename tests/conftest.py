@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lamina.depth.selection import NoScores
-from lamina.heal.unsloth import is_installed
+from lamina.heal.backends.unsloth import is_installed
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "src" / "lamina" / "assets" / "reference"

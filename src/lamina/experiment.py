@@ -17,13 +17,14 @@ from lamina.depth.selection import Selector
 from lamina.depth.variants import Scratch, Variant
 from lamina.heal import attention, kernels
 from lamina.heal.adapters import Adapter
-from lamina.heal.backends import Backend, Training
-from lamina.heal.callbacks import CallbackSettings
-from lamina.heal.claim import FREE_IN_RESUMING
+from lamina.heal.backends.training import Training
+from lamina.heal.backends.transformers import Backend
+from lamina.heal.callbacks.loggers import LoggerSettings
+from lamina.heal.callbacks.settings import CallbackSettings
 from lamina.heal.memory import advice, loading_advice, memory_errors
 from lamina.heal.need import Need
+from lamina.heal.resume import FREE_IN_RESUMING
 from lamina.heal.sft import SFT
-from lamina.heal.tracking import LoggerSettings
 from lamina.measure.evaluate import Evaluation
 from lamina.runtime import distributed
 from lamina.scan.cached import CachedScores, ScanRequest

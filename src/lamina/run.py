@@ -12,13 +12,13 @@ from lamina.depth import loading
 from lamina.experiment import Run
 from lamina.export.card import note
 from lamina.export.final import Final, Form, save_final
-from lamina.heal.callbacks import Context
+from lamina.heal.callbacks.loggers import watchers
+from lamina.heal.callbacks.settings import Context
 from lamina.heal.checkpoints import last_whole_checkpoint, saved_step
-from lamina.heal.claim import claim, refuse_changes
 from lamina.heal.libraries import prepared
 from lamina.heal.origin import origin
 from lamina.heal.packing import batch
-from lamina.heal.tracking import watchers
+from lamina.heal.resume import claim, refuse_changes
 from lamina.measure.baseline import baseline_loss
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.plain import Plain

@@ -15,7 +15,7 @@ from lamina.config.backends import needs_own_process, settle
 from lamina.config.preflight import preflight
 from lamina.config.schema import register
 from lamina.errors import ConfigError
-from lamina.heal import unsloth
+from lamina.heal.backends import unsloth
 from lamina.runtime.paths import conf_dir
 from tests.conftest import REFERENCE, train
 

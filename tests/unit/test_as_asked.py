@@ -11,9 +11,10 @@ from lamina.depth.selection import First
 from lamina.depth.variants import Pruned
 from lamina.errors import ConfigError
 from lamina.heal.adapters import Full, Lora
-from lamina.heal.backends import Training, Transformers
+from lamina.heal.backends.training import Training
+from lamina.heal.backends.transformers import Transformers
+from lamina.heal.backends.unsloth import Unsloth
 from lamina.heal.sft import SFT
-from lamina.heal.unsloth import Unsloth
 from tests.conftest import REFERENCE, no_scores
 
 ARGUMENTS: dict[str, Any] = {

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lamina.errors import ConfigError, OutputError
-from lamina.heal.claim import claim
 from lamina.heal.origin import Origin, origin
+from lamina.heal.resume import claim
 from lamina.runtime.atomic import replacing
 
 NOW = {"kept_layers": [0, 1], "adapter": "lora", "base": "abc"}

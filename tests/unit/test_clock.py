@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainerState
 
-from lamina.heal.clock import PHASES, StepClock, warm_up_steps
+from lamina.heal.callbacks.clock import PHASES, StepClock, warm_up_steps
 from lamina.measure.speed import Flops
 
 FLOPS = Flops(per_token=100, per_target=10, per_pair={None: 1, 2: 1000})
@@ -26,7 +26,7 @@ class Training:
 
     def __init__(self, clock: StepClock, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock, self.now, self.state = clock, 0.0, TrainerState(max_steps=30)
-        monkeypatch.setattr("lamina.heal.clock.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("lamina.heal.callbacks.clock.time.monotonic", lambda: self.now)
 
     def on(self, event: str) -> None:
         getattr(self.clock, f"on_{event}")(None, self.state, None)

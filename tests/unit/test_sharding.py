@@ -53,7 +53,7 @@ def test_the_first_process_gets_the_whole_model_in_its_own_class() -> None:
 def test_rows_are_filled_up_without_trained_tokens(rows: int, at_once: int, expected: int) -> None:
     from datasets import Dataset
 
-    from lamina.heal.shares import ShuffledThenFilled, filled
+    from lamina.heal.sampling import ShuffledThenFilled, filled
 
     content = {
         "input_ids": [[n, n, n] for n in range(rows)],

@@ -83,7 +83,7 @@ class Loader(importlib.machinery.SourceFileLoader):
 class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name == "lamina.heal.unsloth":
+        if name == "lamina.heal.backends.unsloth":
             spec = importlib.machinery.PathFinder.find_spec(name, path)
             spec.loader = Loader(spec.loader.name, spec.loader.path)
             return spec

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from lamina.config.ranges import at
 from lamina.errors import ConfigError, LaminaError, joined
 from lamina.heal.adapters import Lora
-from lamina.heal.backends import Auto, Transformers
-from lamina.heal.unsloth import FAMILIES, LORA_TAKEN, Unsloth, is_installed
+from lamina.heal.backends.transformers import Auto, Transformers
+from lamina.heal.backends.unsloth import FAMILIES, LORA_TAKEN, Unsloth, is_installed
 from lamina.runtime.device import visible_devices
 from lamina.weights.source import resolve
 

@@ -16,7 +16,9 @@ from lamina.config import parameters
 from lamina.data import sources
 from lamina.depth import selection, variants
 from lamina.export import final, reduced
-from lamina.heal import adapters, backends, callbacks, sft, tracking, unsloth
+from lamina.heal import adapters, sft
+from lamina.heal.backends import transformers, unsloth
+from lamina.heal.callbacks import loggers, settings
 from lamina.measure import evaluate
 from lamina.runtime.paths import asset
 from lamina.scan import passes
@@ -50,8 +52,8 @@ OPTIONS: dict[str, dict[str, type]] = {
         "full": adapters.Full,
     },
     "backend": {
-        "auto": backends.Auto,
-        "transformers": backends.Transformers,
+        "auto": transformers.Auto,
+        "transformers": transformers.Transformers,
         "unsloth": unsloth.Unsloth,
     },
     "data": {
@@ -61,12 +63,12 @@ OPTIONS: dict[str, dict[str, type]] = {
         "synthetic": sources.Synthetic,
     },
     "trainer": {"sft": sft.SFT},
-    "logger": {"tensorboard": tracking.TensorBoard, "wandb": tracking.WandB},
+    "logger": {"tensorboard": loggers.TensorBoard, "wandb": loggers.WandB},
     "callbacks": {
-        "progress": callbacks.Progress,
-        "finite_loss": callbacks.FiniteLoss,
-        "history": callbacks.History,
-        "early_stopping": callbacks.EarlyStopping,
+        "progress": settings.Progress,
+        "finite_loss": settings.FiniteLoss,
+        "history": settings.History,
+        "early_stopping": settings.EarlyStopping,
     },
 }
 """Every group's options and the settings class that each of them instantiates."""
@@ -128,8 +130,8 @@ def register() -> None:
     # all, and copies every node again when it hands it out.
     ConfigStore.__deepcopy__ = lambda store, memo: store
     for group, options in OPTIONS.items():
-        for name, settings in options.items():
-            store.store(group=f"schema/{group}", name=name, node=node_of(settings))
+        for name, option in options.items():
+            store.store(group=f"schema/{group}", name=name, node=node_of(option))
     store.store(group="schema", name="evaluation", node=schema_of(evaluate.Evaluation))
     store.store(group="schema", name="run", node=_run_schema())
     depth = {"depth": schema_of(variants.DepthDefaults)}

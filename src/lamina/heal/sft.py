@@ -11,7 +11,8 @@ from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
 from lamina.heal.adapters import ALL_LINEAR
 from lamina.heal.as_asked import refuse_changes
-from lamina.heal.backends import Backend, Training
+from lamina.heal.backends.training import Training
+from lamina.heal.backends.transformers import Backend
 from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.probe import refuse_leaking_packs
 from lamina.runtime.sizes import trained

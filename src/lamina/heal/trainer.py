@@ -18,11 +18,11 @@ from trl import SFTTrainer
 
 from lamina.data.tokenization import IGNORED
 from lamina.depth.blocks import blueprint
-from lamina.heal.checkpointing import Checkpointing, saved_best
-from lamina.heal.clock import STEP, StepClock
+from lamina.heal.callbacks.clock import STEP, StepClock
+from lamina.heal.callbacks.preemption import SaveAndRequeue
+from lamina.heal.callbacks.saving import Checkpointing, saved_best
 from lamina.heal.kernels import contained
-from lamina.heal.preemption import SaveAndRequeue
-from lamina.heal.shares import ShuffledThenFilled, filled, set_epoch
+from lamina.heal.sampling import ShuffledThenFilled, filled, set_epoch
 from lamina.measure.evaluate import perplexity
 from lamina.measure.peaks import compute_peak
 from lamina.measure.speed import training_flops

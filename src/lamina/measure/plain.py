@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lamina.depth.plan import Plan
-    from lamina.heal.backends import Backend
+    from lamina.heal.backends.transformers import Backend
     from lamina.measure.isolated import Elsewhere
     from lamina.measure.protocol import Meter
     from lamina.weights.source import Source

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lamina.heal.adapters import Adapter
-from lamina.heal.unsloth import Unsloth
+from lamina.heal.backends.unsloth import Unsloth
 from lamina.runtime.device import compute_device
 
 if TYPE_CHECKING:
@@ -15,27 +14,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
+    from lamina.heal.backends.training import Training
     from lamina.weights.source import Source
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What a backend has to know of the training that it loads a model for."""
-
-    adapter: Adapter
-    """Which weights are trained."""
-
-    max_seq_length: int
-    """Tokens at most in one sequence."""
-
-    gradient_checkpointing: bool
-    """Whether activations are recomputed in the backward pass."""
-
-    seed: int
-    """Of the adapter's first weights."""
-
-    folder: Path
-    """Where a model may stand while it is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +44,7 @@ class Transformers:
         source: "Source",
         kept_layers: Sequence[int],
         dtype: "torch.dtype",
-        training: Training,
+        training: "Training",
     ) -> "PreTrainedModel":
         """Load the model with only its kept layers; see `lamina.depth.loading.load_model`."""
         from lamina.depth.loading import load_model
@@ -78,7 +58,7 @@ class Transformers:
         )
 
     def adapted(
-        self, model: "PreTrainedModel", training: Training
+        self, model: "PreTrainedModel", training: "Training"
     ) -> "tuple[PreTrainedModel, LoraConfig | None]":
         """Return the model as it is, and the adapter's config: TRL gives it to the model."""
         from transformers import set_seed
@@ -86,7 +66,7 @@ class Transformers:
         set_seed(training.seed)
         return model, training.adapter.peft_config()
 
-    def keeps(self, field: str, training: Training, *, asked: bool) -> bool:
+    def keeps(self, field: str, training: "Training", *, asked: bool) -> bool:
         """Whether a field of SFTConfig has to be in use as it was given: each has."""
         return True
 

@@ -1,4 +1,4 @@
-"""Callbacks of a training: settings, which build the callbacks of `lamina.heal.observers`."""
+"""Settings of callbacks; they build the ones of `lamina.heal.callbacks.progress`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class Progress:
 
     def build(self, context: Context) -> "TrainerCallback":
         """Build the callback."""
-        from lamina.heal.observers import ProgressLine
+        from lamina.heal.callbacks.progress import ProgressLine
 
         return ProgressLine(context.run_name)
 
@@ -59,7 +59,7 @@ class FiniteLoss:
 
     def build(self, context: Context) -> "TrainerCallback":
         """Build the callback."""
-        from lamina.heal.observers import StopOnNonFiniteLoss
+        from lamina.heal.callbacks.progress import StopOnNonFiniteLoss
 
         return StopOnNonFiniteLoss()
 
@@ -70,7 +70,7 @@ class History:
 
     def build(self, context: Context) -> "TrainerCallback":
         """Build the callback."""
-        from lamina.heal.observers import KeepHistory
+        from lamina.heal.callbacks.progress import KeepHistory
 
         return KeepHistory(context.history)
 

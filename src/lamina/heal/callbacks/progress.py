@@ -1,4 +1,4 @@
-"""The transformers callbacks behind the settings in `lamina.heal.callbacks`."""
+"""The transformers callbacks behind the settings in `lamina.heal.callbacks.settings`."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lamina.errors import TrainingError
-from lamina.heal.clock import SECONDS
+from lamina.heal.callbacks.clock import SECONDS
 from lamina.report.run_summary import time_split
 
 HISTORY_FIELDS = ("step", "tokens", "loss", "learning_rate", "eval_loss")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from transformers import TrainerCallback
 
-    from lamina.heal.callbacks import CallbackSettings, Context
+    from lamina.heal.callbacks.settings import CallbackSettings, Context
 
 WANDB_HOST = "https://api.wandb.ai"
 
@@ -91,7 +91,7 @@ class WandB:
         """Start a run and finish it in any case: jobs of a sweep may share this process."""
         import wandb
 
-        from lamina.heal.wandb_entries import WandbEntries
+        from lamina.heal.callbacks.wandb import WandbEntries
 
         context.run_dir.mkdir(parents=True, exist_ok=True)
         run = wandb.init(

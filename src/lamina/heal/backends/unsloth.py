@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from lamina.heal.backends import Training
+    from lamina.heal.backends.training import Training
     from lamina.weights.source import Source
 
 CACHE = "unsloth_compiled_cache"

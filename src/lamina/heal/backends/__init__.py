@@ -1,0 +1,1 @@
+"""Who provides the model's code: transformers, or Unsloth."""
