@@ -10,9 +10,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from lamina.commands.migrate import command, write
-from lamina.config.migration import experiment, experiment_name
-from lamina.config.older_form import KEYS, resolve
 from lamina.errors import ConfigError
+from lamina.legacy.experiment_file import experiment, experiment_name
+from lamina.legacy.form import KEYS, resolve
 from lamina.runtime.paths import conf_dir
 from tests.conftest import ROOT, Finished, environment, lamina
 

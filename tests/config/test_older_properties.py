@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.commands.older import take_old
-from lamina.config.migration import experiment, scalar
-from lamina.config.older_form import resolve
 from lamina.config.schema import register
+from lamina.legacy.experiment_file import experiment, scalar
+from lamina.legacy.flag import take_old
+from lamina.legacy.form import resolve
 from lamina.runtime.paths import conf_dir
 
 Written = tuple[str, Any]

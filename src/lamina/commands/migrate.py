@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from lamina.commands.entry import said_in_one_line
-from lamina.config.migration import experiment, experiment_name
-from lamina.config.older_form import resolve
 from lamina.errors import OutputError
+from lamina.legacy.experiment_file import experiment, experiment_name
+from lamina.legacy.form import resolve
 from lamina.runtime.paths import conf_dir
 
 GROUP = "experiment"

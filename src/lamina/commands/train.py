@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from lamina.commands.entry import Ended, run_app, said_in_one_line
 from lamina.commands.job import Job, announce, awaited
 from lamina.commands.layout import Layout, is_another_node, layout, use_one_device
-from lamina.commands.older import take_old
 from lamina.commands.rank import work
 from lamina.commands.ranks import said_if_not_requeued, start, wait_for_requeue
 from lamina.commands.rehearse import rehearse
@@ -22,6 +21,7 @@ from lamina.commands.sweep import close_sweep, is_done, let_go
 from lamina.config.backends import needs_own_process, settle
 from lamina.config.preflight import preflight
 from lamina.errors import ConfigError, LaminaError
+from lamina.legacy.flag import take_old
 from lamina.measure.results import Record
 from lamina.run import Pipeline
 from lamina.runtime import distributed

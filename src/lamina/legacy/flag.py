@@ -6,9 +6,9 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from lamina.config.migration import experiment, experiment_name
-from lamina.config.older_form import resolve
 from lamina.errors import ConfigError
+from lamina.legacy.experiment_file import experiment, experiment_name
+from lamina.legacy.form import resolve
 
 FLAG = "--old"
 GROUP = "older"

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from lamina.config.older_files import Entry
-from lamina.config.older_form import OlderForm
+from lamina.legacy.form import OlderForm
+from lamina.legacy.yaml_files import Entry
 from lamina.runtime.paths import conf_dir
 
 PLACES = {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.config.older_files import Entry, OlderFile, read_chain
 from lamina.errors import ConfigError, joined, nearest
+from lamina.legacy.yaml_files import Entry, OlderFile, read_chain
 
 MODEL_TYPES = ("original", "dropped", "pruned")
 EVAL_STRATEGIES = ("no", "steps", "epoch")
