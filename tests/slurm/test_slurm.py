@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lamina.commands.sweep import Sweep
+from lamina.launch.sweep import Sweep
 from tests.conftest import SHORT, environment, lamina, unwell
 
 pytestmark = pytest.mark.skipif(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lamina.commands.layout import PORTS, Layout, layout, meeting_point, use_one_device
 from lamina.errors import ConfigError
+from lamina.launch.layout import PORTS, Layout, layout, meeting_point, use_one_device
 from lamina.runtime.device import visible_devices
 
 NAMES = ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "SLURM_NODEID")

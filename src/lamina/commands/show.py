@@ -25,7 +25,7 @@ def main() -> None:
     with said_in_one_line():
         from rich.console import Console
 
-        from lamina.commands.sweep import MULTIRUN_FILE, tabled
+        from lamina.launch.sweep import MULTIRUN_FILE, tabled
         from lamina.report.layer_overview import overview
 
         folder = Path(asked.given).expanduser()

@@ -12,15 +12,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.entry import Ended, run_app, said_in_one_line
-from lamina.commands.job import Job, announce, awaited
-from lamina.commands.layout import Layout, is_another_node, layout, use_one_device
-from lamina.commands.rank import work
-from lamina.commands.ranks import said_if_not_requeued, start, wait_for_requeue
 from lamina.commands.rehearse import rehearse
-from lamina.commands.sweep import close_sweep, is_done, let_go
 from lamina.config.backends import needs_own_process, settle
 from lamina.config.preflight import preflight
 from lamina.errors import ConfigError, LaminaError
+from lamina.launch.job import Job, announce, awaited
+from lamina.launch.layout import Layout, is_another_node, layout, use_one_device
+from lamina.launch.processes import said_if_not_requeued, start, wait_for_requeue
+from lamina.launch.sweep import close_sweep, is_done, let_go
+from lamina.launch.worker import work
 from lamina.legacy.flag import take_old
 from lamina.measure.results import Record
 from lamina.run import Pipeline

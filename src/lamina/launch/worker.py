@@ -1,4 +1,4 @@
-"""One of the processes of a run, started by torchrun: `python -m lamina.commands.rank JOB`."""
+"""One of the processes of a run, started by torchrun: `python -m lamina.launch.worker JOB`."""
 
 import ctypes
 import os
@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lamina.commands.failures import leave
-from lamina.commands.job import Job
 from lamina.commands.rehearse import rehearse
 from lamina.errors import OutputError
+from lamina.launch.failures import leave
+from lamina.launch.job import Job
 from lamina.measure.results import Record
 from lamina.runtime import distributed
 

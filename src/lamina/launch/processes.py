@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lamina.commands.failures import note_killed, notes, reason
-from lamina.commands.job import Job
-from lamina.commands.layout import Layout, meeting_point
 from lamina.errors import TrainingError
+from lamina.launch.failures import note_killed, notes, reason
+from lamina.launch.job import Job
+from lamina.launch.layout import Layout, meeting_point
 from lamina.runtime.distributed import REQUEUE_SIGNAL
 
 FOLDER = ".ranks"
@@ -143,7 +143,7 @@ def _launch(job: Job, layout: Layout, folder: Path, signals: list[str]) -> None:
         signals_to_handle=",".join(signals),
         **_rendezvous(layout),
     )
-    elastic_launch(config, sys.executable)("-m", "lamina.commands.rank", str(path))
+    elastic_launch(config, sys.executable)("-m", "lamina.launch.worker", str(path))
 
 
 def _rendezvous(layout: Layout) -> dict[str, Any]:
