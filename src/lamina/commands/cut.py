@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lamina.commands.entry import Ended, run_app
+from lamina.commands.app import Ended, run_app
 from lamina.config.preflight import resolved
 from lamina.depth.layer_sets import shown
 from lamina.depth.plan import Plan

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from lamina.commands.entry import said_in_one_line
+from lamina.commands.app import said_in_one_line
 from lamina.runtime.paths import load_environment
 
 FORMS, DTYPES = ("merged", "adapter"), ("bfloat16", "float16", "float32")

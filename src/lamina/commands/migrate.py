@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lamina.commands.entry import said_in_one_line
+from lamina.commands.app import said_in_one_line
 from lamina.errors import OutputError
 from lamina.legacy.experiment_file import experiment, experiment_name
 from lamina.legacy.form import resolve

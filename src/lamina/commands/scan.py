@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lamina.commands.entry import Ended, run_app
+from lamina.commands.app import Ended, run_app
 from lamina.config.preflight import preflight
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.errors import ConfigError, LaminaError

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lamina.commands import scan
-from lamina.commands.entry import Ended, run_app
+from lamina.commands.app import Ended, run_app
 from lamina.config.preflight import preflight
 from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError, LaminaError

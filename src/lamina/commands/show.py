@@ -6,7 +6,7 @@ Of a sweep it shows the table, and writes the summary again: nothing else has to
 import argparse
 from pathlib import Path
 
-from lamina.commands.entry import said_in_one_line
+from lamina.commands.app import said_in_one_line
 from lamina.runtime.paths import load_environment
 
 

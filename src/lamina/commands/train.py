@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.commands.entry import Ended, run_app, said_in_one_line
+from lamina.commands.app import Ended, run_app, said_in_one_line
 from lamina.commands.rehearse import rehearse
 from lamina.config.backends import needs_own_process, settle
 from lamina.config.preflight import preflight

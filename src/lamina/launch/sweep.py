@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lamina.commands.entry import Ended
+from lamina.commands.app import Ended
 from lamina.config import guard
 from lamina.config.preflight import preflight
 from lamina.depth.plan import make_plan
