@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.config import backends
-from lamina.config.backends import needs_own_process, settle
+from lamina.config import backend_choice
+from lamina.config.backend_choice import needs_own_process, settle
 from lamina.config.preflight import preflight
 from lamina.config.schema import register
 from lamina.errors import ConfigError
@@ -45,7 +45,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Makes this a machine with or without Unsloth, and with some GPUs."""
 
     def make(*, installed: bool, gpus: int) -> None:
-        for module in (backends, unsloth):
+        for module in (backend_choice, unsloth):
             monkeypatch.setattr(module, "is_installed", lambda: installed)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
 

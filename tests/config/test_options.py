@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.config.fields import fields_of
+from lamina.config.library_fields import fields_of
 from lamina.config.passed_on import (
     ADAPTER_ELSEWHERE,
     ADAPTER_GONE,

@@ -30,16 +30,16 @@ def run_app(
         closing: Called at the end, also after an error; returns what went wrong in a sweep, whose
             jobs have said their own errors.
     """
-    from lamina.config import guard
+    from lamina.config import security
     from lamina.config.composition import explain
+    from lamina.config.messages import COMPOSITION_ERRORS
     from lamina.config.schema import register
-    from lamina.config.wording import COMPOSITION_ERRORS
     from lamina.runtime.paths import load_environment
 
     register()
     load_environment()
-    guard.install()
-    if found := list(guard.argument_problems(sys.argv[1:])):
+    security.install()
+    if found := list(security.argument_problems(sys.argv[1:])):
         fail("\n".join(found))
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         app()

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.app import Ended, run_app, said_in_one_line
 from lamina.commands.rehearse import rehearse
-from lamina.config.backends import needs_own_process, settle
+from lamina.config.backend_choice import needs_own_process, settle
 from lamina.config.preflight import preflight
 from lamina.errors import ConfigError, LaminaError
 from lamina.launch.job import Job, announce, awaited

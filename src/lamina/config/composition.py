@@ -23,9 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lamina.config.copies import ConfigCopies, FileValues
-from lamina.config.guard import look_at
-from lamina.config.preflight import preflight, resolved
-from lamina.config.wording import (
+from lamina.config.messages import (
     COMPOSITION_ERRORS,
     dotted_keys,
     given,
@@ -33,6 +31,8 @@ from lamina.config.wording import (
     said,
     text_of,
 )
+from lamina.config.preflight import preflight, resolved
+from lamina.config.security import look_at
 from lamina.errors import LaminaError, joined, most_like
 
 

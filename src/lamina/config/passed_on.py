@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any
 
-from lamina.config.fields import fields_of
+from lamina.config.library_fields import fields_of
 from lamina.errors import nearest
 from lamina.heal.adapters import Lora
 
@@ -126,7 +126,7 @@ class Passed:
     """Package of the class."""
 
     name: str
-    """Of the class, in `lamina.config.fields`."""
+    """Of the class, in `lamina.config.library_fields`."""
 
     elsewhere: Mapping[str, str]
     """Fields that Lamina decides, and where a person does."""

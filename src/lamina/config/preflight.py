@@ -6,8 +6,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lamina.config import backends, contradictions, layers, machine, passed_on, ranges, targets
-from lamina.config.fields import either
+from lamina.config import backend_choice, layers, machine, passed_on, ranges, rules, targets
+from lamina.config.library_fields import either
 from lamina.errors import ConfigError, joined
 
 GROUPS = ("model", "selector", "adapter", "backend", "data", "trainer", "evaluation")
@@ -27,7 +27,7 @@ def preflight(config: DictConfig) -> None:
     """
     ranges.read_counts(config)
     content, problems = _read(config)
-    for check in (passed_on, ranges, contradictions, machine, layers, backends):
+    for check in (passed_on, ranges, rules, machine, layers, backend_choice):
         problems.extend(check.problems(content))
     _raise(problems)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.config.fields import either, fields_of
+from lamina.config.library_fields import either, fields_of
 from lamina.errors import ConfigError
 from lamina.units import count, size
 

@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lamina.commands.app import Ended
-from lamina.config import guard
+from lamina.config import security
 from lamina.config.preflight import preflight
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
@@ -143,7 +143,7 @@ class Sweep(Callback):
 
 def _in_a_worker() -> Sweep:
     """Let a worker look at the config it composes as closely as the command does."""
-    guard.install()
+    security.install()
     return Sweep()
 
 

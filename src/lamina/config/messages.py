@@ -9,7 +9,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from lamina.config.fields import either, fields_of
+from lamina.config.library_fields import either, fields_of
 from lamina.config.schema import OPTIONS, is_open, schema_of
 from lamina.errors import LaminaError, nearest
 from lamina.runtime.paths import conf_dir
