@@ -14,9 +14,12 @@ from lamina.depth import loading
 from lamina.depth.quantization import expected_bytes, scale_bytes
 from lamina.depth.reduction import reduction
 from lamina.errors import ConfigError
-from lamina.experiment import Run
+from lamina.experiment import Experiment
 from lamina.heal.libraries import prepared
 from lamina.heal.packing import batch_size, packed, total_steps
+from lamina.measure.results import DRY_RUN_FILE
+from lamina.runtime import distributed
+from lamina.runtime.atomic import write_json
 from lamina.runtime.device import device_name, free_memory_bytes, peak_memory_bytes
 from lamina.runtime.sizes import (
     Footprint,
@@ -29,6 +32,7 @@ from lamina.runtime.sizes import (
 )
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lamina.export.final import Form
@@ -50,10 +54,42 @@ ONE_STEP = {
 """What differs from the training that is rehearsed."""
 
 
+def rehearse(config: "DictConfig", folder: Path, processes: int) -> None:
+    """Print what the run would do and take, and write it to dry_run.json; one process does.
+
+    Args:
+        config: The checked config.
+        folder: The run folder.
+        processes: That would share the training.
+
+    Raises:
+        LaminaError: The run could not do it either.
+    """
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from lamina.report.dry_run_report import dry_run_report, refuse_what_does_not_fit
+
+    if distributed.count() > 1:
+        raise ConfigError(
+            "dry_run=true takes one step in one process: leave out torchrun; distributed=NUMBER "
+            "says how many the run will have"
+        )
+    run = instantiate(config)
+    with run.backend.quietly():
+        content = Rehearsal(run, processes).report()
+    resolved = OmegaConf.to_container(config, resolve=True)
+    write_json(folder / DRY_RUN_FILE, {"config": resolved, **content})
+    console = Console()
+    console.print(dry_run_report(content, OmegaConf.to_yaml(config, resolve=True), console))
+    refuse_what_does_not_fit(content, config.output_dir)
+
+
 class Rehearsal:
     """Looks at everything that a run would do, and takes one step of its training."""
 
-    def __init__(self, run: Run, processes: int) -> None:
+    def __init__(self, run: Experiment, processes: int) -> None:
         """Do nothing yet.
 
         Args:

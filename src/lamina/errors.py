@@ -40,6 +40,10 @@ class TrainingError(LaminaError, RuntimeError):
     """The training cannot go on, for instance because the loss is no longer finite."""
 
 
+class Ended(BaseException):
+    """Carries an error past Hydra, which would print lines of its own about it."""
+
+
 def joined(problems: Sequence[str]) -> str:
     """Join several problems into one message, one line each."""
     return "\n".join(problems)

@@ -21,12 +21,13 @@ from lamina.heal.backends.training import Training
 from lamina.heal.backends.transformers import Backend
 from lamina.heal.callbacks.loggers import LoggerSettings
 from lamina.heal.callbacks.settings import CallbackSettings
-from lamina.heal.memory import advice, loading_advice, memory_errors
+from lamina.heal.memory import advice, loading_advice
 from lamina.heal.need import Need
 from lamina.heal.resume import FREE_IN_RESUMING
 from lamina.heal.sft import SFT
 from lamina.measure.evaluate import Evaluation
 from lamina.runtime import distributed
+from lamina.runtime.memory import memory_errors
 from lamina.scan.cached import CachedScores, ScanRequest
 from lamina.scan.passes import ScanSettings
 from lamina.weights.source import Source
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Parameters):
+class Experiment(Parameters):
     """A composed experiment: what to keep, how to heal it, what to measure, where to write."""
 
     model: Variant

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.data.feed import Feed
 from lamina.depth import loading
-from lamina.experiment import Run
+from lamina.experiment import Experiment
 from lamina.export.card import note
-from lamina.export.final import Final, Form, save_final
+from lamina.export.final import Form, save_final
 from lamina.heal.callbacks.loggers import watchers
 from lamina.heal.callbacks.settings import Context
 from lamina.heal.checkpoints import last_whole_checkpoint, saved_step
@@ -21,6 +21,7 @@ from lamina.heal.packing import batch
 from lamina.heal.resume import claim, refuse_changes
 from lamina.measure.baseline import baseline_loss
 from lamina.measure.evaluate import SAMPLE_ROWS
+from lamina.measure.isolated import Final
 from lamina.measure.plain import Plain
 from lamina.measure.protocol import Meter
 from lamina.measure.provenance import base_identity, fingerprint, provenance
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 class Pipeline:
     """Executes one run, and fills its record."""
 
-    def __init__(self, run: Run, record: Record) -> None:
+    def __init__(self, run: Experiment, record: Record) -> None:
         """Do nothing yet.
 
         Args:

@@ -23,7 +23,7 @@ from lamina.config.passed_on import (
 from lamina.config.preflight import preflight
 from lamina.config.schema import register
 from lamina.errors import ConfigError
-from lamina.experiment import Run
+from lamina.experiment import Experiment
 from lamina.runtime.paths import conf_dir
 from tests.conftest import REFERENCE, ROOT, train
 
@@ -77,7 +77,7 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
         config = composed(*given)
         preflight(config)
         run = instantiate(config)
-        assert isinstance(run, Run)
+        assert isinstance(run, Experiment)
         assert run.model.model_type == model
         assert run.adapter.name == adapter
         assert (
@@ -104,7 +104,7 @@ def test_an_option_composes_and_builds(group: str, option: str) -> None:
     needed = {**files, "disk": ["data.path=rows"]}
     config = composed(f"{group}={option}", *needed.get(option, []))
     preflight(config)
-    assert isinstance(instantiate(config), Run)
+    assert isinstance(instantiate(config), Experiment)
 
 
 @pytest.mark.parametrize("option", options("selector"))

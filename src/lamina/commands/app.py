@@ -8,15 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from lamina.errors import LaminaError
+from lamina.errors import Ended, LaminaError
 from lamina.runtime.disk import cause, told
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
-
-
-class Ended(BaseException):
-    """Carries an error past Hydra, which would print lines of its own about it."""
 
 
 def run_app(

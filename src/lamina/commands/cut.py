@@ -9,11 +9,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lamina.commands.app import Ended, run_app
+from lamina.commands.app import run_app
 from lamina.config.preflight import resolved
 from lamina.depth.layer_sets import shown
 from lamina.depth.plan import Plan
-from lamina.errors import LaminaError
+from lamina.errors import Ended, LaminaError
 from lamina.runtime.paths import conf_dir
 
 

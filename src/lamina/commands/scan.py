@@ -9,11 +9,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lamina.commands.app import Ended, run_app
+from lamina.commands.app import run_app
 from lamina.config.preflight import preflight
 from lamina.depth.statistics import Statistics, statistics_of
-from lamina.errors import ConfigError, LaminaError
-from lamina.measure.results import write_json
+from lamina.errors import ConfigError, Ended, LaminaError
+from lamina.runtime.atomic import write_json
 from lamina.runtime.paths import conf_dir
 from lamina.scan.cached import whole
 from lamina.weights.source import resolve

@@ -10,10 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lamina.commands import scan
-from lamina.commands.app import Ended, run_app
+from lamina.commands.app import run_app
 from lamina.config.preflight import preflight
 from lamina.depth.statistics import Statistics
-from lamina.errors import ConfigError, LaminaError
+from lamina.errors import ConfigError, Ended, LaminaError
 from lamina.measure.results import read_result
 from lamina.runtime.paths import conf_dir
 

@@ -11,11 +11,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.commands.app import Ended, run_app, said_in_one_line
-from lamina.commands.rehearse import rehearse
+from lamina.commands.app import run_app, said_in_one_line
 from lamina.config.backend_choice import needs_own_process, settle
 from lamina.config.preflight import preflight
-from lamina.errors import ConfigError, LaminaError
+from lamina.dry_run import rehearse
+from lamina.errors import ConfigError, Ended, LaminaError
 from lamina.launch.job import Job, announce, awaited
 from lamina.launch.layout import Layout, is_another_node, layout, use_one_device
 from lamina.launch.processes import said_if_not_requeued, start, wait_for_requeue

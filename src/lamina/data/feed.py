@@ -11,7 +11,8 @@ from lamina.data.accounting import TokenizedSplit, pack_fill
 from lamina.data.sources import DataSource
 from lamina.data.splits import Split
 from lamina.data.tokenization import Tokenization
-from lamina.measure.results import ROWS_FILE, SKIPPED_FILE, write_rows
+from lamina.measure.results import ROWS_FILE, SKIPPED_FILE
+from lamina.runtime.atomic import write_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

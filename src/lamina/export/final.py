@@ -13,7 +13,7 @@ from lamina.errors import ConfigError
 from lamina.export.folder import write_beside
 from lamina.export.magnitudes import make_readable
 from lamina.export.merge import WEIGHTS_FILE
-from lamina.measure.isolated import load_as_saved
+from lamina.measure.isolated import Final
 from lamina.runtime import distributed
 from lamina.runtime.atomic import replacing
 from lamina.runtime.disk import disk_errors
@@ -60,20 +60,6 @@ class Export:
             )
         forms: dict[str, Form] = {"adapter": "adapter", "merged": "merged", "both": "both"}
         return forms.get(self.form, "adapter" if exact else "merged")
-
-
-@dataclass(frozen=True)
-class Final:
-    """The written final/."""
-
-    folder: Path
-    """Its absolute path."""
-
-    dtype: str
-    """In which to load it: of a model's weights, or of an adapter's base."""
-
-    in_4bit: bool = False
-    """Whether an adapter's base is loaded in four bits, as it was trained on."""
 
 
 def save_final(
@@ -152,24 +138,6 @@ def _merged(
     whole = PeftModel(unquantized(), config)
     set_peft_model_state_dict(whole, get_peft_model_state_dict(model))
     return whole.merge_and_unload()
-
-
-def reload(
-    final: Final, base_revision: str | None
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load final/ the way a user would: with plain transformers, in the recorded dtype.
-
-    An adapter that was trained beside four bits gets its base in four bits: that is what it was
-    trained to correct, and what there is memory for.
-
-    Args:
-        final: What `save_final` wrote.
-        base_revision: Commit of an adapter's base.
-    """
-    import torch
-
-    dtype = getattr(torch, final.dtype)
-    return load_as_saved(final.folder, dtype, base_revision, in_4bit=final.in_4bit)
 
 
 @contextmanager

@@ -1,10 +1,8 @@
 """Where memory is short: the settings that would need less, in order, and what each saves."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 
 from lamina.depth.quantization import QUANTIZED_BYTES
-from lamina.errors import LaminaError, TrainingError
 from lamina.heal.need import Need
 from lamina.units import sized
 
@@ -13,9 +11,6 @@ SUGGESTIONS = 3
 
 WORTHWHILE = 0.02
 """Share of all that is needed that a suggestion saves at least."""
-
-SAID = ("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed")
-"""Parts of messages of a RuntimeError that says that memory is short."""
 
 
 def savings(need: Need) -> list[tuple[str, int]]:
@@ -103,29 +98,3 @@ def loading_advice(need: Need) -> str:
 def _said(found: Sequence[tuple[str, float]]) -> str:
     said = (f"{setting} (saves about {sized(round(saved))})" for setting, saved in found)
     return f"try, in this order: {'; '.join(said)}"
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether an error says that memory is short, the accelerator's or the machine's."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in SAID)
-
-
-@contextmanager
-def memory_errors(what: str, advised: Callable[[], str]) -> Iterator[None]:
-    """Say what to do where memory does not suffice.
-
-    Args:
-        what: That does not fit, such as `the training`.
-        advised: Says what to do.
-
-    Raises:
-        TrainingError: Memory is short.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, LaminaError) or not is_memory_error(error):
-            raise
-        raise TrainingError(f"out of memory: {what} does not fit; {advised()}") from error

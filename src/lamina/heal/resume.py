@@ -8,8 +8,7 @@ from typing import Any
 from lamina.errors import OutputError
 from lamina.heal.checkpoints import STEP, best_beside, is_whole, last_whole_checkpoint
 from lamina.heal.origin import Origin
-from lamina.measure.results import write_json
-from lamina.runtime.atomic import PARTIAL, copied
+from lamina.runtime.atomic import PARTIAL, copied, write_json
 from lamina.runtime.disk import disk_errors
 
 FREE_IN_RESUMING = frozenset(

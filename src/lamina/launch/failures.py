@@ -11,8 +11,8 @@ from typing import Any
 
 from lamina import errors
 from lamina.errors import LaminaError, TrainingError
-from lamina.measure.results import write_json
 from lamina.runtime import distributed
+from lamina.runtime.atomic import write_json
 
 
 def leave(error: BaseException) -> None:

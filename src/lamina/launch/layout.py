@@ -37,11 +37,11 @@ class Layout:
         return self.processes > 1 and distributed.count() == 1
 
 
-def layout(distributed: int | str, parallel: str) -> Layout:
+def layout(processes: int | str, parallel: str) -> Layout:
     """Decide how many processes there are, from what the machine has; torch is not imported.
 
     Args:
-        distributed: The number, over all nodes; auto for one a device, none for one.
+        processes: The number, over all nodes; auto for one a device, none for one.
         parallel: How they share the training.
 
     Raises:
@@ -51,17 +51,15 @@ def layout(distributed: int | str, parallel: str) -> Layout:
     devices = visible_devices()
     if distributed.count() > 1:
         found = Layout(processes=distributed.count(), nodes=1, node=0)
-        if distributed not in ("auto", found.processes):
+        if processes not in ("auto", found.processes):
             raise ConfigError(
-                f"distributed={distributed}, but torchrun has started {found.processes} "
+                f"distributed={processes}, but torchrun has started {found.processes} "
                 "processes: leave it out"
             )
     else:
         known = {"auto": nodes * max(1, devices), "none": 1}
-        found = Layout(
-            processes=int(known.get(str(distributed), distributed)), nodes=nodes, node=node
-        )
-        _refuse(found, devices, distributed)
+        found = Layout(processes=int(known.get(str(processes), processes)), nodes=nodes, node=node)
+        _refuse(found, devices, processes)
     if parallel == "fsdp" and (devices == 0 or found.processes == 1):
         has = "there is no GPU" if devices == 0 else "there is one process"
         raise ConfigError(
@@ -70,16 +68,16 @@ def layout(distributed: int | str, parallel: str) -> Layout:
     return found
 
 
-def _refuse(found: Layout, devices: int, distributed: int | str) -> None:
+def _refuse(found: Layout, devices: int, processes: int | str) -> None:
     if found.processes % found.nodes:
         raise ConfigError(
-            f"distributed={distributed}, but there are {found.nodes} nodes: give auto, or a "
+            f"distributed={processes}, but there are {found.nodes} nodes: give auto, or a "
             "multiple of that"
         )
     if devices and found.per_node > devices:
         where = "here" if found.nodes == 1 else "on each node"
         raise ConfigError(
-            f"distributed={distributed}, but {devices} {'GPU is' if devices == 1 else 'GPUs are'} "
+            f"distributed={processes}, but {devices} {'GPU is' if devices == 1 else 'GPUs are'} "
             f"visible {where}: give 1 to {devices * found.nodes}, or auto"
         )
 

@@ -20,12 +20,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lamina.commands.app import Ended
 from lamina.config import security
 from lamina.config.preflight import preflight
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
-from lamina.errors import LaminaError, OutputError
+from lamina.errors import Ended, LaminaError, OutputError
 from lamina.measure.results import DRY_RUN_FILE, read_result
 from lamina.runtime.lock import owned
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lamina.commands.rehearse import rehearse
+from lamina.dry_run import rehearse
 from lamina.errors import OutputError
 from lamina.launch.failures import leave
 from lamina.launch.job import Job

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.errors import TrainingError
 from lamina.measure.evaluate import RowLosses, answers, row_losses
-from lamina.measure.results import write_json
+from lamina.runtime.atomic import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,6 +96,38 @@ class Elsewhere:
             in_4bit=self.in_4bit,
         )
         return model, loading.load_tokenizer(source)
+
+
+@dataclass(frozen=True)
+class Final:
+    """The written final/."""
+
+    folder: Path
+    """Its absolute path."""
+
+    dtype: str
+    """In which to load it: of a model's weights, or of an adapter's base."""
+
+    in_4bit: bool = False
+    """Whether an adapter's base is loaded in four bits, as it was trained on."""
+
+
+def reload(
+    final: Final, base_revision: str | None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load final/ the way a user would: with plain transformers, in the recorded dtype.
+
+    An adapter that was trained beside four bits gets its base in four bits: that is what it was
+    trained to correct, and what there is memory for.
+
+    Args:
+        final: What `save_final` wrote.
+        base_revision: Commit of an adapter's base.
+    """
+    import torch
+
+    dtype = getattr(torch, final.dtype)
+    return load_as_saved(final.folder, dtype, base_revision, in_4bit=final.in_4bit)
 
 
 def load_as_saved(

@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamina.depth.loading import load_model
-from lamina.export.final import Final, reload
-from lamina.heal.memory import memory_errors
+from lamina.measure.isolated import Final, reload
 from lamina.runtime.device import compute_device
+from lamina.runtime.memory import memory_errors
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lamina.depth.plan import Plan
-    from lamina.heal.backends.transformers import Backend
     from lamina.measure.isolated import Elsewhere
     from lamina.measure.protocol import Meter
     from lamina.weights.source import Source
@@ -35,7 +34,7 @@ class Plain:
     in_4bit: bool
     """Whether linear layers are read into four bits."""
 
-    backend: "Backend"
+    backend: Any
     """Of the run."""
 
     meter: "Meter"

@@ -14,8 +14,9 @@ from lamina.measure.evaluate import (
     row_losses,
 )
 from lamina.measure.isolated import Elsewhere
-from lamina.measure.results import ROWS_FILE, Record, write_rows
+from lamina.measure.results import ROWS_FILE, Record
 from lamina.runtime import distributed
+from lamina.runtime.atomic import write_rows
 from lamina.runtime.device import on_device
 
 if TYPE_CHECKING:

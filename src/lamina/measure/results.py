@@ -1,16 +1,14 @@
 """result.json: the only thing that a sweep, a report or a resumed job reads of a run."""
 
 import json
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lamina.errors import LaminaError, OutputError
 from lamina.runtime import distributed
-from lamina.runtime.disk import told
+from lamina.runtime.atomic import write_json
 
 RESULT_FILE = "result.json"
 ROWS_FILE = "eval.jsonl"
@@ -139,59 +137,3 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON as a whole; numbers that are not finite become null.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    write_text(path, json.dumps(_finite(content), indent=2) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write under a temporary name, then rename: readers see the old or the new file.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    write_bytes(path, content.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write as `write_text` does.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        # It fails as well where the folder is a file; the first reason is the one to tell.
-        with suppress(OSError):
-            temporary.unlink()
-        raise OutputError(told(path, error.strerror or str(error))) from error
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

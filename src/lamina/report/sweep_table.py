@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamina.measure.results import read_result, write_text
+from lamina.measure.results import read_result
+from lamina.runtime.atomic import write_text
 
 SUMMARY = "summary"
 """Name of the summary's files, without their endings."""

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lamina.measure.results import write_json
+from lamina.runtime.atomic import write_json
 from lamina.runtime.disk import refuse_unwritable
 
 
