@@ -15,14 +15,13 @@ from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import reduction
 from lamina.depth.selection import Selector
 from lamina.depth.variants import Scratch, Variant
-from lamina.heal import attention, kernels
+from lamina.heal import kernels
 from lamina.heal.adapters import Adapter
 from lamina.heal.backends.training import Training
 from lamina.heal.backends.transformers import Backend
 from lamina.heal.callbacks.loggers import LoggerSettings
 from lamina.heal.callbacks.settings import CallbackSettings
-from lamina.heal.memory import advice, loading_advice
-from lamina.heal.need import Need
+from lamina.heal.memory import Need, advice, loading_advice
 from lamina.heal.resume import FREE_IN_RESUMING
 from lamina.heal.sft import SFT
 from lamina.measure.evaluate import Evaluation
@@ -207,7 +206,7 @@ class Experiment(Parameters):
             return
         source = self.plan.source
         family = loading.model_class(source.config if source else self._architecture)
-        attention.implementation(self.attention, family, self.weights_dtype)
+        kernels.attention_kernel(self.attention, family, self.weights_dtype)
         kernels.refuse_family(self.kernels, family.config_class.model_type)
 
     @property
@@ -236,7 +235,7 @@ class Experiment(Parameters):
             ConfigError: With packing, this model would let documents see each other.
         """
         if "attention" not in self.backend.decides:
-            attention.use(self.attention, model, self.weights_dtype)
+            kernels.use_attention(self.attention, model, self.weights_dtype)
         return self.trainer.build(
             arguments=arguments,
             model=model,

@@ -14,11 +14,9 @@ from lamina.export.card import note
 from lamina.export.final import Form, save_final
 from lamina.heal.callbacks.loggers import watchers
 from lamina.heal.callbacks.settings import Context
-from lamina.heal.checkpoints import last_whole_checkpoint, saved_step
 from lamina.heal.libraries import prepared
-from lamina.heal.origin import origin
 from lamina.heal.packing import batch
-from lamina.heal.resume import claim, refuse_changes
+from lamina.heal.resume import claim, last_whole_checkpoint, origin, refuse_changes, saved_step
 from lamina.measure.baseline import baseline_loss
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.isolated import Final

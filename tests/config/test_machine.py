@@ -10,7 +10,7 @@ import torch
 from lamina.config import machine
 from lamina.depth.loading import model_class
 from lamina.errors import ConfigError
-from lamina.heal import attention, kernels
+from lamina.heal import kernels
 from tests.conftest import REFERENCE
 
 QWEN3 = {"model_type": "qwen3"}
@@ -50,13 +50,13 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("lamina.config.machine.version", absent)
-    monkeypatch.setattr("lamina.heal.attention.version", absent)
+    monkeypatch.setattr("lamina.heal.kernels.version", absent)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture
 def flash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "installed_flash", lambda: "flash_attention_2")
+    monkeypatch.setattr(kernels, "installed_flash", lambda: "flash_attention_2")
 
 
 ON_A_GPU = {
@@ -133,30 +133,30 @@ def test_the_optimizers_are_those_of_transformers() -> None:
 
 
 def test_auto_is_what_transformers_chooses_where_there_is_no_gpu() -> None:
-    assert attention.implementation("auto", model_class(QWEN3), "bfloat16") is None
+    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") is None
 
 
 @pytest.mark.usefixtures("gpu", "bare")
 def test_auto_is_flex_on_a_gpu_without_flash_attention() -> None:
-    assert attention.implementation("auto", model_class(QWEN3), "bfloat16") == "flex_attention"
-    assert not attention.may_need_mask("auto")
+    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") == "flex_attention"
+    assert not kernels.may_need_mask("auto")
 
 
 @pytest.mark.usefixtures("gpu", "flash")
 def test_auto_is_flash_where_it_is_installed_and_the_weights_are_half() -> None:
-    assert attention.implementation("auto", model_class(QWEN3), "bfloat16") == "flash_attention_2"
-    assert attention.implementation("auto", model_class(QWEN3), "float32") == "flex_attention"
+    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") == "flash_attention_2"
+    assert kernels.attention_kernel("auto", model_class(QWEN3), "float32") == "flex_attention"
 
 
 def test_flash_attention_is_found_by_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"flash-attn": "2.8.3"}
-    monkeypatch.setattr(attention, "version", lambda name: found[name])
-    monkeypatch.setattr(attention, "PackageNotFoundError", KeyError)
-    assert attention.installed_flash() == "flash_attention_2"
+    monkeypatch.setattr(kernels, "version", lambda name: found[name])
+    monkeypatch.setattr(kernels, "PackageNotFoundError", KeyError)
+    assert kernels.installed_flash() == "flash_attention_2"
     found["flash-attn-3"] = "3.0.0"
-    assert attention.installed_flash() == "flash_attention_3"
+    assert kernels.installed_flash() == "flash_attention_3"
     found.clear()
-    assert attention.installed_flash() is None
+    assert kernels.installed_flash() is None
 
 
 def test_a_family_that_does_not_take_it_is_refused() -> None:
@@ -170,12 +170,12 @@ def test_a_family_that_does_not_take_it_is_refused() -> None:
         },
     )
     with pytest.raises(ConfigError) as caught:
-        attention.implementation("flex", family, "float32")
+        kernels.attention_kernel("flex", family, "float32")
     assert str(caught.value) == (
         "attention=flex: Plain does not take it; leave it out, or give sdpa or eager"
     )
-    assert attention.implementation("eager", family, "float32") == "eager"
-    assert attention.implementation("auto", family, "float32") is None
+    assert kernels.attention_kernel("eager", family, "float32") == "eager"
+    assert kernels.attention_kernel("auto", family, "float32") is None
 
 
 def test_a_model_gets_the_attention_that_is_asked_for() -> None:
@@ -186,9 +186,9 @@ def test_a_model_gets_the_attention_that_is_asked_for() -> None:
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         before = model(ids).logits
-        attention.use("auto", model, "float32")
+        kernels.use_attention("auto", model, "float32")
         assert model.config._attn_implementation == "sdpa"
-        attention.use("eager", model, "float32")
+        kernels.use_attention("eager", model, "float32")
         assert model.config._attn_implementation == "eager"
         assert (model(ids).logits - before).abs().max() < 1e-4
 
@@ -198,7 +198,7 @@ def test_a_model_that_does_not_change_its_attention_is_refused() -> None:
     model: Any = kind()
     model.config = SimpleNamespace(_attn_implementation="eager")
     with pytest.raises(ConfigError) as caught:
-        attention.use("sdpa", model, "float32")
+        kernels.use_attention("sdpa", model, "float32")
     assert str(caught.value) == (
         "attention=sdpa: Fixed computes it as eager whatever is asked for; leave it out"
     )
@@ -208,7 +208,7 @@ def test_a_model_that_does_not_change_its_attention_is_refused() -> None:
 def test_a_family_with_flash_attention_of_its_own_does_not_take_the_package() -> None:
     family = model_class({"model_type": "gpt_oss"})
     with pytest.raises(ConfigError, match="attention=flash: GptOssForCausalLM does not take it"):
-        attention.implementation("flash", family, "bfloat16")
+        kernels.attention_kernel("flash", family, "bfloat16")
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from lamina.depth.quantization import QUANTIZED_BYTES
 from lamina.depth.reduction import reduction
 from lamina.errors import TrainingError
 from lamina.heal.adapters import Full, QLora
-from lamina.heal.memory import advice, loading_advice, savings
-from lamina.heal.need import Need
+from lamina.heal.memory import Need, advice, loading_advice, savings
 from lamina.runtime.memory import is_memory_error, memory_errors
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE

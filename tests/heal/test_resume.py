@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from lamina.errors import ConfigError, OutputError
-from lamina.heal.origin import Origin, origin
-from lamina.heal.resume import claim
+from lamina.heal.resume import Origin, claim, origin
 from lamina.runtime.atomic import replacing
 
 NOW = {"kept_layers": [0, 1], "adapter": "lora", "base": "abc"}

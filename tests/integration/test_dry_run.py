@@ -129,7 +129,7 @@ def test_an_accelerator_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatc
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("lamina.heal.need.find_spec", {}.get)
+    monkeypatch.setattr("lamina.heal.memory.find_spec", {}.get)
     monkeypatch.setattr("trl.SFTTrainer.train", full)
     with pytest.raises(TrainingError) as caught:
         rehearsal.report()
@@ -178,7 +178,7 @@ def test_a_run_that_is_out_of_memory_says_what_would_need_less(
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("lamina.heal.need.find_spec", {}.get)
+    monkeypatch.setattr("lamina.heal.memory.find_spec", {}.get)
     monkeypatch.setattr("trl.SFTTrainer.training_step", full)
     with pytest.raises(TrainingError) as caught:
         Pipeline(run, Record(tmp_path, [])).execute()

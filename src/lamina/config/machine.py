@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lamina.config.ranges import at
-from lamina.heal import attention, kernels
+from lamina.heal import kernels
 from lamina.runtime.device import visible_devices
 
 BITSANDBYTES = (
@@ -36,8 +36,8 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
     Args:
         content: The resolved config.
     """
-    yield from filter(None, (attention.problem(at(content, "attention"), _dtype(content)),))
-    yield from filter(None, (kernels.problem(at(content, "kernels")),))
+    yield from filter(None, (kernels.attention_problem(at(content, "attention"), _dtype(content)),))
+    yield from filter(None, (kernels.liger_problem(at(content, "kernels")),))
     arguments = content["trainer"]["args"]
     if arguments.get("activation_offloading") is True and not visible_devices():
         yield "activation_offloading=true needs a GPU: leave it out"

@@ -8,8 +8,8 @@ from hydra.utils import get_object
 from lamina.config.ranges import at
 from lamina.config.targets import ALLOWED_TARGETS, refusal
 from lamina.errors import ConfigError, LaminaError
-from lamina.heal.attention import may_need_mask
-from lamina.heal.origin import origin
+from lamina.heal.kernels import may_need_mask
+from lamina.heal.resume import origin
 from lamina.heal.sft import NO_COMPILED_SHARES
 from lamina.units import count
 

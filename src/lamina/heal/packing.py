@@ -1,12 +1,24 @@
-"""What TRL's trainer makes of tokenized rows, and how many steps they are."""
+"""Packing: how many sequences and steps it leaves, and proof that documents stay apart."""
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lamina.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from trl import SFTConfig
+
+    from lamina.heal.trainer import TokenLossTrainer
+
+PROBE_TOKENS = 32
+"""Tokens of each of the two documents, at most."""
+
+TOLERANCES = {4: 1e-3, 2: 2e-2}
+"""Change of the second document's logits that is rounding, as a share of the largest one, by the
+bytes of the model's type. A leak changes them as much as another prompt does."""
 
 
 def packed(splits: "Mapping[str, Dataset]", arguments: "SFTConfig") -> "dict[str, Dataset]":
@@ -54,3 +66,49 @@ def batch(arguments: "SFTConfig", processes: int) -> str:
         f"per_device_train_batch_size={arguments.per_device_train_batch_size} x {processes} "
         f"processes x gradient_accumulation_steps={arguments.gradient_accumulation_steps}"
     )
+
+
+def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
+    """Pack two documents as the training will, and see whether the first one reaches the second.
+
+    The second document's predictions must not change with the first one's tokens. Masks depend on
+    the architecture, the attention implementation and the collator, and where one of them does not
+    know documents, training goes on with a wrong loss and no word about it.
+
+    Args:
+        trainer: With its model and its collator.
+        rows: Tokenized, not packed: the first and the last one are the documents.
+
+    Raises:
+        ConfigError: It changes.
+    """
+    import torch
+
+    first, second = (rows[index]["input_ids"][:PROBE_TOKENS] for index in (0, len(rows) - 1))
+    count = trainer.model.get_input_embeddings().num_embeddings
+    other = [(token + 1) % count for token in first]
+    training = trainer.model.training
+    trainer.model.eval()
+    with torch.no_grad():
+        plain, changed = (_logits(trainer, [before, second]) for before in (first, other))
+    trainer.model.train(training)
+    moved = (plain - changed).abs().max() / plain.abs().max()
+    if not moved <= TOLERANCES[min(4, trainer.model.dtype.itemsize)]:
+        kind = trainer.model.config.model_type
+        attention = trainer.model.config._attn_implementation
+        raise ConfigError(
+            f"packing=True: packed documents would see each other in this model ({kind}, attention "
+            f"{attention}: the second one's predictions change by {moved:.2g} of the largest with "
+            "the first one's tokens); give packing=false"
+        )
+
+
+def _logits(trainer: "TokenLossTrainer", documents: Sequence[list[int]]) -> "torch.Tensor":
+    """Return the last document's logits, (tokens, vocabulary), in one pack."""
+    ids: list[int] = [token for document in documents for token in document]
+    lengths = [len(document) for document in documents]
+    packed: dict[str, Any] = {"input_ids": ids, "labels": list(ids), "seq_lengths": lengths}
+    batch = {k: v.to(trainer.args.device) for k, v in trainer.data_collator([packed]).items()}
+    del batch["labels"]  # with them TRL's forward pass gives a loss and no logits
+    logits: torch.Tensor = trainer.model(**batch, use_cache=False).logits[0].float()
+    return logits[-lengths[-1] :]

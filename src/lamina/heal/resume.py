@@ -1,21 +1,138 @@
-"""Taking a checkpoint folder for a run: whose it is, and what the run goes on from."""
+"""Resuming: which checkpoint a run continues from, and whose a checkpoint folder is."""
 
 import json
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import OutputError
-from lamina.heal.checkpoints import STEP, best_beside, is_whole, last_whole_checkpoint
-from lamina.heal.origin import Origin
+from lamina.errors import ConfigError, OutputError
+from lamina.measure.results import read_result
 from lamina.runtime.atomic import PARTIAL, copied, write_json
 from lamina.runtime.disk import disk_errors
+
+STEP = re.compile(r"checkpoint-(\d+)$")
+"""Name of a checkpoint, with the optimizer step that it was saved after."""
+
+WORDS = ("auto", "never")
+"""Values of resume that are no paths."""
 
 FREE_IN_RESUMING = frozenset(
     "max_steps num_train_epochs eval_strategy eval_steps save_strategy save_steps save_total_limit "
     "logging_strategy logging_steps per_device_eval_batch_size".split()
 )
 """Training arguments that may change when a run goes on: how long, and how often it looks."""
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint-{step}/ with the highest step that was written to its end."""
+    whole = [path for path in folder.glob("checkpoint-*") if is_whole(path)]
+    return max(whole, key=lambda path: saved_step(path) or 0, default=None)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Say whether a checkpoint was written to its end.
+
+    The trainer writes trainer_state.json last: one that cannot be read, or tells of another step,
+    belongs to a save that was cut off.
+    """
+    match = STEP.fullmatch(checkpoint.name)
+    return match is not None and saved_step(checkpoint) == int(match[1])
+
+
+def saved_step(checkpoint: Path) -> int | None:
+    """Return the optimizer step that a checkpoint was saved at; None if it is not whole."""
+    step: int | None = _trainer_state(checkpoint).get("global_step")
+    return step
+
+
+def best_beside(checkpoint: Path) -> Path:
+    """Return where the best checkpoint that one knows of lies: beside it, or it is that itself.
+
+    The path in the trainer's state is the one of the day it was written.
+    """
+    best = _trainer_state(checkpoint).get("best_model_checkpoint")
+    return checkpoint.with_name(Path(best).name) if best else checkpoint
+
+
+def _trainer_state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A checkpoint to go on from that was named."""
+
+    given: str
+    """The absolute path that was given: of a checkpoint, or of a run folder."""
+
+    checkpoint: Path
+    """A whole one."""
+
+    recorded: dict[str, Any]
+    """What its run's result.json says of it, with the settings beside the rest."""
+
+
+def origin(resume: str) -> Origin | None:
+    """Follow resume=PATH; None where there is none.
+
+    Args:
+        resume: auto, never, a checkpoint-{step}/, or a run folder for its last whole checkpoint.
+
+    Raises:
+        ConfigError: There is nothing to go on from, or nothing says what it is of.
+    """
+    if resume in WORDS:
+        return None
+    path = Path(resume).expanduser().absolute()
+    if not path.is_dir():
+        raise ConfigError(
+            f"resume={resume}: no such folder; give auto, never, or the folder of a run or of a "
+            "checkpoint"
+        )
+    checkpoint = _named_checkpoint(resume, path)
+    result = _result(checkpoint.parent)
+    if not result or not result["kept_layers"]:
+        raise ConfigError(
+            f"resume={resume}: no result.json above {checkpoint} says which layers and settings it "
+            "is of; keep a checkpoint below the folder of its run"
+        )
+    return Origin(str(path), checkpoint, {**result, **result["settings"]})
+
+
+def _named_checkpoint(resume: str, path: Path) -> Path:
+    if STEP.fullmatch(path.name):
+        if is_whole(path):
+            return path
+        last = last_whole_checkpoint(path.parent)
+        advice = f"give {last}" if last else "there is no whole one beside it"
+        raise ConfigError(f"resume={resume}: its save was cut off; {advice}")
+    for folder in _folders(path):
+        if (last := last_whole_checkpoint(folder)) is not None:
+            return last
+    raise ConfigError(f"resume={resume}: there is no whole checkpoint; give resume=auto to begin")
+
+
+def _folders(path: Path) -> list[Path]:
+    """Where the checkpoints of a run folder may lie; or it is the folder of checkpoints itself."""
+    result = read_result(path) or {}
+    own = [path, path / "checkpoints" / str(result.get("model_type"))]
+    final = result.get("final")
+    return [*own, (path / final).parent] if final else own
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    """Find the result.json of the run that a folder of checkpoints is of."""
+    try:
+        return read_result(Path(json.loads((folder / "run.json").read_text())["run"]))
+    except (OSError, ValueError, KeyError):
+        above = (read_result(parent) for parent in folder.parents[:3])
+        return next((result for result in above if result), None)
 
 
 def claim(

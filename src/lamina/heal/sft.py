@@ -1,20 +1,21 @@
 """Supervised fine-tuning with TRL's SFTTrainer, and a loss that can be compared."""
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.cache import cache_errors
 from lamina.depth.plan import Plan
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, joined
 from lamina.heal.adapters import ALL_LINEAR
-from lamina.heal.as_asked import refuse_changes
 from lamina.heal.backends.training import Training
 from lamina.heal.backends.transformers import Backend
 from lamina.heal.kernels import refuse_adapted_head
-from lamina.heal.probe import refuse_leaking_packs
+from lamina.heal.packing import refuse_leaking_packs
 from lamina.runtime.sizes import trained
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ NO_COMPILED_SHARES = (
     "torch_compile=true does not go with parallel=fsdp in this version: leave it out, or give "
     "parallel=ddp"
 )
+
+BOOLEANS = {"include_num_input_tokens_seen": {True: "all", False: "no"}}
+"""Fields in which transformers writes true and false as words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +152,7 @@ class SFT:
             for key, value in {**made, **self.args}.items()
             if backend.keeps(key, training, asked=key in self.args)
         }
-        refuse_changes("trainer.args.", expected, trainer.args)
+        refuse_changed("trainer.args.", expected, trainer.args)
         if training.adapter.in_4bit:
             _widen(trainer.model)
         if arguments.use_liger_kernel:
@@ -170,7 +174,7 @@ def _complete(used: "PeftConfig", asked: dict[str, Any], plan: Plan) -> None:
     """Hold the adapter's settings against what was asked, and add what rebuilds its base."""
     if asked["target_modules"] == ALL_LINEAR:
         del asked["target_modules"]  # PEFT puts the names that it found in its place
-    refuse_changes("adapter.", asked, used)
+    refuse_changed("adapter.", asked, used)
     used.layer_replication = plan.layer_replication
     used.revision = plan.source.revision if plan.source else None
 
@@ -191,3 +195,62 @@ def _has_bfloat16() -> bool:
     import torch
 
     return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def refuse_changed(path: str, asked: Mapping[str, Any], got: Any) -> None:
+    """Compare each setting with what a library made of it.
+
+    TRL, transformers and PEFT change some settings on the way, and so does whoever patches them.
+    A null leaves the choice to the library. JSON in a text is what it says, and of a mapping, of
+    which the library makes a settings object, the keys that were given count.
+
+    Args:
+        path: Of the settings in the config, with a dot at its end.
+        asked: The settings by the names of `got`.
+        got: The library's settings object that is in use.
+
+    Raises:
+        ConfigError: One differs; it names the key, what was asked and what was got.
+    """
+    if differing := list(_differing(path, asked, got)):
+        raise ConfigError(joined(differing))
+
+
+def _differing(path: str, asked: Mapping[str, Any], got: Any) -> Iterator[str]:
+    for key, value in asked.items():
+        found = getattr(got, key, None)
+        if value is not None and not _same(_word(key, value), found):
+            yield (
+                f"{path}{key}={value} was asked for, but the trainer got {_plain(found)}: a "
+                f"library changed it; give {path}{key}={_plain(found)} if that is meant"
+            )
+
+
+def _word(key: str, value: Any) -> Any:
+    return BOOLEANS[key][value] if key in BOOLEANS and isinstance(value, bool) else value
+
+
+def _same(asked: Any, got: Any) -> bool:
+    if isinstance(got, (set, frozenset)) and isinstance(asked, list):
+        return set(asked) == got
+    asked, got = _plain(asked), _plain(got)
+    if isinstance(asked, str) and isinstance(got, dict) and asked.startswith("{"):
+        asked = json.loads(asked)
+    if isinstance(asked, str) and isinstance(got, list):
+        asked = asked.split()
+    if isinstance(got, dict) and isinstance(asked, dict):
+        return all(key in got and _same(value, got[key]) for key, value in asked.items())
+    return bool(asked == got)
+
+
+def _plain(value: Any) -> Any:
+    """A value as it stands in a config: enumerations by value, sets as sorted lists."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return dict(vars(value))
+    return value

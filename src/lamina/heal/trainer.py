@@ -19,8 +19,7 @@ from trl import SFTTrainer
 from lamina.data.tokenization import IGNORED
 from lamina.depth.blocks import blueprint
 from lamina.heal.callbacks.clock import STEP, StepClock
-from lamina.heal.callbacks.preemption import SaveAndRequeue
-from lamina.heal.callbacks.saving import Checkpointing, saved_best
+from lamina.heal.callbacks.saving import Checkpointing, SaveAndRequeue, saved_best
 from lamina.heal.kernels import contained
 from lamina.heal.sampling import ShuffledThenFilled, filled, set_epoch
 from lamina.measure.evaluate import perplexity

@@ -1,9 +1,13 @@
-"""When a checkpoint is saved, and which one is the best."""
+"""When a checkpoint is saved, which one is the best, and what a preempted job does."""
 
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lamina.runtime import distributed
 
 
 def saved_best(state: TrainerState, folder: Path, new: Path) -> str | None:
@@ -59,3 +63,53 @@ class Checkpointing(TrainerCallback):
         best = state.best_metric
         if args.load_best_model_at_end and loss is not None and (best is None or loss < best):
             control.should_save = True
+
+
+class SaveAndRequeue(TrainerCallback):
+    """Saves a checkpoint once the signal has come, and then lets submitit requeue the job.
+
+    submitit's own handler would requeue and exit in the middle of a step. It is put back when
+    training ends, and where there is none this does nothing.
+    """
+
+    def __init__(self) -> None:
+        """Change nothing yet."""
+        self._requeue: Callable[[int, Any], Any] | None = None
+        self._asked = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Take the signal over from submitit."""
+        before = signal.getsignal(distributed.REQUEUE_SIGNAL)
+        if callable(before):
+            self._requeue = before
+            signal.signal(distributed.REQUEUE_SIGNAL, self._note)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for a checkpoint if the signal has come, to one process or to all."""
+        if self._requeue is not None:
+            # It reaches them at different moments, and they have to save at the same step.
+            self._asked = distributed.any_of(self._asked)
+        control.should_save = control.should_save or self._asked
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Hand over to submitit, which requeues the job and ends this process."""
+        if self._asked and self._requeue is not None:
+            self._requeue(distributed.REQUEUE_SIGNAL, None)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Give the signal back: what follows the training begins anew in the requeued job."""
+        if self._requeue is not None:
+            signal.signal(distributed.REQUEUE_SIGNAL, self._requeue)
+            if self._asked:
+                self._requeue(distributed.REQUEUE_SIGNAL, None)
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self._asked = True

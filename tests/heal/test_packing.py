@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lamina.errors import ConfigError
-from lamina.heal.probe import refuse_leaking_packs
+from lamina.heal.packing import refuse_leaking_packs
 from tests.architectures import save
 from tests.conftest import REFERENCE
 
