@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that is not trained."""
 
-CODE = ("tokenization", "splits", "columns", "rows", "chat", "endings")
+CODE = ("tokenization", "splits", "forms", "rows", "chat", "endings")
 """Modules that decide what a row becomes."""
 
 
