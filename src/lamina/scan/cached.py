@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CODE = (
-    "depth",
-    ("host", "scores", "single_layer", "stack", "streams", "greedy", "taylor", "statistics"),
+    ("scan", ("host", "scores", "layers", "streams", "greedy", "taylor")),
+    ("depth", ("single_layer", "statistics")),
 )
 """Modules that the numbers depend on: a change of one makes old scans unusable."""
 
@@ -114,7 +114,7 @@ class CachedScores:
             "dtype": str(self.request.dtype()).removeprefix("torch."),
             "settings": asdict(self.request.settings),
             "max_seq_length": self.request.max_seq_length,
-            "code": code_version(*CODE),
+            "code": "+".join(code_version(*package) for package in CODE),
         }
 
     @contextmanager
@@ -148,7 +148,7 @@ class CachedScores:
             f"{self._windows.fingerprint} {self._calibration[1]}",
             str(self.request.dtype()),
             str(self.request.settings.sublayers),
-            code_version(*CODE),
+            *(code_version(*package) for package in CODE),
         ]
         return folder_of("scans", parts)
 
