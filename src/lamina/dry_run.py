@@ -19,8 +19,8 @@ from lamina.heal.libraries import prepared
 from lamina.heal.packing import batch_size, packed, total_steps
 from lamina.measure.results import DRY_RUN_FILE
 from lamina.runtime import distributed
-from lamina.runtime.atomic import write_json
 from lamina.runtime.device import device_name, free_memory_bytes, peak_memory_bytes
+from lamina.runtime.files import write_json
 from lamina.runtime.sizes import (
     Footprint,
     folder_bytes,

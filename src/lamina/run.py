@@ -27,7 +27,7 @@ from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.cache import cache_folder
 from lamina.runtime.device import forget_peak_memory, peak_memory_bytes, release
-from lamina.runtime.disk import disk_errors, full_disks, refuse_unwritable
+from lamina.runtime.files import disk_errors, full_disks, refuse_unwritable
 from lamina.runtime.lock import owned
 
 if TYPE_CHECKING:

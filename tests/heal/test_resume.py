@@ -8,7 +8,7 @@ import pytest
 
 from lamina.errors import ConfigError, OutputError
 from lamina.heal.resume import Origin, claim, origin
-from lamina.runtime.atomic import replacing
+from lamina.runtime.files import replacing
 
 NOW = {"kept_layers": [0, 1], "adapter": "lora", "base": "abc"}
 
@@ -127,9 +127,11 @@ def test_a_folder_that_fails_half_way_leaves_the_one_before(tmp_path: Path) -> N
     final = tmp_path / "final"
     for text in ("first", "second"):
         with replacing(final) as partial:
+            partial.mkdir()
             (partial / "weights").write_text(text)
     (tmp_path / "weights").mkdir()
     with pytest.raises(IsADirectoryError), replacing(final) as partial:
+        partial.mkdir()
         (partial / "../../weights").write_text("third")
     (tmp_path / "weights").rmdir()
     assert [path.name for path in tmp_path.iterdir()] == ["final"]

@@ -130,7 +130,7 @@ def test_a_full_disk_is_known_whatever_writes(disk: Path, write: str) -> None:
     from safetensors.torch import save_file
 
     from lamina.errors import OutputError
-    from lamina.runtime.disk import disk_errors
+    from lamina.runtime.files import disk_errors
 
     content = {"a": torch.zeros(10**6)}
     writers: dict[str, Callable[[], Any]] = {

@@ -8,7 +8,7 @@ import pytest
 
 from lamina.errors import ConfigError, OutputError
 from lamina.measure.results import Record, read_result
-from lamina.runtime.atomic import write_json
+from lamina.runtime.files import write_json
 
 
 def test_a_completed_run_says_so(tmp_path: Path) -> None:

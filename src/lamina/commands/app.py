@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lamina.errors import Ended, LaminaError
-from lamina.runtime.disk import cause, told
+from lamina.runtime.files import unwritable, write_failure
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -64,13 +64,13 @@ def run_app(
 
 def _unwritable(error: Exception) -> str | None:
     """Say what Hydra could not write: it makes the folder before a command sees the config."""
-    if not isinstance(error, OSError) or (said := cause(error)) is None:
+    if not isinstance(error, OSError) or (said := write_failure(error)) is None:
         return None
     key = f"hydra.{'sweep' if {'-m', '--multirun'} & {*sys.argv} else 'run'}.dir"
     given = [value for name, _, value in (each.partition("=") for each in sys.argv) if name == key]
     # A file that is full when it is closed does not say its name.
     path = error.filename if isinstance(error.filename, str) else (given or ["."])[-1]
-    return told(Path(path), said, key)
+    return unwritable(Path(path), said, key)
 
 
 @contextmanager

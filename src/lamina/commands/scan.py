@@ -13,7 +13,7 @@ from lamina.commands.app import run_app
 from lamina.config.preflight import preflight
 from lamina.depth.statistics import Statistics, statistics_of
 from lamina.errors import ConfigError, Ended, LaminaError
-from lamina.runtime.atomic import write_json
+from lamina.runtime.files import write_json
 from lamina.runtime.paths import conf_dir
 from lamina.scan.cached import whole
 from lamina.weights.source import resolve

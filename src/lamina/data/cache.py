@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.versions import version_of
-from lamina.runtime.disk import disk_errors
+from lamina.runtime.files import disk_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

@@ -12,7 +12,7 @@ from lamina.data.sources import DataSource
 from lamina.data.splits import Split
 from lamina.data.tokenization import Tokenization
 from lamina.measure.results import ROWS_FILE, SKIPPED_FILE
-from lamina.runtime.atomic import write_rows
+from lamina.runtime.files import write_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,8 +15,7 @@ from lamina.export.magnitudes import make_readable
 from lamina.export.merge import WEIGHTS_FILE
 from lamina.measure.isolated import Final
 from lamina.runtime import distributed
-from lamina.runtime.atomic import replacing
-from lamina.runtime.disk import disk_errors
+from lamina.runtime.files import disk_errors, replacing
 from lamina.runtime.sizes import trained, weight_bytes
 
 if TYPE_CHECKING:

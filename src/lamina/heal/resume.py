@@ -9,8 +9,7 @@ from typing import Any
 
 from lamina.errors import ConfigError, OutputError
 from lamina.measure.results import read_result
-from lamina.runtime.atomic import PARTIAL, copied, write_json
-from lamina.runtime.disk import disk_errors
+from lamina.runtime.files import PARTIAL, copy_folder, disk_errors, write_json
 
 STEP = re.compile(r"checkpoint-(\d+)$")
 """Name of a checkpoint, with the optimizer step that it was saved after."""
@@ -183,7 +182,7 @@ def _adopted(checkpoint: Path, folder: Path) -> Path:
     _refuse_without_best(checkpoint)
     with disk_errors(folder, "output_dir"):
         for each in dict.fromkeys((best_beside(checkpoint), checkpoint)):
-            copied(each, folder / each.name)
+            copy_folder(each, folder / each.name)
     return folder / checkpoint.name
 
 

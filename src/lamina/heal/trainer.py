@@ -26,8 +26,7 @@ from lamina.measure.evaluate import perplexity
 from lamina.measure.peaks import compute_peak
 from lamina.measure.speed import training_flops
 from lamina.runtime import distributed
-from lamina.runtime.atomic import aside, replacing
-from lamina.runtime.disk import disk_errors
+from lamina.runtime.files import disk_errors, partial_path, replacing
 from lamina.runtime.sizes import state_bytes, trained, weight_bytes
 
 SPEED = ("tokens_per_second", "flops_per_second", "mfu")
@@ -168,7 +167,7 @@ class TokenLossTrainer(SFTTrainer):
         """Save a checkpoint under a temporary name; it gets its own once it is whole."""
         folder = Path(self.args.output_dir)
         target = folder / f"checkpoint-{self.state.global_step}"
-        whole = replacing(target) if self.args.should_save else nullcontext(aside(target))
+        whole = replacing(target) if self.args.should_save else nullcontext(partial_path(target))
         on_disk = disk_errors(folder, "output_dir", self._checkpoint_bytes)
         with self.clock.during("save"), on_disk, whole as partial:
             self.accelerator.wait_for_everyone()

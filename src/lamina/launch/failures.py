@@ -12,7 +12,7 @@ from typing import Any
 from lamina import errors
 from lamina.errors import LaminaError, TrainingError
 from lamina.runtime import distributed
-from lamina.runtime.atomic import write_json
+from lamina.runtime.files import write_json
 
 
 def leave(error: BaseException) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.errors import TrainingError
 from lamina.measure.evaluate import RowLosses, answers, row_losses
-from lamina.runtime.atomic import write_json
+from lamina.runtime.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

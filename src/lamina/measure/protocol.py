@@ -16,8 +16,8 @@ from lamina.measure.evaluate import (
 from lamina.measure.isolated import Elsewhere
 from lamina.measure.results import ROWS_FILE, Record
 from lamina.runtime import distributed
-from lamina.runtime.atomic import write_rows
 from lamina.runtime.device import on_device
+from lamina.runtime.files import write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from typing import Any
 
 from lamina.errors import LaminaError, OutputError
 from lamina.runtime import distributed
-from lamina.runtime.atomic import write_json
+from lamina.runtime.files import write_json
 
 RESULT_FILE = "result.json"
 ROWS_FILE = "eval.jsonl"

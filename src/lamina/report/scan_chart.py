@@ -9,7 +9,7 @@ from typing import Any
 
 from lamina.depth.statistics import Statistics
 from lamina.report.scan_report import best_block, increases
-from lamina.runtime.atomic import write_bytes
+from lamina.runtime.files import write_bytes
 
 SIZE = (1500, 700)
 """Width and height of the picture, in pixels."""

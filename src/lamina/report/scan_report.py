@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lamina.depth.statistics import Numbers, Statistics
-from lamina.runtime.atomic import write_text
+from lamina.runtime.files import write_text
 
 COLUMNS = (
     "layer",

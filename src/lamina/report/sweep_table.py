@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lamina.measure.results import read_result
-from lamina.runtime.atomic import write_text
+from lamina.runtime.files import write_text
 
 SUMMARY = "summary"
 """Name of the summary's files, without their endings."""

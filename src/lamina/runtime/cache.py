@@ -9,8 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lamina.runtime.atomic import write_json
-from lamina.runtime.disk import refuse_unwritable
+from lamina.runtime.files import refuse_unwritable, write_json
 
 
 @dataclass

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.errors import OutputError
-from lamina.runtime.disk import disk_errors
+from lamina.runtime.files import disk_errors
 
 LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from lamina.runtime.disk import disk_errors
+from lamina.runtime.files import disk_errors
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -1,0 +1,223 @@
+"""Files and folders that appear complete or not at all, and what a disk that refuses them says."""
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lamina.errors import OutputError
+from lamina.runtime.sizes import free_disk_bytes
+from lamina.units import sized
+
+PARTIAL = ".*.partial"
+"""Glob of the temporary folders that a killed process leaves behind."""
+
+FULL = ("No space left on device", "Disk quota exceeded")
+REFUSED = ("Read-only file system", "Permission denied", "Not a directory")
+
+
+def partial_path(path: Path, writer: str = "") -> Path:
+    """Return where `replacing` writes: the same name in a temporary folder of its own."""
+    return path.with_name(f".{path.name}{writer}.partial") / path.name
+
+
+@contextmanager
+def replacing(path: Path, writer: str = "") -> Iterator[Path]:
+    """Yield a temporary path; the file or folder that the body creates there replaces `path`.
+
+    Its content is flushed first: after a power cut a new name never stands for old or missing
+    content. If the body fails, nothing is left of it, which on a full disk makes room.
+
+    Args:
+        path: Stays as it was until then.
+        writer: Tells apart processes that may write the same path at once. Without it, the next
+            start removes what a killed one left.
+    """
+    partial = partial_path(path, writer)
+    shutil.rmtree(partial.parent, ignore_errors=True)
+    try:
+        partial.parent.mkdir(parents=True)
+        yield partial
+        _flush(partial)
+        if path.is_dir() and partial.is_dir():  # a rename replaces files and empty folders only
+            path.rename(partial.parent / "before")
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial.parent, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    for each in (*path.rglob("*"), path):
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder, with hard links where both are on one disk."""
+    with replacing(target) as partial:
+        shutil.copytree(source, partial, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON; NaN and infinities, which JSON lacks, become null.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_text(path, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write text as UTF-8.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file and the folders above it; readers see the old or the new content.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    try:
+        with replacing(path, f".{os.getpid()}") as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise OutputError(unwritable(path, error.strerror or str(error))) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def unwritable(path: Path, reason: str, key: str | None = None, needed: int | None = None) -> str:
+    """Return the message for a path that cannot be written.
+
+    Args:
+        path: A file or folder.
+        reason: The operating system's words.
+        key: Config key that sets the path, if one does.
+        needed: Bytes the write takes, if known.
+    """
+    line = f"{key}: {path}" if key else str(path)
+    line += f" cannot be written: {reason}"
+    if reason in FULL:
+        room = f"{sized(free_disk_bytes(path))} are free"
+        room += f", {sized(needed)} are needed" if needed is not None else ""
+        intact = "earlier checkpoints are intact: " if key == "output_dir" else ""
+        return f"{line}; {room}; {intact}make room and start the same command again in that folder"
+    return f"{line}; give another {key}" if key and reason in REFUSED else line
+
+
+def write_failure(error: BaseException) -> str | None:
+    """Return the operating system's reason if the error is a failed write; None otherwise."""
+    # safetensors and PyArrow wrap it, and torch.save 2.13 swallows it.
+    reason = re.search("|".join((*FULL, *REFUSED)), str(error))
+    if reason is not None:
+        return reason[0]
+    swallowed = re.search(r"unexpected pos \d+ vs|PytorchStreamWriter failed", str(error))
+    return FULL[0] if swallowed else None
+
+
+@contextmanager
+def disk_errors(
+    path: Path, key: str | None = None, needed: Callable[[], int] | None = None
+) -> Iterator[None]:
+    """Turn a failed write in the body into an error that says where, why and what to do.
+
+    Args:
+        path: What the body writes.
+        key: Config key that sets the path.
+        needed: Returns the bytes the write takes; called only after a failure.
+
+    Raises:
+        OutputError: The body could not write.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if (reason := write_failure(error)) is None:
+            raise
+        raise OutputError(unwritable(path, reason, key, needed() if needed else None)) from error
+
+
+@contextmanager
+def full_disks(folder: Path) -> Iterator[None]:
+    """Turn errors that only a write can raise, whichever file it was, into an `OutputError`.
+
+    Args:
+        folder: Named where the error does not name a file.
+
+    Raises:
+        OutputError: A disk is full, or mounted read-only.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        path = Path(error.filename) if isinstance(error.filename, str) else folder
+        raise OutputError(unwritable(path, error.strerror or "")) from error
+
+
+def refuse_unwritable(folder: Path, key: str) -> None:
+    """Create a folder if needed and write into it, before slow work relies on it.
+
+    Permissions do not tell: root ignores them, and a disk may be mounted read-only.
+
+    Args:
+        folder: To be written into.
+        key: Config key that sets it.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with disk_errors(folder, key):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise OutputError(f"{key}: {folder} is not a folder: give another {key}") from error
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+            file.flush()
