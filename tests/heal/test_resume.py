@@ -124,18 +124,30 @@ def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_fails_half_way_leaves_the_one_before(tmp_path: Path) -> None:
+    def write(folder: Path, name: str, text: str) -> None:
+        folder.mkdir()
+        (folder / name).write_text(text)
+
     final = tmp_path / "final"
     for text in ("first", "second"):
         with replacing(final) as partial:
-            partial.mkdir()
-            (partial / "weights").write_text(text)
+            write(partial, "weights", text)
     (tmp_path / "weights").mkdir()
     with pytest.raises(IsADirectoryError), replacing(final) as partial:
-        partial.mkdir()
-        (partial / "../../weights").write_text("third")
+        write(partial, "../../weights", "third")
     (tmp_path / "weights").rmdir()
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
     assert (final / "weights").read_text() == "second"
+
+
+def test_a_file_that_is_not_written_to_its_end_leaves_the_one_before(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    with replacing(file) as partial:
+        partial.write_text("first")
+    with pytest.raises(FileNotFoundError), replacing(file):
+        pass  # the body wrote nothing
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert file.read_text() == "first"
 
 
 def test_the_owner_of_a_folder_is_known_also_if_it_dies_while_it_takes_it_again(
