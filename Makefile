@@ -25,7 +25,7 @@ $(VENV)/.installed-unsloth: $(VENV)/.installed
 	fi
 	@touch $@
 
-.PHONY: help install install-unsloth demo test test-unsloth check wheel clean
+.PHONY: help install install-unsloth demo test test-unsloth check fields wheel clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
@@ -48,6 +48,9 @@ check: install ## Lint, format, types and the direction of imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+fields: install ## Update the table of TRL's and PEFT's fields from the installed versions
+	@$(BIN)/python tools/library_fields.py
 
 wheel: install ## Build the wheel into dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps -w dist .

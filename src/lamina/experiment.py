@@ -13,22 +13,14 @@ from lamina.data.sources import DataSource
 from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import reduction
-from lamina.depth.selection import Selector
-from lamina.depth.variants import Scratch, Variant
+from lamina.depth.variants import Scratch
 from lamina.heal import kernels
-from lamina.heal.adapters import Adapter
 from lamina.heal.backends.training import Training
-from lamina.heal.backends.transformers import Backend
-from lamina.heal.callbacks.loggers import LoggerSettings
-from lamina.heal.callbacks.settings import CallbackSettings
 from lamina.heal.memory import Need, advice, loading_advice
 from lamina.heal.resume import FREE_IN_RESUMING
-from lamina.heal.sft import SFT
-from lamina.measure.evaluate import Evaluation
 from lamina.runtime import distributed
 from lamina.runtime.memory import memory_errors
 from lamina.scan.cached import CachedScores, ScanRequest
-from lamina.scan.passes import ScanSettings
 from lamina.weights.source import Source
 
 if TYPE_CHECKING:
@@ -42,36 +34,6 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Parameters):
     """A composed experiment: what to keep, how to heal it, what to measure, where to write."""
-
-    model: Variant
-    """Which layers stay."""
-
-    selector: Selector
-    """Which layers model=pruned keeps."""
-
-    scan: ScanSettings
-    """How layers are scored, where that is asked for."""
-
-    adapter: Adapter
-    """Which weights are trained."""
-
-    backend: Backend
-    """Who provides the model's code."""
-
-    data: DataSource
-    """Where the rows come from."""
-
-    trainer: SFT
-    """How they are trained on."""
-
-    evaluation: Evaluation
-    """What is measured besides."""
-
-    logger: dict[str, LoggerSettings]
-    """Where the training is logged."""
-
-    callbacks: dict[str, CallbackSettings]
-    """Who watches the training."""
 
     @cached_property
     def plan(self) -> Plan:

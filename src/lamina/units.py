@@ -1,15 +1,12 @@
 """Numbers as people write them: 16k tokens, 8GB."""
 
 import re
-from typing import Annotated, Any
+from typing import Any
 
 from lamina.errors import ConfigError
 
 COUNT_SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 BYTE_SUFFIXES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-Tokens = Annotated[int, "4096, 16k or 1.6M"]
-"""A number of tokens: in a config it may have a suffix, in a run it is a whole number."""
 
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 

@@ -6,17 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lamina.config import backend_choice
 from lamina.config.backend_choice import needs_own_process, settle
 from lamina.config.preflight import preflight
-from lamina.config.schema import register
 from lamina.errors import ConfigError
 from lamina.heal.backends import unsloth
-from lamina.runtime.paths import conf_dir
+from tests.config import conftest
 from tests.conftest import REFERENCE, train
 
 ABSENT = (
@@ -31,13 +28,6 @@ CHOSEN = "backend=unsloth: it fits this run"
 FAMILIES = "llama, mistral, gemma, gemma2, qwen2, qwen3"
 
 Machine = Callable[..., None]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hydra() -> object:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield
 
 
 @pytest.fixture
@@ -62,12 +52,7 @@ def gpt2(tmp_path: Path) -> Path:
 
 
 def composed(*overrides: str) -> DictConfig:
-    where = ["hydra.runtime.output_dir=run", f"model_name={REFERENCE}", "data=synthetic"]
-    config = compose("config", [*where, *overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    content = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    OmegaConf.set_struct(content, True)
-    return content
+    return conftest.composed(f"model_name={REFERENCE}", "data=synthetic", *overrides)
 
 
 def refused(*overrides: str) -> str:

@@ -1,38 +1,23 @@
 """What a machine lacks for attention, kernels, optimizers and adapters is said in one line."""
 
 import sys
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 
-from lamina.config import machine
-from lamina.depth.loading import model_class
+from lamina.config.preflight import preflight
 from lamina.errors import ConfigError
 from lamina.heal import kernels
+from tests.config.conftest import composed
 from tests.conftest import REFERENCE
 
-QWEN3 = {"model_type": "qwen3"}
 
-
-def content(**given: Any) -> dict[str, Any]:
-    """A config on which nothing is asked for, with some of it changed."""
-    arguments = {
-        "activation_offloading": False,
-        "torch_compile": False,
-        "optim": "adamw_torch_fused",
-    }
-    arguments |= {key: given.pop(key) for key in (*arguments,) if key in given}
-    return {
-        "attention": "auto",
-        "kernels": "none",
-        "dtype": "auto",
-        "bf16": True,
-        "adapter": {"_target_": "lamina.heal.adapters.Lora.of"},
-        "trainer": {"args": arguments},
-        **given,
-    }
+def problems(*overrides: str) -> list[str]:
+    """What preflight says to a config, line by line."""
+    try:
+        preflight(composed(f"model_name={REFERENCE}", "data=synthetic", *overrides))
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
 
 
 @pytest.fixture
@@ -43,13 +28,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of the optional packages."""
+    """None of the optional packages is installed."""
     from importlib.metadata import PackageNotFoundError
 
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("lamina.config.machine.version", absent)
+    monkeypatch.setattr("lamina.runtime.device.version", absent)
     monkeypatch.setattr("lamina.heal.kernels.version", absent)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
@@ -60,183 +45,56 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ON_A_GPU = {
-    ("attention", "flash"): "attention=flash needs flash-attn: pip install flash-attn "
+    "attention=flash": "attention=flash needs flash-attn: pip install flash-attn "
     "--no-build-isolation, or leave it out",
-    ("kernels", "liger"): "kernels=liger needs liger-kernel: pip install liger-kernel, or leave it "
-    "out",
-    ("torch_compile", True): "torch_compile=true needs Triton on a GPU: pip install triton, or "
+    "kernels=liger": "kernels=liger needs liger-kernel: pip install liger-kernel, or leave it out",
+    "torch_compile=true": "torch_compile=true needs Triton on a GPU: pip install triton, or "
     "leave it out",
-    ("optim", "paged_adamw_8bit"): "optim=paged_adamw_8bit needs bitsandbytes: pip install "
+    "optim=paged_adamw_8bit": "optim=paged_adamw_8bit needs bitsandbytes: pip install "
     "bitsandbytes, or leave it out",
-    ("optim", "galore_adamw_layerwise"): "optim=galore_adamw_layerwise needs galore-torch: pip "
+    "optim=galore_adamw_layerwise": "optim=galore_adamw_layerwise needs galore-torch: pip "
     "install galore-torch, or leave it out",
-    ("optim", "schedule_free_sgd"): "optim=schedule_free_sgd needs schedulefree: pip install "
+    "optim=schedule_free_sgd": "optim=schedule_free_sgd needs schedulefree: pip install "
     "schedulefree, or leave it out",
-    ("optim", "adamw_torch_4bit"): "optim=adamw_torch_4bit needs torchao: pip install torchao, or "
+    "optim=adamw_torch_4bit": "optim=adamw_torch_4bit needs torchao: pip install torchao, or "
     "leave it out",
-    ("adapter", "lamina.heal.adapters.QLora.of"): "adapter=qlora needs bitsandbytes: pip install "
+    "adapter=qlora": "adapter=qlora needs bitsandbytes: pip install "
     "bitsandbytes, or choose adapter=lora",
 }
 
 
 @pytest.mark.usefixtures("gpu", "bare")
-@pytest.mark.parametrize(("key", "value"), ON_A_GPU)
-def test_a_package_that_is_missing_is_named_with_its_command(key: str, value: Any) -> None:
-    given = {"_target_": value} if key == "adapter" else value
-    assert list(machine.problems(content(**{key: given}))) == [ON_A_GPU[key, value]]
+@pytest.mark.parametrize("override", ON_A_GPU)
+def test_a_package_that_is_missing_is_named_with_its_command(override: str) -> None:
+    assert problems(override) == [ON_A_GPU[override]]
 
 
 @pytest.mark.usefixtures("gpu", "bare")
 def test_nothing_is_needed_for_the_defaults_and_flex() -> None:
-    assert list(machine.problems(content())) == []
-    assert list(machine.problems(content(attention="flex", activation_offloading=True))) == []
+    assert problems() == []
+    assert problems("attention=flex", "activation_offloading=true") == []
 
 
 @pytest.mark.usefixtures("gpu", "flash")
 def test_flash_attention_takes_no_float32() -> None:
-    assert list(machine.problems(content(attention="flash", bf16=False))) == [
+    assert problems("attention=flash", "bf16=false") == [
         "attention=flash takes no weights in float32: give dtype=bfloat16, or leave it out"
     ]
-    assert list(machine.problems(content(attention="flash"))) == []
+    assert problems("attention=flash") == []
 
 
 def test_a_paged_optimizer_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "installed", lambda package: True)
-    assert list(machine.problems(content(optim="paged_adamw_8bit"))) == [
+    monkeypatch.setattr("lamina.heal.requirements.installed", lambda package: True)
+    assert problems("optim=paged_adamw_8bit") == [
         "optim=paged_adamw_8bit needs a GPU to page from: give one without paged_, or leave it out"
     ]
-    assert list(machine.problems(content(optim="adamw_8bit"))) == []
+    assert problems("optim=adamw_8bit") == []
 
 
 def test_a_compiler_is_needed_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert list(machine.problems(content(torch_compile=True))) == [
+    assert problems("torch_compile=true") == [
         "torch_compile=true needs a C++ compiler: install g++, or leave it out"
     ]
     monkeypatch.setenv("CXX", sys.executable)
-    assert list(machine.problems(content(torch_compile=True))) == []
-
-
-def test_the_optimizers_are_those_of_transformers() -> None:
-    from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
-    from transformers.training_args import OptimizerNames
-
-    names = {each.value for each in OptimizerNames}
-    assert set(machine.OPTIMIZERS) <= names
-    ours = {name for name, package in machine.OPTIMIZERS.items() if package == "bitsandbytes"}
-    theirs = {
-        each.value
-        for each, handler in _OPTIMIZER_HANDLERS.items()
-        if "bitsandbytes" in handler.__name__ or "bnb" in handler.__name__
-    }
-    assert ours == theirs
-
-
-def test_auto_is_what_transformers_chooses_where_there_is_no_gpu() -> None:
-    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") is None
-
-
-@pytest.mark.usefixtures("gpu", "bare")
-def test_auto_is_flex_on_a_gpu_without_flash_attention() -> None:
-    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") == "flex_attention"
-    assert not kernels.may_need_mask("auto")
-
-
-@pytest.mark.usefixtures("gpu", "flash")
-def test_auto_is_flash_where_it_is_installed_and_the_weights_are_half() -> None:
-    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") == "flash_attention_2"
-    assert kernels.attention_kernel("auto", model_class(QWEN3), "float32") == "flex_attention"
-
-
-def test_flash_attention_is_found_by_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"flash-attn": "2.8.3"}
-    monkeypatch.setattr(kernels, "version", lambda name: found[name])
-    monkeypatch.setattr(kernels, "PackageNotFoundError", KeyError)
-    assert kernels.installed_flash() == "flash_attention_2"
-    found["flash-attn-3"] = "3.0.0"
-    assert kernels.installed_flash() == "flash_attention_3"
-    found.clear()
-    assert kernels.installed_flash() is None
-
-
-def test_a_family_that_does_not_take_it_is_refused() -> None:
-    family: Any = type(
-        "Plain",
-        (),
-        {
-            "_supports_flash_attn": False,
-            "_supports_flex_attn": False,
-            "_supports_sdpa": True,
-        },
-    )
-    with pytest.raises(ConfigError) as caught:
-        kernels.attention_kernel("flex", family, "float32")
-    assert str(caught.value) == (
-        "attention=flex: Plain does not take it; leave it out, or give sdpa or eager"
-    )
-    assert kernels.attention_kernel("eager", family, "float32") == "eager"
-    assert kernels.attention_kernel("auto", family, "float32") is None
-
-
-def test_a_model_gets_the_attention_that_is_asked_for() -> None:
-    from lamina.depth.loading import load_model
-    from lamina.weights.source import resolve
-
-    model = load_model(resolve(str(REFERENCE)), range(2), dtype=torch.float32)
-    ids = torch.arange(5, 25)[None]
-    with torch.no_grad():
-        before = model(ids).logits
-        kernels.use_attention("auto", model, "float32")
-        assert model.config._attn_implementation == "sdpa"
-        kernels.use_attention("eager", model, "float32")
-        assert model.config._attn_implementation == "eager"
-        assert (model(ids).logits - before).abs().max() < 1e-4
-
-
-def test_a_model_that_does_not_change_its_attention_is_refused() -> None:
-    kind = type("Fixed", (), {"_supports_sdpa": True, "set_attn_implementation": lambda *_: None})
-    model: Any = kind()
-    model.config = SimpleNamespace(_attn_implementation="eager")
-    with pytest.raises(ConfigError) as caught:
-        kernels.use_attention("sdpa", model, "float32")
-    assert str(caught.value) == (
-        "attention=sdpa: Fixed computes it as eager whatever is asked for; leave it out"
-    )
-
-
-@pytest.mark.usefixtures("flash")
-def test_a_family_with_flash_attention_of_its_own_does_not_take_the_package() -> None:
-    family = model_class({"model_type": "gpt_oss"})
-    with pytest.raises(ConfigError, match="attention=flash: GptOssForCausalLM does not take it"):
-        kernels.attention_kernel("flash", family, "bfloat16")
-
-
-@pytest.fixture
-def liger(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of the same layout, which cannot be imported here without Triton."""
-    table = 'MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": f, "qwen3": g}\n'
-    (tmp_path / "transformers").mkdir()
-    (tmp_path / "transformers" / "monkey_patch.py").write_text(f"import triton\n\n{table}")
-    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
-
-
-@pytest.mark.usefixtures("liger")
-def test_a_family_without_kernels_is_refused() -> None:
-    kernels.refuse_family("liger", "qwen3")
-    kernels.refuse_family("none", "gpt2")
-    with pytest.raises(ConfigError) as caught:
-        kernels.refuse_family("liger", "gpt2")
-    assert str(caught.value) == (
-        "kernels=liger: liger-kernel has none for gpt2; leave it out (it has: llama, qwen3)"
-    )
-
-
-def test_what_kernels_change_for_the_process_is_put_back() -> None:
-    from transformers.models.qwen3 import modeling_qwen3
-
-    before = modeling_qwen3.apply_rotary_pos_emb
-    model: Any = modeling_qwen3.Qwen3ForCausalLM.__new__(modeling_qwen3.Qwen3ForCausalLM)
-    with kernels.contained(model):
-        modeling_qwen3.apply_rotary_pos_emb = None
-    assert modeling_qwen3.apply_rotary_pos_emb is before
+    assert problems("torch_compile=true") == []

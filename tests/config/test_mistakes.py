@@ -139,7 +139,13 @@ MISTAKES = {
     "learning_rate=1e-3,1e-4": "learning_rate=1e-3,1e-4: several values need --multirun; a list "
     "stands in brackets",
     "export=merged": "export=merged: a group of keys; give export.NAME=VALUE",
-    "max_seq_length=4kb": "max_seq_length=4kb: give a number such as 4096, 16k or 1.6M",
+    "max_seq_length=4k": "max_seq_length=4k: give a whole number of tokens, such as 4096",
+    "max_seq_length=0": "max_seq_length=0: give a whole number of tokens, such as 4096",
+    "evaluation.max_new_tokens=1k": "evaluation.max_new_tokens=1k: give a whole number of tokens, "
+    "such as 4096",
+    "scan.tokens=4kb": "scan.tokens=4kb: give a number such as 4096, 16k or 1.6M",
+    "scan.memory=8": "scan.memory=8: give a number such as 500MB or 8GB",
+    "scan.stream=maybe": "scan.stream=maybe: give auto, true or false",
     # Ranges.
     "warmup_ratio=1": "warmup_ratio=1.0: give a share of all steps, 0 to below 1",
     "learning_rate=0": "learning_rate=0.0: give more than 0",
@@ -180,7 +186,7 @@ MISTAKES = {
     "packing=true: without it TRL lets packed documents see each other",
     "bf16=true trainer.args.fp16=true": "trainer.args.fp16=true and bf16=true: give only one of "
     "them",
-    "max_seq_length=4k per_device_train_batch_size=16": "per_device_train_batch_size=16 with "
+    "max_seq_length=4000 per_device_train_batch_size=16": "per_device_train_batch_size=16 with "
     "packing=true and max_seq_length=4000: sdpa's mask of one batch would take 4.1 GB; give 7 or "
     "less, or packing=false",
     "trainer.args.label_smoothing_factor=0.1": "trainer.args.label_smoothing_factor=0.1 needs "
@@ -220,8 +226,8 @@ MISTAKES = {
     "++x=1": "data.train is missing: give data.train=VALUE\n"
     "x=1: no such key\n"
     "trainer.args.foo=1: no such key; give a field of trl's SFTConfig\n"
-    "adapter.r=0: give 1 or more\n"
     "warmup_ratio=2.0: give a share of all steps, 0 to below 1\n"
+    "adapter.r=0: give 1 or more\n"
     "save_steps=7 is not a multiple of eval_steps=50: the best checkpoint could not be chosen; "
     "make it one\n"
     "model_name=./nowhere: no such folder",

@@ -8,24 +8,23 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from lamina.config.library_fields import fields_of
-from lamina.config.passed_on import (
+from lamina.config.library_fields import (
     ADAPTER_ELSEWHERE,
     ADAPTER_GONE,
     TRAINER_ELSEWHERE,
     TRAINER_GONE,
+    fields_of,
+    refusal,
 )
 from lamina.config.preflight import preflight
-from lamina.config.schema import register
 from lamina.errors import ConfigError
 from lamina.experiment import Experiment
-from lamina.runtime.paths import conf_dir
+from tests.config.conftest import composed
 from tests.conftest import REFERENCE, ROOT, train
+from tools import library_fields
 
 
 def options(group: str) -> list[str]:
@@ -35,23 +34,8 @@ def options(group: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def _everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Composition is looked at here, and not what this machine has."""
-    monkeypatch.setattr("lamina.config.machine.installed", lambda package: True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hydra() -> object:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield
-
-
-def composed(*overrides: str, folder: Path = Path("run")) -> DictConfig:
-    given = [f"hydra.runtime.output_dir={folder}", *overrides]
-    config = compose("config", given, return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    content = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    OmegaConf.set_struct(content, True)
-    return content
+    for module in ("adapters", "requirements"):
+        monkeypatch.setattr(f"lamina.heal.{module}.installed", lambda package: True)
 
 
 PRODUCT = list(
@@ -260,21 +244,25 @@ def test_any_further_field_can_be_set_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("given", "tokens"), [("16k", 16_000), ("1.6M", 1_600_000), ("4096", 4096)]
 )
-def test_token_counts_take_suffixes(given: str, tokens: int) -> None:
-    keys = ("max_seq_length", "scan.tokens", "evaluation.max_new_tokens")
-    config = composed(*(f"{key}={given}" for key in keys), "per_device_train_batch_size=1")
+def test_a_token_budget_takes_suffixes(given: str, tokens: int) -> None:
+    config = composed(f"scan.tokens={given}")
+    preflight(config)
+    assert instantiate(config).scan.tokens == tokens
+
+
+def test_token_lengths_are_plain_numbers() -> None:
+    keys = ("max_seq_length", "evaluation.max_new_tokens")
+    config = composed(*(f"{key}=4096" for key in keys), "per_device_train_batch_size=1")
     preflight(config)
     run = instantiate(config)
-    assert run.max_seq_length == run.trainer.args["max_length"] == tokens
-    assert run.scan.tokens == run.evaluation.max_new_tokens == tokens
+    assert run.max_seq_length == run.trainer.args["max_length"] == 4096
+    assert run.evaluation.max_new_tokens == 4096
 
 
-def test_the_fields_read_from_the_sources_are_those_of_the_classes() -> None:
-    from peft import LoraConfig
-    from trl import SFTConfig
-
-    assert set(fields_of("SFTConfig")) == {field.name for field in fields(SFTConfig)}
-    assert set(fields_of("LoraConfig")) == {field.name for field in fields(LoraConfig)}
+def test_the_table_of_fields_is_that_of_the_installed_libraries() -> None:
+    table = library_fields.table()
+    assert {name: fields_of(name) for name in table} == table, "run make fields"
+    assert library_fields.TABLE.read_text() == library_fields.text(table)
 
 
 def test_each_default_of_a_library_is_a_value_that_its_field_takes() -> None:
@@ -284,7 +272,7 @@ def test_each_default_of_a_library_is_a_value_that_its_field_takes() -> None:
     for name, built in (("SFTConfig", SFTConfig), ("LoraConfig", LoraConfig)):
         for field in fields(built):
             if field.default is not MISSING and not isinstance(field.default, Enum):
-                refused = fields_of(name)[field.name].refusal(field.default)
+                refused = refusal(fields_of(name)[field.name], field.default)
                 assert refused is None, f"{field.name}={field.default}: {refused}"
 
 

@@ -1,184 +1,198 @@
-"""Fields of TRL's and PEFT's settings classes, read from their sources: nothing is imported.
+"""Fields of TRL's SFTConfig and PEFT's LoraConfig that a config passes on, and what each takes.
 
-Importing SFTConfig takes seconds, reading the source of it and its bases a twentieth of one.
+library_fields.json lists them (`make fields`): importing SFTConfig itself takes seconds.
 """
 
-import ast
-import importlib.util
+import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lamina.config.parameters import Parameters
 from lamina.errors import nearest
+from lamina.heal.adapters import Dora, Lora
 
-CLASSES = {
-    "SFTConfig": (
-        ("transformers", "training_args.py", "TrainingArguments"),
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("trl", "trainer/sft_config.py", "SFTConfig"),
-    ),
-    "LoraConfig": (
-        ("peft", "config.py", "PeftConfigMixin"),
-        ("peft", "config.py", "PeftConfig"),
-        ("peft", "tuners/lora/config.py", "LoraConfig"),
-    ),
-}
-"""Package, file and class of each settings class and its bases, the base first."""
-
-ENUMS = ("training_args.py", "trainer_utils.py", "debug_utils.py")
-"""Files of transformers with the enumerations that TrainingArguments speaks of."""
-
-PLAIN: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
+TYPES: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
     "int": (("a whole number",), (int,)),
     "float": (("a number",), (int, float)),
     "bool": (("true", "false"), (bool,)),
     "str": (("a text",), (str,)),
     "list": (("a list",), (list,)),
     "dict": (("a mapping",), (dict,)),
+    "null": (("null",), (type(None),)),
 }
-"""What people call a type, and the types of its values."""
+"""What messages call the values of a type, and Python's types of them."""
 
 FEW = 12
-"""Choices that an error lists; of more it names the nearest."""
+"""Choices that a message lists; of more it names the nearest."""
+
+LIBRARIES = {"SFTConfig": "trl", "LoraConfig": "peft"}
+"""The package of each class."""
+
+TRAINER_ELSEWHERE = {
+    "output_dir": "set output_dir=FOLDER",
+    "report_to": "choose logger=tb, wandb, both or none",
+    "run_name": "set logger.wandb.name=NAME",
+    "project": "set wandb_project=NAME",
+    "trackio_space_id": "choose logger=tb, wandb, both or none",
+    "trackio_bucket_id": "choose logger=tb, wandb, both or none",
+    "trackio_static_space_id": "choose logger=tb, wandb, both or none",
+    "disable_tqdm": "choose callbacks=default or none; ours is the only progress line",
+    "resume_from_checkpoint": "set resume=auto or never; the run folder has the checkpoints",
+    "hub_token": "set HF_TOKEN in the environment or in .env",
+    "do_train": "python -m train always trains",
+    "do_eval": "set trainer.args.eval_strategy",
+    "do_predict": "choose evaluation=default or none",
+    "local_rank": "the launcher decides it",
+    "parallelism_config": "set parallel=ddp or fsdp",
+    "fsdp": "set parallel=fsdp",
+    "fsdp_config": "set parallel=fsdp",
+    "use_liger_kernel": "set kernels=liger",
+    "model_init_kwargs": "Lamina loads the model: set model_name, dtype and backend",
+    "trust_remote_code": "code of a model's repository is never run",
+    "chat_template_path": "the chat template is the model's own",
+    "eos_token": "the tokenizer is the model's own",
+    "pad_token": "the tokenizer is the model's own",
+    "dataset_text_field": "Lamina tokenizes the rows: choose data=jsonl, hub or disk",
+    "dataset_kwargs": "Lamina tokenizes the rows: choose data=jsonl, hub or disk",
+    "dataset_num_proc": "Lamina tokenizes the rows: choose data=jsonl, hub or disk",
+    "truncation_mode": "rows are cut at their end: set max_seq_length=TOKENS",
+    "completion_only_loss": "set data.loss_on=auto, assistant, completion or all",
+    "assistant_only_loss": "set data.loss_on=auto, assistant, completion or all",
+    "remove_unused_columns": "the trainer gets token ids and labels, nothing else",
+    "label_names": "the trainer gets token ids and labels, nothing else",
+}
+"""Fields of SFTConfig that Lamina sets itself, and what to set instead."""
+
+TRAINER_GONE = {
+    "evaluation_strategy": "set trainer.args.eval_strategy",
+    "max_seq_length": "set max_seq_length=TOKENS",
+    "warmup_ratio": "set warmup_ratio=SHARE",
+    "logging_dir": "set logging_dir=FOLDER",
+    "no_cuda": "set trainer.args.use_cpu",
+    "use_mps_device": "leave it out; the device is found",
+    "use_ipex": "leave it out",
+    "group_by_length": "set trainer.args.train_sampling_strategy=group_by_length",
+    "include_tokens_per_second": "leave it out; result.json has tokens_per_second",
+    "save_safetensors": "leave it out; weights are always saved as safetensors",
+    "overwrite_output_dir": "set hydra.run.dir to a new folder",
+    "torchdynamo": "set trainer.args.torch_compile_backend",
+    "dataset_batch_size": "leave it out",
+    "tokenizer": "leave it out; the tokenizer is the model's own",
+    "processing_class": "leave it out; the tokenizer is the model's own",
+    "formatting_func": "give rows with messages, prompt and completion, or text",
+    "peft_config": "set adapter.NAME=VALUE",
+    "torch_dtype": "set dtype=bfloat16 or float32",
+    "use_liger": "set kernels=liger",
+    "num_of_sequences": "set packing",
+    "chars_per_token": "set packing",
+    "adafactor": "set optim=adafactor",
+    "per_gpu_train_batch_size": "set per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "set per_device_eval_batch_size",
+    "fp16_backend": "set trainer.args.fp16 or bf16",
+    "half_precision_backend": "set trainer.args.fp16 or bf16",
+    "fp16_opt_level": "set trainer.args.fp16 or bf16",
+    "jit_mode_eval": "set torch_compile=true",
+    "past_index": "leave it out",
+    "ray_scope": "leave it out; sweeps are Hydra's --multirun",
+    "mp_parameters": "leave it out",
+    "tpu_num_cores": "leave it out",
+    "tpu_metrics_debug": "set trainer.args.debug",
+    "xpu_backend": "set trainer.args.ddp_backend",
+    "sharded_ddp": "set parallel=fsdp",
+    "fsdp_min_num_params": "set parallel=fsdp",
+    "fsdp_transformer_layer_cls_to_wrap": "set parallel=fsdp",
+    "dispatch_batches": "set trainer.args.accelerator_config.dispatch_batches",
+    "split_batches": "set trainer.args.accelerator_config.split_batches",
+    "include_inputs_for_metrics": "set trainer.args.include_for_metrics",
+    "push_to_hub_model_id": "set trainer.args.hub_model_id",
+    "push_to_hub_organization": "set trainer.args.hub_model_id=ORGANIZATION/NAME",
+    "push_to_hub_token": "set HF_TOKEN in the environment or in .env",
+}
+"""Names that other versions of SFTConfig or SFTTrainer have."""
+
+ADAPTER_ELSEWHERE = {
+    "lora_alpha": "set adapter.alpha",
+    "lora_dropout": "set adapter.dropout",
+    "task_type": "it is always CAUSAL_LM",
+    "peft_type": "choose adapter=lora, dora, qlora or full",
+    "auto_mapping": "PEFT finds the model's class",
+    "peft_version": "PEFT writes its own",
+    "base_model_name_or_path": "set model_name",
+    "revision": "it is the model's own",
+    "inference_mode": "an adapter is trained here",
+    "layer_replication": "the kept layers decide it: choose model=dropped, pruned or layers",
+}
+"""Fields of LoraConfig that Lamina sets itself or names otherwise."""
+
+ADAPTER_GONE = {
+    "lora_r": "set adapter.r",
+    "rank": "set adapter.r",
+    "enable_lora": "set adapter.target_modules",
+    "merge_weights": "set export.form=merged",
+    "use_qlora": "choose adapter=qlora",
+}
+"""Names that LoRA's settings have in other versions or libraries."""
 
 
-@dataclass(frozen=True)
-class LibraryField:
-    """One field of a settings class."""
+def problems(run: Parameters) -> Iterator[str]:
+    """Name what is wrong with trainer.args and with further settings of the adapter."""
+    for key, value in run.trainer.args.items():
+        # An argument that only follows a shared parameter is named by that one's key.
+        path = "" if key in vars(run) and vars(run)[key] == value else "trainer.args."
+        if said := _problem("SFTConfig", key, value, TRAINER_ELSEWHERE, TRAINER_GONE):
+            yield f"{path}{key}={value}: {said}"
+    if isinstance(run.adapter, Lora):
+        elsewhere = ADAPTER_ELSEWHERE
+        if isinstance(run.adapter, Dora):
+            elsewhere = {**elsewhere, "use_dora": "adapter=dora is true, adapter=lora false"}
+        for key, value in run.adapter.further.items():
+            if said := _problem("LoraConfig", key, value, elsewhere, ADAPTER_GONE):
+                yield f"adapter.{key}={value}: {said}"
 
-    annotation: ast.expr
-    """Its type, as it stands in the source."""
 
-    choices: tuple[Any, ...]
-    """Its only values, where the source lists them."""
-
-    def refusal(self, value: Any) -> str | None:
-        """Say what the field takes, if it does not take a value."""
-        kinds = list(_kinds(self.annotation))
-        if self.choices:
-            plain = (kind for kind in kinds if kind.plain != "str")
-            kinds = [_Kind(values=self.choices), *plain]
-        if any(kind.takes(value) for kind in kinds):
-            return None
-        named = dict.fromkeys(name for kind in kinds for name in kind.names)
-        if len(named) > FEW:
-            return f"not one of its {len(named)} choices{nearest(str(value), map(str, named))}"
-        listed = any(value is not None for kind in kinds for value in kind.values)
-        return f"{'give' if listed else 'expected'} {either(list(named))}"
+def _problem(
+    name: str, key: str, value: Any, elsewhere: Mapping[str, str], gone: Mapping[str, str]
+) -> str | None:
+    library, known = LIBRARIES[name], fields_of(name)
+    if key in elsewhere:
+        return f"not set here: {elsewhere[key]}"
+    if key in known:
+        return refusal(known[key], value)
+    if key in gone:
+        return f"not a field of {name} in {library} {version(library)}: {gone[key]}"
+    guess = nearest(key, sorted({*known} - {*elsewhere}))
+    return "no such key" + (guess or f"; give a field of {library}'s {name}")
 
 
 @cache
-def fields_of(name: str) -> dict[str, LibraryField]:
-    """Return the fields of a class of CLASSES, those of its bases among them."""
-    found: dict[str, LibraryField] = {}
-    for package, file, class_name in CLASSES[name]:
-        for node in _classes(package, file)[class_name].body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                found[node.target.id] = LibraryField(node.annotation, _choices(node))
-    return found
+def fields_of(name: str) -> dict[str, dict[str, Any]]:
+    """Return the fields of a class by name: the types, values, items and keys that each takes."""
+    table = Path(__file__).with_name("library_fields.json")
+    return dict(json.loads(table.read_text(encoding="utf-8"))[name])
 
 
-def either(names: Sequence[Any]) -> str:
-    """Join names into 'a, b or c'."""
-    texts = [_written(name) for name in names]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
+def refusal(field: Mapping[str, Any], value: Any) -> str | None:
+    """Say what a field takes, if it does not take a value."""
+    if _takes(field, value):
+        return None
+    named = list(dict.fromkeys(_names(field)))
+    if len(named) > FEW:
+        return f"not one of its {len(named)} choices{nearest(str(value), named)}"
+    return f"{'give' if 'values' in field else 'expected'} {either(named)}"
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """One alternative of an annotation."""
-
-    plain: str = ""
-    """A key of PLAIN, or nothing for one that takes everything."""
-
-    values: tuple[Any, ...] = ()
-    """The only values."""
-
-    items: tuple["_Kind", ...] = ()
-    """Of a list: what its items may be."""
-
-    keys: tuple[str, ...] = ()
-    """Of a mapping: the only keys."""
-
-    @property
-    def names(self) -> tuple[Any, ...]:
-        """What messages call the values of this kind."""
-        if self.keys:
-            return (f"a mapping with the keys {'/'.join(self.keys)}",)
-        if self.items:
-            inside = either([name for kind in self.items for name in kind.names])
-            return (f"a list (each item {inside})",)
-        return self.values or (PLAIN[self.plain][0] if self.plain else ())
-
-    def takes(self, value: Any) -> bool:
-        """Whether a value is one of this kind."""
-        if self.values:
-            return any(_is(value, each) for each in self.values)
-        if not self.plain:
-            return True
-        if type(value) not in PLAIN[self.plain][1]:
-            return False
-        if self.keys:
-            return value.keys() <= {*self.keys}
-        return not self.items or all(any(k.takes(item) for k in self.items) for item in value)
-
-
-def _kinds(annotation: ast.expr) -> Iterator[_Kind]:
-    """The alternatives of an annotation; an enumeration's str is one of its values."""
-    parts = list(_parts(annotation))
-    listed = [part for part in parts if isinstance(part, ast.Name) and _enumeration(part.id)]
-    for part in parts:
-        if isinstance(part, ast.Name) and part.id == "str" and listed:
-            continue
-        yield from _kind(part)
-
-
-def _parts(annotation: ast.expr) -> Iterator[ast.expr]:
-    """The members of a union, however it is written."""
-    if isinstance(annotation, ast.BinOp):
-        yield from _parts(annotation.left)
-        yield from _parts(annotation.right)
-    elif isinstance(annotation, ast.Subscript) and _name(annotation) in ("Optional", "Union"):
-        inside = annotation.slice
-        for part in inside.elts if isinstance(inside, ast.Tuple) else (inside,):
-            yield from _parts(part)
-        if _name(annotation) == "Optional":
-            yield ast.Constant(None)
-    else:
-        yield annotation
-
-
-def _kind(part: ast.expr) -> Iterator[_Kind]:
-    name = _name(part)
-    if isinstance(part, ast.Constant):
-        yield _Kind(values=(part.value,))
-    elif name == "Literal":
-        assert isinstance(part, ast.Subscript)
-        yield _Kind(values=tuple(_values(part.slice)))
-    elif name.lower() in PLAIN:
-        items = tuple(_kinds(part.slice)) if isinstance(part, ast.Subscript) else ()
-        yield _Kind(plain=name.lower(), items=items if name.lower() == "list" else ())
-    elif values := _enumeration(name):
-        yield _Kind(values=values)
-    elif name.endswith("Config"):
-        yield _Kind(plain="dict", keys=_nested(name))
-    else:
-        yield _Kind()
-
-
-def _name(annotation: ast.expr) -> str:
-    if isinstance(annotation, ast.Subscript):
-        annotation = annotation.value
-    return annotation.id if isinstance(annotation, ast.Name) else ""
-
-
-def _values(inside: ast.expr) -> Iterator[Any]:
-    for item in inside.elts if isinstance(inside, (ast.List, ast.Tuple)) else (inside,):
-        if isinstance(item, ast.Constant):
-            yield item.value
+def _takes(field: Mapping[str, Any], value: Any) -> bool:
+    if any(_is(value, each) for each in field.get("values", ())):
+        return True
+    if not any(type(value) in TYPES[each][1] for each in field["types"]):
+        return not field["types"] and "values" not in field
+    if isinstance(value, list) and "items" in field:
+        return all(_takes(field["items"], item) for item in value)
+    return not isinstance(value, dict) or value.keys() <= {*field.get("keys", value)}
 
 
 def _is(value: Any, choice: Any) -> bool:
@@ -188,51 +202,18 @@ def _is(value: Any, choice: Any) -> bool:
     return bool(value == choice and type(value) is type(choice))
 
 
-def _written(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+def _names(field: Mapping[str, Any]) -> Iterator[str]:
+    """What messages call the values that a field takes."""
+    yield from (str(value) for value in field.get("values", ()))
+    for each in field["types"]:
+        if each == "list" and "items" in field:
+            yield f"a list (each item {either(list(_names(field['items'])))})"
+        elif each == "dict" and "keys" in field:
+            yield f"a mapping with the keys {'/'.join(field['keys'])}"
+        else:
+            yield from TYPES[each][0]
 
 
-@cache
-def _classes(package: str, file: str) -> dict[str, ast.ClassDef]:
-    """The classes of one source file by name."""
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.origin is not None
-    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-
-
-@cache
-def _nested(name: str) -> tuple[str, ...]:
-    """The fields of a settings class inside PEFT's, which is given field by field."""
-    node = _classes("peft", "tuners/lora/config.py").get(name)
-    statements = node.body if node else []
-    targets = [each.target for each in statements if isinstance(each, ast.AnnAssign)]
-    return tuple(target.id for target in targets if isinstance(target, ast.Name))
-
-
-@cache
-def _enumeration(name: str) -> tuple[str, ...]:
-    """The values of an enumeration of transformers, or nothing if it has none of that name."""
-    if name in PLAIN or name.endswith("Config"):
-        return ()
-    for file in ENUMS:
-        if node := _classes("transformers", file).get(name):
-            return tuple(
-                statement.value.value
-                for statement in node.body
-                if isinstance(statement, ast.Assign)
-                and isinstance(statement.value, ast.Constant)
-                and isinstance(statement.value.value, str)
-            )
-    return ()
-
-
-def _choices(node: ast.AnnAssign) -> tuple[Any, ...]:
-    """The choices in a field's metadata."""
-    for part in ast.walk(node):
-        if isinstance(part, ast.Dict):
-            for key, value in zip(part.keys, part.values, strict=True):
-                if isinstance(key, ast.Constant) and key.value == "choices":
-                    return tuple(_values(value))
-    return ()
+def either(names: Sequence[str]) -> str:
+    """Join names into 'a, b or c'."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

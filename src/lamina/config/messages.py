@@ -12,6 +12,7 @@ from yaml import MarkedYAMLError, YAMLError
 from lamina.config.library_fields import either, fields_of
 from lamina.config.schema import OPTIONS, is_open, schema_of
 from lamina.errors import LaminaError, nearest
+from lamina.limits import WHOLE_TOKENS
 from lamina.runtime.paths import conf_dir
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -22,6 +23,9 @@ DERIVED = {
     "report_to": "choose logger=tb, wandb, both or none",
 }
 """Keys of an older form that a group decides now."""
+
+TOKEN_COUNTS = ("max_seq_length", "evaluation.max_new_tokens")
+"""Keys that take plain numbers only: 4k would be 4000 tokens, and people mean 4096."""
 
 _KINDS = {
     "Integer": "a whole number",
@@ -55,8 +59,10 @@ def said(error: Exception, overrides: Sequence[str], known: Sequence[str]) -> st
         r"Value '(?P<value>.*?)'.* (?:could not be converted to|is not a valid) (\w+)", text
     ):
         key = full_key(text) or "?"
-        kind = _KINDS.get(match[2], match[2])
-        return f"{_place(text, key, overrides)}{key}={match['value']}: expected {kind}"
+        advice = f"expected {_KINDS.get(match[2], match[2])}"
+        if key in TOKEN_COUNTS:
+            advice = WHOLE_TOKENS.advice
+        return f"{_place(text, key, overrides)}{key}={match['value']}: {advice}"
     if match := re.search(r"Key '(?P<key>[^']+)' (?:is )?not in", text):
         return _unknown_key(match["key"], text, overrides, known)
     if match := re.search(r"You must specify '([^']+)', e\.g, (.*)", text):

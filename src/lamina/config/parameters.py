@@ -1,155 +1,109 @@
-"""The shared parameters: the keys of the config that are no groups; conf/base.yaml has defaults."""
+"""A config's content as typed settings: the shared parameters, and one option of every group.
+
+conf/base.yaml describes each shared parameter and holds its default.
+"""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from lamina.depth.variants import DepthDefaults
+from lamina.data.sources import DataSource
+from lamina.depth.selection import Selector
+from lamina.depth.variants import DepthDefaults, Variant
 from lamina.export.final import Export
-from lamina.units import Tokens
+from lamina.heal.adapters import Adapter
+from lamina.heal.backends.transformers import Backend
+from lamina.heal.callbacks.loggers import LoggerSettings
+from lamina.heal.callbacks.settings import CallbackSettings
+from lamina.heal.sft import SFT
+from lamina.limits import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    WHOLE_TOKENS,
+    Limit,
+    one_of,
+)
+from lamina.measure.evaluate import Evaluation
+from lamina.scan.passes import ScanSettings
+
+WARMUP = Limit(lambda value: 0 <= value < 1, "give a share of all steps, 0 to below 1")
+MAX_STEPS = Limit(lambda value: value == -1 or value >= 1, "give 1 or more, or -1 for no limit")
+PROCESSES = Limit(
+    lambda value: value in ("auto", "none") or (type(value) is int and value >= 1),
+    "give auto for one process a GPU, none, or a number of 1 or more",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraParameters:
-    """The shared settings of adapters."""
+    """`lora`: what the adapters' own r and alpha default to."""
 
-    r: int
-    """Rank of the low-rank update."""
-
-    alpha: int
-    """Its scale is alpha / r."""
+    r: Annotated[int, AT_LEAST_ONE]
+    alpha: Annotated[int, AT_LEAST_ONE]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorParameters:
-    """Size of the embedded data."""
+    """`generator`: the size of the embedded data, which data=synthetic reads."""
 
-    train_rows: int
-    """Rows for training; the families take turns."""
-
-    eval_rows: int
-    """Held-out rows."""
-
+    train_rows: Annotated[int, AT_LEAST_ONE]
+    eval_rows: Annotated[int, AT_LEAST_ONE]
     seed: int
-    """Of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """The parameters that every experiment inherits."""
+    """Every setting of an experiment."""
 
     model_name: str
-    """Hub id, or folder with config.json and safetensors."""
-
-    max_seq_length: Tokens
-    """Tokens in one training sequence; with packing, in one pack."""
-
-    learning_rate: float
-    """Peak, after warm-up."""
-
+    max_seq_length: Annotated[int, WHOLE_TOKENS]
+    learning_rate: Annotated[float, ABOVE_ZERO]
     lr_scheduler_type: str
-    """Shape of the learning rate's decay."""
-
-    warmup_ratio: float
-    """Share of all optimizer steps, at least 0 and below 1."""
-
-    weight_decay: float
-    """AdamW's decoupled decay."""
-
+    warmup_ratio: Annotated[float, WARMUP]
+    weight_decay: Annotated[float, NOT_NEGATIVE]
     packing: bool
-    """Whether each sequence is filled with whole documents, kept apart."""
-
-    per_device_train_batch_size: int
-    """Sequences on one device in one forward pass."""
-
-    per_device_eval_batch_size: int
-    """The same, for evaluation; does not change any loss."""
-
-    gradient_accumulation_steps: int
-    """Forward passes in one optimizer step."""
-
+    per_device_train_batch_size: Annotated[int, ABOVE_ZERO]
+    per_device_eval_batch_size: Annotated[int, ABOVE_ZERO]
+    gradient_accumulation_steps: Annotated[int, ABOVE_ZERO]
     num_train_epochs: float
-    """Passes over the training data."""
-
-    max_steps: int
-    """Optimizer steps; -1 for no limit but num_train_epochs."""
-
-    eval_steps: int
-    """Optimizer steps between evaluations."""
-
-    save_steps: int
-    """Optimizer steps between checkpoints."""
-
-    save_total_limit: int
-    """Checkpoints kept; the best one always stays."""
-
-    logging_steps: int
-    """Optimizer steps between two log entries."""
-
-    seed: int
-    """Of weights, data order and sampling."""
-
-    num_threads: int | None
-    """Of torch on a CPU; None leaves torch's choice. Results depend on it in their last bits."""
-
+    max_steps: Annotated[int, MAX_STEPS]
+    eval_steps: Annotated[int, ABOVE_ZERO]
+    save_steps: Annotated[int, ABOVE_ZERO]
+    save_total_limit: Annotated[int, ABOVE_ZERO]
+    logging_steps: Annotated[int, ABOVE_ZERO]
+    seed: Annotated[int, NOT_NEGATIVE]
+    num_threads: Annotated[int | None, AT_LEAST_ONE]
     bf16: bool
-    """Whether training uses bfloat16 autocast."""
-
-    dtype: str
-    """Of the weights: bfloat16, float32, or auto for bfloat16 with bf16."""
-
+    dtype: Annotated[str, one_of("auto", "bfloat16", "float32")]
     gradient_checkpointing: bool
-    """Whether activations are recomputed in the backward pass."""
-
     activation_offloading: bool
-    """Whether the activations that are kept for it wait in the machine's memory; needs a GPU."""
-
-    attention: str
-    """Who computes attention: flash, flex, sdpa, eager, or auto for the fastest that is there."""
-
-    kernels: str
-    """liger for the Triton kernels of liger-kernel, which need a GPU; or none."""
-
+    attention: Annotated[str, one_of("auto", "flash", "flex", "sdpa", "eager")]
+    kernels: Annotated[str, one_of("none", "liger")]
     torch_compile: bool
-    """Whether torch.compile compiles the model for the training."""
-
     optim: str
-    """Any optimizer of transformers; 8-bit and paged ones are those of bitsandbytes."""
-
     lora: LoraParameters
-    """Shared rank and alpha of adapters."""
-
     depth: DepthDefaults
-    """What model.keep_layers and model.layer_to_drop default to."""
-
     generator: GeneratorParameters
-    """Size of the embedded data."""
-
     export: Export
-    """What final/ holds."""
-
     run_dir: str
-    """Hydra's run or sweep folder."""
-
     output_dir: str
-    """Checkpoints go to {output_dir}/{model_type}."""
-
     logging_dir: str
-    """Logs go to {logging_dir}/{model_type}."""
-
     wandb_project: str
-    """Weights & Biases project."""
-
-    distributed: int | str
-    """Processes of one training, over all nodes; auto for one a device, none for one."""
-
-    parallel: str
-    """ddp: each process holds the whole model; fsdp: a share of it; auto for the adapter's way."""
-
+    distributed: Annotated[int | str, PROCESSES]
+    parallel: Annotated[str, one_of("auto", "ddp", "fsdp")]
     resume: str
-    """auto goes on from the run folder's last whole checkpoint; never refuses to; a path goes on
-    from a checkpoint-{step}/, or from the last whole one of a run folder."""
-
     dry_run: bool
-    """Whether only a report is made of what the run would do and take."""
+
+    model: Variant
+    selector: Selector
+    scan: ScanSettings
+    adapter: Adapter
+    backend: Backend
+    data: DataSource
+    trainer: SFT
+    evaluation: Evaluation
+    logger: dict[str, LoggerSettings]
+    callbacks: dict[str, CallbackSettings]
 
     @property
     def weights_dtype(self) -> str:

@@ -1,66 +1,103 @@
 """Checks of a composed config before anything slow: all problems at once, torch not imported."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lamina.config import backend_choice, layers, machine, passed_on, ranges, rules, targets
-from lamina.config.library_fields import either
+from lamina.config import library_fields, rules
+from lamina.config.binding import MISSING, Bound
+from lamina.config.schema import GROUPS
 from lamina.errors import ConfigError, joined
-
-GROUPS = ("model", "selector", "adapter", "backend", "data", "trainer", "evaluation")
-"""Nodes that hold one option each."""
+from lamina.units import count
 
 
 def preflight(config: DictConfig) -> None:
     """Refuse a config that cannot run, naming every problem it has.
 
     Args:
-        config: The composed config; its interpolations are resolved here, and its
-            token counts become whole numbers.
+        config: The composed config; scan.tokens becomes a whole number here.
 
     Raises:
         ConfigError: Values are missing, unknown, out of range or contradict each other, or a
             `_target_` is not one of ours.
     """
-    ranges.read_counts(config)
-    content, problems = _read(config)
-    for check in (passed_on, ranges, rules, machine, layers, backend_choice):
-        problems.extend(check.problems(content))
+    run, problems = _bound(config)
+    problems += library_fields.problems(run)
+    problems += _setting_problems(run, config)
+    # A data set that is not named yet takes part in no rule; any other missing value may.
+    if all(key.startswith("data.") for key in OmegaConf.missing_keys(config)):
+        problems += rules.problems(run)
+        if not any(problem.startswith(("model.", "depth.")) for problem in problems):
+            problems += rules.layer_problems(run)
     _raise(problems)
+    config.scan.tokens = count("scan.tokens", config.scan.tokens)
 
 
-def resolved(config: DictConfig) -> dict[str, Any]:
-    """Return a composed config's content, if it has every value and no unknown key or target.
+def resolved(config: DictConfig) -> None:
+    """Refuse a config that misses a value, or has an unknown key or target.
 
     Raises:
-        ConfigError: It has not.
+        ConfigError: It has.
     """
-    content, problems = _read(config)
-    _raise(problems)
-    return content
+    _raise(_bound(config)[1])
 
 
-def _read(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
-    """Return the content, and what is wrong with its form.
+def _bound(config: DictConfig) -> tuple[Any, list[str]]:
+    """Return the settings, and what is wrong with the config's form.
 
     Raises:
-        ConfigError: It cannot be looked at further: an interpolation leads nowhere, or a value
-            stands in the place of a group.
+        ConfigError: It cannot be looked at further: an interpolation leads nowhere, a value stands
+            in the place of a group, or a target is not allowed.
     """
     try:
         missing = sorted(OmegaConf.missing_keys(config))
-        content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
+        content = OmegaConf.to_container(config, resolve=True)
+        for group in (*GROUPS, "trainer.args"):
+            node = OmegaConf.select(config, group)
+            if group.partition(".")[0] in config and not isinstance(node, DictConfig):
+                shown = "null" if node is None else node
+                raise ConfigError(f"{group}={shown}: a group of keys; give {group}.NAME=VALUE")
     except OmegaConfBaseException as error:
         raise ConfigError(_unresolved(error)) from error
-    for group in (*GROUPS, "trainer.args"):
-        node = ranges.at(content, group)
-        if group.partition(".")[0] in content and not isinstance(node, dict):
-            raise ConfigError(f"{group}={either([node])}: a group of keys; give {group}.NAME=VALUE")
-    problems = [f"{key} is missing: give {key}=VALUE" for key in missing]
-    return content, [*problems, *targets.problems(content)]
+    bound = Bound()
+    run = bound.build(content)
+    problems = [f"{key} is missing: give {key}=VALUE" for key in missing] + bound.problems
+    if bound.refused:
+        _raise(problems)
+    return run, problems
+
+
+def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iterator[str]:
+    """Hold each field of a tree of settings against its limits, and apply the classes' own rules.
+
+    A field that refers to another key is checked there.
+    """
+    complete = True
+    for entry in fields(settings):
+        key, value = f"{path}{entry.name}", getattr(settings, entry.name)
+        if _is_reference(config, key):
+            continue
+        if isinstance(value, str) and value == MISSING:
+            complete = False
+            continue
+        for limit in getattr(entry.type, "__metadata__", ()):
+            if value is not None and not limit.fits(value):
+                yield f"{key}={value}: {limit.advice}"
+        for name, nested in value.items() if isinstance(value, dict) else (("", value),):
+            if is_dataclass(nested):
+                yield from _setting_problems(nested, config, f"{key}.{name}.".replace("..", "."))
+    if complete and hasattr(settings, "problems"):
+        yield from settings.problems()
+
+
+def _is_reference(config: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name)
 
 
 def _unresolved(error: OmegaConfBaseException) -> str:

@@ -1,28 +1,26 @@
-"""The typed config: every group's options, derived from the dataclasses that they instantiate.
+"""Schemas of every group's options, derived from the settings classes that they instantiate.
 
-The fields and their types stand in those classes; the defaults stand in conf/ and nowhere else.
-So a schema is its class with `_target_` in front and every value missing. YAML files pull theirs
-in with `- /schema/GROUP/OPTION@_here_`; a wrong key or type then fails at composition.
+Settings classes declare fields and types; conf/ holds every default. A schema is its class with
+`_target_` in front and every value missing. YAML files include theirs with
+`- /schema/GROUP/OPTION@_here_`, so that a wrong key or type fails at composition.
 """
 
 from dataclasses import Field, field, fields, is_dataclass, make_dataclass
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from lamina.config import parameters
+from lamina.config.parameters import Parameters
 from lamina.data import sources
 from lamina.depth import selection, variants
-from lamina.export import final, reduced
+from lamina.export.reduced import Cut
 from lamina.heal import adapters, sft
 from lamina.heal.backends import transformers, unsloth
 from lamina.heal.callbacks import loggers, settings
-from lamina.measure import evaluate
+from lamina.measure.evaluate import Evaluation
 from lamina.runtime.paths import asset
-from lamina.scan import passes
-from lamina.units import Tokens
 
 OPTIONS: dict[str, dict[str, type]] = {
     "model": {
@@ -71,18 +69,21 @@ OPTIONS: dict[str, dict[str, type]] = {
         "early_stopping": settings.EarlyStopping,
     },
 }
-"""Every group's options and the settings class that each of them instantiates."""
+"""Every group's options and their settings classes."""
+
+GROUPS = ("model", "selector", "adapter", "backend", "data", "trainer", "evaluation")
+"""Keys that hold one option each."""
 
 
 def schema_of(settings: type) -> type:
-    """Derive the schema of a settings dataclass: the same fields, all of them missing.
+    """Derive the schema of a settings class.
 
     A new class, because OmegaConf makes nodes of frozen dataclasses read-only. A class with `of`
     is built by it.
     """
-    assert is_dataclass(settings)
     name = f"{settings.__module__}.{settings.__qualname__}{'.of' if is_open(settings) else ''}"
     target = ("_target_", str, field(default=name))
+    assert is_dataclass(settings)
     known = [entry for entry in fields(settings) if not (is_open(settings) and _is_dict(entry))]
     return make_dataclass(settings.__name__, [target, *map(_entry, known)])
 
@@ -90,37 +91,6 @@ def schema_of(settings: type) -> type:
 def is_open(settings: type) -> bool:
     """Whether a settings class takes more keys than its fields, in its one mapping."""
     return hasattr(settings, "of")
-
-
-def node_of(settings: type) -> DictConfig:
-    """Return the schema as a node; preflight looks at the keys that an open one takes besides."""
-    node: DictConfig = OmegaConf.structured(schema_of(settings))
-    if is_open(settings):
-        OmegaConf.set_struct(node, False)
-    return node
-
-
-def _entry(settings_field: Field[Any]) -> tuple[str, Any, Any]:
-    """Name, type and default of one schema field; Any where a group's option will stand."""
-    annotation = settings_field.type
-    if _is_dict(settings_field):
-        # Of one that holds anything, a library knows the keys; of another the YAML lists them.
-        factory = _open_dict if get_args(annotation)[1] is Any else dict
-        return settings_field.name, dict[str, Any], field(default_factory=factory)
-    if annotation is Tokens:  # text, too: 16k; preflight makes a number of it
-        return settings_field.name, Any, field(default=MISSING)
-    parts = get_args(annotation) or (annotation,)
-    known = all(part in (bool, int, float, str, NoneType) for part in parts)
-    return settings_field.name, annotation if known else Any, field(default=MISSING)
-
-
-def _is_dict(settings_field: Field[Any]) -> bool:
-    return get_origin(settings_field.type) is dict
-
-
-def _open_dict() -> DictConfig:
-    """A mapping that takes any key, on the command line, too."""
-    return OmegaConf.create({}, flags={"struct": False})
 
 
 def register() -> None:
@@ -131,37 +101,44 @@ def register() -> None:
     ConfigStore.__deepcopy__ = lambda store, memo: store
     for group, options in OPTIONS.items():
         for name, option in options.items():
-            store.store(group=f"schema/{group}", name=name, node=node_of(option))
-    store.store(group="schema", name="evaluation", node=schema_of(evaluate.Evaluation))
-    store.store(group="schema", name="run", node=_run_schema())
-    depth = {"depth": schema_of(variants.DepthDefaults)}
-    store.store(group="schema", name="cut", node=make_dataclass("Cut", _root(reduced.Cut, depth)))
+            node = OmegaConf.structured(schema_of(option))
+            if is_open(option):  # preflight checks the keys that it takes besides
+                OmegaConf.set_struct(node, False)
+            store.store(group=f"schema/{group}", name=name, node=node)
+    store.store(group="schema", name="evaluation", node=schema_of(Evaluation))
+    store.store(group="schema", name="run", node=_root("Run", Parameters))
+    store.store(group="schema", name="cut", node=_root("Cut", Cut))
     if not OmegaConf.has_resolver("asset"):
         OmegaConf.register_new_resolver("asset", asset)
 
 
-def _run_schema() -> type:
-    """The root of a run: the shared parameters, and one place for each group's option."""
-    nested = {
-        "lora": schema_of(parameters.LoraParameters),
-        "depth": schema_of(variants.DepthDefaults),
-        "generator": schema_of(parameters.GeneratorParameters),
-        "export": schema_of(final.Export),
-    }
-    scanned = schema_of(passes.ScanSettings)
-    entries = _root(parameters.Parameters, nested)
-    entries.append(("scan", scanned, field(default_factory=scanned)))
-    for group in ("model", "selector", "adapter", "backend", "data", "trainer", "evaluation"):
-        entries.append((group, Any, field(default=MISSING)))
-    for group in ("logger", "callbacks"):
-        entries.append((group, dict[str, Any], field(default_factory=dict)))
-    return make_dataclass("Run", entries)
+def _root(name: str, settings: Any) -> type:
+    """Derive the schema of a primary config: how it is instantiated, and its settings' fields."""
+    how = [(key, str, field(default=MISSING)) for key in ("_target_", "_convert_")]
+    return make_dataclass(name, [*how, *map(_entry, fields(settings))])
 
 
-def _root(settings: Any, nested: dict[str, type]) -> list[Any]:
-    """Entries of a primary config: how it is instantiated, and its settings' fields."""
-    entries: list[Any] = [(key, str, field(default=MISSING)) for key in ("_target_", "_convert_")]
-    for entry in fields(settings):
-        node = nested.get(entry.name)
-        entries.append((entry.name, node, field(default_factory=node)) if node else _entry(entry))
-    return entries
+def _entry(settings_field: Field[Any]) -> tuple[str, Any, Any]:
+    """Name, type and default of one schema field; Any where a group's option will stand."""
+    name, annotation = settings_field.name, settings_field.type
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if _is_dict(settings_field):
+        # Of one that holds anything, a library knows the keys; of another the YAML lists them.
+        factory = _open_dict if get_args(annotation)[1] is Any else dict
+        return name, dict[str, Any], field(default_factory=factory)
+    if isinstance(annotation, type) and is_dataclass(annotation) and name not in GROUPS:
+        nested = schema_of(annotation)
+        return name, nested, field(default_factory=nested)
+    parts = get_args(annotation) or (annotation,)
+    known = all(part in (bool, int, float, str, NoneType) for part in parts)
+    return name, annotation if known else Any, field(default=MISSING)
+
+
+def _is_dict(settings_field: Field[Any]) -> bool:
+    return get_origin(settings_field.type) is dict
+
+
+def _open_dict() -> DictConfig:
+    """A mapping that takes any key, on the command line, too."""
+    return OmegaConf.create({}, flags={"struct": False})

@@ -1,31 +1,52 @@
-"""Looks at every composed config before Hydra acts on it: no secrets, no foreign code.
+"""Guards on every composed config before Hydra acts on it: no secrets, no foreign code.
 
-Hydra makes folders, writes the config and instantiates its launcher, callbacks and log handlers
+Hydra creates folders, writes the config and instantiates its launcher, callbacks and log handlers
 before a command sees the config; a hostile experiment file could do harm in any of them.
 """
 
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.config.secrets import forbidden_names, guard_environment, held, secrets
-from lamina.config.targets import HYDRA_TARGETS, refusal
 from lamina.errors import ConfigError, joined
 
+SECRET_NAMES = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASSWORD", re.IGNORECASE)
+"""Names of environment variables whose values must never reach a file or a folder's name."""
+
+SHORTEST_SECRET = 8
+"""Characters of a value that is searched for; shorter ones occur in many innocent texts."""
+
+KEPT = "keys stay in the environment or in .env, and are never written"
+
+ALLOWED_TARGETS = (
+    "lamina.",
+    "trl.",
+    "peft.",
+    "transformers.",
+    "torch.optim.",
+    "torch.utils.tensorboard.",
+)
+"""Prefixes of what a config may instantiate."""
+
+HYDRA_TARGETS = ("hydra.", "hydra_plugins.", "lamina.")
+"""Prefixes of what Hydra may instantiate: its launcher, sweeper and callbacks."""
+
 RESOLVERS = ("hydra", "now", "oc.env", "asset")
-"""What interpolations below hydra may call; others could build a node that is not looked at."""
+"""What interpolations below hydra may call; others could build a node that nobody checks."""
 
 LOGGING_CLASSES = ("logging.", "colorlog.")
 
 
 def install() -> None:
-    """Let every composition pass `problems`, and every look into the environment be watched."""
-    guard_environment()
+    """Check every config that Hydra composes, and let `${oc.env:NAME}` refuse secrets."""
+    OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
     load = ConfigLoaderImpl.load_configuration
     if not hasattr(load, "__wrapped__"):
         ConfigLoaderImpl.load_configuration = _watched(load)
@@ -36,7 +57,7 @@ def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
 
     @wraps(load)
     def watched(self: ConfigLoaderImpl, *, overrides: list[str], **options: Any) -> DictConfig:
-        # Hydra 1.3.8 composes once to see whether it is a sweep, and forgets what it found wrong.
+        # Hydra 1.3.8 composes once to see whether it is a sweep, and swallows the error.
         asked = [each for each in overrides if not each.startswith("hydra.mode=")]
         for loader, given, error in refused:
             if loader is self and given == asked:
@@ -46,7 +67,7 @@ def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
         except HydraException as error:
             refused.append((self, asked, error))
             raise
-        # What Hydra 1.3.8 raises for a group's choice that is no name, such as adapter=null.
+        # Hydra 1.3.8 raises these for a group's choice that is not a name, such as adapter=null.
         except (TypeError, ValueError) as error:
             raise ConfigCompositionException(str(error)) from error
         look_at(config)
@@ -56,7 +77,7 @@ def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
 
 
 def look_at(config: DictConfig) -> None:
-    """Look at a composed config with its hydra node.
+    """Check a composed config, its hydra node included.
 
     Raises:
         ConfigError: It holds a secret, or names foreign code below hydra.
@@ -70,32 +91,46 @@ def problems(content: Any) -> Iterator[str]:
     """Name secrets anywhere in a composed config, and foreign code below hydra.
 
     Args:
-        content: Of the config with its hydra node, interpolations not resolved.
+        content: Of the config with its hydra node, interpolations unresolved.
     """
-    known = secrets()
+    known = _secrets()
     for path, value in _strings(content, ""):
-        if name := held(value, known):
-            shown = path if held(path, known) is None else "a key of the config"
+        if name := _held(value, known):
+            shown = path if _held(path, known) is None else "a key of the config"
             yield f"{shown}: holds the value of {name}; {KEPT}"
-        for name in forbidden_names(value):
+        for name in _secrets_referred_to(value):
             yield f"{path}: refers to the secret {name}; {KEPT}"
     yield from _foreign(content.get("hydra") or {}, "hydra.")
 
 
-KEPT = "keys stay in the environment or in .env, and are never written"
+def refusal(target: Any, allowed: tuple[str, ...]) -> str | None:
+    """Say why a config may not instantiate something, or return nothing.
+
+    A dotted path can leave its package through a module that the package imports
+    (lamina.x.os.system), so the object that it leads to must be the package's own.
+
+    Args:
+        target: Dotted path.
+        allowed: Prefixes.
+    """
+    if not str(target).startswith(allowed):
+        return f"not allowed; targets begin with {', '.join(allowed)}"
+    try:
+        found = get_object(target)
+    except (ImportError, ValueError):
+        return "there is no such class or function"
+    if not f"{getattr(found, '__module__', '')}.".startswith(allowed) or not callable(found):
+        return "not allowed; it is not a class or function of that package's own"
+    return None
 
 
 def argument_problems(arguments: Sequence[str]) -> Iterator[str]:
-    """Name arguments of the command line that hold a secret: Hydra writes them down.
-
-    Args:
-        arguments: The command line's.
-    """
-    known = secrets()
+    """Name command-line arguments that hold a secret: Hydra writes them to a file."""
+    known = _secrets()
     for argument in arguments:
-        if name := held(argument, known):
+        if name := _held(argument, known):
             key = argument.partition("=")[0]
-            shown = key if held(key, known) is None else "an argument"
+            shown = key if _held(key, known) is None else "an argument"
             yield f"{shown}: holds the value of {name}; {KEPT}"
 
 
@@ -137,3 +172,36 @@ def _called(value: str) -> str | None:
         if match[1] not in RESOLVERS:
             return match[1] or "a resolver"
     return None
+
+
+def _is_secret(name: str) -> bool:
+    return SECRET_NAMES.search(name) is not None
+
+
+def _secrets() -> dict[str, str]:
+    return {n: v for n, v in os.environ.items() if len(v) >= SHORTEST_SECRET and _is_secret(n)}
+
+
+def _held(text: str, known: Mapping[str, str]) -> str | None:
+    """The name of the secret whose value a text contains."""
+    return next((name for name, value in known.items() if value in text), None)
+
+
+def _secrets_referred_to(text: str) -> Iterator[str]:
+    """The secrets that a text's interpolations read from the environment."""
+    for match in re.finditer(r"oc\.env:[\s\"']*([\w.-]+)", text):
+        if _is_secret(match[1]):
+            yield match[1]
+
+
+def _environment(name: str, default: str | None = "???") -> str | None:
+    """Resolve `${oc.env:NAME}`, however the name came about.
+
+    Raises:
+        ConfigError: The variable holds a secret, or is not set and there is no default.
+    """
+    if _is_secret(name):
+        raise ConfigError(f"refers to the secret {name}; keys stay in the environment or in .env")
+    if name not in os.environ and default == "???":
+        raise ConfigError(f"the environment has no {name}")
+    return os.environ.get(name, default)

@@ -8,15 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from lamina.data.files import paths_of, read_files
 from lamina.data.splits import Split, Splits, first_rows, held_out
 from lamina.errors import DataError
+from lamina.limits import AT_LEAST_ONE, Limit, one_of
 from lamina.weights.hub import is_reachable
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+MaxTrainSamples = Annotated[
+    int | None, Limit(lambda value: value >= 1, "give 1 or more, or null for all rows")
+]
+LossOn = Annotated[str, one_of("auto", "assistant", "completion", "all")]
+MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "give 0 to 1")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,21 +38,29 @@ class Rows:
     eval_fraction: float
     """Share of the training rows that is held out where `eval` is None, above 0 and below 1."""
 
-    max_train_samples: int | None
+    max_train_samples: MaxTrainSamples
     """Training rows to use at most, the first ones behind the hold-out; None for all."""
 
     columns: dict[str, str | None]
     """The data set's own name of each column of a form in `lamina.data.forms`; None where it has
     that very name, or no such column."""
 
-    loss_on: str
+    loss_on: LossOn
     """Tokens that are trained: assistant, completion, all or auto."""
 
-    on_bad_row: str
+    on_bad_row: Annotated[str, one_of("error", "skip")]
     """What a row that cannot be used does: error, or skip to leave it out and list it."""
 
-    max_dropped: float
+    max_dropped: MaxDropped
     """Share of a split's tokens that may be lost beyond max_seq_length, 0 to 1."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse a hold-out that leaves one side empty."""
+        if self.eval is None and not 0 < self.eval_fraction < 1:
+            yield (
+                f"data.eval_fraction={self.eval_fraction}: give a share of the training rows, "
+                "above 0, below 1"
+            )
 
     def find(self) -> None:
         """Look for what is read from this machine's disk: a DataError says if it is not there."""
@@ -71,7 +87,7 @@ class Rows:
 class Files(Rows):
     """Local files of rows."""
 
-    format: str
+    format: Annotated[str, one_of("csv", "json", "jsonl", "parquet")]
     """csv, json, jsonl or parquet."""
 
     train: str
@@ -196,19 +212,19 @@ class Disk(Rows):
 class Synthetic:
     """The project's own generator; see `lamina.data.synthetic`."""
 
-    train_rows: int
+    train_rows: Annotated[int, AT_LEAST_ONE]
     """Rows for training."""
 
-    eval_rows: int
+    eval_rows: Annotated[int, AT_LEAST_ONE]
     """Held-out rows; no question stands in both."""
 
     seed: int
     """Of the rows."""
 
-    loss_on: str
+    loss_on: LossOn
     """Tokens that are trained: assistant, all or auto."""
 
-    max_dropped: float
+    max_dropped: MaxDropped
     """Share of a split's tokens that may be lost beyond max_seq_length, 0 to 1."""
 
     def find(self) -> None:

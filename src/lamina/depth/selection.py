@@ -7,10 +7,11 @@ never depends on anything but the scores.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, Protocol
 
 from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError
+from lamina.limits import one_of
 
 
 class LayerScores(Protocol):
@@ -137,10 +138,8 @@ class Angular:
     Gromov et al. 2024, arXiv:2403.17887.
     """
 
-    token: str
+    token: Annotated[str, one_of("last", "mean")]
     """Whose state counts: last for each window's last token, as in the paper, or mean for all."""
-
-    TOKENS: ClassVar[tuple[str, ...]] = ("last", "mean")
 
     def kept(self, num_layers: int, keep_layers: int, scores: LayerScores) -> tuple[int, ...]:
         """Drop the best block of num_layers - keep_layers layers."""

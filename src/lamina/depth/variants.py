@@ -5,11 +5,12 @@ that stay, in ascending order.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 from lamina.depth.layer_sets import indices
 from lamina.depth.selection import LayerScores, LeaveOneOutLoss, Selector
 from lamina.errors import ConfigError
+from lamina.limits import LAYER_INDEX
 
 
 class Variant(Protocol):
@@ -46,7 +47,7 @@ class Original:
 class Dropped:
     """The model without one layer."""
 
-    layer_to_drop: Any
+    layer_to_drop: Annotated[Any, LAYER_INDEX]
     """0-based index of the decoder layer to remove; auto for the one that costs least."""
 
     model_type: ClassVar[str] = "dropped"
@@ -160,5 +161,5 @@ class DepthDefaults:
     keep_layers: int
     """Layers that stay with model=pruned."""
 
-    layer_to_drop: Any
+    layer_to_drop: Annotated[Any, LAYER_INDEX]
     """0-based index of the layer that goes with model=dropped, or auto."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lamina.depth.blocks import adapter_form_is_exact
 from lamina.depth.plan import Plan
@@ -13,6 +13,7 @@ from lamina.errors import ConfigError
 from lamina.export.folder import write_beside
 from lamina.export.magnitudes import make_readable
 from lamina.export.merge import WEIGHTS_FILE
+from lamina.limits import one_of
 from lamina.measure.isolated import Final
 from lamina.runtime import distributed
 from lamina.runtime.files import disk_errors, replacing
@@ -32,10 +33,10 @@ FINAL = "final"
 class Export:
     """What final/ holds."""
 
-    form: str
+    form: Annotated[str, one_of("auto", "adapter", "merged", "both")]
     """auto, adapter or merged; both puts the merged model beside the adapter, in final-merged/."""
 
-    dtype: str
+    dtype: Annotated[str, one_of("auto", "bfloat16", "float32")]
     """Of the weights of a whole model: auto for the training's, bfloat16 or float32."""
 
     def form_of(self, plan: Plan, model: "PreTrainedModel", adapter: str) -> Form:

@@ -1,9 +1,15 @@
 """Adapters: which weights are trained."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from typing_extensions import override
+
+from lamina.depth.variants import Scratch, Variant
 from lamina.errors import ConfigError
+from lamina.limits import AT_LEAST_ONE, FRACTION, one_of
+from lamina.runtime.device import installed
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -11,21 +17,27 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 """Stands for every linear layer but the output head."""
 
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Prefixes of adapter.init_lora_weights whose values change the base's weights, too."""
+
+NEEDS_DATA = ("eva", "corda", "lora_ga")
+"""Values of adapter.init_lora_weights that need a pass over data before training."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
     """Low-rank updates beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685)."""
 
-    r: int
+    r: Annotated[int, AT_LEAST_ONE]
     """Rank of the update."""
 
-    alpha: int
+    alpha: Annotated[int, AT_LEAST_ONE]
     """Scale of the update: alpha / r."""
 
-    dropout: float
+    dropout: Annotated[float, FRACTION]
     """Probability with which an input of the update is zeroed in training."""
 
-    bias: str
+    bias: Annotated[str, one_of("none", "all", "lora_only")]
     """Which biases are trained: none, all or lora_only."""
 
     target_modules: Any
@@ -45,6 +57,36 @@ class Lora:
         named = {key: value for key, value in given.items() if key in own}
         further = {key: value for key, value in given.items() if key not in own}
         return cls(**named, further=further)
+
+    def problems(self) -> Iterator[str]:
+        """Refuse settings that PEFT or this version cannot honour."""
+        if (initial := self.further.get("init_lora_weights")) in NEEDS_DATA:
+            yield (
+                f"adapter.init_lora_weights={initial}: it needs a pass over data before the "
+                "training, which is not part of this version"
+            )
+        layers = self.further.get("layers_to_transform")
+        if layers is not None and isinstance(self.target_modules, str):
+            yield (
+                f"adapter.layers_to_transform={layers} needs a list in adapter.target_modules, "
+                "such as [q_proj,v_proj]"
+            )
+
+    def misfits(self, model: Variant, form: str) -> Iterator[str]:
+        """Refuse a model or an export form that this adapter does not go with.
+
+        Args:
+            model: What is trained.
+            form: Value of export.form.
+        """
+        initial = self.further.get("init_lora_weights", True)
+        if initial in NEEDS_DATA or form == "merged":
+            return
+        if str(initial).startswith(CHANGES_BASE) or self.further.get("kasa_config"):
+            yield (
+                f"adapter.init_lora_weights={initial} changes the base's weights, which an "
+                "adapter alone could not rebuild: give export.form=merged"
+            )
 
     def settings(self) -> dict[str, Any]:
         """Return what is asked for, under PEFT's names."""
@@ -93,6 +135,20 @@ class QLora(Lora):
 
     in_4bit: ClassVar[bool] = True
 
+    @override
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not installed("bitsandbytes"):
+            yield (
+                "adapter=qlora needs bitsandbytes: pip install bitsandbytes, or choose adapter=lora"
+            )
+
+    @override
+    def misfits(self, model: Variant, form: str) -> Iterator[str]:
+        if isinstance(model, Scratch):
+            yield "adapter=qlora reads weights into 4 bits, and model=scratch has none to read"
+        yield from super().misfits(model, form)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Full:
@@ -101,6 +157,11 @@ class Full:
     name: ClassVar[str] = "full"
 
     in_4bit: ClassVar[bool] = False
+
+    def misfits(self, model: Variant, form: str) -> Iterator[str]:
+        """Refuse an export form that holds an adapter."""
+        if form in ("adapter", "both"):
+            yield f"export.form={form} needs adapter=lora: adapter=full has none"
 
     def settings(self) -> dict[str, Any]:
         """Return nothing: nothing is asked of PEFT."""
@@ -111,4 +172,4 @@ class Full:
 
 
 Adapter = Lora | Full
-"""Anything with `name`, `in_4bit`, `settings` and `peft_config`."""
+"""Anything with `name`, `in_4bit`, `misfits`, `settings` and `peft_config`."""

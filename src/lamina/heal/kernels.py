@@ -7,11 +7,11 @@ whatever the training uses, so that they stay comparable.
 import ast
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ConfigError
 from lamina.runtime.device import visible_devices
@@ -131,19 +131,26 @@ FAMILY_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
 """The name of liger-kernel's table of model families."""
 
 
-def liger_problem(asked: str) -> str | None:
-    """Say why this machine cannot do what is asked for, or return nothing; torch is not imported.
+def liger_problems(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Name what kernels=liger cannot do: for this training, and on this machine.
 
     Args:
-        asked: Value of kernels.
+        arguments: Fields of SFTConfig.
     """
-    if asked != "liger":
-        return None
+    if arguments.get("loss_type") == "chunked_nll":
+        yield (
+            "trainer.args.loss_type=chunked_nll does not go with kernels=liger, whose loss takes "
+            "its place: leave it out"
+        )
+    if smoothing := arguments.get("label_smoothing_factor"):
+        yield (
+            f"trainer.args.label_smoothing_factor={smoothing} does not go with kernels=liger: its "
+            "loss does not smooth labels"
+        )
     if not visible_devices():
-        return "kernels=liger needs a GPU with Triton: leave it out"
-    if importlib.util.find_spec("liger_kernel") is None:
-        return "kernels=liger needs liger-kernel: pip install liger-kernel, or leave it out"
-    return None
+        yield "kernels=liger needs a GPU with Triton: leave it out"
+    elif importlib.util.find_spec("liger_kernel") is None:
+        yield "kernels=liger needs liger-kernel: pip install liger-kernel, or leave it out"
 
 
 def refuse_family(asked: str, model_type: str) -> None:

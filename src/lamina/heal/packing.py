@@ -1,10 +1,11 @@
 """Packing: how many sequences and steps it leaves, and proof that documents stay apart."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ConfigError
+from lamina.heal.kernels import may_need_mask
 
 if TYPE_CHECKING:
     import torch
@@ -13,12 +14,46 @@ if TYPE_CHECKING:
 
     from lamina.heal.trainer import TokenLossTrainer
 
+MASK_BYTES = 10**9
+"""Bytes of one attention mask above which a batch of several rows is refused."""
+
 PROBE_TOKENS = 32
 """Tokens of each of the two documents, at most."""
 
 TOLERANCES = {4: 1e-3, 2: 2e-2}
 """Change of the second document's logits that is rounding, as a share of the largest one, by the
 bytes of the model's type. A leak changes them as much as another prompt does."""
+
+
+def misfits(arguments: Mapping[str, Any], max_seq_length: int, attention: str) -> Iterator[str]:
+    """Refuse lengths and batches that packing, or cutting rows, does not go with.
+
+    Args:
+        arguments: Fields of SFTConfig.
+        max_seq_length: Tokens of one sequence.
+        attention: Value of attention.
+    """
+    if arguments.get("eval_packing") and not arguments.get("packing"):
+        yield (
+            "trainer.args.eval_packing=True needs packing=true: without it TRL lets packed "
+            "documents see each other"
+        )
+    if (given := arguments.get("max_length")) != max_seq_length:
+        yield (
+            f"trainer.args.max_length={given}, but rows are cut at max_seq_length="
+            f"{max_seq_length}: set max_seq_length alone"
+        )
+    if not arguments.get("packing") or not may_need_mask(attention):
+        return
+    for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        batch = arguments.get(key)
+        if type(batch) is int and batch > 1 and (batch * max_seq_length) ** 2 > MASK_BYTES:
+            fitting = max(1, int(MASK_BYTES**0.5) // max_seq_length)
+            yield (
+                f"{key}={batch} with packing=true and max_seq_length={max_seq_length}: sdpa's mask "
+                f"of one batch would take {(batch * max_seq_length) ** 2 / 10**9:.1f} GB; give "
+                f"{fitting}{' or less' if fitting > 1 else ''}, or packing=false"
+            )
 
 
 def packed(splits: "Mapping[str, Dataset]", arguments: "SFTConfig") -> "dict[str, Dataset]":

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from lamina.data.cache import cache_errors
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError, joined
-from lamina.heal.adapters import ALL_LINEAR
+from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
 from lamina.heal.backends.training import Training
 from lamina.heal.backends.transformers import Backend
 from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.packing import refuse_leaking_packs
+from lamina.heal.requirements import missing
+from lamina.limits import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, one_of
 from lamina.runtime.sizes import trained
 
 if TYPE_CHECKING:
@@ -46,6 +48,18 @@ NO_COMPILED_SHARES = (
     "parallel=ddp"
 )
 
+LOSSES = one_of("nll", "dft", "chunked_nll")
+
+LIMITS: dict[str, Limit] = {
+    "max_grad_norm": NOT_NEGATIVE,
+    "adam_beta1": FRACTION,
+    "adam_beta2": FRACTION,
+    "label_smoothing_factor": FRACTION,
+    "dataloader_num_workers": NOT_NEGATIVE,
+    "dataloader_prefetch_factor": AT_LEAST_ONE,
+}
+"""Of the numbers among SFTConfig's fields that no shared parameter sets."""
+
 BOOLEANS = {"include_num_input_tokens_seen": {True: "all", False: "no"}}
 """Fields in which transformers writes true and false as words."""
 
@@ -56,6 +70,43 @@ class SFT:
 
     args: dict[str, Any]
     """Fields of TRL's SFTConfig; where outputs and reports go is ours to decide."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse arguments that contradict each other or that this machine cannot honour."""
+        for name, limit in LIMITS.items():
+            value = self.args.get(name)
+            if type(value) in (int, float) and not limit.fits(value):
+                yield f"trainer.args.{name}={value}: {limit.advice}"
+        loss = self.args.get("loss_type")
+        if loss is not None and not LOSSES.fits(loss):
+            yield f"trainer.args.loss_type={loss}: {LOSSES.advice}"
+        yield from _best_checkpoint(self.args)
+        yield from _precision(self.args)
+        yield from _loss(self.args)
+        yield from missing(self.args)
+
+    def misfits(self, adapter: Adapter, parallel: str, distributed: int | str) -> Iterator[str]:
+        """Refuse what parallel=fsdp does not go with.
+
+        Args:
+            adapter: What is trained.
+            parallel: auto, ddp or fsdp.
+            distributed: Number of processes, auto or none.
+        """
+        if parallel != "fsdp":
+            return
+        if not isinstance(adapter, Full):
+            yield (
+                f"parallel=fsdp spreads weights that are trained, and with adapter={adapter.name} "
+                "most are not: give parallel=ddp, or adapter=full"
+            )
+        if self.args.get("torch_compile"):
+            yield NO_COMPILED_SHARES
+        if distributed in ("none", 1):
+            yield (
+                f"parallel=fsdp needs several processes: leave out distributed={distributed}, or "
+                "parallel"
+            )
 
     def arguments(
         self, output_dir: Path, *, sharded: bool = False, liger: bool = False
@@ -162,6 +213,54 @@ class SFT:
         if arguments.packing:
             refuse_leaking_packs(trainer, train)
         return trainer
+
+
+def _best_checkpoint(arguments: Mapping[str, Any]) -> Iterator[str]:
+    save, evaluate = (arguments.get(f"{name}_strategy") for name in ("save", "eval"))
+    if not arguments.get("load_best_model_at_end"):
+        return
+    if evaluate == "no":
+        yield (
+            "trainer.args.eval_strategy=no, but trainer.args.load_best_model_at_end=true chooses "
+            "by eval_loss: set it to false, too, or evaluate"
+        )
+    elif save not in (evaluate, "best"):
+        yield (
+            f"trainer.args.save_strategy={save}, but trainer.args.eval_strategy={evaluate}: the "
+            "best checkpoint could not be chosen; give both the same"
+        )
+    elif save == evaluate == "steps":
+        saved, each = arguments.get("save_steps"), arguments.get("eval_steps")
+        if saved and each and _positive(saved) and _positive(each) and saved % each:
+            yield (
+                f"save_steps={saved} is not a multiple of eval_steps={each}: the best "
+                "checkpoint could not be chosen; make it one"
+            )
+
+
+def _precision(arguments: Mapping[str, Any]) -> Iterator[str]:
+    # bf16 is a shared parameter, the others are not.
+    for half, other in (("fp16", "bf16"), ("fp16_full_eval", "trainer.args.bf16_full_eval")):
+        if arguments.get(half) is arguments.get(other.rpartition(".")[2]) is True:
+            yield f"trainer.args.{half}=true and {other}=true: give only one of them"
+
+
+def _loss(arguments: Mapping[str, Any]) -> Iterator[str]:
+    smoothing = arguments.get("label_smoothing_factor")
+    if _positive(smoothing) and arguments.get("loss_type") != "nll":
+        yield (
+            f"trainer.args.label_smoothing_factor={smoothing} needs trainer.args.loss_type=nll: "
+            "TRL's other losses do not smooth labels"
+        )
+    if "dataloader_prefetch_factor" in arguments and not arguments.get("dataloader_num_workers"):
+        yield (
+            f"trainer.args.dataloader_prefetch_factor={arguments['dataloader_prefetch_factor']} "
+            "needs trainer.args.dataloader_num_workers of 1 or more"
+        )
+
+
+def _positive(value: Any) -> bool:
+    return type(value) in (int, float) and value > 0
 
 
 def _widen(model: "PreTrainedModel") -> None:

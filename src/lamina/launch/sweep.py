@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 MULTIRUN_FILE = "multirun.yaml"
 """What Hydra leaves in a sweep's folder: the config, with the command line."""
 
+QUEUED = ("slurm", "submitit_slurm")
+"""Options of hydra/launcher whose jobs wait in a cluster's queue."""
+
 
 class Sweep(Callback):
     """Follows a sweep from the process that started it, and from each job's."""
@@ -54,7 +57,7 @@ class Sweep(Callback):
         self.planned = planned_jobs(config)
         self.done = 0
         self.is_rehearsed = config.dry_run
-        self.is_queued = config.hydra.launcher._target_.endswith(".SlurmLauncher")
+        self.is_queued = config.hydra.runtime.choices["hydra/launcher"] in QUEUED
         self.ownership = ExitStack()
         try:
             self.ownership.enter_context(owned(self.folder, "hydra.sweep.dir"))

@@ -7,10 +7,10 @@ A mean of batch means, which trainers report, depends on how rows fall into batc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from lamina.limits import NOT_NEGATIVE, WHOLE_TOKENS
 from lamina.runtime import distributed
-from lamina.units import Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -33,10 +33,10 @@ class Evaluation:
     reload: bool
     """Evaluate final/ reloaded the way a user would."""
 
-    num_samples: int
+    num_samples: Annotated[int, NOT_NEGATIVE]
     """Prompts that are answered before and after healing."""
 
-    max_new_tokens: Tokens
+    max_new_tokens: Annotated[int, WHOLE_TOKENS]
     """Tokens at most in one answer."""
 
 

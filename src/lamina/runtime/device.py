@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,15 @@ def _listed_devices(tool: str) -> int:
     """Ask the driver, which can take it a second."""
     done = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+def installed(package: str) -> bool:
+    """Whether a package is installed; it is not imported."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def release() -> None:

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lamina.errors import ConfigError
+from lamina.limits import AT_LEAST_ONE, Limit, one_of
 from lamina.scan.layers import LayerStack
 from lamina.scan.scores import HEAD_BYTES, Scores
 from lamina.scan.streams import TOKENS_AT_ONCE, Streams
 from lamina.scan.windows import Windows
-from lamina.units import Tokens, size
+from lamina.units import count, size
 
 SAVE_SHARE = 0.05
 """Share of a scan's time that saving its state may take."""
@@ -28,27 +29,41 @@ STATE_FILE, PROGRESS_FILE = "scan-state.safetensors", "scan-progress.json"
 class ScanSettings:
     """How layers are scored."""
 
-    tokens: Tokens
-    """Calibration tokens of one set."""
+    tokens: Any
+    """Calibration tokens of one set, such as 4096, 16k or 1.6M."""
 
-    sets: int
+    sets: Annotated[int, AT_LEAST_ONE]
     """Calibration sets: the first is the beginning of the text, others are drawn from the rest."""
 
-    rows: str
+    rows: Annotated[str, one_of("joined", "apart")]
     """joined: rows are one text, and every next token counts; apart: rows are kept apart and only
     trained tokens count, as in training."""
 
     sublayers: bool
     """Whether each layer's attention and mlp are scored apart, too."""
 
-    stream: str
+    stream: Annotated[
+        str,
+        Limit(lambda value: value.lower() in ("auto", "true", "false"), "give auto, true or false"),
+    ]
     """Whether layers are read as they are needed: auto, true or false."""
 
     memory: Any
     """Budget for weights and hidden states, such as 8GB; text beyond it takes another pass."""
 
-    candidates: int
+    candidates: Annotated[int, AT_LEAST_ONE]
     """Layers that `lamina shortlist` heals without."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse quantities that cannot be read."""
+        for key, value, read in (
+            ("scan.tokens", self.tokens, count),
+            ("scan.memory", self.memory, size),
+        ):
+            try:
+                read(key, value)
+            except ConfigError as error:
+                yield str(error)
 
 
 @dataclass

@@ -7,7 +7,7 @@ peft, and what it patches stays patched.
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,7 +15,11 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lamina.errors import ConfigError
+from lamina.depth.variants import Scratch, Variant
+from lamina.errors import LaminaError
+from lamina.heal.adapters import Adapter, Lora
+from lamina.runtime.device import visible_devices
+from lamina.weights.source import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +53,17 @@ NUMBERS = frozenset(
 )
 """Fields of SFTConfig that the losses depend on, and that a config may leave to TRL's default."""
 
+CPU_OPTIMIZERS = (
+    "adamw_torch", "adamw_apex_fused", "adamw_8bit", "adamw_bnb_8bit", "adafactor_8bit",
+    "lion_8bit", "ademamix_8bit", "rmsprop_bnb_8bit", "paged_adamw", "paged_adamw_8bit",
+    "paged_adamw_32bit", "paged_lion_8bit", "paged_lion_32bit", "paged_ademamix_8bit",
+    "paged_ademamix_32bit", "rmsprop_bnb", "rmsprop_bnb_32bit",
+)  # fmt: skip
+"""Optimizers that Unsloth 2026.10.9 replaces on a CPU."""
+
+UNDECIDED = ("auto", "none", False)
+"""Values of a shared parameter that leave Unsloth its own way."""
+
 LORA_TAKEN = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_dora", *LORA}
 """LoraConfig's fields that get_peft_model takes and does not change."""
 
@@ -79,15 +94,10 @@ class Unsloth:
 
     own_four_bits: ClassVar[bool] = True
 
-    @staticmethod
-    def check() -> None:
-        """Refuse where it is not installed.
-
-        Raises:
-            ConfigError: It is not.
-        """
+    def problems(self) -> Iterator[str]:
+        """Refuse where it is not installed."""
         if not is_installed():
-            raise ConfigError(
+            yield (
                 "backend=unsloth, but Unsloth is not installed: make install-unsloth, or choose "
                 "backend=transformers"
             )
@@ -206,6 +216,74 @@ class Unsloth:
 
 def _checkpointing(training: "Training") -> str | bool:
     return "unsloth" if training.gradient_checkpointing else False
+
+
+def misfits(
+    model: Variant, adapter: Adapter, arguments: Mapping[str, Any], decided: Mapping[str, Any]
+) -> Iterator[str]:
+    """Name what Unsloth cannot do of a training; nothing is imported.
+
+    Args:
+        model: What is trained.
+        adapter: Which of its weights.
+        arguments: Fields of SFTConfig.
+        decided: Values of the shared parameters in `Unsloth.decides`.
+    """
+    if isinstance(model, Scratch):
+        yield "model=scratch has no checkpoint that Unsloth could load: choose backend=transformers"
+    if isinstance(adapter, Lora):
+        yield from _lora(adapter)
+    for key, value in decided.items():
+        if value not in UNDECIDED:
+            yield (
+                f"{key}={value}, but Unsloth has its own way there: leave it out, or choose "
+                "backend=transformers"
+            )
+    has_gpu = bool(visible_devices())
+    if has_gpu and not arguments.get("bf16"):
+        yield (
+            "bf16=false, but on a GPU Unsloth computes in bfloat16 all the same: give bf16=true, "
+            "or choose backend=transformers"
+        )
+    if not has_gpu and arguments.get("fp16"):
+        yield (
+            "trainer.args.fp16=true, but on a CPU Unsloth computes in bfloat16 instead: give "
+            "bf16=true, or choose backend=transformers"
+        )
+    if not has_gpu and (optimizer := arguments.get("optim")) in CPU_OPTIMIZERS:
+        yield (
+            f"optim={optimizer}, but on a CPU Unsloth takes adamw_torch_fused instead: give that, "
+            "or choose backend=transformers"
+        )
+
+
+def _lora(adapter: Lora) -> Iterator[str]:
+    for key, value in adapter.further.items():
+        if key not in LORA_TAKEN and value is not None:
+            yield (
+                f"adapter.{key}={value}: Unsloth's get_peft_model does not take it: leave it out, "
+                "or choose backend=transformers"
+            )
+    modules = adapter.target_modules if isinstance(adapter.target_modules, list) else []
+    if embeddings := sorted({"embed_tokens", "lm_head"} & {*modules}):
+        yield (
+            f"adapter.target_modules with {' and '.join(embeddings)}: Unsloth would train all of "
+            "their weights: put them into adapter.modules_to_save, or choose backend=transformers"
+        )
+
+
+def family_misfits(model_name: str) -> Iterator[str]:
+    """Say if Unsloth has no kernels for a model; a hub's config.json is fetched."""
+    try:
+        family = resolve(model_name).config.get("model_type")
+    except LaminaError as error:
+        yield str(error)
+        return
+    if family not in FAMILIES:
+        yield (
+            f"model_name={model_name}: Unsloth has no kernels for {family}, only for "
+            f"{', '.join(FAMILIES)}: choose backend=transformers"
+        )
 
 
 @contextmanager

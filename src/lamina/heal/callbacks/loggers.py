@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from lamina.limits import one_of
 from lamina.runtime.files import disk_errors
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class WandB:
     group: str
     """Group of the run; auto: the sweep's folder, or none."""
 
-    mode: str
+    mode: Annotated[str, one_of("auto", "online", "offline")]
     """online, offline, or auto: online with a key and a network."""
 
     @contextmanager

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from lamina.limits import AT_LEAST_ONE
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -79,7 +81,7 @@ class History:
 class EarlyStopping:
     """Stops once eval_loss no longer falls."""
 
-    patience: int
+    patience: Annotated[int, AT_LEAST_ONE]
     """Evaluations without a better eval_loss."""
 
     threshold: float

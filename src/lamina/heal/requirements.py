@@ -1,0 +1,58 @@
+"""Packages, devices and compilers that training arguments need; torch is not imported."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lamina.runtime.device import installed, visible_devices
+
+BITSANDBYTES = (
+    "adamw_bnb_8bit adamw_8bit ademamix ademamix_8bit lion_8bit lion_32bit rmsprop_bnb "
+    "rmsprop_bnb_8bit rmsprop_bnb_32bit paged_adamw_32bit paged_adamw_8bit paged_ademamix_32bit "
+    "paged_ademamix_8bit paged_lion_32bit paged_lion_8bit"
+).split()
+
+OPTIMIZERS = {
+    **dict.fromkeys(BITSANDBYTES, "bitsandbytes"),
+    **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), "torchao"),
+    **dict.fromkeys(("lomo", "adalomo"), "lomo-optim"),
+    "grokadamw": "grokadamw",
+    "stable_adamw": "torch-optimi",
+}
+"""transformers' optimizers that live in other packages."""
+
+OPTIMIZER_FAMILIES = {
+    "galore": "galore-torch",
+    "apollo": "apollo-torch",
+    "schedule_free": "schedulefree",
+}
+"""The same, by the prefix of their names."""
+
+
+def missing(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Name each argument of SFTConfig that this machine cannot honour."""
+    if arguments.get("activation_offloading") is True and not visible_devices():
+        yield "activation_offloading=true needs a GPU: leave it out"
+    if arguments.get("torch_compile") is True:
+        yield from _compiler()
+    yield from _optimizer(str(arguments.get("optim")))
+
+
+def _compiler() -> Iterator[str]:
+    """torch.compile emits C++ on a CPU and Triton on a GPU."""
+    if visible_devices():
+        if importlib.util.find_spec("triton") is None:
+            yield "torch_compile=true needs Triton on a GPU: pip install triton, or leave it out"
+    elif shutil.which(os.environ.get("CXX", "g++")) is None:
+        yield "torch_compile=true needs a C++ compiler: install g++, or leave it out"
+
+
+def _optimizer(name: str) -> Iterator[str]:
+    families = (package for start, package in OPTIMIZER_FAMILIES.items() if name.startswith(start))
+    package = OPTIMIZERS.get(name) or next(families, None)
+    if package and not installed(package):
+        yield f"optim={name} needs {package}: pip install {package}, or leave it out"
+    elif name.startswith("paged_") and not visible_devices():
+        yield f"optim={name} needs a GPU to page from: give one without paged_, or leave it out"

@@ -1,0 +1,147 @@
+"""Attention and kernels, held against a model's family."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lamina.depth.loading import model_class
+from lamina.errors import ConfigError
+from lamina.heal import kernels
+from tests.conftest import REFERENCE
+
+QWEN3 = {"model_type": "qwen3"}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the optional packages is installed."""
+    from importlib.metadata import PackageNotFoundError
+
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("lamina.heal.kernels.version", absent)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "installed_flash", lambda: "flash_attention_2")
+
+
+def test_auto_is_what_transformers_chooses_where_there_is_no_gpu() -> None:
+    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") is None
+
+
+@pytest.mark.usefixtures("gpu", "bare")
+def test_auto_is_flex_on_a_gpu_without_flash_attention() -> None:
+    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") == "flex_attention"
+    assert not kernels.may_need_mask("auto")
+
+
+@pytest.mark.usefixtures("gpu", "flash")
+def test_auto_is_flash_where_it_is_installed_and_the_weights_are_half() -> None:
+    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") == "flash_attention_2"
+    assert kernels.attention_kernel("auto", model_class(QWEN3), "float32") == "flex_attention"
+
+
+def test_flash_attention_is_found_by_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"flash-attn": "2.8.3"}
+    monkeypatch.setattr(kernels, "version", lambda name: found[name])
+    monkeypatch.setattr(kernels, "PackageNotFoundError", KeyError)
+    assert kernels.installed_flash() == "flash_attention_2"
+    found["flash-attn-3"] = "3.0.0"
+    assert kernels.installed_flash() == "flash_attention_3"
+    found.clear()
+    assert kernels.installed_flash() is None
+
+
+def test_a_family_that_does_not_take_it_is_refused() -> None:
+    family: Any = type(
+        "Plain",
+        (),
+        {
+            "_supports_flash_attn": False,
+            "_supports_flex_attn": False,
+            "_supports_sdpa": True,
+        },
+    )
+    with pytest.raises(ConfigError) as caught:
+        kernels.attention_kernel("flex", family, "float32")
+    assert str(caught.value) == (
+        "attention=flex: Plain does not take it; leave it out, or give sdpa or eager"
+    )
+    assert kernels.attention_kernel("eager", family, "float32") == "eager"
+    assert kernels.attention_kernel("auto", family, "float32") is None
+
+
+def test_a_model_gets_the_attention_that_is_asked_for() -> None:
+    from lamina.depth.loading import load_model
+    from lamina.weights.source import resolve
+
+    model = load_model(resolve(str(REFERENCE)), range(2), dtype=torch.float32)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        kernels.use_attention("auto", model, "float32")
+        assert model.config._attn_implementation == "sdpa"
+        kernels.use_attention("eager", model, "float32")
+        assert model.config._attn_implementation == "eager"
+        assert (model(ids).logits - before).abs().max() < 1e-4
+
+
+def test_a_model_that_does_not_change_its_attention_is_refused() -> None:
+    kind = type("Fixed", (), {"_supports_sdpa": True, "set_attn_implementation": lambda *_: None})
+    model: Any = kind()
+    model.config = SimpleNamespace(_attn_implementation="eager")
+    with pytest.raises(ConfigError) as caught:
+        kernels.use_attention("sdpa", model, "float32")
+    assert str(caught.value) == (
+        "attention=sdpa: Fixed computes it as eager whatever is asked for; leave it out"
+    )
+
+
+@pytest.mark.usefixtures("flash")
+def test_a_family_with_flash_attention_of_its_own_does_not_take_the_package() -> None:
+    family = model_class({"model_type": "gpt_oss"})
+    with pytest.raises(ConfigError, match="attention=flash: GptOssForCausalLM does not take it"):
+        kernels.attention_kernel("flash", family, "bfloat16")
+
+
+@pytest.fixture
+def liger(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of the same layout, which cannot be imported here without Triton."""
+    table = 'MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": f, "qwen3": g}\n'
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "monkey_patch.py").write_text(f"import triton\n\n{table}")
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+
+
+@pytest.mark.usefixtures("liger")
+def test_a_family_without_kernels_is_refused() -> None:
+    kernels.refuse_family("liger", "qwen3")
+    kernels.refuse_family("none", "gpt2")
+    with pytest.raises(ConfigError) as caught:
+        kernels.refuse_family("liger", "gpt2")
+    assert str(caught.value) == (
+        "kernels=liger: liger-kernel has none for gpt2; leave it out (it has: llama, qwen3)"
+    )
+
+
+def test_what_kernels_change_for_the_process_is_put_back() -> None:
+    from transformers.models.qwen3 import modeling_qwen3
+
+    before = modeling_qwen3.apply_rotary_pos_emb
+    model: Any = modeling_qwen3.Qwen3ForCausalLM.__new__(modeling_qwen3.Qwen3ForCausalLM)
+    with kernels.contained(model):
+        modeling_qwen3.apply_rotary_pos_emb = None
+    assert modeling_qwen3.apply_rotary_pos_emb is before

@@ -1,0 +1,85 @@
+"""`make fields`: write down the fields of the installed TRL's SFTConfig and PEFT's LoraConfig.
+
+Importing these classes takes seconds; preflight reads the table instead.
+"""
+
+import json
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+TABLE = Path(__file__).parents[1] / "src" / "lamina" / "config" / "library_fields.json"
+PLAIN = {
+    NoneType: "null",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    list: "list",
+    dict: "dict",
+}
+
+
+def table() -> dict[str, dict[str, Any]]:
+    """Return each class's fields, and what each field takes."""
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    return {each.__name__: _fields(each) for each in (SFTConfig, LoraConfig)}
+
+
+def _fields(settings: type) -> dict[str, Any]:
+    hints = get_type_hints(settings)
+    found = {}
+    for field in fields(settings):
+        taken = _taken(hints[field.name])
+        if choices := field.metadata.get("choices"):
+            taken = {"types": _without_text(taken["types"]), "values": [*choices]}
+        found[field.name] = taken
+    return found
+
+
+def _taken(annotation: Any) -> dict[str, Any]:
+    """What an annotation takes: types, single values, items of a list, keys of a mapping."""
+    taken: dict[str, Any] = {"types": []}
+    for part in (
+        get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    ):
+        kind = get_origin(part) or part
+        if kind is Literal:
+            taken.setdefault("values", []).extend(get_args(part))
+        elif issubclass(kind, Enum):
+            taken["values"] = [each.value for each in kind]
+            taken["types"] = _without_text(taken["types"])
+        elif is_dataclass(kind):
+            taken["keys"] = [each.name for each in fields(kind)]
+            taken["types"].append("dict")
+        elif kind in PLAIN and not (kind is str and "values" in taken):
+            taken["types"].append(PLAIN[kind])
+            if kind is list and get_args(part) and get_origin(get_args(part)[0]) is None:
+                taken["items"] = _taken(get_args(part)[0])
+    if taken["types"].count("dict") > 1:  # a settings class or any mapping
+        taken["types"].remove("dict")
+        del taken["keys"]
+    return taken
+
+
+def _without_text(types: list[str]) -> list[str]:
+    return [each for each in types if each != "str"]
+
+
+def text(table: dict[str, dict[str, Any]]) -> str:
+    """Return the table as JSON, one field a line."""
+    classes = (
+        f'"{name}": {{\n'
+        + ",\n".join(f'  "{field}": {json.dumps(taken)}' for field, taken in known.items())
+        + "\n}"
+        for name, known in table.items()
+    )
+    return "{" + ",\n".join(classes) + "}\n"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(text(table()), encoding="utf-8")
