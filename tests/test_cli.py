@@ -22,4 +22,7 @@ def test_an_unknown_command_is_named(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "lamina prune: no such command; there is train" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "error: lamina prune: no such command; give train, scan, shortlist, cut, export, migrate, "
+        "show\n"
+    )

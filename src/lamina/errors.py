@@ -1,15 +1,15 @@
-"""The errors that a person can act on.
+"""The errors that a user can act on.
 
     LaminaError
-    |-- ConfigError      what was asked for cannot be done
+    |-- ConfigError      the config asks for something impossible
     |-- ModelError       a model's files are missing, incomplete or of an unknown kind
-    |-- DataError        a data set is missing, empty or has a row that cannot be used
+    |-- DataError        a data set is missing or empty, or has a row that cannot be used
     |-- OutputError      a result cannot be written, or would overwrite another one
-    `-- TrainingError    the training itself went wrong
+    `-- TrainingError    the training failed
 
-Each message is one to three lines: the config key, the value given, what is allowed, the next
-step. The command line prints it without a traceback; anything else that is raised is a bug of
-ours and keeps its traceback.
+A message has one to three lines: the config key, the value given, what is allowed, the next step.
+The command line prints it without a traceback. Any other exception is a bug in Lamina and keeps its
+traceback.
 """
 
 import difflib
@@ -17,11 +17,11 @@ from collections.abc import Iterable, Sequence
 
 
 class LaminaError(Exception):
-    """The base of every error that is addressed to the user."""
+    """The base of every error that addresses the user."""
 
 
 class ConfigError(LaminaError, ValueError):
-    """The configuration asks for something that cannot be done."""
+    """The config asks for something impossible."""
 
 
 class ModelError(LaminaError, ValueError):
@@ -29,7 +29,7 @@ class ModelError(LaminaError, ValueError):
 
 
 class DataError(LaminaError, ValueError):
-    """A data set is missing or empty, or one of its rows cannot be used."""
+    """A data set is missing or empty, or has a row that cannot be used."""
 
 
 class OutputError(LaminaError, OSError):
@@ -37,11 +37,11 @@ class OutputError(LaminaError, OSError):
 
 
 class TrainingError(LaminaError, RuntimeError):
-    """The training cannot go on, for instance because the loss is no longer finite."""
+    """The training failed, for instance because its loss is no longer finite."""
 
 
 class Ended(BaseException):
-    """Carries an error past Hydra, which would print lines of its own about it."""
+    """Carries an error's message past Hydra, which would add lines of its own."""
 
 
 def joined(problems: Sequence[str]) -> str:
@@ -50,11 +50,11 @@ def joined(problems: Sequence[str]) -> str:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return '; did you mean X?' for the candidate most like `name`, or nothing."""
+    """Return '; did you mean X?' for the most similar candidate, or nothing."""
     close = most_like(name, candidates)
     return f"; did you mean {close}?" if close else ""
 
 
 def most_like(name: str, candidates: Iterable[str]) -> str | None:
-    """Return the candidate most like `name`; None if none is."""
+    """Return the most similar candidate, if any is close."""
     return next(iter(difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)), None)

@@ -14,12 +14,8 @@ _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 def count(key: str, value: Any) -> int:
     """Read a number of tokens: 4096, 16k, 1.6M.
 
-    Args:
-        key: Config key that an error names.
-        value: What was given.
-
     Raises:
-        ConfigError: It is not such a number, or none at all.
+        ConfigError: The value of the config key is no such number, or below 1.
     """
     return _read(key, value, COUNT_SUFFIXES, "4096, 16k or 1.6M")
 
@@ -27,18 +23,14 @@ def count(key: str, value: Any) -> int:
 def size(key: str, value: Any) -> int:
     """Read a number of bytes: 500MB, 8GB; powers of ten.
 
-    Args:
-        key: Config key that an error names.
-        value: What was given.
-
     Raises:
-        ConfigError: It is not such a number, or none at all.
+        ConfigError: The value of the config key is no such number, or below 1.
     """
     return _read(key, value, BYTE_SUFFIXES, "500MB or 8GB")
 
 
 def sized(size: int) -> str:
-    """Return a number of bytes as people read it, in GB or MB."""
+    """Return a number of bytes for people, in GB or MB."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 

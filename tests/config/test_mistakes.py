@@ -171,8 +171,8 @@ MISTAKES = {
     "are not: give parallel=ddp, or adapter=full",
     "parallel=fsdp adapter=full distributed=none": "parallel=fsdp needs several processes: leave "
     "out distributed=none, or parallel",
-    "parallel=fsdp adapter=full distributed=2": "parallel=fsdp, but there is no GPU: the weights "
-    "could not be spread; give parallel=auto",
+    "parallel=fsdp adapter=full distributed=2": "parallel=fsdp shards the weights over several "
+    "GPUs, but there is no GPU: give parallel=auto",
     "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50: the best checkpoint could "
     "not be chosen; make it one",
     "trainer.args.eval_strategy=no": "trainer.args.eval_strategy=no, but "

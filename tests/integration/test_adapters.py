@@ -109,7 +109,7 @@ def test_qlora_is_merged_into_the_unquantized_base(qlora: Finished, tmp_path: Pa
     assert (logits(loaded(tmp_path / "out")) - beside_whole).abs().max() < 1e-4
     measured = loss(qlora, loaded(tmp_path / "out"))
     assert measured == pytest.approx(loss(qlora, merged), abs=1e-6)
-    assert " on a base in 4 bits; on the unquantized one it is " in done.output
+    assert " on its 4-bit base; " in done.output
     done = lamina("export", qlora.folder, "--output", "same", "--form", "adapter", cwd=tmp_path)
     assert done.code == 0, done.errors
 

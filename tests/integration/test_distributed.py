@@ -98,7 +98,7 @@ def test_a_failing_rank_ends_all_and_the_next_start_goes_on(
     killed = train(folder, *given, **unwell(tmp_path, "killed"))
     assert killed.code == 1
     assert killed.errors.splitlines()[-1] == (
-        "error: rank 1: ended by SIGKILL; often the machine's memory was short"
+        "error: rank 1: killed by SIGKILL, often because memory ran out"
     )
     again = train(folder, *given)
     assert again.code == 0, again.errors
@@ -181,7 +181,7 @@ def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
         errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert errors.splitlines()[-1] == (
-        "error: interrupted; start the same command in the same folder to go on"
+        "error: interrupted; the same command in the same folder resumes the run"
     )
     assert "Traceback" not in errors
     assert [rank.is_running() for rank in ranks] == [False, False]

@@ -357,6 +357,6 @@ def test_a_sweep_of_rehearsals_ends_well_if_every_job_could_run(tmp_path: Path) 
     given = ("--multirun", f"hydra.sweep.dir={tmp_path}", *SHORT, "dry_run=true", "model=dropped")
     done = train(tmp_path / "run", *given, "model.layer_to_drop=3,77")
     assert done.code == 1
-    assert done.errors.splitlines()[-1] == "error: 1 of 2 jobs would not run: [1]; see above"
+    assert done.errors.splitlines()[-1] == "error: 1 of 2 jobs cannot run: 1; see above"
     assert not list(tmp_path.glob("summary.*"))
     assert train(tmp_path / "run", *given, "model.layer_to_drop=3").code == 0

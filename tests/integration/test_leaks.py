@@ -75,7 +75,7 @@ heal, keep = train.heal, Pipeline._keep
 
 def heal_and_look(*arguments):
     states.append(state())
-    heal(*arguments)
+    return heal(*arguments)
 
 
 def keep_or_fail(self, *arguments):

@@ -40,7 +40,7 @@ def test_one_bad_job_in_five_is_recorded_and_the_others_run(swept: tuple[Finishe
     assert results(folder)[1]["error"] == reason
     assert f"error in job 1: {reason}" in done.errors
     assert done.errors.splitlines()[-1] == (
-        "error: 1 of 5 jobs are not completed: 1 (failed); the same command with "
+        "error: 1 of 5 jobs did not complete: 1 (failed); the same command with "
         f"hydra.sweep.dir={folder} runs only these again"
     )
     assert "Traceback" not in done.errors
@@ -91,8 +91,8 @@ def test_a_second_start_does_only_what_is_not_completed(swept: tuple[Finished, P
     done = sweep(folder)
     assert done.code == 1
     assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in files] == before
-    told = [line for line in done.errors.splitlines() if line.endswith("was completed before")]
-    assert told == [f"job {number} was completed before" for number in (0, 2, 3, 4)]
+    told = [line for line in done.errors.splitlines() if line.endswith("is already complete")]
+    assert told == [f"job {number} is already complete" for number in (0, 2, 3, 4)]
     assert "error in job 1:" in done.errors
 
 

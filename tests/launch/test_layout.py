@@ -87,33 +87,33 @@ def test_there_is_one_process_a_device(
             3,
             "auto",
             dict.fromkeys(STEP, "2"),
-            "distributed=3, but there are 2 nodes: give auto, or a multiple of that",
+            "distributed=3, but there are 2 nodes: give auto or a multiple of 2",
         ),
         (
             "none",
             "auto",
             dict.fromkeys(STEP, "2"),
-            "distributed=none, but there are 2 nodes: give auto, or a multiple of that",
+            "distributed=none, but there are 2 nodes: give auto or a multiple of 2",
         ),
         (
             2,
             "fsdp",
             {},
-            "parallel=fsdp, but there is no GPU: the weights could not be spread; give "
+            "parallel=fsdp shards the weights over several GPUs, but there is no GPU: give "
             "parallel=auto",
         ),
         (
             "auto",
             "fsdp",
             {"CUDA_VISIBLE_DEVICES": "0"},
-            "parallel=fsdp, but there is one process: the weights could not be spread; give "
+            "parallel=fsdp shards the weights over several GPUs, but there is one process: give "
             "parallel=auto",
         ),
         (
             3,
             "auto",
             {"RANK": "0", "WORLD_SIZE": "2"},
-            "distributed=3, but torchrun has started 2 processes: leave it out",
+            "distributed=3, but torchrun started 2 processes: leave distributed out",
         ),
         (
             "auto",

@@ -213,7 +213,7 @@ def test_the_jobs_of_a_shell_that_is_gone_are_found_by_their_files(
     ]
     again = subprocess.run(command, env=cluster, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("was completed before") == 2
+    assert again.stderr.count("is already complete") == 2
 
 
 def test_a_worker_looks_at_the_config_that_it_composes(tmp_path: Path) -> None:
@@ -247,9 +247,9 @@ def test_a_job_whose_time_is_over_too_often_says_so_and_goes_on_when_asked_again
     done = ended(folder, slow, *LONG, *SLURM, *LITTLE_TIME, "hydra.launcher.max_num_timeout=0")
     assert done.returncode == 1
     assert result(folder)["error"] == (
-        "the job's time was over more often than hydra.launcher.max_num_timeout allows; allow "
-        "more, or a longer hydra.launcher.timeout_min: the same command with this "
-        "hydra.sweep.dir goes on from what was saved"
+        "the job ran out of time more often than hydra.launcher.max_num_timeout allows; raise it "
+        "or hydra.launcher.timeout_min: the same command with this hydra.sweep.dir resumes from "
+        "the last checkpoint"
     )
     with swept(folder, cluster, *LONG, *SLURM):
         pass
@@ -315,7 +315,7 @@ def test_a_rank_that_fails_on_the_second_node_ends_the_job_with_its_message(
     ill = {**cluster, **unwell(tmp_path, "raises")}
     done = ended(folder, ill, *LONG, *SLURM, *TWO_NODES)
     assert done.returncode == 1
-    assert "1 of 1 jobs are not completed: 0 (failed)" in done.stderr
+    assert "1 of 1 jobs did not complete: 0 (failed)" in done.stderr
     where = f"the traceback is in {folder / '0' / 'train.log'}"
     assert result(folder)["error"] == f"rank 1: ValueError: rank one is unwell; {where}"
     wait_for(lambda: not ask(cluster, "squeue", "-h"), cluster, 30)
@@ -329,10 +329,10 @@ def test_a_sweep_of_which_no_job_could_run_is_not_submitted(
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         *(
-            f"job {number} will be refused: model.layer_to_drop={layer}, but the model has 12 "
+            f"job {number} cannot run: model.layer_to_drop={layer}, but the model has 12 "
             "layers: give 0 to 11 (0-based)"
             for number, layer in enumerate((77, 88))
         ),
-        "error: none of the sweep's jobs could run; nothing was submitted",
+        "error: no job of the sweep can run; nothing was submitted",
     ]
     assert not (tmp_path / "sweep" / ".submitit").exists()

@@ -89,13 +89,13 @@ def test_qlora_is_measured_as_with_transformers(tmp_path: Path) -> None:
             "command",
             signal.SIGINT,
             130,
-            "interrupted; start the same command in the same folder to go on",
+            "interrupted; the same command in the same folder resumes the run",
         ),
         (
             "child",
             signal.SIGKILL,
             1,
-            "the run's process was ended by SIGKILL; often the machine's memory was short",
+            "the process was killed by SIGKILL, often because memory ran out",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""One module a command: compose, check, instantiate, execute."""
+"""One module per command: compose, check, instantiate, call one function."""

@@ -1,51 +1,109 @@
-"""How a command begins and how its errors reach the console."""
+"""Runs a command: composes its config with Hydra, and prints errors in one line."""
 
+import gc
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lamina.errors import Ended, LaminaError
 from lamina.runtime.files import unwritable, write_failure
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+Task = Callable[["DictConfig"], None]
+Closing = Callable[[], str | None]
+
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
+
+logger = logging.getLogger(__name__)
 
 
-def run_app(
-    app: Callable[[], object], config_name: str, closing: Callable[[], str | None] = lambda: None
-) -> None:
-    """Run a Hydra app; errors addressed to the user come without a traceback.
+def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Callable[[], None]]:
+    """Make a function of a composed config a Hydra app.
 
     Args:
-        app: What `hydra.main` returned.
-        config_name: Its primary config, for errors of composition.
-        closing: Called at the end, also after an error; returns what went wrong in a sweep, whose
-            jobs have said their own errors.
+        config_name: The primary config.
+        closing: Called at the end of a sweep, also after an error; returns what went wrong in its
+            jobs. Without it, the first failed job's error ends the sweep.
     """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        # Hydra names the job after the task's module.
+        @wraps(task)
+        def job(config: "DictConfig") -> None:
+            try:
+                task(config)
+            except Exception as error:
+                _report(error, raises=closing is None)
+
+        @wraps(task)
+        def main() -> None:
+            _run(job, config_name, closing or (lambda: None))
+
+        return main
+
+    return decorate
+
+
+def _report(error: Exception, *, raises: bool) -> None:
+    """Report a job's error: past Hydra, which would add lines of its own."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    job = HydraConfig.get()
+    message = str(error)
+    if not isinstance(error, LaminaError):
+        if job.job_logging is None:
+            raise error
+        logger.exception("unexpected error")
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        log = Path(job.runtime.output_dir) / f"{job.job.name}.log"
+        message = f"{reason}; the traceback is in {log}"
+    if job.mode == RunMode.RUN:
+        raise Ended(message) from error
+    sys.stderr.write(f"error in job {job.job.num}: {message}\n")
+    if raises:
+        raise error
+    # The traceback's frames hold the failed job's model while the next job loads its own.
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    gc.collect()
+
+
+def _run(job: Task, config_name: str, closing: Closing) -> None:
+    import hydra
+
     from lamina.config import security
     from lamina.config.composition import explain
     from lamina.config.messages import COMPOSITION_ERRORS
     from lamina.config.schema import register
-    from lamina.runtime.paths import load_environment
+    from lamina.runtime.paths import conf_dir, load_environment
 
+    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     register()
     load_environment()
     security.install()
     if found := list(security.argument_problems(sys.argv[1:])):
         fail("\n".join(found))
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        app()
+        main()
         closing()
         return
-    # Hydra prints composition errors its own way unless it is told to raise them.
+    # Otherwise Hydra prints composition errors in its own form.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with said_in_one_line():
+    with errors_in_one_line():
         try:
-            app()
+            main()
         except COMPOSITION_ERRORS as error:
             fail(explain(error, sys.argv[1:], config_name))
         except KeyboardInterrupt:
@@ -53,9 +111,7 @@ def run_app(
                 fail(f"interrupted; {wrong}", INTERRUPTED)
             raise
         except Exception as error:
-            if said := _unwritable(error):
-                fail(said)
-            if wrong := closing():
+            if wrong := _unwritable(error) or closing():
                 fail(wrong)
             raise
         if wrong := closing():
@@ -63,30 +119,35 @@ def run_app(
 
 
 def _unwritable(error: Exception) -> str | None:
-    """Say what Hydra could not write: it makes the folder before a command sees the config."""
-    if not isinstance(error, OSError) or (said := write_failure(error)) is None:
+    """Name the folder that Hydra could not create; no command has seen the config by then."""
+    if not isinstance(error, OSError) or (reason := write_failure(error)) is None:
         return None
     key = f"hydra.{'sweep' if {'-m', '--multirun'} & {*sys.argv} else 'run'}.dir"
     given = [value for name, _, value in (each.partition("=") for each in sys.argv) if name == key]
-    # A file that is full when it is closed does not say its name.
+    # An error on closing a file does not name it.
     path = error.filename if isinstance(error.filename, str) else (given or ["."])[-1]
-    return unwritable(Path(path), said, key)
+    return unwritable(Path(path), reason, key)
 
 
 @contextmanager
-def said_in_one_line() -> Iterator[None]:
-    """End the process with the message of an error that a person can act on."""
-    # On a full disk each line for the log file would end in a traceback on the console.
+def errors_in_one_line() -> Iterator[None]:
+    """End the process with the one-line message of an error that the user can act on."""
+    # On a full disk each line for the log file would print a traceback.
     logging.raiseExceptions = False
     try:
         yield
     except (LaminaError, Ended) as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted; start the same command in the same folder to go on", INTERRUPTED)
+        fail("interrupted; the same command in the same folder resumes the run", INTERRUPTED)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Print an error and end the process."""
     sys.stderr.write(f"error: {message}\n")
     sys.exit(code)
+
+
+def shown(folder: Path) -> Path:
+    """Return a folder as people read it: relative to the current one if it lies below it."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

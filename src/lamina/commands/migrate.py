@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lamina.commands.app import said_in_one_line
+from lamina.commands.app import errors_in_one_line
 from lamina.errors import OutputError
 from lamina.legacy.experiment_file import experiment, experiment_name
 from lamina.legacy.form import resolve
@@ -17,7 +17,7 @@ GROUP = "experiment"
 def main() -> None:
     """Run the command."""
     asked = _parser().parse_args()
-    with said_in_one_line():
+    with errors_in_one_line():
         older = resolve(asked.old, drop_unknown=asked.force)
         written = write(experiment(older), asked.output, experiment_name(asked.old))
     for said in older.dropped:

@@ -1,41 +1,33 @@
-"""`lamina shortlist`: one scan, then a healing run for each of the few layers that cost least."""
+"""`lamina shortlist`: one scan, then a healing run without each of the layers that cost least."""
 
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lamina.commands import scan
-from lamina.commands.app import run_app
-from lamina.config.preflight import preflight
+from lamina.commands.app import app
+from lamina.commands.scan import scan
 from lamina.depth.statistics import Statistics
-from lamina.errors import ConfigError, Ended, LaminaError
+from lamina.errors import ConfigError
 from lamina.measure.results import read_result
-from lamina.runtime.paths import conf_dir
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-def shortlist(config: DictConfig) -> None:
-    """Scan, choose, heal."""
+@app("config")
+def main(config: DictConfig) -> None:
+    """Scan, choose, heal, compare."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    try:
-        preflight(config)
-        found = scan.scan_into(config, folder)
-        scan.show(found, folder)
-        layers = cheapest(found, config.scan.candidates)
-        heal(layers, [*job.overrides.task], [*job.overrides.hydra], folder)
-    except LaminaError as error:
-        raise Ended(str(error)) from error
-    show(found, layers, folder)
+    found = scan(config, folder)
+    layers = cheapest(found, config.scan.candidates)
+    heal(layers, job.overrides.task, job.overrides.hydra, folder / "healing")
+    show(found, layers, folder / "healing")
 
 
 def cheapest(found: Statistics, number: int) -> list[int]:
-    """Return the layers with the least leave-one-out losses, the cheapest first."""
+    """Return the 0-based layers with the lowest leave-one-out losses, the lowest first."""
     losses = found.leave_one_out.loss
     return sorted(range(found.num_layers), key=lambda index: (losses[index], index))[:number]
 
@@ -43,26 +35,24 @@ def cheapest(found: Statistics, number: int) -> list[int]:
 def heal(
     layers: Sequence[int], overrides: Sequence[str], hydra_overrides: Sequence[str], folder: Path
 ) -> None:
-    """Run the sweep, in a process of its own: Hydra composes once in a process.
+    """Run the sweep in a separate process: Hydra runs one app at a time.
 
     Args:
-        layers: 0-based layers, one a job.
-        overrides: Of the command line.
-        hydra_overrides: Its settings of Hydra, such as the launcher.
-        folder: The sweep goes below it.
+        layers: 0-based layers; each job drops one.
+        overrides: The command line's.
+        hydra_overrides: Those of Hydra's own settings, such as the launcher.
+        folder: The sweep's.
     """
     kept = [o for o in overrides if not o.startswith(("model=", "model.", "selector"))]
     launch = [o for o in hydra_overrides if not o.startswith(("hydra.run.", "hydra.mode"))]
-    chosen = ["model=dropped", f"model.layer_to_drop={','.join(map(str, layers))}"]
-    sweep = f"hydra.sweep.dir={folder / 'healing'}"
-    command = [sys.executable, "-m", "train", "--multirun", *kept, *launch, *chosen, sweep]
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise ConfigError(f"the healing sweep in {folder / 'healing'} failed; see above")
+    dropped = ["model=dropped", f"model.layer_to_drop={','.join(map(str, layers))}"]
+    command = [sys.executable, "-m", "train", "--multirun", *kept, *launch, *dropped]
+    if subprocess.run([*command, f"hydra.sweep.dir={folder}"], check=False).returncode:
+        raise ConfigError(f"the healing sweep in {folder} failed; see above")
 
 
 def show(found: Statistics, layers: Sequence[int], folder: Path) -> None:
-    """Print both stages side by side."""
+    """Print the losses of the scan and of the healing runs side by side."""
     from rich.console import Console
     from rich.table import Table
 
@@ -71,14 +61,9 @@ def show(found: Statistics, layers: Sequence[int], folder: Path) -> None:
     for name in ("scan: loss", "evaluation: reduced", "healed"):
         table.add_column(name, justify="right")
     for number, layer in enumerate(layers):
-        result = read_result(folder / "healing" / str(number))
+        result = read_result(folder / str(number))
         metrics = result["metrics"] if result else {}
         losses = [metrics.get(key) for key in ("reduced_eval_loss", "eval_loss")]
-        shown = ["" if loss is None else f"{loss:.4g}" for loss in losses]
-        table.add_row(str(layer), f"{found.leave_one_out.loss[layer]:.4g}", *shown)
+        cells = ["" if loss is None else f"{loss:.4g}" for loss in losses]
+        table.add_row(str(layer), f"{found.leave_one_out.loss[layer]:.4g}", *cells)
     Console().print(table)
-
-
-def main() -> None:
-    """Run the command."""
-    run_app(shortlist, "config")

@@ -1,12 +1,12 @@
-"""`lamina show MODEL_RUN_OR_SWEEP`: which layers there are, which stayed, and what they weigh.
+"""`lamina show MODEL_RUN_OR_SWEEP`: a model's layers, a run's kept layers, or a sweep's table.
 
-Of a sweep it shows the table, and writes the summary again: nothing else has to be alive.
+For a sweep it also rewrites the summary from the jobs' files.
 """
 
 import argparse
 from pathlib import Path
 
-from lamina.commands.app import said_in_one_line
+from lamina.commands.app import errors_in_one_line
 from lamina.runtime.paths import load_environment
 
 
@@ -20,14 +20,14 @@ def main() -> None:
     parser.add_argument(
         "given", metavar="MODEL_RUN_OR_SWEEP", help="hub id, or folder of a model, run or sweep"
     )
-    asked = parser.parse_args()
+    given = parser.parse_args().given
     load_environment()
-    with said_in_one_line():
+    with errors_in_one_line():
         from rich.console import Console
 
         from lamina.launch.sweep import MULTIRUN_FILE, tabled
         from lamina.report.layer_overview import overview
 
-        folder = Path(asked.given).expanduser()
+        folder = Path(given).expanduser()
         is_sweep = (folder / MULTIRUN_FILE).is_file()
-        Console().print(tabled(folder) if is_sweep else overview(asked.given))
+        Console().print(tabled(folder) if is_sweep else overview(given))

@@ -1,1 +1,1 @@
-"""Processes of a run, and the jobs of a sweep."""
+"""The processes of a run, and the jobs of a sweep."""

@@ -1,55 +1,120 @@
-"""What each process of a run is told: the config as it was settled once, and where it writes."""
+"""Runs one composed config: settles it, decides its processes, and keeps its record."""
 
-import json
-from dataclasses import asdict, dataclass
+import logging
+import signal
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lamina.config.backend_choice import needs_own_process, settle
+from lamina.config.preflight import preflight
+from lamina.dry_run import rehearse
+from lamina.errors import ConfigError
+from lamina.launch.layout import Layout, is_another_node, layout, use_one_device
+from lamina.launch.processes import Job, explained_timeouts, start, wait_for_requeue
+from lamina.measure.results import Record
+from lamina.run import Pipeline
 from lamina.runtime import distributed
+from lamina.runtime.lock import owned
 
 KEY = "lamina/job"
-"""Under which torchrun's own store holds the job."""
+"""The job's key in torchrun's store."""
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One run, as its processes get it."""
+def heal(config: DictConfig, folder: Path, overrides: list[str]) -> Record | None:
+    """Run a job; return its record, which the first node keeps.
 
-    config: dict[str, Any]
-    """The composed config, interpolations resolved."""
-
-    overrides: list[str]
-    """The command line's arguments, for the record."""
-
-    notes: list[str]
-    """What was decided for the run, for the record."""
-
-    folder: str
-    """The run folder."""
-
-    logging: dict[str, Any] | None
-    """Hydra's job_logging, resolved; None where it was turned off."""
-
-    requeues: bool
-    """Whether a cluster's signal asks for a checkpoint and the end of the process."""
-
-    def dumps(self) -> str:
-        """Return it as JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def loads(cls, text: str) -> "Job":
-        """Read what `dumps` returned."""
-        return cls(**json.loads(text))
+    Raises:
+        LaminaError: The config is refused or the run fails.
+    """
+    if is_another_node():
+        start(*prepare(config, folder, overrides))
+        return None
+    with owned(folder, "hydra.run.dir"):
+        record = Record(folder, overrides)
+        with record.outcome(), explained_timeouts():
+            job, found = prepare(config, folder, overrides)
+            record.content["notes"] = job.notes
+            isolated = needs_own_process(config)
+            if isolated:
+                _ = instantiate(config).plan  # scores the layers here, where nothing is patched
+            if isolated or found.has_to_start:
+                _start(job, found, record)
+            else:
+                _pipeline(config, job, found, record).execute()
+    return record
 
 
-def announce(job: Job) -> None:
-    """Give a job to the processes that a person's own torchrun started beside this one."""
+def dry_run(config: DictConfig, folder: Path, overrides: list[str]) -> None:
+    """Rehearse a job in one process, here if its backend allows it.
+
+    Raises:
+        LaminaError: The config is refused, or the run could not work.
+    """
+    job, found = prepare(config, folder, overrides)
+    use_one_device()
+    if needs_own_process(config):
+        start(job, found)
+    else:
+        rehearse(config, folder, found.processes)
+
+
+def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Job, Layout]:
+    """Check a config, decide its processes, and settle its backend in place.
+
+    Raises:
+        ConfigError: The config cannot run here.
+    """
+    preflight(config)
+    found = layout(config.distributed, config.parallel)
+    notes = settle(config, found.processes)
+    if found.node == 0:
+        for note in notes:
+            logger.info("%s", note)
+    if found.processes == 1:
+        use_one_device()
+    logs = HydraConfig.get().job_logging
+    job = Job(
+        config=OmegaConf.to_container(config, resolve=True),
+        overrides=overrides,
+        notes=notes,
+        folder=str(folder),
+        logging=OmegaConf.to_container(logs, resolve=True) if logs else None,
+        requeues=callable(signal.getsignal(distributed.REQUEUE_SIGNAL)),
+    )
+    return job, found
+
+
+def _start(job: Job, found: Layout, record: Record) -> None:
+    try:
+        start(job, found)
+    finally:
+        record.adopt()  # the first of the processes kept it
+    if record.content["status"] == "requeued":
+        wait_for_requeue()
+
+
+def _pipeline(config: DictConfig, job: Job, found: Layout, record: Record) -> Pipeline:
+    """Return the run of this process, alone or as the first of a user's own torchrun."""
+    if found.processes == 1:
+        return Pipeline(instantiate(config), record)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError(
+            "--multirun starts the processes of each job itself: leave torchrun out, and give "
+            "distributed=NUMBER"
+        )
     distributed.store().set(KEY, job.dumps())
+    return distributed.in_turn("plan", lambda: Pipeline(instantiate(config), record))
 
 
-def awaited() -> Job:
-    """Wait for what the first of the processes announces."""
+def awaited_job() -> Job:
+    """Wait for the job that the first process of a user's own torchrun announces."""
     store = distributed.store()
     store.wait([KEY], timedelta(hours=1))
     return Job.loads(store.get(KEY).decode())

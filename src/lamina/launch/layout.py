@@ -1,4 +1,4 @@
-"""How many processes a run has, and on which machines they are."""
+"""How many processes a run has, and on which nodes they run."""
 
 import os
 import re
@@ -10,7 +10,8 @@ from lamina.runtime import distributed
 from lamina.runtime.device import visible_devices
 
 PORTS = range(10_000, 30_000)
-"""Ports of the first node on which processes of several nodes meet, one of them a job."""
+"""Ports on the first node where the processes of several nodes meet; each job takes one. submitit
+1.5.4 would choose one of 20000 to 60000, of which Linux hands out most to other programs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +19,9 @@ class Layout:
     """The processes of one run."""
 
     processes: int
-    """On all nodes."""
+    """On all nodes together."""
 
     nodes: int
-    """Machines."""
 
     node: int
     """This one, 0-based."""
@@ -33,19 +33,19 @@ class Layout:
 
     @property
     def has_to_start(self) -> bool:
-        """Whether the processes are still to be started: torchrun may have done it."""
+        """Whether the processes are still to be started: the user's own torchrun may have."""
         return self.processes > 1 and distributed.count() == 1
 
 
 def layout(processes: int | str, parallel: str) -> Layout:
-    """Decide how many processes there are, from what the machine has; torch is not imported.
+    """Decide how many processes a run has; torch is not imported.
 
     Args:
-        processes: The number, over all nodes; auto for one a device, none for one.
+        processes: Number on all nodes; auto for one per device, none for one.
         parallel: How they share the training.
 
     Raises:
-        ConfigError: There are not so many devices, or none of a kind that can do it.
+        ConfigError: The machine's devices do not allow it.
     """
     nodes, node = _nodes()
     devices = visible_devices()
@@ -53,17 +53,18 @@ def layout(processes: int | str, parallel: str) -> Layout:
         found = Layout(processes=distributed.count(), nodes=1, node=0)
         if processes not in ("auto", found.processes):
             raise ConfigError(
-                f"distributed={processes}, but torchrun has started {found.processes} "
-                "processes: leave it out"
+                f"distributed={processes}, but torchrun started {found.processes} processes: "
+                "leave distributed out"
             )
     else:
         known = {"auto": nodes * max(1, devices), "none": 1}
         found = Layout(processes=int(known.get(str(processes), processes)), nodes=nodes, node=node)
         _refuse(found, devices, processes)
     if parallel == "fsdp" and (devices == 0 or found.processes == 1):
-        has = "there is no GPU" if devices == 0 else "there is one process"
+        number = "no GPU" if devices == 0 else "one process"
         raise ConfigError(
-            f"parallel=fsdp, but {has}: the weights could not be spread; give parallel=auto"
+            f"parallel=fsdp shards the weights over several GPUs, but there is {number}: give "
+            "parallel=auto"
         )
     return found
 
@@ -71,8 +72,8 @@ def layout(processes: int | str, parallel: str) -> Layout:
 def _refuse(found: Layout, devices: int, processes: int | str) -> None:
     if found.processes % found.nodes:
         raise ConfigError(
-            f"distributed={processes}, but there are {found.nodes} nodes: give auto, or a "
-            "multiple of that"
+            f"distributed={processes}, but there are {found.nodes} nodes: give auto or a multiple "
+            f"of {found.nodes}"
         )
     if devices and found.per_node > devices:
         where = "here" if found.nodes == 1 else "on each node"
@@ -83,7 +84,8 @@ def _refuse(found: Layout, devices: int, processes: int | str) -> None:
 
 
 def _nodes() -> tuple[int, int]:
-    """Return the nodes on which SLURM started this command, and this one's 0-based place."""
+    """Return the number of nodes on which SLURM started this command, and this one's index."""
+    # The step's variables: inside salloc the job has several nodes, and this command runs on one.
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     if (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))) > nodes:
         raise ConfigError(
@@ -94,17 +96,20 @@ def _nodes() -> tuple[int, int]:
 
 
 def is_another_node() -> bool:
-    """Whether SLURM started this command on several nodes, and another one keeps the record."""
+    """Return whether SLURM started this command on several nodes, of which this is not the first.
+
+    The first one keeps the record.
+    """
     return _nodes()[1] > 0
 
 
 def meeting_point() -> tuple[str, int]:
-    """Return address and port on which the processes of a SLURM job's nodes find each other."""
+    """Return the address and port at which the processes of a SLURM job's nodes meet."""
     from submitit.slurm.slurm import SlurmJobEnvironment
 
-    first = SlurmJobEnvironment().hostnames[0]
-    port = PORTS[int(os.environ["SLURM_JOB_ID"]) % len(PORTS)]
-    # A node's name need not be one that resolves; SLURM knows the address.
+    job = SlurmJobEnvironment()
+    first, port = job.hostnames[0], PORTS[int(job.raw_job_id) % len(PORTS)]
+    # A node's name need not resolve; SLURM knows its address.
     shown = subprocess.run(
         ["scontrol", "show", "node", "-o", first], capture_output=True, text=True, check=False
     )
@@ -113,7 +118,7 @@ def meeting_point() -> tuple[str, int]:
 
 
 def use_one_device() -> None:
-    """Let a single process see the first device only: with more TRL 1.14 refuses to train."""
+    """Hide all devices but the first from a single process: TRL 1.14 refuses to train with more."""
     if visible_devices() > 1:
         given = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
         os.environ["CUDA_VISIBLE_DEVICES"] = given.split(",")[0]

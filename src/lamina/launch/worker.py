@@ -1,4 +1,4 @@
-"""One of the processes of a run, started by torchrun: `python -m lamina.launch.worker JOB`."""
+"""One process of a run, started by torchrun: `python -m lamina.launch.worker JOB`."""
 
 import ctypes
 import os
@@ -10,8 +10,7 @@ from typing import Any
 
 from lamina.dry_run import rehearse
 from lamina.errors import OutputError
-from lamina.launch.failures import leave
-from lamina.launch.job import Job
+from lamina.launch.processes import Job, record_failure
 from lamina.measure.results import Record
 from lamina.runtime import distributed
 
@@ -19,25 +18,25 @@ TORCHRUN = (
     "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_NAME "
     "ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT"
 ).split()
-"""Variables by which torchrun tells a process which of several it is."""
+"""Variables by which torchrun tells a process its place among the others."""
 
 
 def main() -> None:
-    """Run a job's share; what goes wrong is left where the process that started this one looks."""
+    """Do this process's share of a job; the process that started it reports an error."""
     _die_with_parent()
     try:
         work(Job.loads(Path(sys.argv[1]).read_text()))
     except KeyboardInterrupt:
-        sys.exit(1)  # who started this one says so
+        sys.exit(1)
     except Exception as error:
-        leave(error)
+        record_failure(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), distributed.rank(), error)
         sys.exit(1)
 
 
 def work(job: Job) -> None:
-    """Take part in a run."""
+    """Do this process's share of a job."""
     if job.requeues:
-        signal.signal(distributed.REQUEUE_SIGNAL, _leave_for_requeue)
+        signal.signal(distributed.REQUEUE_SIGNAL, _exit_for_requeue)
     if distributed.count() == 1:
         _forget_torchrun()
     else:
@@ -89,29 +88,29 @@ def _execute(job: Job, config: Any) -> None:
 
 
 def _forget_torchrun() -> None:
-    """Let a process that is alone train as one: libraries would wrap its model for several."""
+    """Let a single process train as one: libraries would wrap its model for several."""
     for name in TORCHRUN:
         os.environ.pop(name, None)
 
 
 def _prepare_torch() -> None:
-    """Give this process its share of the cores, before torch is imported, and quiet torch."""
+    """Give this process its share of the cores, and quiet torch; call it before importing torch."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     share = max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    # DDP warns that it looked for weights without a gradient, and found none.
+    # DDP warns that it searched for weights without gradients and found none.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def _leave_for_requeue(*_: object) -> None:
-    """End this process; the one that started it has the job requeued."""
-    # The signal may come more than once, and Python puts its handlers back while it ends.
+def _exit_for_requeue(*_: object) -> None:
+    """End this process; the one that started it requeues the job."""
+    # The signal may come again, and Python restores its handlers while it exits.
     signal.signal(distributed.REQUEUE_SIGNAL, signal.SIG_IGN)
     sys.exit(0)
 
 
 def _die_with_parent() -> None:
-    """Let this process end with the one that started it: torchrun gives it a session of its own."""
+    """End this process with its parent: torchrun puts it into a session of its own."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
