@@ -15,7 +15,7 @@ def test_help_lists_the_commands(
     assert "train" in capsys.readouterr().out
 
 
-def test_an_unknown_command_is_named(
+def test_an_unknown_command_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["lamina", "prune"])

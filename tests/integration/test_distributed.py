@@ -1,4 +1,4 @@
-"""Several processes train as one: the same losses, the same files, and one message if one fails."""
+"""Several processes train as one: same losses, same files, one message if one fails."""
 
 import json
 import signal
@@ -52,7 +52,7 @@ def test_two_processes_have_the_losses_of_one(alone: Finished, together: Finishe
     assert together.result["samples"] == alone.result["samples"]
 
 
-def test_two_processes_leave_the_files_of_one(alone: Finished, together: Finished) -> None:
+def test_two_processes_write_the_files_of_one(alone: Finished, together: Finished) -> None:
     ours, theirs = (
         {str(path.relative_to(done.folder)) for path in done.folder.rglob("*") if path.is_file()}
         for done in (together, alone)
@@ -70,7 +70,7 @@ def test_two_processes_leave_the_files_of_one(alone: Finished, together: Finishe
         assert row["input_ids"] == other["input_ids"]
 
 
-def test_the_first_process_alone_speaks_and_says_how_large_a_step_is(together: Finished) -> None:
+def test_only_the_first_process_prints_and_it_names_the_batch_size(together: Finished) -> None:
     lines = together.errors.splitlines()
     said = [line for line in lines if line and not line.startswith("pruned-8of12")]
     assert len(said) == 4, said
@@ -82,7 +82,7 @@ def test_the_first_process_alone_speaks_and_says_how_large_a_step_is(together: F
     assert together.output.count("tokens/s") == 1
 
 
-def test_a_failing_rank_ends_all_and_the_next_start_goes_on(
+def test_a_failing_rank_ends_all_and_the_next_start_resumes(
     together: Finished, tmp_path: Path
 ) -> None:
     given = (*GIVEN, "distributed=2")
@@ -106,7 +106,7 @@ def test_a_failing_rank_ends_all_and_the_next_start_goes_on(
     assert again.metrics["eval_loss"] == together.metrics["eval_loss"]
 
 
-def test_another_number_of_processes_does_not_go_on(together: Finished) -> None:
+def test_a_run_does_not_resume_with_another_number_of_processes(together: Finished) -> None:
     before = together.result
     done = train(together.folder, *GIVEN)
     assert done.code == 1
@@ -114,7 +114,7 @@ def test_another_number_of_processes_does_not_go_on(together: Finished) -> None:
     assert together.result == before
 
 
-def test_the_jobs_of_a_sweep_have_processes_of_their_own(tmp_path: Path) -> None:
+def test_each_job_of_a_sweep_starts_its_own_processes(tmp_path: Path) -> None:
     quick = (*GIVEN, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
     jobs = ("model=dropped", "model.layer_to_drop=3,77", "distributed=2")
     done = train(tmp_path, "--multirun", f"hydra.sweep.dir={tmp_path / 'jobs'}", *quick, *jobs)
@@ -124,7 +124,7 @@ def test_the_jobs_of_a_sweep_have_processes_of_their_own(tmp_path: Path) -> None
     assert second["error"].startswith("model.layer_to_drop=77, but the model has 12 layers")
 
 
-def test_a_persons_own_torchrun_has_one_folder(tmp_path: Path) -> None:
+def test_a_users_own_torchrun_has_one_folder(tmp_path: Path) -> None:
     quick = (*GIVEN, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
     launcher = ("torch.distributed.run", "--nproc-per-node", "2", "-m", "train")
     done = subprocess.run(
@@ -143,8 +143,8 @@ def test_a_persons_own_torchrun_has_one_folder(tmp_path: Path) -> None:
     assert (folder / result["final"] / "model.safetensors").is_file()
 
 
-def test_two_visible_devices_start_two_processes_which_end_with_the_first(tmp_path: Path) -> None:
-    """There are none: the environment alone says so, and the processes compute on the CPU."""
+def test_two_visible_devices_start_two_processes_that_end_with_their_parent(tmp_path: Path) -> None:
+    """Only the environment variable claims two devices; the processes compute on the CPU."""
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *GIVEN, "max_steps=500"]
     with subprocess.Popen(
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
     assert (read_result(folder) or {})["status"] == "failed"
 
 
-def test_a_dry_run_counts_with_all_processes(tmp_path: Path) -> None:
+def test_a_dry_run_counts_all_processes(tmp_path: Path) -> None:
     given = ("dry_run=true", "distributed=2", "max_steps=-1", "num_train_epochs=1")
     done = train(tmp_path / "run", *GIVEN, *given, COLUMNS="200")
     assert done.code == 0, done.errors

@@ -1,4 +1,4 @@
-"""How runs and sweeps end when the disk is full or read-only, or someone stops them."""
+"""How runs and sweeps end: on a full or read-only disk, by a signal, by a bug."""
 
 import json
 import os
@@ -21,7 +21,7 @@ QUICK = (*SHORT, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none
 SAVES = (*SHORT, "max_steps=8", "eval_steps=2", "save_steps=2", "save_total_limit=10")
 FULL = (*SAVES, "evaluation=none", "logger=none", "adapter=full", "model.keep_layers=2")
 REFUSED = ("model=dropped", "model.layer_to_drop=77,88")
-"""A sweep of two jobs that take no time: the model has 12 layers."""
+"""A sweep of two jobs that are refused at once: the model has 12 layers."""
 
 
 def tmpfs(folder: Path, megabytes: int) -> None:
@@ -36,14 +36,14 @@ def tmpfs(folder: Path, megabytes: int) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 16 megabytes."""
+    """A disk of 16 MB."""
     tmpfs(tmp_path / "disk", 16)
     yield tmp_path / "disk"
     subprocess.run(["umount", str(tmp_path / "disk")], check=True)
 
 
 def fill(disk: Path, left: int) -> Path:
-    """Leave so many bytes of a disk."""
+    """Fill a disk up to `left` bytes."""
     ballast = disk / "ballast"
     free = shutil.disk_usage(disk).free - left
     ballast.write_bytes(bytes(max(free, 0)))
@@ -52,7 +52,7 @@ def fill(disk: Path, left: int) -> Path:
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A folder that cannot be written, not by root either."""
+    """A folder that even root cannot write to."""
     folder = tmp_path / "read_only"
     if os.geteuid() == 0:
         tmpfs(folder, 1)
@@ -66,7 +66,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 
 def only_line(done: Finished) -> str:
-    """Return the one line on an error of a command that says nothing else about it."""
+    """Return a command's only error line, after checking that nothing else was printed about it."""
     assert "Traceback" not in done.errors
     assert "HYDRA_FULL_ERROR" not in done.errors
     assert "Error executing job" not in done.errors
@@ -77,14 +77,14 @@ def only_line(done: Finished) -> str:
 
 
 def steps(folder: Path) -> list[int]:
-    """Return the steps of a run's checkpoints, each of which is whole."""
+    """Return the steps of a run's checkpoints; each one is complete."""
     states = folder.glob("checkpoints/*/checkpoint-*")
     return sorted(
         json.loads((path / "trainer_state.json").read_text())["global_step"] for path in states
     )
 
 
-def test_a_disk_that_is_full_in_a_save_leaves_whole_checkpoints_and_the_reason(
+def test_a_disk_full_while_saving_leaves_complete_checkpoints_and_the_reason(
     disk: Path, tmp_path: Path
 ) -> None:
     undisturbed = train(tmp_path / "undisturbed", *FULL)
@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_in_a_save_leaves_whole_checkpoints_and_the_reason(
     assert again.metrics["eval_loss"] == undisturbed.metrics["eval_loss"]
 
 
-def test_a_disk_that_is_full_in_a_save_ends_all_processes(disk: Path, tmp_path: Path) -> None:
+def test_a_disk_full_while_saving_ends_all_processes(disk: Path, tmp_path: Path) -> None:
     fill(disk, 6_000_000)  # a checkpoint takes 4.1 MB
     given = (*FULL, "distributed=2", f"output_dir={disk / 'checkpoints'}")
     done = train(tmp_path / "run", *given)
@@ -125,7 +125,7 @@ def test_a_disk_that_is_full_in_a_save_ends_all_processes(disk: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("write", ["torch", "safetensors", "text"])
-def test_a_full_disk_is_known_whatever_writes(disk: Path, write: str) -> None:
+def test_every_writer_recognises_a_full_disk(disk: Path, write: str) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -144,7 +144,7 @@ def test_a_full_disk_is_known_whatever_writes(disk: Path, write: str) -> None:
         writers[write]()
 
 
-def test_a_disk_that_is_full_before_the_run_is_said_at_once(disk: Path) -> None:
+def test_a_disk_full_before_the_run_is_reported_at_once(disk: Path) -> None:
     fill(disk, 0)
     done = train(disk / "run", *QUICK)
     assert done.code == 1
@@ -156,7 +156,7 @@ def test_a_disk_that_is_full_before_the_run_is_said_at_once(disk: Path) -> None:
     )
 
 
-def test_a_disk_that_is_full_at_the_end_costs_no_training(disk: Path, tmp_path: Path) -> None:
+def test_a_disk_full_at_the_end_costs_no_training(disk: Path, tmp_path: Path) -> None:
     given = (*FULL, "max_steps=2", f"output_dir={disk / 'checkpoints'}")
     ballast = fill(disk, 4_900_000)  # a checkpoint takes 4.1 MB, final/ 1.4 MB
     done = train(tmp_path / "run", *given)
@@ -173,7 +173,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(disk: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(("pages", "file"), [(5, "result.json"), (9, "eval.jsonl")])
-def test_a_file_of_the_run_folder_that_finds_no_room_is_named(
+def test_the_file_that_does_not_fit_is_named(
     disk: Path, tmp_path: Path, pages: int, file: str
 ) -> None:
     fill(disk, pages * 4096)
@@ -183,7 +183,7 @@ def test_a_file_of_the_run_folder_that_finds_no_room_is_named(
     assert line.startswith(f"error: {disk / 'run' / file} cannot be written: No space left on")
 
 
-def test_events_that_find_no_room_end_the_run(disk: Path, tmp_path: Path) -> None:
+def test_a_disk_full_of_events_ends_the_run(disk: Path, tmp_path: Path) -> None:
     fill(disk, 4096)
     done = train(tmp_path / "run", *QUICK, f"logging_dir={disk}")
     assert done.code == 1
@@ -192,7 +192,7 @@ def test_events_that_find_no_room_end_the_run(disk: Path, tmp_path: Path) -> Non
     assert done.result["error"] == line.removeprefix("error: ")
 
 
-def test_a_summary_that_finds_no_room_is_said_and_the_jobs_stand(
+def test_a_summary_that_does_not_fit_is_reported_and_the_jobs_are_kept(
     disk: Path, tmp_path: Path
 ) -> None:
     for name in "01":
@@ -215,7 +215,7 @@ def test_a_summary_that_finds_no_room_is_said_and_the_jobs_stand(
 
 
 @pytest.mark.parametrize("key", ["hydra.run.dir", "output_dir", "logging_dir", "LAMINA_CACHE"])
-def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(
+def test_a_read_only_folder_is_refused_before_the_data_is_read(
     read_only: Path, tmp_path: Path, key: str
 ) -> None:
     folder = read_only / "run" if key == "hydra.run.dir" else tmp_path / "run"
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(
         assert done.result["error"] == line.removeprefix("error: ")
 
 
-def test_a_sweep_folder_that_cannot_be_written_is_refused(read_only: Path, tmp_path: Path) -> None:
+def test_a_read_only_sweep_folder_is_refused(read_only: Path, tmp_path: Path) -> None:
     given = ("--multirun", f"hydra.sweep.dir={read_only / 'sweep'}", *SHORT, *REFUSED)
     done = train(tmp_path / "run", *given)
     assert done.code == 1
@@ -243,7 +243,7 @@ def test_a_sweep_folder_that_cannot_be_written_is_refused(read_only: Path, tmp_p
 
 
 def started(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
-    """Start a sweep, and take its errors."""
+    """Start a sweep and capture its errors."""
     return subprocess.Popen(
         [sys.executable, "-m", "train", "--multirun", *overrides],
         cwd=cwd,
@@ -251,19 +251,19 @@ def started(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         env=environment(),
         text=True,
-        # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
+        # A process that a shell starts in the background ignores Ctrl-C, and so do its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def dropped(folder: Path) -> str:
-    """Return the layer that a job was to drop."""
+    """Return the layer that a job drops."""
     given = (read_result(folder) or {})["overrides"]
     return next(o for o in given if "layer_to_drop" in o).partition("=")[2]
 
 
-def test_a_run_whose_wandb_process_is_ended_goes_on_without_it(tmp_path: Path) -> None:
-    """As SLURM does with all processes of a job that it preempts."""
+def test_a_run_outlives_its_wandb_process(tmp_path: Path) -> None:
+    """SLURM ends all processes of a job that it preempts."""
     folder = tmp_path / "run"
     given = (*SHORT, "max_steps=30", "evaluation=none", "logger=wandb", "model.keep_layers=2")
     command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *given]
@@ -282,7 +282,7 @@ def test_a_run_whose_wandb_process_is_ended_goes_on_without_it(tmp_path: Path) -
     assert (folder / "train.log").read_text().count(said) == 1
 
 
-def test_two_sweeps_started_at_once_have_folders_of_their_own(tmp_path: Path) -> None:
+def test_two_sweeps_started_at_once_have_separate_folders(tmp_path: Path) -> None:
     layers = ("77,88", "78,89")
     both = [
         started(tmp_path, *SHORT, "model=dropped", f"model.layer_to_drop={each}") for each in layers
@@ -296,7 +296,7 @@ def test_two_sweeps_started_at_once_have_folders_of_their_own(tmp_path: Path) ->
     assert all((folder / "summary.csv").is_file() for folder in folders)
 
 
-def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_complete_jobs_and_the_same_command_runs_the_others(tmp_path: Path) -> None:
     folder = tmp_path / "jobs"
     given = (f"hydra.sweep.dir={folder}", *QUICK, "model=dropped", "model.layer_to_drop=3,5,7")
     with started(tmp_path, *given) as process:
@@ -332,16 +332,17 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path: Path)
 
 
 @pytest.mark.parametrize("jobs", [(), ("--multirun", "seed=1,2")])
-def test_a_bug_of_ours_is_one_line_and_its_traceback_is_in_the_log(
+def test_a_bug_prints_one_line_and_logs_its_traceback(
     tmp_path: Path, jobs: tuple[str, ...]
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import lamina.run\nlamina.pipeline.Pipeline.execute = lambda self: 1 / 0\n"
+        "import lamina.run\nlamina.run.Pipeline.execute = lambda self: 1 / 0\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])
     folder = tmp_path / "run"
     done = train(folder, *jobs, f"hydra.sweep.dir={folder}", *SHORT, PYTHONPATH=path)
     assert done.code == 1
+    assert "Traceback" not in done.errors
     assert "Error executing job" not in done.errors
     assert "HYDRA_FULL_ERROR" not in done.errors
     for name in "01" if jobs else ".":
@@ -353,7 +354,7 @@ def test_a_bug_of_ours_is_one_line_and_its_traceback_is_in_the_log(
         assert (read_result(folder / name) or {})["error"] == "ZeroDivisionError: division by zero"
 
 
-def test_a_sweep_of_rehearsals_ends_well_if_every_job_could_run(tmp_path: Path) -> None:
+def test_a_dry_run_of_a_sweep_fails_if_a_job_cannot_run(tmp_path: Path) -> None:
     given = ("--multirun", f"hydra.sweep.dir={tmp_path}", *SHORT, "dry_run=true", "model=dropped")
     done = train(tmp_path / "run", *given, "model.layer_to_drop=3,77")
     assert done.code == 1

@@ -1,4 +1,4 @@
-"""Nothing leaks from one job of a sweep into the next, also not from jobs that fail."""
+"""Nothing leaks from one job of a sweep into the next, not even from failed jobs."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from tests.conftest import SHORT, Finished, environment, train
 
 QUICK = (*SHORT, "model=dropped", "max_steps=3", "evaluation.num_samples=1", "num_threads=1")
 RATES = ("2e-3", "1e38", "3e-3", "1e-3")
-"""Of four jobs: one that is completed, two that fail, and one that is completed after them."""
+"""Of four jobs: the first completes, two fail, and the last completes."""
 
 PROBE = """
 import gc, json, os, signal, sys, threading, weakref
@@ -102,7 +102,7 @@ finally:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the sweep; seen.json in it is what the probe noted before each job and at the end."""
+    """The sweep's; seen.json in it holds the state before each job and at the end."""
     folder = tmp_path_factory.mktemp("leaks") / "jobs"
     rates = f"learning_rate={','.join(RATES)}"
     given = ["--multirun", f"hydra.sweep.dir={folder}", *QUICK, rates, "logger=both"]
@@ -128,24 +128,24 @@ def seen(folder: Path) -> dict[str, Any]:
     return content
 
 
-def test_no_model_trainer_or_optimizer_of_an_earlier_job_is_in_memory(seen: dict[str, Any]) -> None:
+def test_models_trainers_and_optimizers_of_earlier_jobs_are_freed(seen: dict[str, Any]) -> None:
     assert [state["alive"] for state in seen["states"]] == [[]] * 5
     counts = [state["kept for ever"] for state in seen["states"]]
     assert max(counts) == counts[0]
 
 
-def test_no_run_file_or_thread_of_an_earlier_job_is_open(seen: dict[str, Any]) -> None:
+def test_runs_files_and_threads_of_earlier_jobs_are_closed(seen: dict[str, Any]) -> None:
     states = seen["states"]
     assert [state["wandb"] for state in states] == ["None"] * 5
     for number, state in enumerate(states[:4]):
-        own = (f"/jobs/{number}/", "/jobs/.lock")  # the sweep holds its folder to the end
+        own = (f"/jobs/{number}/", "/jobs/.lock")  # the sweep locks its folder to the end
         assert all(any(part in name for part in own) for name in state["files"])
     assert states[4]["files"] == []
-    # The first job starts what the libraries keep for the process.
+    # The first job starts the threads that libraries keep for the whole process.
     assert all(state["threads"] == states[1]["threads"] for state in states[1:])
 
 
-def test_libraries_and_process_are_as_before(seen: dict[str, Any]) -> None:
+def test_libraries_and_process_are_unchanged(seen: dict[str, Any]) -> None:
     assert seen["classes"] > 1000
     assert seen["changed"] == []
     first = seen["states"][0]
@@ -155,7 +155,7 @@ def test_libraries_and_process_are_as_before(seen: dict[str, Any]) -> None:
         assert {name for name, _ in changed} <= {"TOKENIZERS_PARALLELISM", "WANDB_SERVICE"}
 
 
-def test_a_job_behind_failed_ones_equals_the_same_job_alone(folder: Path, tmp_path: Path) -> None:
+def test_a_job_after_failed_ones_equals_the_same_job_alone(folder: Path, tmp_path: Path) -> None:
     alone = train(tmp_path / "alone", *QUICK, f"learning_rate={RATES[3]}")
     assert alone.code == 0, alone.errors
     job = Finished(0, "", "", folder / "3")
@@ -167,8 +167,8 @@ def test_a_job_behind_failed_ones_equals_the_same_job_alone(folder: Path, tmp_pa
         assert path.read_bytes() == (job.final / path.name).read_bytes()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets the peak back")
-def test_the_memory_that_an_earlier_job_took_is_not_counted() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets the peak")
+def test_memory_of_an_earlier_job_is_not_counted() -> None:
     size, _ = 2**28, peak_memory_bytes()  # which imports torch
     block = bytearray(size)
     block[::4096] = b"x" * (size // 4096)

@@ -1,4 +1,4 @@
-"""Two processes never train into one folder; a dead owner's folder can be taken over."""
+"""Two processes never train into one folder; a dead owner's folder is free."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def started(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_second_process_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     with started(tmp_path / "run") as first:
         try:
             second = train(tmp_path / "run", *LONG)
@@ -32,13 +32,13 @@ def test_a_second_process_is_refused_while_the_first_is_at_work(tmp_path: Path) 
     assert second.code == 1
     assert f"error: {tmp_path / 'run'} belongs to process {first.pid} on " in second.errors
     assert "is still at work there: wait for it" in second.errors
-    # The first one was killed: its folder is free.
+    # Killing the first one frees its folder.
     third = train(tmp_path / "run", *SHORT, "evaluation=none")
     assert third.code == 0, third.errors
     assert not list((tmp_path / "run").rglob(OWNER_FILE))
 
 
-def test_a_checkpoint_folder_elsewhere_has_one_owner_too(tmp_path: Path) -> None:
+def test_a_separate_checkpoint_folder_has_one_owner_too(tmp_path: Path) -> None:
     with started(tmp_path / "one", "output_dir=shared") as first:
         try:
             second = train(tmp_path / "two", *LONG, "output_dir=shared")

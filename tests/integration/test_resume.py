@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends as if nothing had happened."""
+"""A killed run resumes with the losses and weights of an undisturbed one."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ STEPS = ("max_steps=24", "eval_steps=4", "save_steps=4", "evaluation=none")
 
 
 def killed_after(folder: Path, checkpoint: str, *overrides: str) -> None:
-    """Start a run and kill it once a later step than `checkpoint` is under way."""
+    """Start a run and kill it once `checkpoint` is written."""
     command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *overrides]
     with subprocess.Popen(
         command, cwd=folder.parent, env=environment(), stderr=subprocess.DEVNULL
@@ -33,7 +33,7 @@ def killed_after(folder: Path, checkpoint: str, *overrides: str) -> None:
 def twins(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Finished, Finished]:
-    """An undisturbed run, and one that was killed at a checkpoint and started again."""
+    """An undisturbed run, and one that was killed at a checkpoint and resumed."""
     folder = tmp_path_factory.mktemp(request.param)
     overrides = (*SHORT, *STEPS, f"adapter={request.param}", "logger=both")
     whole = train(folder / "whole", *overrides)
@@ -44,7 +44,7 @@ def twins(
     return whole, resumed
 
 
-def test_a_killed_run_goes_on_to_the_same_losses(twins: tuple[Finished, Finished]) -> None:
+def test_a_killed_run_resumes_with_the_same_losses(twins: tuple[Finished, Finished]) -> None:
     whole, resumed = twins
     assert [entry["step"] for entry in whole.result["history"]] == list(range(1, 25))
     assert resumed.result["history"] == whole.result["history"]
@@ -59,7 +59,7 @@ def test_a_resumed_run_did_not_start_over(twins: tuple[Finished, Finished]) -> N
     assert seen_again < 20 * per_step
 
 
-def test_no_step_stands_twice_in_tensorboard(twins: tuple[Finished, Finished]) -> None:
+def test_tensorboard_has_each_step_once(twins: tuple[Finished, Finished]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     whole, resumed = twins
@@ -72,7 +72,7 @@ def test_no_step_stands_twice_in_tensorboard(twins: tuple[Finished, Finished]) -
     assert logged == [(entry["step"], pytest.approx(entry["loss"])) for entry in history]
 
 
-def test_the_wandb_run_goes_on_under_its_id(twins: tuple[Finished, Finished]) -> None:
+def test_a_resumed_run_keeps_its_wandb_id(twins: tuple[Finished, Finished]) -> None:
     ids = [
         [path.name.rpartition("-")[2] for path in run.folder.glob("wandb/offline-run-*")]
         for run in twins
@@ -81,7 +81,7 @@ def test_the_wandb_run_goes_on_under_its_id(twins: tuple[Finished, Finished]) ->
     assert ids[1][0] == ids[1][1] != ids[0][0]
 
 
-def test_the_best_weights_are_the_same_bit_for_bit(twins: tuple[Finished, Finished]) -> None:
+def test_the_best_weights_are_identical(twins: tuple[Finished, Finished]) -> None:
     whole, resumed = twins
     for path in whole.final.glob("*.safetensors"):
         assert path.read_bytes() == (resumed.final / path.name).read_bytes()
@@ -116,7 +116,7 @@ def test_a_changed_setting_is_named_with_both_values(pruned: Finished) -> None:
     assert "is of trainer.args.learning_rate=0.002, not 0.0001: give another" in done.errors
 
 
-def test_a_run_that_was_stopped_after_its_last_step_takes_no_other(tmp_path: Path) -> None:
+def test_resuming_after_the_last_step_trains_no_further(tmp_path: Path) -> None:
     given = (*SHORT, "lr_scheduler_type=constant", "evaluation=none", "export.form=merged")
     whole = train(tmp_path / "run", *given)
     assert whole.code == 0, whole.errors
@@ -131,7 +131,7 @@ def test_a_run_that_was_stopped_after_its_last_step_takes_no_other(tmp_path: Pat
     assert (again.final / "model.safetensors").read_bytes() == weights
 
 
-def test_a_run_may_be_made_longer(tmp_path: Path) -> None:
+def test_a_finished_run_resumes_with_a_larger_max_steps(tmp_path: Path) -> None:
     given = (*SHORT, "lr_scheduler_type=constant", "evaluation=none")
     short = train(tmp_path / "grown", *given)
     longer = train(tmp_path / "grown", *given, "max_steps=9")
@@ -148,7 +148,7 @@ def test_changed_data_is_refused(pruned: Finished) -> None:
     assert pruned.result == before
 
 
-def test_resume_never_does_not_touch_an_earlier_run(pruned: Finished) -> None:
+def test_resume_never_leaves_an_earlier_run_alone(pruned: Finished) -> None:
     before = pruned.result
     done = train(pruned.folder, *SHORT, "resume=never")
     assert done.code == 1
@@ -156,7 +156,7 @@ def test_resume_never_does_not_touch_an_earlier_run(pruned: Finished) -> None:
     assert pruned.result == before
 
 
-def test_a_run_goes_on_from_a_checkpoint_that_is_named(pruned: Finished, tmp_path: Path) -> None:
+def test_a_run_resumes_from_a_given_checkpoint(pruned: Finished, tmp_path: Path) -> None:
     path = pruned.folder / "checkpoints" / "pruned" / "checkpoint-3"
     before = pruned.result
     done = train(tmp_path / "run", *SHORT, "logger=none", f"resume={path}")
@@ -184,7 +184,7 @@ def another_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("change", ["model.keep_layers=6", "adapter=full", "model_name="])
-def test_a_named_checkpoint_of_another_variant_is_refused(
+def test_a_given_checkpoint_of_another_variant_is_refused(
     pruned: Finished, tmp_path: Path, another_base: Path, change: str
 ) -> None:
     change += str(another_base) if change == "model_name=" else ""
@@ -204,7 +204,7 @@ def test_another_base_is_refused_in_the_same_folder(pruned: Finished, another_ba
     assert pruned.result == before
 
 
-def test_the_best_checkpoint_stays_whatever_comes_after(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_kept(tmp_path: Path) -> None:
     steps = ("max_steps=8", "eval_steps=2", "save_steps=2", "save_total_limit=2")
     diverging = ("learning_rate=0.5", "lr_scheduler_type=constant_with_warmup", "warmup_ratio=0.4")
     done = train(tmp_path / "run", *SHORT, *steps, *diverging, "logger=none")

@@ -1,4 +1,4 @@
-"""No secret is ever written, and what would write one is refused before anything is."""
+"""No secret is written; a config that would write one is refused first."""
 
 import hashlib
 import secrets
@@ -13,7 +13,7 @@ KEPT = "keys stay in the environment or in .env, and are never written"
 
 
 def written(folder: Path, known: list[str]) -> list[Path]:
-    """Files and folders below one that contain a secret, or are named after it."""
+    """Return the files and folders below one that contain a secret or have it in their name."""
     found = []
     for path in folder.rglob("*"):
         if path.name == ".env":
@@ -34,7 +34,7 @@ def test_a_run_writes_no_secret(tmp_path: Path) -> None:
     assert len(list(done.folder.rglob("*"))) > 30
     assert written(tmp_path, [*known.values(), in_file]) == []
     assert not any(each in done.output + done.errors for each in [*known.values(), in_file])
-    # The search finds what is there.
+    # The search finds a planted secret.
     (done.folder / "logs" / "note").write_text(f"key: {in_file}")
     assert written(tmp_path, [in_file]) == [done.folder / "logs" / "note"]
 
@@ -59,7 +59,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("content", REFUSED)
-def test_a_file_that_would_write_one_is_refused(content: str, tmp_path: Path) -> None:
+def test_a_config_file_that_would_write_a_secret_is_refused(content: str, tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     (conf / "experiment").mkdir(parents=True)
     logged = "defaults:\n  - quickstart\n  - override /logger: wandb\n"
@@ -72,7 +72,7 @@ def test_a_file_that_would_write_one_is_refused(content: str, tmp_path: Path) ->
 
 
 def started(tmp_path: Path, *given: str) -> Finished:
-    """Run the command in a folder of its own without choosing the run folder."""
+    """Run the command in an empty folder with the default run folder."""
     import subprocess
     import sys
 
@@ -100,14 +100,16 @@ def started(tmp_path: Path, *given: str) -> Finished:
         (f"hydra.run.dir=runs/{KEY}", "hydra.run.dir: holds the value of WANDB_API_KEY"),
     ],
 )
-def test_an_argument_that_holds_one_is_refused(argument: str, message: str, tmp_path: Path) -> None:
+def test_an_argument_that_holds_a_secret_is_refused(
+    argument: str, message: str, tmp_path: Path
+) -> None:
     done = started(tmp_path, "experiment=quickstart", "logger=wandb", argument)
     assert done.errors == f"error: {message}; {KEPT}\n"
     assert done.code == 1
     assert list(done.folder.rglob("*")) == []
 
 
-def test_a_model_with_a_pickle_for_weights_is_refused(tmp_path: Path) -> None:
+def test_a_model_with_pickled_weights_is_refused(tmp_path: Path) -> None:
     import pickle
     import shutil
 

@@ -1,4 +1,4 @@
-"""Sweeps: what a failing job costs, what a second start does, and the summary that is left."""
+"""Sweeps: failing jobs, a second start, and the summary."""
 
 import csv
 from pathlib import Path
@@ -31,7 +31,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Path]:
     return sweep(folder), folder
 
 
-def test_one_bad_job_in_five_is_recorded_and_the_others_run(swept: tuple[Finished, Path]) -> None:
+def test_a_failing_job_is_recorded_and_the_others_run(swept: tuple[Finished, Path]) -> None:
     done, folder = swept
     assert done.code == 1
     statuses = [result["status"] for result in results(folder)]
@@ -84,7 +84,7 @@ def test_the_summary_ranks_the_jobs(swept: tuple[Finished, Path]) -> None:
     assert lines[-1].endswith("give 0 to 11 (0-based) |")
 
 
-def test_a_second_start_does_only_what_is_not_completed(swept: tuple[Finished, Path]) -> None:
+def test_a_second_start_runs_only_incomplete_jobs(swept: tuple[Finished, Path]) -> None:
     _, folder = swept
     files = [folder / n / "result.json" for n in "0234"]
     before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
@@ -96,7 +96,7 @@ def test_a_second_start_does_only_what_is_not_completed(swept: tuple[Finished, P
     assert "error in job 1:" in done.errors
 
 
-def test_a_folder_whose_job_had_other_settings_is_refused(swept: tuple[Finished, Path]) -> None:
+def test_a_folder_of_a_job_with_other_settings_is_refused(swept: tuple[Finished, Path]) -> None:
     _, folder = swept
     done = sweep(folder, "learning_rate=1e-3", "model.layer_to_drop=3")
     assert done.code == 1

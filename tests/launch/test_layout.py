@@ -1,4 +1,4 @@
-"""How many processes a run has: from what the environment says, and nothing else."""
+"""The number of processes follows from the environment alone."""
 
 import pytest
 
@@ -14,7 +14,7 @@ STEP = ("SLURM_STEP_NUM_NODES", "SLURM_STEP_NUM_TASKS")
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*NAMES, *STEP):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", "")  # and with it nvidia-smi
+    monkeypatch.setenv("PATH", "")  # hides nvidia-smi
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,7 @@ def test_devices_are_counted_without_torch(
     assert visible_devices() == expected
 
 
-def test_without_the_variable_nvidia_smi_is_asked(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_variable_nvidia_smi_counts(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert visible_devices() == 0
     tool = tmp_path / "nvidia-smi"
     lines = "GPU 0: One (UUID: GPU-a)\\n  MIG 1g.18gb Device 0: (UUID: MIG-b)\\nGPU 1: Two\\n"
@@ -53,7 +51,7 @@ def test_without_the_variable_nvidia_smi_is_asked(
         (4, "0,1", 2, 4),
     ],
 )
-def test_there_is_one_process_a_device(
+def test_each_device_gets_one_process(
     distributed: int | str,
     devices: str,
     nodes: int,
@@ -124,7 +122,7 @@ def test_there_is_one_process_a_device(
         ),
     ],
 )
-def test_what_the_machine_cannot_do_is_refused(
+def test_a_layout_that_the_machine_does_not_have_is_refused(
     distributed: int | str,
     parallel: str,
     environment: dict[str, str],
@@ -138,7 +136,7 @@ def test_what_the_machine_cannot_do_is_refused(
     assert str(refused.value) == message
 
 
-def test_torchruns_processes_are_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_torchrun_are_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert layout("auto", "auto") == Layout(processes=2, nodes=1, node=0)
     assert not layout("auto", "auto").has_to_start
@@ -153,7 +151,7 @@ def test_a_single_process_sees_one_device(monkeypatch: pytest.MonkeyPatch) -> No
     assert visible_devices() == 0
 
 
-def test_nodes_meet_at_the_first_one_on_a_port_of_the_job(
+def test_nodes_meet_at_the_first_one_on_the_jobs_port(
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "scontrol"

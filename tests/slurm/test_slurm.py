@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM of two nodes: preempted, out of time, a node taken away."""
+"""Sweeps on a real two-node SLURM: preemption, timeouts, a lost node."""
 
 import json
 import os
@@ -47,7 +47,7 @@ LITTLE_TIME = (
     "hydra.launcher.signal_delay_s=95",
     "hydra.launcher.max_num_timeout=9",
 )
-"""The signal comes after 25 to 85 seconds: up to 60 early, SLURM says."""
+"""The signal comes after 25 to 85 seconds: SLURM may send it up to 60 s early."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 
 def ask(variables: dict[str, str], *command: str) -> list[list[str]]:
-    """Run one of SLURM's commands; return its lines in words."""
+    """Run one of SLURM's commands; return its lines, split into words."""
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     return [line.split() for line in done.stdout.splitlines()]
 
@@ -71,7 +71,7 @@ def ask(variables: dict[str, str], *command: str) -> list[list[str]]:
 def swept(
     folder: Path, variables: dict[str, str], *overrides: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a sweep; when the body is through, wait for its end and expect success."""
+    """Start a sweep; after the body wait for its end, and expect success."""
     command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(
@@ -89,7 +89,7 @@ def swept(
 def ended(
     folder: Path, variables: dict[str, str], *overrides: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a sweep that is expected to fail to its end."""
+    """Run a sweep that fails, to its end."""
     return subprocess.run(
         [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={folder}", *overrides],
         cwd=folder.parent,
@@ -102,9 +102,9 @@ def ended(
 
 
 def wait_for(condition: Callable[[], bool], variables: dict[str, str], seconds: int) -> None:
-    """Wait, and let no requeued job be held back: SLURM does that for two minutes.
+    """Wait; meanwhile release requeued jobs, which SLURM holds for two minutes.
 
-    Let go within a second it would be ended: the nodes take it for the one that they have cleared.
+    A job released within a second is ended: the nodes take it for the one that they just cleared.
     """
     deadline, held = time.monotonic() + seconds, dict[str, float]()
     while not condition():
@@ -129,7 +129,7 @@ def trained(folder: Path, step: int) -> Callable[[], bool]:
 
 
 def log(folder: Path) -> str:
-    """What the jobs wrote to their logs on the cluster."""
+    """Return what the jobs logged on the cluster."""
     return "".join(path.read_text() for path in (folder / ".submitit").rglob("*.out"))
 
 
@@ -149,7 +149,7 @@ def assert_equal(folder: Path, undisturbed: Path) -> None:
     assert ours["metrics"]["eval_loss"] == theirs["metrics"]["eval_loss"]
 
 
-def test_six_jobs_on_the_cluster_are_six_jobs_here(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_jobs_on_the_cluster_equal_local_ones(cluster: dict[str, str], tmp_path: Path) -> None:
     jobs = (*SHORT, "max_steps=3", "evaluation.num_samples=1", "model=dropped")
     layers = "model.layer_to_drop=1,3,5,7,9,10"
     for name, launcher in (("slurm", SLURM), ("here", ())):
@@ -163,7 +163,7 @@ def test_six_jobs_on_the_cluster_are_six_jobs_here(cluster: dict[str, str], tmp_
     assert log(tmp_path / "slurm")
 
 
-def test_a_preempted_job_saves_and_comes_back(
+def test_a_preempted_job_saves_and_resumes(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
@@ -191,7 +191,7 @@ def test_a_preempted_job_saves_and_comes_back(
     assert len({name.rpartition("-")[2] for name in runs}) == 1
 
 
-def test_the_jobs_of_a_shell_that_is_gone_are_found_by_their_files(
+def test_jobs_outlive_the_command_and_are_found_by_their_files(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
@@ -216,7 +216,7 @@ def test_the_jobs_of_a_shell_that_is_gone_are_found_by_their_files(
     assert again.stderr.count("is already complete") == 2
 
 
-def test_a_worker_looks_at_the_config_that_it_composes(tmp_path: Path) -> None:
+def test_a_worker_checks_the_config_that_it_composes(tmp_path: Path) -> None:
     import pickle
 
     travelled = tmp_path / "callback.pickle"
@@ -229,7 +229,7 @@ def test_a_worker_looks_at_the_config_that_it_composes(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, travelled], check=False).returncode == 0
 
 
-def test_a_job_whose_time_is_over_saves_and_comes_back(
+def test_a_job_out_of_time_saves_and_resumes(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
@@ -240,7 +240,7 @@ def test_a_job_whose_time_is_over_saves_and_comes_back(
     assert_equal(folder, undisturbed)
 
 
-def test_a_job_whose_time_is_over_too_often_says_so_and_goes_on_when_asked_again(
+def test_a_job_out_of_time_too_often_fails_and_resumes_when_started_again(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder, slow = tmp_path / "sweep", {**cluster, **unwell(tmp_path, "slow")}
@@ -258,7 +258,7 @@ def test_a_job_whose_time_is_over_too_often_says_so_and_goes_on_when_asked_again
     assert_equal(folder, undisturbed)
 
 
-def test_a_job_whose_node_is_taken_away_comes_back(
+def test_a_job_on_a_lost_node_resumes(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
@@ -276,7 +276,7 @@ def test_a_job_whose_node_is_taken_away_comes_back(
 
 
 def nearly_equal(folder: Path, undisturbed: Path) -> None:
-    """Expect the losses of one process from two of half the accumulation."""
+    """Expect two processes with half the accumulation to have the losses of one."""
     ours, theirs = result(folder), result(undisturbed)
     assert (ours["status"], ours["settings"]["distributed"]) == ("completed", 2)
     for mine, other in zip(ours["history"], theirs["history"], strict=True):
@@ -287,7 +287,7 @@ def nearly_equal(folder: Path, undisturbed: Path) -> None:
 TWO_NODES = ("hydra.launcher.nodes=2", "gradient_accumulation_steps=4")
 
 
-def test_two_nodes_train_as_one_process_does(
+def test_two_nodes_have_the_losses_of_one_process(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
@@ -297,7 +297,7 @@ def test_two_nodes_train_as_one_process_does(
     assert log(folder).count("sequences a step") == 1
 
 
-def test_two_nodes_whose_time_is_over_save_and_come_back(
+def test_two_nodes_out_of_time_save_and_resume(
     cluster: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
@@ -321,7 +321,7 @@ def test_a_rank_that_fails_on_the_second_node_ends_the_job_with_its_message(
     wait_for(lambda: not ask(cluster, "squeue", "-h"), cluster, 30)
 
 
-def test_a_sweep_of_which_no_job_could_run_is_not_submitted(
+def test_a_sweep_without_a_job_that_can_run_is_not_submitted(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
     given = (*SHORT, *SLURM, "model=dropped", "model.layer_to_drop=77,88")

@@ -23,8 +23,6 @@ Closing = Callable[[], str | None]
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
 
-logger = logging.getLogger(__name__)
-
 
 def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Callable[[], None]]:
     """Make a function of a composed config a Hydra app.
@@ -63,7 +61,8 @@ def _report(error: Exception, *, raises: bool) -> None:
     if not isinstance(error, LaminaError):
         if job.job_logging is None:
             raise error
-        logger.exception("unexpected error")
+        # Below the console's level: the root logger's handlers write it to the log file.
+        logging.getLogger("command").warning("unexpected error", exc_info=error)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         log = Path(job.runtime.output_dir) / f"{job.job.name}.log"
         message = f"{reason}; the traceback is in {log}"
@@ -73,10 +72,10 @@ def _report(error: Exception, *, raises: bool) -> None:
     if raises:
         raise error
     # The traceback's frames hold the failed job's model while the next job loads its own.
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
     gc.collect()
 
 
