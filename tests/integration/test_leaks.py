@@ -70,12 +70,12 @@ def classes():
     }
 
 
-heal, keep = train.heal, Pipeline._keep
+run_job, keep = train.run_job, Pipeline._keep
 
 
-def heal_and_look(*arguments):
+def run_and_look(*arguments):
     states.append(state())
-    return heal(*arguments)
+    return run_job(*arguments)
 
 
 def keep_or_fail(self, *arguments):
@@ -84,7 +84,7 @@ def keep_or_fail(self, *arguments):
     return keep(self, *arguments)
 
 
-train.heal, Pipeline._keep = heal_and_look, keep_or_fail
+train.run_job, Pipeline._keep = run_and_look, keep_or_fail
 gc.unfreeze()  # get_objects would not list the classes
 before = classes()
 gc.freeze()

@@ -8,7 +8,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.app import app, errors_in_one_line, shown
-from lamina.launch.job import awaited_job, dry_run, heal
+from lamina.launch.job import awaited_job, dry_run_job, run_job
 from lamina.launch.sweep import close_sweep, is_done
 from lamina.launch.worker import work
 from lamina.legacy.flag import take_old
@@ -22,10 +22,10 @@ def train(config: DictConfig) -> None:
     folder = Path(job.runtime.output_dir)
     overrides = OmegaConf.to_container(job.overrides.task, resolve=False)
     if config.dry_run:
-        dry_run(config, folder, overrides)
+        dry_run_job(config, folder, overrides)
     elif job.mode == RunMode.MULTIRUN and is_done(folder, overrides):
         sys.stderr.write(f"job {job.job.num} is already complete\n")
-    elif record := heal(config, folder, overrides):
+    elif record := run_job(config, folder, overrides):
         from rich.console import Console
 
         from lamina.report.run_summary import summary

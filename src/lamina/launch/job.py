@@ -27,7 +27,7 @@ KEY = "lamina/job"
 logger = logging.getLogger(__name__)
 
 
-def heal(config: DictConfig, folder: Path, overrides: list[str]) -> Record | None:
+def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> Record | None:
     """Run a job; return its record, which the first node keeps.
 
     Raises:
@@ -51,7 +51,7 @@ def heal(config: DictConfig, folder: Path, overrides: list[str]) -> Record | Non
     return record
 
 
-def dry_run(config: DictConfig, folder: Path, overrides: list[str]) -> None:
+def dry_run_job(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     """Rehearse a job in one process, here if its backend allows it.
 
     Raises:
