@@ -19,8 +19,8 @@ from typing import Any
 from lamina import errors
 from lamina.errors import LaminaError, TrainingError
 from lamina.launch.layout import Layout, meeting_point
-from lamina.runtime.files import write_json
 from lamina.runtime.distributed import REQUEUE_SIGNAL
+from lamina.runtime.files import write_json
 
 FOLDER = ".ranks"
 """In the run folder of a run on several nodes: their error files."""
