@@ -98,7 +98,7 @@ def generate(folder: Path, shape: Shape) -> None:
 def is_complete(folder: Path, wanted: dict[str, StoredTensor]) -> bool:
     """Say whether a folder holds exactly these tensors, in files of the right length."""
     try:
-        return resolve(str(folder)).described() == wanted
+        return resolve(str(folder)).all_stored() == wanted
     except ModelError:
         return False
 
@@ -132,7 +132,7 @@ def refuse_difference(model: Path, cut: Path, kept: dict[str, StoredTensor]) -> 
     from torch import equal
 
     source, written = resolve(str(model)), resolve(str(cut))
-    if written.described() != kept:
+    if written.all_stored() != kept:
         sys.exit(f"error: {cut} does not hold the kept tensors, or more than those")
     last = max(layer for name in kept if (layer := layer_of(name)) is not None)
     for name in (name for name in kept if layer_of(name) in (None, 0, last)):

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from lamina.depth.loading import load_model
-from lamina.scan.greedy import Rounds
+from lamina.scan.calibration import Windows
+from lamina.scan.greedy import GreedySearch
 from lamina.scan.layers import LayerStack, open_stack
 from lamina.scan.passes import Budget, sweep
-from lamina.scan.windows import Windows
 from lamina.weights.source import resolve
 
 SHAPE = Shape(
@@ -102,10 +102,10 @@ class Swept:
     def greedy(self, ids: torch.Tensor, number: int) -> "Chosen":
         """Leave out layers until a number of them is gone."""
         began = time.perf_counter()
-        rounds = Rounds(self.stack, Windows.joined(ids), allowed(ids), [])
+        rounds = GreedySearch(self.stack, Windows.joined(ids), allowed(ids), [])
         for _ in range(number):
-            rounds.next()
-        return Chosen(rounds.gone, rounds.layer_forwards, time.perf_counter() - began)
+            rounds.drop_next()
+        return Chosen(rounds.dropped, rounds.layer_forwards, time.perf_counter() - began)
 
 
 def allowed(ids: torch.Tensor) -> Budget:

@@ -153,13 +153,13 @@ def lamina_scan(model: str, tokens: int, output: str) -> None:
     """Score every removal, layer by layer from disk; write what the scan says that it took."""
     import torch
 
+    from lamina.scan.calibration import Windows
     from lamina.scan.layers import open_stack
     from lamina.scan.passes import Budget, sweep
-    from lamina.scan.windows import Windows
     from lamina.weights.source import resolve
 
     with open_stack(resolve(model), torch.bfloat16, "cpu") as stack:
-        vocabulary = stack.host.model.config.vocab_size
+        vocabulary = stack.shell.model.config.vocab_size
         ids = torch.randint(vocabulary, (max(1, tokens // 256), min(tokens, 256)))
         streamed = Budget(hold=False, windows=len(ids))
         _, cost = sweep(stack, Windows.joined(ids), streamed, sublayers=False, folder=None)

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lamina.depth.blocks import decoder_stack
 from lamina.depth.loading import load_model
 from lamina.depth.plan import make_plan
+from lamina.depth.reduction import decoder_stack
 from lamina.depth.selection import First
 from lamina.depth.variants import Layers, Original, Pruned
 from lamina.errors import ModelError

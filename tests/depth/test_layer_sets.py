@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lamina.depth.layer_sets import half_open_ranges, indices, shown
+from lamina.depth.layer_sets import format_layers, half_open_ranges, parse_layers
 from lamina.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ from lamina.errors import ConfigError
     ],
 )
 def test_indices_and_half_open_ranges_are_read(value: Any, expected: tuple[int, ...]) -> None:
-    assert indices("model.keep", value, 12) == expected
+    assert parse_layers("model.keep", value, 12) == expected
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def test_indices_and_half_open_ranges_are_read(value: Any, expected: tuple[int, 
 )
 def test_what_cannot_be_read_is_refused(value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        indices("model.keep", value, 12)
+        parse_layers("model.keep", value, 12)
 
 
 def test_ranges_are_written_half_open() -> None:
     assert half_open_ranges((0, 1, 4)) == [[0, 2], [4, 5]]
-    assert shown((0, 1, 4)) == "[0, 2), [4, 5)"
-    assert shown(()) == ""
+    assert format_layers((0, 1, 4)) == "[0, 2), [4, 5)"
+    assert format_layers(()) == ""

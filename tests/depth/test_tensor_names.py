@@ -42,16 +42,28 @@ def test_heads_for_multi_token_prediction_are_left_out_of_a_reduced_model() -> N
 
 
 def test_a_checkpoint_that_is_shallower_than_its_config_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"no tensors for layer 2, but its config\.json promises"):
+    with pytest.raises(ModelError) as raised:
         kept_tensors(["model.layers.0.w", "model.layers.1.w"], (0, 1), config(3))
+    assert str(raised.value) == (
+        "the checkpoint has no tensors for layer 2, but its config.json declares 3 layers: "
+        "it would get random weights; fix config.json first"
+    )
 
 
 def test_a_checkpoint_that_is_deeper_than_its_config_is_refused() -> None:
     names = [f"model.layers.{i}.w" for i in range(4)]
-    with pytest.raises(ModelError, match=r"has tensors for layer 3, but its config\.json promises"):
+    with pytest.raises(ModelError) as raised:
         kept_tensors(names, (0, 1), config(3))
+    assert str(raised.value) == (
+        "the checkpoint has tensors for layer 3, but its config.json declares only 3 layers: "
+        "fix config.json first"
+    )
 
 
 def test_two_stacks_of_layers_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"decoder\.layers, encoder\.layers"):
+    with pytest.raises(ModelError) as raised:
         kept_tensors(["encoder.layers.0.w", "decoder.layers.0.w"], (0,), config(1))
+    assert str(raised.value) == (
+        "the checkpoint has several stacks of layers (decoder.layers, encoder.layers): "
+        "only decoder language models with a single stack can be reduced"
+    )

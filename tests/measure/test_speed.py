@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
-from lamina.depth.blocks import blueprint
+from lamina.depth.reduction import blueprint
 from lamina.measure.speed import training_flops
 from tests.architectures import ARCHITECTURES
 

@@ -231,11 +231,11 @@ def test_nothing_heavy_is_imported_and_no_pyplot_ever(tmp_path: Path) -> None:
         "import sys; heavy = {'torch', 'transformers', 'matplotlib', 'numpy'}\n"
         "import lamina.report.scan_report\n"
         "from lamina.report.scan_chart import draw\n"
-        "from lamina.depth.statistics import statistics_of\n"
+        "from lamina.depth.statistics import Statistics\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
         "import json, pathlib\n"
-        "draw(statistics_of(json.loads(sys.argv[1])), pathlib.Path(sys.argv[2]))\n"
+        "draw(Statistics.from_dict(json.loads(sys.argv[1])), pathlib.Path(sys.argv[2]))\n"
         "assert not {'torch', 'matplotlib.pyplot'} & sys.modules.keys()\n"
     )
-    arguments = [json.dumps(TWO.content()), str(tmp_path / "scan.png")]
+    arguments = [json.dumps(TWO.to_dict()), str(tmp_path / "scan.png")]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)

@@ -14,7 +14,7 @@ from lamina.data.splits import Split
 from lamina.data.tokenization import Tokenization
 from lamina.errors import ConfigError, DataError
 from lamina.measure.evaluate import row_losses
-from lamina.scan.cached import whole
+from lamina.scan.cached import without_holdout
 from lamina.scan.calibration import Calibration
 from lamina.scan.layers import open_stack
 from lamina.scan.passes import Budget, sweep
@@ -46,8 +46,8 @@ def test_joined_rows_are_one_text_in_their_order(tokenizer: PreTrainedTokenizerB
     assert windows.ids.tolist() == [ids[0:16], ids[16:32], ids[32:48]]
     assert windows.positions is None
     assert sets == (range(3),)
-    assert windows.counted[:, 1:].all()
-    assert not windows.counted[:, 0].any()
+    assert windows.scored[:, 1:].all()
+    assert not windows.scored[:, 0].any()
 
 
 def test_a_chat_is_read_with_its_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -129,7 +129,7 @@ def test_a_scan_holds_no_row_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in TEXT))
     data = Files(format="jsonl", train=str(path), **{**FOREIGN, "eval_fraction": 0.1})
-    every = [row["text"] for row in whole(data).load().train.usable()]
+    every = [row["text"] for row in without_holdout(data).load().train.usable()]
     assert every == [row["text"] for row in TEXT]
     kept = [row["text"] for row in data.load().train.usable()]
     assert len(kept) == 54

@@ -10,20 +10,20 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lamina.depth.blocks import decoder_stack
 from lamina.depth.loading import load_model
-from lamina.depth.statistics import Statistics, statistics_of
+from lamina.depth.reduction import decoder_stack
+from lamina.depth.statistics import Statistics
 from lamina.depth.surgery import layer_count
 from lamina.errors import ConfigError
 from lamina.scan import greedy
 from lamina.scan import passes as scan_module
+from lamina.scan.calibration import Windows
 from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack
 from lamina.scan.passes import Budget, ScanSettings, budget, sweep
 from lamina.scan.scores import Scores, jaccard, kendall_tau
 from lamina.scan.streams import PARTS
 from lamina.scan.taylor import taylor_importance
-from lamina.scan.windows import Windows
 from lamina.weights.source import Source, resolve
 from tests.architectures import save
 from tests.conftest import REFERENCE
@@ -226,20 +226,20 @@ def test_greedy_removes_what_the_naive_loop_removes(source: Source) -> None:
 def forwards(stack: LayerStack, spare: int, rounds: int) -> list[int]:
     """Layer-forwards of each round of a greedy search with some room for states."""
     windows = text()
-    search = greedy.Rounds(stack, windows, Budget(hold=True, windows=5, spare=spare), [])
+    search = greedy.GreedySearch(stack, windows, Budget(hold=True, windows=5, spare=spare), [])
     taken = []
     for _ in range(rounds):
         before = search.layer_forwards
-        search.next()
+        search.drop_next()
         taken.append(search.layer_forwards - before)
-    return [*taken, *search.gone]
+    return [*taken, *search.dropped]
 
 
 def test_a_greedy_round_begins_where_the_last_removal_makes_a_difference() -> None:
     source, count = resolve(str(REFERENCE)), 5
     with open_stack(source, torch.float32, "cpu") as stack:
         without, room = forwards(stack, 0, count), forwards(stack, 10**9, count)
-        state = text().ids.numel() * stack.host.model.config.hidden_size * 4
+        state = text().ids.numel() * stack.shell.model.config.hidden_size * 4
         half = forwards(stack, 20 * state, count)
     gone = room[count:]
     assert without[count:] == gone == half[count:]
@@ -260,7 +260,7 @@ def positions(gone: list[int]) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(("room", "marks"), [(66, 1), (65, 2), (30, 2), (29, 3), (0, None)])
 def test_states_are_marked_as_closely_as_there_is_room(room: int, marks: int | None) -> None:
-    assert greedy.marked(12, room) == (range(marks, 12, marks) if marks else range(0))
+    assert greedy.marked_depths(12, room) == (range(marks, 12, marks) if marks else range(0))
 
 
 def test_taylor_is_the_sum_of_weight_times_gradient(source: Source) -> None:
@@ -291,7 +291,7 @@ def test_the_budget_says_how_much_is_needed(source: Source) -> None:
 
 def test_statistics_survive_their_file(source: Source) -> None:
     found = statistics(source, text())
-    assert statistics_of({**found.content(), "seconds": 1.0}) == found
+    assert Statistics.from_dict({**found.to_dict(), "seconds": 1.0}) == found
 
 
 def test_rank_stability() -> None:

@@ -118,8 +118,12 @@ def test_a_checkpoint_of_another_depth_is_refused(folder: Path, depth: int, mess
 
 def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"holds an adapter, not a model: .* lamina export"):
+    with pytest.raises(ModelError) as raised:
         resolve(str(tmp_path))
+    assert str(raised.value) == (
+        f"model_name={tmp_path}: that folder holds an adapter, not a model: "
+        "lamina export RUN --output DIR writes the model"
+    )
 
 
 def test_other_weights_have_another_fingerprint(folder: Path, whole: Path) -> None:

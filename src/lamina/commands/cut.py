@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from lamina.commands.app import app
 from lamina.config.preflight import resolved
-from lamina.depth.layer_sets import shown
+from lamina.depth.layer_sets import format_layers
 
 
 @app("cut")
@@ -19,6 +19,6 @@ def main(config: DictConfig) -> None:
     output = Path(config.output)
     weights = sum(path.stat().st_size for path in output.expanduser().glob("*.safetensors"))
     sys.stdout.write(
-        f"{output}: {len(plan.kept_layers)} of {plan.num_layers} layers, {shown(plan.kept_layers)} "
-        f"(0-based, half-open), {weights:,} bytes\n"
+        f"{output}: {len(plan.kept_layers)} of {plan.num_layers} layers, "
+        f"{format_layers(plan.kept_layers)} (0-based, half-open), {weights:,} bytes\n"
     )

@@ -8,10 +8,10 @@ from omegaconf import DictConfig
 
 from lamina.commands.app import app, shown
 from lamina.config.preflight import preflight
-from lamina.depth.statistics import Statistics, statistics_of
+from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError
 from lamina.runtime.files import write_json
-from lamina.scan.cached import whole
+from lamina.scan.cached import without_holdout
 from lamina.weights.source import resolve
 
 
@@ -36,8 +36,8 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
     if config.dry_run:
         raise ConfigError("dry_run=true is for training, and a scan trains nothing: leave it out")
     run = instantiate(config)
-    content = run.scores(resolve(run.model_name), whole(run.data)).scan()
-    found = statistics_of(content)
+    content = run.scores(resolve(run.model_name), without_holdout(run.data)).scan()
+    found = Statistics.from_dict(content)
     write_json(folder / "scan.json", content)
     write_csv(found, folder / "scan.csv")
     draw(found, folder / "scan.png")

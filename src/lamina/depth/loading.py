@@ -1,16 +1,17 @@
 """Load a model with only its kept layers: the dropped ones are never read."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.quantization import quantization
-from lamina.depth.reduction import reduction
-from lamina.depth.surgery import layer_count, reduced_generation_config
-from lamina.depth.tensor_names import kept_tensors
-from lamina.depth.verification import refuse_misfits
+from lamina.depth.reduction import Reduction, blueprint, reduction, with_derived_lists
+from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
+from lamina.depth.tensor_names import kept_tensors, with_layer
 from lamina.errors import ModelError, nearest
+from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
-from lamina.weights.source import Source, read_json
+from lamina.weights.source import Source, read_json, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -25,23 +26,23 @@ def load_model(
     device: str = "cpu",
     in_4bit: bool = False,
 ) -> "PreTrainedModel":
-    """Load the model that has only the kept layers, in order.
+    """Load the model that consists of the kept layers, in order.
 
     With every layer kept this is plain `from_pretrained`. Otherwise the smaller model is built from
-    its own config, and its tensors are read under their new names, one by one, into their dtype and
-    device: each module's layer index, cache slot and config entry belong together from the start.
+    its own config, and its tensors are read one by one under their new names, straight into their
+    dtype and device: every module's layer index, cache slot and config entry agree from the start.
 
     Args:
-        source: Where config.json and the safetensors files are.
+        source: The larger model.
         kept_layers: 0-based indices, ascending.
-        dtype: Of all floating-point weights.
-        device: Where the weights go: cpu, or an accelerator such as cuda:0.
-        in_4bit: Whether each linear layer's weights become four bits wide as they are read.
+        dtype: Type of all floating-point weights.
+        device: cpu, or an accelerator such as cuda:0.
+        in_4bit: Whether the weights of linear layers are quantized to four bits as they are read.
 
     Raises:
-        ConfigError: Four bits need a package that is not there.
-        ModelError: Weights are missing or unreadable, the smaller model does not take them all, or
-            it could not be exact.
+        ConfigError: 4-bit weights need a package that is not installed.
+        ModelError: Weights are missing or unreadable, do not fit the smaller model, or removal is
+            not exact.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -62,7 +63,7 @@ def load_model(
             None, config=smaller.config, state_dict=slices, output_loading_info=True, **settings
         )
     refuse_misfits(f"model_name={source.name}", info)
-    # An adapter trained on this model records it as its base.
+    # An adapter trained on this model records this name as its base.
     model.name_or_path = model.config.name_or_path = source.name
     if path := source.fetch("generation_config.json", required=False):
         content = reduced_generation_config(read_json(path))
@@ -70,18 +71,52 @@ def load_model(
     return model
 
 
+def load_single_layer(
+    model: Reduction,
+    layer: int | None,
+    slices: Mapping[str, Any],
+    dtype: "torch.dtype",
+    device: str = "cpu",
+) -> "PreTrainedModel":
+    """Load one layer as a model of its own, so that the whole model need not be in memory.
+
+    Transformers does the loading, with whatever it does to names and weights.
+
+    Args:
+        model: The model that the layer belongs to.
+        layer: 0-based index; None for everything outside the layers (embeddings, norm, head),
+            which comes with one layer of random weights.
+        slices: The tensors, by their names in the model's checkpoint.
+        dtype: Type of floating-point weights.
+        device: cpu, or an accelerator such as cuda:0.
+    """
+    content = reduced_config(with_derived_lists(model.content, model.config), (layer or 0,))
+    if layer is not None:
+        # Embeddings are not part of this layer and would be filled with random numbers.
+        content["vocab_size"] = 1
+        content.update(dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")))
+    placed = {} if device == "cpu" else {"device_map": {"": device}}
+    return type(model.blueprint).from_pretrained(
+        None,
+        config=type(model.config).from_dict(content),
+        state_dict={with_layer(name, 0): piece for name, piece in slices.items()},
+        dtype=dtype,
+        **placed,
+    )
+
+
 def new_model(
     architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", *, dtype: "torch.dtype"
 ) -> "PreTrainedModel":
-    """Build a model with random weights for a tokenizer; seed the generators before.
+    """Build a model with random weights for a tokenizer; the caller seeds the generators.
 
     Args:
-        architecture: Keyword arguments of the architecture's config, `model_type` among them.
-        tokenizer: Gives the size of the vocabulary and the special tokens.
-        dtype: Of the weights.
+        architecture: Keyword arguments of the architecture's config, including `model_type`.
+        tokenizer: Provides the vocabulary size and the special tokens.
+        dtype: Type of the weights.
 
     Raises:
-        ModelError: There is no such architecture, or it refuses an argument.
+        ModelError: transformers does not know the architecture, or rejects an argument.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -100,7 +135,7 @@ def new_model(
 
 
 def _refuse_unknown_keys(architecture: dict[str, Any]) -> None:
-    """Refuse what transformers 5.17 would keep in the config and never read."""
+    """Refuse keys that transformers 5.17 would store in the config and never read."""
     from transformers import CONFIG_MAPPING
 
     kind = architecture["model_type"]
@@ -117,10 +152,10 @@ def _refuse_unknown_keys(architecture: dict[str, Any]) -> None:
 
 
 def model_class(content: Mapping[str, Any]) -> "type[PreTrainedModel]":
-    """Return the class of a model, of which no weight is read.
+    """Return a model's class without reading a weight.
 
     Args:
-        content: Of its config.json, or an architecture of `new_model`.
+        content: A config.json, or an architecture for `new_model`.
 
     Raises:
         ModelError: transformers has none.
@@ -129,13 +164,13 @@ def model_class(content: Mapping[str, Any]) -> "type[PreTrainedModel]":
 
     kind = content["model_type"]
     if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"model_type={kind}: transformers has no causal language model of it")
+        raise ModelError(f"model_type={kind}: transformers has no causal language model for it")
     found: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]]
     return found
 
 
 def torch_dtype(name: str, *, automatic: str) -> "torch.dtype":
-    """Return the dtype of this name; that of `automatic` where the name is auto."""
+    """Return the dtype of this name, or of `automatic` if the name is auto."""
     import torch
 
     dtype: torch.dtype = getattr(torch, automatic if name == "auto" else name)
@@ -143,10 +178,10 @@ def torch_dtype(name: str, *, automatic: str) -> "torch.dtype":
 
 
 def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer, its chat template included.
+    """Load the tokenizer with its chat template.
 
     Raises:
-        ModelError: The source has none, or one that cannot be read.
+        ModelError: The source has no tokenizer, or an unreadable one.
     """
     from transformers import AutoTokenizer
 
@@ -159,3 +194,67 @@ def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
 
 def _location(source: Source) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": source.name, "revision": source.revision or "main"}
+
+
+def refuse_unloadable(folder: Path) -> None:
+    """Check that transformers loads a model folder, by names and shapes alone.
+
+    Args:
+        folder: Folder with config.json and safetensors files.
+
+    Raises:
+        ModelError: A file is incomplete, or a tensor is missing, unexpected or of another shape.
+    """
+    from transformers import AutoConfig
+
+    source = resolve(str(folder))
+    stored = source.stored(source.weight_map)
+    config = AutoConfig.from_pretrained(folder)
+    _, info = type(blueprint(config)).from_pretrained(
+        None,
+        config=config,
+        state_dict={name: MetaSlice(tensor) for name, tensor in stored.items()},
+        device_map={"": "meta"},
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    refuse_misfits(f"{folder}", info)
+
+
+class MetaSlice:
+    """A stored tensor as a slice of a safetensors file that reads nothing."""
+
+    def __init__(self, stored: StoredTensor) -> None:
+        self.stored = stored
+
+    def get_shape(self) -> list[int]:
+        """Return the shape, as safetensors' slices do."""
+        return list(self.stored.shape)
+
+    def get_dtype(self) -> str:
+        """Return the safetensors name of the type, as safetensors' slices do."""
+        return self.stored.dtype
+
+    def __getitem__(self, _: Any) -> Any:
+        import torch
+
+        return torch.empty(self.stored.shape, device="meta")
+
+
+def refuse_misfits(name: str, info: dict[str, Any]) -> None:
+    """Raise if transformers found a tensor missing, unexpected or of another shape.
+
+    Args:
+        name: The model, for the message.
+        info: What `from_pretrained(output_loading_info=True)` returned.
+
+    Raises:
+        ModelError: There is such a tensor.
+    """
+    mismatched = {str(entry[0]) for entry in info["mismatched_keys"]}
+    wrong = sorted(set(info["missing_keys"]) | set(info["unexpected_keys"]) | mismatched)
+    if wrong:
+        raise ModelError(
+            f"{name}: {len(wrong)} tensors do not fit the model (first: {wrong[0]}): "
+            "the checkpoint and its config.json disagree"
+        )

@@ -20,7 +20,7 @@ class Plan:
     """Name of the variant: original, dropped, pruned, layers or scratch."""
 
     source: Source | None
-    """The larger model's files; None for a model from scratch."""
+    """The larger model; None for a model from scratch."""
 
     num_layers: int
     """Decoder layers of the larger model."""
@@ -33,7 +33,7 @@ class Plan:
 
     @property
     def is_reduced(self) -> bool:
-        """Whether any layer goes."""
+        """Whether any layer is dropped."""
         return len(self.kept_layers) < self.num_layers
 
     @property
@@ -50,12 +50,12 @@ class Plan:
 def make_plan(
     variant: Variant, model_name: str, scores_of: Callable[[Source], LayerScores]
 ) -> Plan:
-    """Decide which layers stay: from config.json alone, unless the variant asks for scores.
+    """Decide which layers stay: from config.json alone, unless the variant needs scores.
 
     Args:
         variant: The choice of layers.
         model_name: Hub id or local path.
-        scores_of: Gives the scores of a model's layers.
+        scores_of: Returns the scores of a model's layers.
 
     Raises:
         ConfigError: The variant does not fit the model's depth.
@@ -70,12 +70,8 @@ def make_plan(
     reduced_config(source.config, kept_layers)
     if source.is_local:
         source.stored(kept_tensors(source.weight_map, kept_layers, source.config))
-    return Plan(variant.model_type, source, num_layers, kept_layers, _settings(variant))
-
-
-def _settings(settings: Any) -> dict[str, Any]:
-    """A variant's settings for the record; its selector's with the selector's name."""
-    return {
+    settings = {
         key: {"name": type(value).__name__, **vars(value)} if is_dataclass(value) else value
-        for key, value in vars(settings).items()
+        for key, value in vars(variant).items()
     }
+    return Plan(variant.model_type, source, num_layers, kept_layers, settings)

@@ -1,7 +1,7 @@
-"""Weights in four bits, as QLoRA has them (Dettmers et al. 2023, arXiv:2305.14314).
+"""Weights in four bits, as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
 
-The weights of the decoder's linear layers are NF4 in blocks of 64, with one scale each, which is
-quantized itself; the embedding, the norms and the output head keep their type.
+The decoder's linear layers store NF4 weights in blocks of 64 with one scale per block, and the
+scales are quantized too; the embedding, the norms and the output head keep their type.
 """
 
 import importlib.util
@@ -21,17 +21,17 @@ SETTINGS = {
 """Fields of transformers' BitsAndBytesConfig; bnb_4bit_compute_dtype is the weights' own type."""
 
 SCALE_BITS = 8 / 64 + 32 / (64 * 256)
-"""Beside the four of a weight: its share of its block's scale, and of that of 256 such scales."""
+"""Scale bits per weight: an 8-bit scale per 64 weights, a float32 scale per 256 such scales."""
 
 QUANTIZED_BYTES = (4 + SCALE_BITS) / 8
-"""Of one weight with its scales."""
+"""Bytes per weight, scales included."""
 
 
 def quantization(dtype: "torch.dtype") -> "BitsAndBytesConfig":
-    """Return what `from_pretrained` takes to read weights into four bits.
+    """Return the `from_pretrained` setting that reads weights into four bits.
 
     Args:
-        dtype: Of the other weights, and of what is computed.
+        dtype: Type of the other weights and of the computation.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -44,11 +44,7 @@ def quantization(dtype: "torch.dtype") -> "BitsAndBytesConfig":
 
 
 def linear_weights(model: "PreTrainedModel") -> int:
-    """Return how many weights of a model are, or would be, four bits wide.
-
-    Args:
-        model: Without an adapter or with one, of which nothing counts.
-    """
+    """Return how many of a model's weights are, or would be, in four bits; adapters are ignored."""
     from torch.nn import Linear
 
     head = model.get_output_embeddings()
@@ -60,11 +56,11 @@ def linear_weights(model: "PreTrainedModel") -> int:
 
 
 def expected_bytes(model: "PreTrainedModel", dtype: "torch.dtype") -> int:
-    """Return what the weights of a model will take, with its linear layers in four bits.
+    """Return the bytes of a model's weights with its linear layers in four bits.
 
     Args:
-        model: Without weights.
-        dtype: Of the other weights.
+        model: A model without weights.
+        dtype: Type of the other weights.
     """
     quantized = linear_weights(model)
     others = model.num_parameters() - quantized
@@ -72,9 +68,9 @@ def expected_bytes(model: "PreTrainedModel", dtype: "torch.dtype") -> int:
 
 
 def scale_bytes(model: "PreTrainedModel") -> int:
-    """Return what the scales of a loaded model's quantized weights take, beside the weights.
+    """Return the bytes of the scales that a loaded model stores beside its quantized weights.
 
-    By their number: a processor that computes in bfloat16 keeps them in a form of its own.
+    Computed from their number: CPUs with bfloat16 arithmetic store them in a layout of their own.
     """
     packed = (p.numel() for p in model.parameters() if getattr(p, "quant_state", None) is not None)
     return round(2 * sum(packed) * SCALE_BITS / 8)

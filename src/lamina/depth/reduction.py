@@ -1,17 +1,28 @@
-"""The smaller model's config in transformers' form, proven block by block."""
+"""The smaller model's config as transformers reads it, proven block by block.
+
+Both models are built without weights, from their configs. A block's computation is determined by
+its modules, the shapes of their weights and their plain attributes (sliding_window, use_rope,
+scaling, ...); only its index may differ. The comparison finds any config field that reaches a block
+through its position and that the surgery missed, whatever the architecture.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.blocks import blueprint, refuse_changed_blocks
 from lamina.depth.surgery import PER_LAYER_FIELDS, reduced_config
 from lamina.errors import ModelError
 from lamina.weights.source import Source
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
+
+INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx"})
+"""Attributes that hold a block's own position."""
+
+_PLAIN = (bool, int, float, str, type(None), tuple, list)
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,7 @@ class Reduction:
     """A proven reduction: what the smaller model is built from."""
 
     content: dict[str, Any]
-    """Its config.json: the larger one's, with the fields that follow the kept layers."""
+    """The smaller model's config.json."""
 
     config: "PretrainedConfig"
     """The same, as transformers reads it."""
@@ -29,14 +40,14 @@ class Reduction:
 
 
 def reduction(source: Source, kept_layers: Sequence[int]) -> Reduction:
-    """Derive the smaller model's config and prove that its blocks are the larger one's.
+    """Derive the smaller model's config and prove that its blocks equal the larger model's.
 
     Args:
-        source: The larger model's.
+        source: The larger model.
         kept_layers: 0-based indices, ascending.
 
     Raises:
-        ModelError: The architecture is not known to transformers, or cannot be reduced exactly.
+        ModelError: transformers does not know the architecture, or removal is not exact.
     """
     from transformers import AutoConfig
 
@@ -47,20 +58,108 @@ def reduction(source: Source, kept_layers: Sequence[int]) -> Reduction:
         raise ModelError(f"model_name={source.name}: config.json: {reason}") from error
     if len(kept_layers) == larger.num_hidden_layers:
         return Reduction(dict(source.config), larger, blueprint(larger))
-    content = reduced_config(explicit(source.config, larger), kept_layers)
+    content = reduced_config(with_derived_lists(source.config, larger), kept_layers)
     smaller = type(larger).from_dict(content)
     model = blueprint(smaller)
     refuse_changed_blocks(blueprint(larger), model, kept_layers)
     return Reduction(content, smaller, model)
 
 
-def explicit(content: dict[str, Any], config: "PretrainedConfig") -> dict[str, Any]:
-    """Add the per-layer lists that a config's class derives where config.json has none.
+def with_derived_lists(content: dict[str, Any], config: "PretrainedConfig") -> dict[str, Any]:
+    """Add the per-layer lists that a config class derives where config.json has none.
 
     Args:
-        content: Of config.json.
+        content: The content of config.json.
         config: The same, as transformers reads it.
     """
     derived = json.loads(config.to_json_string(use_diff=False))
     lists = {field: derived[field] for field in PER_LAYER_FIELDS if derived.get(field)}
     return {**content, **{field: lists[field] for field in lists if not content.get(field)}}
+
+
+def blueprint(config: "PretrainedConfig") -> "PreTrainedModel":
+    """Build a model without weights: its modules on the meta device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def decoder_stack(model: "PreTrainedModel", depth: int) -> tuple[str, "torch.nn.ModuleList"]:
+    """Return the name of the module list that holds the `depth` decoder layers, and the list.
+
+    Raises:
+        ModelError: The model has no such list.
+    """
+    for name, module in model.named_modules():
+        if type(module).__name__ == "ModuleList" and len(module) == depth:
+            return name, module
+    raise ModelError(
+        f"{type(model).__name__} has no list of {depth} decoder layers: it cannot be reduced"
+    )
+
+
+def adapter_form_is_exact(model: "PreTrainedModel") -> bool:
+    """Whether an adapter with PEFT's layer replication rebuilds exactly this reduced model.
+
+    PEFT 0.21 descends through `.model`, takes `layers`, `encoder.layer` or `h` there, and leaves
+    `layer_types` unchanged: with mixed types, layers behind a gap would get the wrong mask.
+    """
+    inner: Any = model
+    while hasattr(inner, "model"):
+        inner = inner.model
+    stack = decoder_stack(model, model.config.num_hidden_layers)[1]
+    found = [getattr(inner, "layers", None), getattr(inner, "h", None)]
+    found.append(getattr(getattr(inner, "encoder", None), "layer", None))
+    types = set(getattr(model.config, "layer_types", None) or ())
+    return len(types) <= 1 and any(layers is stack for layers in found)
+
+
+def refuse_changed_blocks(
+    larger: "PreTrainedModel", smaller: "PreTrainedModel", kept_layers: Sequence[int]
+) -> None:
+    """Compare each block of the smaller model with the block it comes from.
+
+    Args:
+        larger: The full model, without weights.
+        smaller: The model of the reduced config, without weights.
+        kept_layers: 0-based indices in the larger model, ascending.
+
+    Raises:
+        ModelError: A block would compute something else at its new position.
+    """
+    depth = larger.config.num_hidden_layers
+    blocks = decoder_stack(larger, depth)[1]
+    kept = decoder_stack(smaller, len(kept_layers))[1]
+    for new, old in enumerate(kept_layers):
+        if difference := next(_differences(blocks[old], kept[new]), None):
+            raise ModelError(
+                f"layer {old} of this {larger.config.model_type} would not compute the same as "
+                f"layer {new} ({difference}): this set of layers cannot be removed exactly"
+            )
+
+
+def _differences(old: Any, new: Any) -> Iterator[str]:
+    theirs, ours = dict(old.named_modules()), dict(new.named_modules())
+    for name in [*theirs, *(name for name in ours if name not in theirs)]:
+        if type(theirs.get(name)) is not type(ours.get(name)):
+            was, now = (type(m.get(name)).__name__ for m in (theirs, ours))
+            yield f"{name}: {was} would become {now}"
+            return
+        before, after = _settings(theirs[name]), _settings(ours[name])
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key):
+                change = f"{before.get(key)} would become {after.get(key)}"
+                yield f"{name}.{key}: {change}".lstrip(".")
+
+
+def _settings(module: Any) -> dict[str, Any]:
+    """A module's plain attributes, and the shapes of its own weights and buffers."""
+    plain = {
+        key: value
+        for key, value in vars(module).items()
+        if key not in INDEX_ATTRIBUTES and not key.startswith("_") and isinstance(value, _PLAIN)
+    }
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return {**plain, **{key: tuple(tensor.shape) for key, tensor in own}}

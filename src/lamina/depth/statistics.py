@@ -1,8 +1,8 @@
-"""What a scan found out about a model's layers: the one thing that every selector reads."""
+"""The result of a scan: the scores of a model's layers, which every selector reads."""
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 Numbers = tuple[float, ...]
@@ -10,7 +10,7 @@ Numbers = tuple[float, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class LeaveOneOut:
-    """What the model loses with each layer left out; one entry a layer, all in nats a token."""
+    """The model with each layer left out alone; one entry per layer, in nats per token."""
 
     loss: Numbers
     """Mean over all next-token predictions of the calibration windows."""
@@ -19,22 +19,22 @@ class LeaveOneOut:
     """Standard error of that mean over windows."""
 
     delta_stderr: Numbers
-    """Standard error of the difference to the whole model on the same windows: what tells two
-    layers apart, since windows differ more among each other than layers do."""
+    """Standard error of the difference from the full model on the same windows. It tells layers
+    apart, since losses vary more between windows than between layers."""
 
     kl: Numbers
-    """Kullback-Leibler divergence from the whole model's predictions to the reduced model's."""
+    """Kullback-Leibler divergence from the full model's predictions to the reduced model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stability:
-    """How far the ranking of the layers depends on the calibration text."""
+    """How stable the ranking of the layers is across calibration sets."""
 
     kendall_tau: Numbers
     """Rank correlation of the leave-one-out losses, for each pair of sets: (0, 1), (0, 2), ..."""
 
     jaccard: Numbers
-    """Overlap of the quarter of the layers that cost least, for the same pairs."""
+    """Overlap of the cheapest quarter of the layers, for the same pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,66 +45,61 @@ class Statistics:
     """Decoder layers, L."""
 
     num_tokens: int
-    """Next-token predictions that were scored, of all sets together."""
+    """Scored next-token predictions, in all sets together."""
 
     num_windows: int
-    """Calibration windows that they come from."""
+    """Calibration windows, in all sets together."""
 
     baseline_loss: float
-    """The whole model's, in nats a token."""
+    """Loss of the full model in nats per token."""
 
     baseline_stderr: float
     """Its standard error over windows."""
 
     leave_one_out: LeaveOneOut
-    """Each layer dropped alone."""
+    """Each layer left out alone."""
 
     block_influence: Numbers
-    """1 - mean cosine of a layer's input and output, a token at a time (Men et al. 2024, ShortGPT,
-    arXiv:2403.03853); one entry a layer."""
+    """1 - mean over tokens of the cosine of a layer's input and output; one entry per layer (Men et
+    al. 2024, ShortGPT, arXiv:2403.03853)."""
 
     magnitude: Numbers
-    """Mean of |output - input| / |output|, a token at a time (Samragh et al. 2023,
-    arXiv:2312.09299); one entry a layer."""
+    """Mean over tokens of |output - input| / |output|; one entry per layer (Samragh et al. 2023,
+    arXiv:2312.09299)."""
 
     angular_distance: tuple[Numbers, ...]
     """[start][n]: arccos(cosine) / pi between the inputs of layers start and start + n, mean over
-    all tokens, for 0 <= n <= L - start; behind the last layer, before the final norm."""
+    tokens, for 0 <= n <= L - start. The input of "layer L" is the state before the final norm."""
 
     angular_distance_last: tuple[Numbers, ...]
-    """The same on each window's last token only (Gromov et al. 2024, arXiv:2403.17887)."""
+    """The same for each window's last token only (Gromov et al. 2024, arXiv:2403.17887)."""
 
     sublayer: dict[str, LeaveOneOut] = field(default_factory=dict)
-    """attention, mlp: only that part of each layer dropped; empty unless it was asked for."""
+    """attention, mlp: only that part of each layer left out; empty unless scan.sublayers=true."""
 
     stability: Stability | None = None
-    """Between calibration sets; None with a single one."""
+    """Between calibration sets; None with a single set."""
 
-    def content(self) -> dict[str, Any]:
-        """Return the same as plain lists and dictionaries."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return lists and dictionaries that JSON can hold."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
-
-def statistics_of(content: dict[str, Any]) -> Statistics:
-    """Read what `Statistics.content` returned.
-
-    Args:
-        content: Of scan.json; fields that are not of the statistics are left aside.
-    """
-    names = Statistics.__dataclass_fields__
-    values = {name: _tuples(content[name]) for name in names if name in content}
-    values["leave_one_out"] = LeaveOneOut(**values["leave_one_out"])
-    values["sublayer"] = {
-        part: LeaveOneOut(**scores) for part, scores in values.get("sublayer", {}).items()
-    }
-    if values.get("stability"):
-        values["stability"] = Stability(**values["stability"])
-    return Statistics(**values)
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Statistics":
+        """Read scan.json; its other fields are ignored."""
+        values = {f.name: _tuples(content[f.name]) for f in fields(cls) if f.name in content}
+        values["leave_one_out"] = LeaveOneOut(**values["leave_one_out"])
+        values["sublayer"] = {
+            part: LeaveOneOut(**scores) for part, scores in values.get("sublayer", {}).items()
+        }
+        if values.get("stability"):
+            values["stability"] = Stability(**values["stability"])
+        return cls(**values)
 
 
 def _tuples(value: Any) -> Any:
-    """Lists to tuples; null in a list to NaN, which JSON does not have."""
+    """Turn lists into tuples, and null in a list into NaN, which JSON cannot hold."""
     if isinstance(value, list):
         return tuple(math.nan if item is None else _tuples(item) for item in value)
     if isinstance(value, dict):

@@ -1,9 +1,9 @@
 """The smaller model's config from the larger one's: exact, or refused.
 
-Every field of a config that speaks of layers must follow the kept ones: the count, lists with one
-entry a layer, lists of layer indices, thresholds and cadences. A stale one raises late or, worse,
-changes the model without a word. What a field means is written down here; one that seems to speak
-of layers and is not known is refused by name.
+Every config field about layers must follow the kept ones: the count, lists with one entry per
+layer, lists of layer indices, thresholds and cadences. A stale field raises late or, worse, changes
+the model silently. This module knows what each field means, and refuses by name an unknown one that
+may be about layers.
 """
 
 import re
@@ -13,19 +13,19 @@ from typing import Any
 from lamina.errors import ModelError
 
 COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-"""Names under which architectures keep their number of decoder layers."""
+"""The architectures' names for their number of decoder layers."""
 
 PER_LAYER_FIELDS = frozenset(
     """layer_types mlp_layer_types no_rope_layers layers_block_type hybrid_override_pattern
     attention_layers num_key_value_heads_per_layer num_attention_heads_per_layer""".split()
 )
-"""Lists, or texts, with one entry a layer: sliced by the kept indices."""
+"""Lists or strings with one entry per layer: sliced by the kept indices."""
 
 INDEX_FIELDS = frozenset({"mlp_only_layers", "full_attn_idxs", "attn_layer_indices", "moe_layers"})
-"""Lists of 0-based layer indices: dropped ones leave, the others are renumbered."""
+"""Lists of 0-based layer indices: dropped ones go, the others are renumbered."""
 
 THRESHOLD_FIELDS = frozenset({"max_window_layers", "first_k_dense_replace", "num_dense_layers"})
-"""Numbers that split the layers into those below and those from there on: counted again."""
+"""Indices that split the layers into those below and those from there on: recounted."""
 
 CADENCES: dict[str, tuple[str, Any, Any]] = {
     "full_attention_interval": ("layer_types", "full_attention", "linear_attention"),
@@ -33,12 +33,12 @@ CADENCES: dict[str, tuple[str, Any, Any]] = {
     "_sliding_window_pattern": ("layer_types", "full_attention", "sliding_attention"),
     "no_rope_layer_interval": ("no_rope_layers", 0, 1),
 }
-"""Fields that make every n-th layer special, the list that says the same layer by layer, and its
-entries for the n-th layers and for the others."""
+"""Fields that make every n-th layer special: the equivalent per-layer list, and its entries for
+every n-th layer and for the others."""
 
 MTP_FIELDS = frozenset({"num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers"})
-"""Numbers of heads for multi-token prediction. They stand behind the decoder, which does not need
-them; trained on its last layer's output, they are left out of a reduced model."""
+"""Numbers of multi-token-prediction heads. They follow the decoder, which does not need them;
+trained on its last layer's output, they are left out of a reduced model."""
 
 SHARING_FIELDS = {
     "num_kv_shared_layers": "late layers use the keys and values of earlier ones",
@@ -49,12 +49,12 @@ SHARING_FIELDS = {
     "is_encoder_decoder": "only decoders can be reduced",
     "quantization_config": "quantized weights cannot be reduced; start from the unquantized model",
 }
-"""Fields with which removing layers is not exact, unless they are zero or absent."""
+"""Fields that make removal inexact unless they are zero or absent."""
 
 HARMLESS_FIELDS = frozenset({"time_step_rank"})
-"""Numbers whose names only sound as if they spoke of decoder layers."""
+"""Numbers whose names only sound as if they were about decoder layers."""
 
-_SPEAKS_OF_LAYERS = re.compile(
+_ABOUT_LAYERS = re.compile(
     r"(^|_)(layers?|idxs?|indices|interval|period|offset|freq|frequency|pattern|step)(_|$)"
 )
 
@@ -63,7 +63,7 @@ def layer_count(config: dict[str, Any]) -> int:
     """Return the number of decoder layers that a config.json declares.
 
     Raises:
-        ModelError: It declares none; encoder-decoder and multimodal configs do not.
+        ModelError: It declares none, as in encoder-decoder and multimodal configs.
     """
     for field in COUNT_FIELDS:
         if isinstance(config.get(field), int):
@@ -72,8 +72,8 @@ def layer_count(config: dict[str, Any]) -> int:
         if isinstance(value, dict) and any(count in value for count in COUNT_FIELDS):
             _refuse_sharing(value)
             raise ModelError(
-                f"config.json nests a language model under {field!r}: models of several parts "
-                "cannot be reduced; save the language model alone first"
+                f"config.json nests a language model under {field!r}: multimodal models cannot "
+                "be reduced; save the language model on its own first"
             )
     raise ModelError(
         f"model_type {config.get('model_type')!r} declares no number of decoder layers "
@@ -82,14 +82,14 @@ def layer_count(config: dict[str, Any]) -> int:
 
 
 def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[str, Any]:
-    """Return a config.json for the model that has only the kept layers.
+    """Return the config.json of the model with only the kept layers.
 
     Args:
-        config: Content of the larger model's config.json; not changed.
+        config: The larger model's config.json; not changed.
         kept_layers: 0-based indices, ascending.
 
     Raises:
-        ModelError: A field says something about layers that cannot be carried over exactly.
+        ModelError: A field about layers cannot be carried over exactly.
     """
     num_layers = layer_count(config)
     if len(kept_layers) == num_layers:
@@ -116,7 +116,7 @@ def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[s
 
 
 def reduced_generation_config(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a generation_config.json without the settings that name layers of the larger model."""
+    """Return a generation_config.json without settings that refer to the larger model's layers."""
     named = {"assistant_early_exit", "dola_layers"}
     return {key: value for key, value in content.items() if key not in named}
 
@@ -125,26 +125,26 @@ def _sliced(field: str, entries: Any, kept_layers: Sequence[int], num_layers: in
     if len(entries) != num_layers:
         raise ModelError(
             f"config.json's {field} has {len(entries)} entries for {num_layers} layers: "
-            "they disagree, mend the config first"
+            "they disagree, fix config.json first"
         )
     kept = [entries[index] for index in kept_layers]
     return "".join(kept) if isinstance(entries, str) else kept
 
 
 def _lists_of_cadences(config: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    """Write out, layer by layer, what a config says only by its cadence."""
+    """Spell out, layer by layer, what a config states only as a cadence."""
     lists: dict[str, Any] = {}
     for field, (target, nth, others) in CADENCES.items():
         every = config.get(field)
         if every and not config.get(target):
             if type(every) is not int:
-                raise ModelError(f"config.json's {field}={every}: its meaning is not known")
+                raise ModelError(f"config.json's {field}={every} is not a whole number")
             lists[target] = [others if (i + 1) % every else nth for i in range(num_layers)]
     return lists
 
 
 def _without_cadences(reduced: dict[str, Any]) -> dict[str, Any]:
-    """Set each cadence to the one that the kept layers follow; without one, leave it out."""
+    """Set each cadence to the one the kept layers follow; drop it if they follow none."""
     result = dict(reduced)
     for field in reduced.keys() & CADENCES.keys():
         target, nth, others = CADENCES[field]
@@ -158,7 +158,7 @@ def _without_cadences(reduced: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sparse_layers(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[str, Any]:
-    """Name the dense layers one by one where a cadence (`decoder_sparse_step`) chose them."""
+    """List the dense layers one by one if a cadence (`decoder_sparse_step`) chose them."""
     step = config.get("decoder_sparse_step") or 1
     if step == 1:
         return {}
@@ -171,7 +171,7 @@ def _refuse_sharing(config: dict[str, Any]) -> None:
     for field, reason in SHARING_FIELDS.items():
         if config.get(field):
             value = "" if isinstance(config[field], dict) else f"={config[field]}"
-            raise ModelError(f"config.json's {field}{value}: {reason}: removal is not exact")
+            raise ModelError(f"config.json's {field}{value}: {reason} (removal is not exact)")
 
 
 def _refuse_unknown(config: dict[str, Any], num_layers: int) -> None:
@@ -180,15 +180,13 @@ def _refuse_unknown(config: dict[str, Any], num_layers: int) -> None:
     for field, value in config.items():
         if field in known or field.endswith(("_token_id", "_token_ids")):
             continue
-        speaks = bool(_SPEAKS_OF_LAYERS.search(field))
-        if isinstance(value, list) and value and (speaks or len(value) == num_layers):
-            raise ModelError(
-                f"config.json's {field} is a list that may speak of layers, and its meaning is "
-                "not known: removing layers would be a guess"
-            )
+        about_layers = bool(_ABOUT_LAYERS.search(field))
+        is_list = isinstance(value, list) and value and (about_layers or len(value) == num_layers)
         # 0 and 1 are neutral: nothing is counted, or every layer is.
-        if speaks and type(value) is int and value not in (0, 1):
+        is_count = about_layers and type(value) is int and value not in (0, 1)
+        if is_list or is_count:
+            shown = f"={value}" if is_count else ""
             raise ModelError(
-                f"config.json's {field}={value} may count layers, and its meaning is not known: "
+                f"config.json's {field}{shown} may describe layers, but its meaning is unknown: "
                 "removing layers would be a guess"
             )

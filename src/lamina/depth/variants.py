@@ -1,13 +1,11 @@
-"""Model variants: which layers stay. Decided from the depth alone; nothing here imports torch.
-
-A variant answers one question, `kept_layers(num_layers)`: the 0-based indices of the decoder layers
-that stay, in ascending order.
-"""
+"""Model variants: which layers stay. Decided from the depth alone; nothing here imports torch."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
-from lamina.depth.layer_sets import indices
+from typing_extensions import override
+
+from lamina.depth.layer_sets import parse_layers
 from lamina.depth.selection import LayerScores, LeaveOneOutLoss, Selector
 from lamina.errors import ConfigError
 from lamina.limits import LAYER_INDEX
@@ -20,11 +18,11 @@ class Variant(Protocol):
     """Name of the variant, and of its folder below checkpoints/ and logs/."""
 
     def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
-        """Return the 0-based indices that stay, ascending, of a model with `num_layers` layers.
+        """Return the 0-based indices that stay, ascending.
 
         Args:
-            num_layers: Of the larger model.
-            scores: Of its layers; computed only if they are asked for.
+            num_layers: Depth of the larger model.
+            scores: Scores of its layers, computed only if used.
 
         Raises:
             ConfigError: The choice does not fit a model of this depth.
@@ -33,31 +31,27 @@ class Variant(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Original:
+class Original(Variant):
     """The untouched model."""
 
     model_type: ClassVar[str] = "original"
 
+    @override
     def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
-        """Keep every layer."""
         return tuple(range(num_layers))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dropped:
+class Dropped(Variant):
     """The model without one layer."""
 
     layer_to_drop: Annotated[Any, LAYER_INDEX]
-    """0-based index of the decoder layer to remove; auto for the one that costs least."""
+    """0-based index of the decoder layer to remove; auto for the cheapest one."""
 
     model_type: ClassVar[str] = "dropped"
 
+    @override
     def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
-        """Keep all layers but `layer_to_drop`.
-
-        Raises:
-            ConfigError: There is no such layer, or the model has only one.
-        """
         if self.layer_to_drop != "auto" and type(self.layer_to_drop) is not int:
             raise ConfigError(
                 f"model.layer_to_drop={self.layer_to_drop}: expected a whole number (0-based), or "
@@ -79,23 +73,19 @@ class Dropped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruned:
-    """A number of the model's layers, chosen by a selector."""
+class Pruned(Variant):
+    """A given number of the model's layers, chosen by a selector."""
 
     keep_layers: int
     """How many layers stay."""
 
     selector: Selector
-    """Which ones."""
+    """Chooses which ones."""
 
     model_type: ClassVar[str] = "pruned"
 
+    @override
     def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
-        """Keep the `keep_layers` layers that the selector chooses.
-
-        Raises:
-            ConfigError: Nothing, everything or more than there is would be kept.
-        """
         if not 0 < self.keep_layers < num_layers:
             whole = "; for the whole model choose model=original"
             raise ConfigError(
@@ -106,33 +96,28 @@ class Pruned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layers:
+class Layers(Variant):
     """Any set of the model's layers, given by those that stay or by those that go."""
 
     keep: Any
-    """Layers that stay: 0-based indices and half-open ranges as text; None with `drop`."""
+    """Layers that stay: 0-based indices and half-open ranges; None with `drop`."""
 
     drop: Any
     """Layers that go, in the same form; None with `keep`."""
 
     model_type: ClassVar[str] = "layers"
 
+    @override
     def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
-        """Keep the layers of `keep`, or all but those of `drop`, in the model's order.
-
-        Raises:
-            ConfigError: Both or neither are given, one of them cannot be read or does not fit the
-                model, or nothing or everything would stay.
-        """
         if (self.keep is None) == (self.drop is None):
             raise ConfigError(
                 "model=layers takes either model.keep or model.drop, such as "
                 "'model.keep=[0,1,2,5-11]' or 'model.drop=[3,4]' (ranges are half-open)"
             )
         if self.keep is not None:
-            kept = indices("model.keep", self.keep, num_layers)
+            kept = parse_layers("model.keep", self.keep, num_layers)
         else:
-            dropped = indices("model.drop", self.drop, num_layers)
+            dropped = parse_layers("model.drop", self.drop, num_layers)
             kept = tuple(index for index in range(num_layers) if index not in dropped)
         if not 0 < len(kept) < num_layers:
             nothing = "no layer would be left" if not kept else "every layer would stay"
@@ -141,22 +126,22 @@ class Layers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scratch:
+class Scratch(Variant):
     """A new, small model with random weights and a byte-level tokenizer; model_name is not read."""
 
     architecture: dict[str, Any]
-    """Keyword arguments of the architecture's transformers config, `model_type` among them."""
+    """Keyword arguments of the architecture's transformers config, including `model_type`."""
 
     model_type: ClassVar[str] = "scratch"
 
+    @override
     def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
-        """Keep every layer."""
         return tuple(range(num_layers))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthDefaults:
-    """What the variants' own keys default to; an experiment can set these whatever the variant."""
+    """Defaults of the variants' own keys; an experiment can set them whatever the variant."""
 
     keep_layers: int
     """Layers that stay with model=pruned."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lamina import __version__
-from lamina.depth.layer_sets import shown
+from lamina.depth.layer_sets import format_layers
 from lamina.depth.plan import Plan
 from lamina.weights.reading import weights_fingerprint
 
@@ -92,7 +92,7 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
             f"{content['num_layers']} layers",
             "",
             f"Made from {source} by Lamina {content['lamina']}. "
-            f"Layers that stay (0-based, half-open): {shown(content['kept_layers'])}. "
+            f"Layers that stay (0-based, half-open): {format_layers(content['kept_layers'])}. "
             + _trained(content["adapter"]),
             "",
             *_table("loss, nats a token", content["evaluation"]),

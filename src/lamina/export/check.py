@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth.loading import refuse_misfits
 from lamina.depth.quantization import quantization
-from lamina.depth.verification import refuse_misfits
 from lamina.errors import ModelError
 from lamina.export.finished_run import FinishedRun
 from lamina.measure.evaluate import row_losses

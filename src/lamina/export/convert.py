@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.depth.blocks import adapter_form_is_exact
-from lamina.depth.reduction import Reduction, reduction
+from lamina.depth.reduction import Reduction, adapter_form_is_exact, reduction
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError

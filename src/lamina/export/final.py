@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from lamina.depth.blocks import adapter_form_is_exact
 from lamina.depth.plan import Plan
+from lamina.depth.reduction import adapter_form_is_exact
 from lamina.errors import ConfigError
 from lamina.export.folder import write_beside
 from lamina.export.magnitudes import make_readable

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth.loading import refuse_unloadable
 from lamina.depth.surgery import reduced_generation_config
-from lamina.depth.verification import refuse_unloadable
 from lamina.errors import OutputError
 from lamina.export.card import card
 from lamina.weights.header import StoredTensor

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth.loading import load_single_layer
 from lamina.depth.reduction import Reduction
-from lamina.depth.single_layer import load_single_layer
 from lamina.depth.tensor_names import layer_of, with_layer
 from lamina.errors import ModelError
 from lamina.export.magnitudes import as_written

@@ -17,7 +17,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from lamina.data.tokenization import IGNORED
-from lamina.depth.blocks import blueprint
+from lamina.depth.reduction import blueprint
 from lamina.heal.callbacks.clock import STEP, StepClock
 from lamina.heal.callbacks.saving import Checkpointing, SaveAndRequeue, saved_best
 from lamina.heal.kernels import contained

@@ -7,7 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamina.depth.layer_sets import shown
+from lamina.depth.layer_sets import format_layers
 from lamina.errors import ConfigError
 from lamina.units import sized
 
@@ -27,7 +27,7 @@ def dry_run_report(content: dict[str, Any], config: str, console: Console) -> Re
     strip = "".join("■" if index in kept else "□" for index in range(total))
     marks = console.color_system is None
     parts: list[RenderableType] = [Text(config.rstrip()), Text()]
-    parts += [Text(f"{strip}  {len(kept)} of {total} layers: {shown(kept)}"), Text()]
+    parts += [Text(f"{strip}  {len(kept)} of {total} layers: {format_layers(kept)}"), Text()]
     parts += [_figures(content), Text(), _data(content["data"]), Text()]
     legend = Text("training rows; trained: ").append(*_styled("so", True, marks))
     parts += [legend.append(", read: ").append(*_styled("so", False, marks))]

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamina.depth.layer_sets import shown
+from lamina.depth.layer_sets import format_layers
 from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count
 from lamina.depth.tensor_names import layer_of
 from lamina.export.finished_run import FinishedRun, finished_run
@@ -57,7 +57,7 @@ def parts_of(source: Source) -> dict[int | None, Part]:
         ModelError: Its files are not whole.
     """
     tensors: dict[int | None, list[StoredTensor]] = defaultdict(list)
-    for name, stored in source.described().items():
+    for name, stored in source.all_stored().items():
         tensors[layer_of(name)].append(stored)
     return {index: _part(source.config, index, tensors[index]) for index in tensors}
 
@@ -82,7 +82,7 @@ def _of_run(run: FinishedRun) -> RenderableType:
         Text(f"{note['model_type']}: {len(kept)} of {total} layers of {note['source_model']}"),
         Text(),
         strip,
-        Text(f"stay: {shown(kept)}  (0-based, half-open)", style="dim"),
+        Text(f"stay: {format_layers(kept)}  (0-based, half-open)", style="dim"),
         Text(),
     ]
     if run.final_is_adapter:
@@ -107,7 +107,7 @@ def _table(parts: dict[int | None, Part], kept: Iterable[int]) -> Table:
     for group in _equal_neighbours(kept, parts):
         part = parts[group[0]]
         each = "" if len(group) == 1 else " each"
-        table.add_row(shown(group), part.kind, *_sizes(part, each), " ".join(part.dtypes))
+        table.add_row(format_layers(group), part.kind, *_sizes(part, each), " ".join(part.dtypes))
     rest = parts.get(None, Part(0, 0, (), ""))
     table.add_row("others", "embeddings, norm, head", *_sizes(rest, ""), " ".join(rest.dtypes))
     chosen = [parts[index] for index in kept] + [rest]

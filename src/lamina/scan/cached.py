@@ -1,4 +1,4 @@
-"""A model's scores on a data set: from the cache, or by scanning it now."""
+"""A model's scores on a data set, from the cache or from a new scan."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -8,18 +8,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from lamina.data.sources import DataSource, Synthetic
 from lamina.depth.loading import load_tokenizer
-from lamina.depth.statistics import Statistics, statistics_of
-from lamina.runtime.cache import cached, code_version, folder_of
+from lamina.depth.selection import LayerScores
+from lamina.depth.statistics import Statistics
+from lamina.runtime.cache import cached, folder_of
 from lamina.runtime.console import quiet_libraries
 from lamina.runtime.device import compute_device, free_memory_bytes, peak_memory_bytes
-from lamina.scan.calibration import Calibration
+from lamina.scan.calibration import Calibration, Windows
 from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack
-from lamina.scan.passes import Cost, ScanSettings, budget, sweep
+from lamina.scan.passes import ScanSettings, budget, sweep
 from lamina.scan.taylor import taylor_importance
-from lamina.scan.windows import Windows
 from lamina.units import count
 from lamina.weights.reading import identity
 from lamina.weights.source import Source
@@ -29,51 +31,47 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CODE = (
-    ("scan", ("host", "scores", "layers", "streams", "greedy", "taylor")),
-    ("depth", ("single_layer", "statistics")),
-)
-"""Modules that the numbers depend on: a change of one makes old scans unusable."""
+PROTOCOL = 1
+"""Raise it when a code change alters a scan's numbers: older cached scans are then ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanRequest:
-    """What is to be scored, on what, and how."""
+    """What to score, on which text, and how."""
 
     source: Source
     data: DataSource
     settings: ScanSettings
     max_seq_length: int
-    """Tokens in one window."""
+    """Tokens per window."""
 
     seed: int
-    """Of the draws of further calibration sets."""
+    """Seed of the draws of further calibration sets."""
 
     dtype: "Callable[[], torch.dtype]"
-    """Gives the type in which the model computes; called late, for it imports torch."""
+    """Returns the type in which the model computes; called late, because it imports torch."""
 
 
-class CachedScores:
-    """The scores of a model's layers; each kind is computed once, and then found by its content."""
+class CachedScores(LayerScores):
+    """The scores of a model's layers; each kind is computed once and then read from the cache."""
 
     def __init__(self, request: ScanRequest) -> None:
-        """Compute nothing yet."""
         self.request = request
 
+    @override
     def statistics(self) -> Statistics:
-        """Return what one sweep over the weights finds."""
-        return statistics_of(self.scan())
+        return Statistics.from_dict(self.scan())
 
     def scan(self) -> dict[str, Any]:
-        """Return the content of scan.json: the statistics, and what they took."""
+        """Return the content of scan.json: the statistics, their cost and their provenance."""
         with cached(self._folder, "scan.json") as cache:
             if cache.content is None:
                 cache.content = self._scanned(cache.folder)
             content: dict[str, Any] = cache.content
             return content
 
+    @override
     def greedy(self, count: int) -> tuple[int, ...]:
-        """Return `count` layers, one after the other the cheapest of those then left."""
         losses = self.statistics().leave_one_out.loss
         first = min(range(len(losses)), key=lambda index: (losses[index], index))
         with cached(self._folder, "greedy.json") as cache:
@@ -85,8 +83,8 @@ class CachedScores:
                 cache.content = {"order": known}
             return tuple(known[:count])
 
+    @override
     def taylor(self) -> tuple[float, ...]:
-        """Return each layer's first-order importance."""
         with cached(self._folder, "taylor.json") as cache:
             if cache.content is None:
                 found = taylor_importance(self.request.source, self._windows, compute_device())
@@ -103,7 +101,12 @@ class CachedScores:
                 stack, windows, allowed, sublayers=settings.sublayers, folder=folder
             )
             found = scores.statistics(stack.num_layers, sets)
-        return {**found.content(), **_costs(cost), "provenance": self._provenance()}
+        return {
+            **found.to_dict(),
+            **asdict(cost),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "provenance": self._provenance(),
+        }
 
     def _provenance(self) -> dict[str, Any]:
         source = self.request.source
@@ -114,7 +117,7 @@ class CachedScores:
             "dtype": str(self.request.dtype()).removeprefix("torch."),
             "settings": asdict(self.request.settings),
             "max_seq_length": self.request.max_seq_length,
-            "code": "+".join(code_version(*package) for package in CODE),
+            "protocol": PROTOCOL,
         }
 
     @contextmanager
@@ -142,21 +145,17 @@ class CachedScores:
 
     @cached_property
     def _folder(self) -> Path:
-        """Named after everything that the numbers depend on."""
+        """Cache folder, named after everything that the numbers depend on."""
         parts = [
             *identity(self.request.source),
             f"{self._windows.fingerprint} {self._calibration[1]}",
             str(self.request.dtype()),
             str(self.request.settings.sublayers),
-            *(code_version(*package) for package in CODE),
+            f"protocol {PROTOCOL}",
         ]
         return folder_of("scans", parts)
 
 
-def whole(data: DataSource) -> DataSource:
-    """Return a data set of which nothing is held out: a scan evaluates on its calibration text."""
+def without_holdout(data: DataSource) -> DataSource:
+    """Return a data set with nothing held out: a scan trains nothing, so it uses every row."""
     return data if isinstance(data, Synthetic) else replace(data, eval=data.train)
-
-
-def _costs(cost: Cost) -> dict[str, Any]:
-    return {**asdict(cost), "peak_memory_bytes": peak_memory_bytes()}

@@ -1,21 +1,69 @@
-"""Calibration text: the windows of tokens that layers are scored on."""
+"""Calibration text: the windows of tokens on which layers are scored."""
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.chat import show_chat
 from lamina.data.splits import Split
 from lamina.data.tokenization import IGNORED, Tokenization
 from lamina.errors import ConfigError, DataError
-from lamina.scan.windows import Windows
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 Token = tuple[int, int, bool]
-"""Id, position in its document, and whether its prediction counts."""
+"""Id, position in its document, and whether its prediction is scored."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids without padding."""
+
+    ids: "torch.Tensor"
+    """(windows, tokens)."""
+
+    positions: "torch.Tensor | None"
+    """Position of each token in its document (windows, tokens); None if each window is one text."""
+
+    scored: "torch.Tensor"
+    """Whether a token's prediction is scored (windows, tokens); never true for a window's first."""
+
+    @staticmethod
+    def joined(ids: "torch.Tensor") -> "Windows":
+        """Return windows that are one text each, with every prediction scored."""
+        import torch
+
+        scored = torch.ones_like(ids, dtype=torch.bool)
+        scored[:, 0] = False
+        return Windows(ids, None, scored)
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return len(self.ids)
+
+    @property
+    def length(self) -> int:
+        """Tokens per window."""
+        return int(self.ids.shape[1])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all tensors."""
+        digest = sha256(f"{tuple(self.ids.shape)}".encode())
+        for tensor in (self.ids, self.positions, self.scored):
+            digest.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def split(self, size: int) -> "Iterator[Windows]":
+        """Yield portions of at most `size` windows."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            positions = None if self.positions is None else self.positions[part]
+            yield Windows(self.ids[part], positions, self.scored[part])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +71,21 @@ class Calibration:
     """How rows become windows."""
 
     tokens: int
-    """Of one set; the last window that fits in ends it."""
+    """Tokens per set, rounded down to full windows."""
 
     length: int
-    """Tokens in one window."""
+    """Tokens per window."""
 
     sets: int
-    """The first one is the beginning of the text; further ones are drawn from the windows behind
-    it, each window for one set only."""
+    """Number of sets: the first is the beginning of the text; the others are drawn from the windows
+    after it, without overlap."""
 
     seed: int
-    """Of the draws."""
+    """Seed of the draws."""
 
     apart: bool
-    """Whether rows are kept apart and only trained tokens count; otherwise they are one text."""
+    """Whether rows are kept apart and only trained tokens are scored, as in training; otherwise the
+    rows form one text."""
 
     loss_on: str
     """Which tokens are trained: data.loss_on."""
@@ -44,19 +93,15 @@ class Calibration:
     def windows(
         self, split: Split, tokenizer: "PreTrainedTokenizerBase"
     ) -> tuple[Windows, tuple[range, ...]]:
-        """Cut calibration text into windows, and say which of them form each set.
+        """Cut the rows into windows, and return the windows and the range that forms each set.
 
-        Rows are tokenized in their order and put one behind the other. Joined, each has the
-        tokenizer's own special tokens (a chat its template), and a window ends wherever it is full.
-        Apart, rows are tokenized as for training, and the part of a row that does not fit into a
-        window is left out. What does not fill the last window is dropped.
-
-        Args:
-            split: The rows.
-            tokenizer: The model's.
+        Rows are tokenized and concatenated in their order. Joined rows have the tokenizer's own
+        special tokens (a chat its template), and a window ends wherever it is full. Rows kept apart
+        are tokenized as for training, and the part of a row that does not fit into its window is
+        left out. An incomplete last window is dropped.
 
         Raises:
-            ConfigError: A set is shorter than one window, or no prediction would count.
+            ConfigError: A set is shorter than one window, or no prediction is scored.
             DataError: A row cannot be used, or there is too little text.
         """
         count = self.tokens // self.length
@@ -65,7 +110,7 @@ class Calibration:
                 f"scan.tokens={self.tokens} is less than one window of "
                 f"max_seq_length={self.length} tokens: give more tokens or a shorter window"
             )
-        # With several sets all text is tokenized: the draws are from the whole of it.
+        # Several sets are drawn from all of the text, so all of it is tokenized.
         found = list(self._cut(split, tokenizer, None if self.sets > 1 else count))
         if len(found) < self.sets:
             raise DataError(
@@ -83,12 +128,12 @@ class Calibration:
     def _tensors(self, windows: list[list[Token]]) -> Windows:
         import torch
 
-        ids, positions, counted = torch.tensor(windows).unbind(dim=-1)
-        counted = counted.bool()
-        counted[:, 0] = False
-        if not counted.any():
-            raise ConfigError("scan.rows=apart: no token of the calibration text is a trained one")
-        return Windows(ids, positions if self.apart else None, counted)
+        ids, positions, scored = torch.tensor(windows).unbind(dim=-1)
+        scored = scored.bool()
+        scored[:, 0] = False
+        if not scored.any():
+            raise ConfigError("scan.rows=apart: the calibration text has no token that is trained")
+        return Windows(ids, positions if self.apart else None, scored)
 
     def _cut(
         self, split: Split, tokenizer: "PreTrainedTokenizerBase", enough: int | None

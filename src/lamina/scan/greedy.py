@@ -1,14 +1,14 @@
-"""Greedy removal: the cheapest layer goes, what is left is scored, and so on."""
+"""Greedy removal: drop the cheapest layer, score what is left, repeat."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
 from lamina.scan.passes import Budget, ScanSettings, budget, sweep
 from lamina.scan.scores import Scores
 from lamina.scan.streams import Streams
-from lamina.scan.windows import Windows
 
 logger = logging.getLogger(__name__)
 
@@ -21,33 +21,34 @@ def greedy_order(
     known: Sequence[int],
     free: int,
 ) -> list[int]:
-    """Return which layers go, in order (Song et al. 2024, SLEB, arXiv:2402.09025).
+    """Return the layers to drop, in order (Song et al. 2024, SLEB, arXiv:2402.09025).
 
-    In a round all candidates share the layers before them, and what lies before the layer that
-    went is shared with the round before.
+    All candidates of a round share the layers before them, and the layers before the one dropped
+    are shared with the previous round.
 
     Args:
         stack: The model.
         windows: Calibration text.
-        settings: Of the scan; sublayers play no role.
-        count: How many layers go.
-        known: The beginning of the order, where it is known already.
-        free: Bytes of memory that the machine has left.
+        settings: Settings of the scan; sublayers are ignored.
+        count: How many layers to drop.
+        known: The beginning of the order, if it is known already.
+        free: Free memory in bytes.
     """
     alone = replace(settings, sublayers=False)
     allowed = budget(alone, stack, windows, free, stack.num_layers - len(known))
-    rounds = Rounds(stack, windows, allowed, known)
-    while len(rounds.gone) < count:
-        rounds.next()
-        logger.info("greedy: layer %d goes, %d of %d", rounds.gone[-1], len(rounds.gone), count)
-    return rounds.gone
+    search = GreedySearch(stack, windows, allowed, known)
+    dropped = search.dropped
+    while len(dropped) < count:
+        search.drop_next()
+        logger.info("greedy: dropping layer %d, %d of %d", dropped[-1], len(dropped), count)
+    return dropped
 
 
-class Rounds:
-    """A greedy search, a layer a round."""
+class GreedySearch:
+    """A greedy search that drops one layer per round."""
 
     def __init__(
-        self, stack: LayerStack, windows: Windows, allowed: Budget, gone: Sequence[int]
+        self, stack: LayerStack, windows: Windows, allowed: Budget, dropped: Sequence[int]
     ) -> None:
         """Compute nothing yet.
 
@@ -55,18 +56,18 @@ class Rounds:
             stack: The model.
             windows: Calibration text.
             allowed: What fits into memory. Text that takes several passes leaves no room to keep
-                states from one round to the next: each of its rounds begins anew.
-            gone: 0-based layers that went already, in order.
+                states between rounds, so each round starts from the embeddings.
+            dropped: 0-based layers dropped already, in order.
         """
         self.stack, self.windows, self.allowed = stack, windows, allowed
-        self.gone = list(gone)
+        self.dropped = list(dropped)
         self.layer_forwards = 0
-        """Layers applied, once for each stream."""
+        """Layers applied, counted once per stream."""
         self._streams: Streams | None = None
         self._marks = range(0)
 
-    def next(self) -> None:
-        """Let the layer go without which the loss is the smallest."""
+    def drop_next(self) -> None:
+        """Drop the layer whose removal gives the lowest loss."""
         if self.allowed.windows < len(self.windows):
             scores, cost = sweep(
                 self.stack,
@@ -74,13 +75,13 @@ class Rounds:
                 self.allowed,
                 sublayers=False,
                 folder=None,
-                skipped=frozenset(self.gone),
+                skipped=frozenset(self.dropped),
             )
             self.layer_forwards += cost.layer_forwards
         else:
             scores = self._one_pass()
-        losses = {left[1]: sum(nll) for left, nll in scores.loss.items() if left is not None}
-        self.gone.append(min(losses, key=lambda index: (losses[index], index)))
+        losses = {key[1]: sum(nll) for key, nll in scores.loss.items() if key is not None}
+        self.dropped.append(min(losses, key=lambda index: (losses[index], index)))
 
     def _one_pass(self) -> Scores:
         import torch
@@ -89,7 +90,7 @@ class Rounds:
         if self.allowed.hold:
             self.stack.hold()
         with torch.inference_mode():
-            streams, start = self._begun()
+            streams, start = self._resumed()
             before = streams.layer_forwards
             # disable=None: quiet where the console is a file.
             with tqdm(total=streams.forwards_left, unit="stream", disable=None, leave=False) as bar:
@@ -103,23 +104,23 @@ class Rounds:
             scores.add_predictions(streams, self.windows)
         return scores
 
-    def _begun(self) -> tuple[Streams, int]:
-        """Return the streams, back where the last removal changes nothing yet, and what is next."""
+    def _resumed(self) -> tuple[Streams, int]:
+        """Return the streams, reset to before the last removal, and the layer to continue with."""
         if self._streams is not None:
-            return self._streams, self._streams.leave_out(self.gone[-1])
-        gone = frozenset(self.gone)
-        self._streams = Streams(self.stack, self.windows, sublayers=False, skipped=gone)
+            return self._streams, self._streams.leave_out(self.dropped[-1])
+        dropped = frozenset(self.dropped)
+        self._streams = Streams(self.stack, self.windows, sublayers=False, skipped=dropped)
         room = self.allowed.spare // self._streams.boundaries[0].nbytes
-        self._marks = marked(self.stack.num_layers - len(gone), room)
+        self._marks = marked_depths(self.stack.num_layers - len(dropped), room)
         return self._streams, 0
 
 
-def marked(depth: int, room: int) -> range:
-    """Return behind how many layers all streams are kept for the next round, at even distances.
+def marked_depths(depth: int, room: int) -> range:
+    """Return evenly spaced depths at which all streams are kept for the next round.
 
     Args:
-        depth: Layers that are left.
-        room: States that fit; behind k layers there are k streams.
+        depth: Layers left.
+        room: Number of states that fit into memory; after k layers there are k streams.
     """
     for step in range(1, depth):
         marks = range(step, depth, step)

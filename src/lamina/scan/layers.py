@@ -1,18 +1,23 @@
-"""A model's decoder layers, one after the other: from disk as they are needed, or all in memory."""
+"""A model's decoder layers one after the other, read when needed or all in memory, and its shell.
+
+The shell is the model without its layers: embeddings before them, norm and head behind. Whatever an
+architecture does between its layers (masks, rotary embeddings, scaled embeddings, soft caps on
+logits) is done by its own forward pass. Recorders take the layers' places: they note what each
+layer is called with, and return a given hidden state where there is one.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.blocks import decoder_stack
-from lamina.depth.reduction import reduction
-from lamina.depth.single_layer import load_single_layer
+from lamina.depth.loading import load_single_layer
+from lamina.depth.reduction import Reduction, decoder_stack, reduction
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
-from lamina.scan.host import Host
 from lamina.weights.reading import tensor_slices
 from lamina.weights.source import Source
 
@@ -20,39 +25,145 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True)
+class LayerCall:
+    """A decoder layer's arguments besides its hidden state, for one batch size."""
+
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def apply(self, block: Any, hidden: "torch.Tensor") -> "torch.Tensor":
+        """Run a decoder layer on a hidden state (windows, tokens, width)."""
+        output = block(hidden, *self.arguments, **self.options)
+        state: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return state
+
+
+class ModelShell:
+    """A model without its decoder layers, on one device."""
+
+    def __init__(
+        self, model: Reduction, slices: Mapping[str, Any], dtype: "torch.dtype", device: str
+    ) -> None:
+        """Load everything outside the layers.
+
+        Args:
+            model: The full model.
+            slices: Its tensors that belong to no layer, by name.
+            dtype: Type of floating-point weights.
+            device: cpu, or an accelerator such as cuda:0.
+        """
+        from accelerate import init_empty_weights
+        from transformers import AutoModelForCausalLM
+
+        loaded = load_single_layer(model, None, slices, dtype)
+        # Buffers such as rotary frequencies are computed, not loaded, so they must be real.
+        with init_empty_weights(include_buffers=False):
+            self.model = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+        stack = decoder_stack(self.model, model.config.num_hidden_layers)[1]
+        self.recorders = [_recorder(block) for block in stack]
+        for index, recorder in enumerate(self.recorders):
+            stack[index] = recorder
+        inside = f"{decoder_stack(loaded, 1)[0]}."
+        outside = {k: v for k, v in loaded.state_dict().items() if not k.startswith(inside)}
+        self.model.load_state_dict(outside, strict=False, assign=True)
+        self.model.tie_weights()
+        self.model.to(device).eval()
+        self.device = device
+
+    def embed(
+        self, ids: "torch.Tensor", positions: "torch.Tensor | None"
+    ) -> "tuple[torch.Tensor, Sequence[LayerCall]]":
+        """Return the first layer's input (windows, tokens, width), and one call per layer.
+
+        Args:
+            ids: Token ids (windows, tokens), without padding.
+            positions: Position of each token in its document (windows, tokens): where they restart,
+                the model keeps documents apart. None if each window is one text.
+        """
+        self._forward(ids, None, positions)
+        hidden: torch.Tensor = self.recorders[0].seen
+        return hidden, [LayerCall(r.arguments, r.options) for r in self.recorders]
+
+    def logits(self, hidden: "torch.Tensor") -> "torch.Tensor":
+        """Turn the last layer's output (tokens, width) into float32 logits (tokens, vocabulary)."""
+        import torch
+
+        ids = torch.zeros((1, hidden.shape[0]), dtype=torch.long)
+        logits: torch.Tensor = self._forward(ids, hidden[None]).logits[0].float()
+        return logits
+
+    def _forward(
+        self,
+        ids: "torch.Tensor",
+        given: "torch.Tensor | None",
+        positions: "torch.Tensor | None" = None,
+    ) -> Any:
+        self.recorders[0].given = given
+        placed = {} if positions is None else {"position_ids": positions.to(self.device)}
+        return self.model(input_ids=ids.to(self.device), use_cache=False, **placed)
+
+
+def _recorder(block: Any) -> Any:
+    """Return a module without weights that takes a layer's place."""
+    from torch import nn
+
+    class Recorder(nn.Module):
+        """Notes its arguments, and returns the given hidden state or else the one it received."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = (block,)  # in a tuple, so that its weights are not registered here
+            self.given: Any = None
+            self.seen: Any = None
+
+        def __getattr__(self, name: str) -> Any:
+            """Some models read attributes of their layers, such as attention_type."""
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self.block[0], name)
+
+        def forward(self, hidden_states: Any, *arguments: Any, **options: Any) -> Any:
+            self.seen, self.arguments, self.options = hidden_states, arguments, options
+            return hidden_states if self.given is None else self.given
+
+    return Recorder()
+
+
 class LayerStack:
-    """Gives a model's layers as often as asked; each time they are read at most once."""
+    """Yields a model's layers as often as needed; each time they are read at most once."""
 
     def __init__(
         self, source: Source, slices: dict[str, Any], dtype: "torch.dtype", device: str
     ) -> None:
-        """Load what is in no layer.
+        """Load everything outside the layers.
 
         Args:
-            source: The model's files.
+            source: The model.
             slices: All its tensors, by name.
-            dtype: Of real numbers.
-            device: Where the layers compute.
+            dtype: Type of floating-point weights.
+            device: Where the layers compute: cpu, or an accelerator such as cuda:0.
         """
         self.num_layers = layer_count(source.config)
         self.dtype, self.device = dtype, device
-        self._whole = reduction(source, range(self.num_layers))
+        self._model = reduction(source, range(self.num_layers))
         self._slices: dict[int | None, dict[str, Any]] = defaultdict(dict)
         for name, piece in slices.items():
             layer = layer_of(name)
             if layer is None or layer < self.num_layers:
                 self._slices[layer][name] = piece
-        self.host = Host(self._whole, self._slices[None], dtype, device)
+        self.shell = ModelShell(self._model, self._slices[None], dtype, device)
         self._held: dict[int, Any] = {}
 
     def hold(self) -> None:
-        """Load all layers, and keep them."""
+        """Load all layers and keep them in memory."""
         for index in range(self.num_layers):
             if index not in self._held:
                 self._held[index] = self._block(index, self._slices[index])
 
     def weight_bytes(self) -> tuple[int, int, int]:
-        """Return the bytes of what is in no layer, of the largest layer, and of all layers."""
+        """Return the bytes outside the layers, of the largest layer, and of all layers."""
         sizes = {
             layer: sum(piece.stored.size for piece in slices.values()) * self.dtype.itemsize
             for layer, slices in self._slices.items()
@@ -61,14 +172,10 @@ class LayerStack:
         return sizes[None], max(layers), sum(layers)
 
     def blocks(self, start: int, skipped: AbstractSet[int]) -> Iterator[tuple[int, Any]]:
-        """Give the layers from `start` on, with their 0-based indices; the next one is read ahead.
+        """Yield the layers from 0-based index `start` on with their indices, reading one ahead.
 
-        Reading, and copying to the device, is all that the other thread does: building a module
-        changes process-wide state.
-
-        Args:
-            start: 0-based layer.
-            skipped: Layers that are not wanted, and not read.
+        The other thread only reads and copies to the device, because building a module changes
+        process-wide state. Skipped layers are not read.
         """
         wanted = [index for index in range(start, self.num_layers) if index not in skipped]
         if self._held:
@@ -86,7 +193,7 @@ class LayerStack:
         return {name: piece[...].to(self.device) for name, piece in self._slices[index].items()}
 
     def _block(self, index: int, tensors: dict[str, Any]) -> Any:
-        model = load_single_layer(self._whole, index, tensors, self.dtype, self.device)
+        model = load_single_layer(self._model, index, tensors, self.dtype, self.device)
         return decoder_stack(model, 1)[1][0].eval()
 
 
@@ -95,7 +202,7 @@ def open_stack(source: Source, dtype: "torch.dtype", device: str) -> Iterator[La
     """Open a model's files and give its layers.
 
     Raises:
-        ModelError: A file is missing or not whole, or transformers does not know the architecture.
+        ModelError: A file is missing or incomplete, or transformers does not know the architecture.
     """
     every = range(layer_count(source.config))
     mapping = kept_tensors(source.weight_map, every, source.config)

@@ -10,17 +10,18 @@ from typing import Annotated, Any
 
 from lamina.errors import ConfigError
 from lamina.limits import AT_LEAST_ONE, Limit, one_of
+from lamina.runtime.atomic import write_text
+from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
 from lamina.scan.scores import HEAD_BYTES, Scores
 from lamina.scan.streams import TOKENS_AT_ONCE, Streams
-from lamina.scan.windows import Windows
 from lamina.units import count, size
 
 SAVE_SHARE = 0.05
-"""Share of a scan's time that saving its state may take."""
+"""Largest share of a scan's time spent on saving its state."""
 
 SAVE_SECONDS = 20.0
-"""Time between two saves, at least."""
+"""Minimum seconds between two saves."""
 
 STATE_FILE, PROGRESS_FILE = "scan-state.safetensors", "scan-progress.json"
 
@@ -30,29 +31,29 @@ class ScanSettings:
     """How layers are scored."""
 
     tokens: Any
-    """Calibration tokens of one set, such as 4096, 16k or 1.6M."""
+    """Calibration tokens per set, such as 4096, 16k or 1.6M."""
 
     sets: Annotated[int, AT_LEAST_ONE]
     """Calibration sets: the first is the beginning of the text, others are drawn from the rest."""
 
     rows: Annotated[str, one_of("joined", "apart")]
-    """joined: rows are one text, and every next token counts; apart: rows are kept apart and only
-    trained tokens count, as in training."""
+    """joined: rows form one text and every prediction is scored; apart: rows are kept apart and
+    only trained tokens are scored, as in training."""
 
     sublayers: bool
-    """Whether each layer's attention and mlp are scored apart, too."""
+    """Whether each layer's attention and mlp are also scored separately."""
 
     stream: Annotated[
         str,
         Limit(lambda value: value.lower() in ("auto", "true", "false"), "give auto, true or false"),
     ]
-    """Whether layers are read as they are needed: auto, true or false."""
+    """Whether layers are read when needed instead of held in memory: auto, true or false."""
 
     memory: Any
-    """Budget for weights and hidden states, such as 8GB; text beyond it takes another pass."""
+    """Bytes for weights and hidden states, such as 8GB; text beyond them takes another pass."""
 
     candidates: Annotated[int, AT_LEAST_ONE]
-    """Layers that `lamina shortlist` heals without."""
+    """How many single-layer removals `lamina shortlist` heals."""
 
     def problems(self) -> Iterator[str]:
         """Refuse quantities that cannot be read."""
@@ -68,17 +69,17 @@ class ScanSettings:
 
 @dataclass
 class Cost:
-    """What a scan took."""
+    """What a scan cost."""
 
     layer_forwards: int = 0
-    """Layers applied, once for each stream, whatever the number of windows."""
+    """Layers applied, counted once per stream, whatever the number of windows."""
 
     passes: int = 0
     """Sweeps over the weights."""
 
     seconds: float = 0.0
     head_seconds: float = 0.0
-    """Of them, in norm and output head."""
+    """Part of `seconds` spent in norm and output head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,34 +87,34 @@ class Budget:
     """What fits into memory."""
 
     hold: bool
-    """Whether all layers stay in memory."""
+    """Whether all layers are held in memory."""
 
     windows: int
-    """Windows in one pass."""
+    """Windows per pass."""
 
     spare: int = 0
-    """Bytes that are left beside one pass."""
+    """Bytes left besides one pass."""
 
 
 def budget(
     settings: ScanSettings, stack: LayerStack, windows: Windows, free: int, num_kept: int
 ) -> Budget:
-    """Decide how much is in memory at once.
+    """Decide how much to hold in memory at once.
 
     Args:
-        settings: Of the scan.
+        settings: Settings of the scan.
         stack: The model.
         windows: Calibration text.
-        free: Bytes that the machine has left.
-        num_kept: Layers that take part.
+        free: Free memory in bytes.
+        num_kept: Layers not skipped.
 
     Raises:
-        ConfigError: One layer and one window are more than scan.memory.
+        ConfigError: scan.memory does not hold one layer and one window.
     """
     limit = size("scan.memory", settings.memory)
     kinds = 3 if settings.sublayers else 1
     states = (kinds + 1) * num_kept + 2
-    width = stack.host.model.config.hidden_size
+    width = stack.shell.model.config.hidden_size
     window = states * windows.length * width * stack.dtype.itemsize
     outside, layer, every = stack.weight_bytes()
     working = HEAD_BYTES + 16 * max(TOKENS_AT_ONCE, windows.length) * width * 4
@@ -149,55 +150,55 @@ def sweep(
         stack: The model.
         windows: Calibration text.
         allowed: What fits into memory.
-        sublayers: Whether attention and mlp are scored apart, too.
-        folder: Where the state is saved, and taken up again; None saves nothing.
-        skipped: 0-based layers that are left out already.
+        sublayers: Whether to score attention and mlp separately too.
+        folder: Folder where progress is saved and resumed; None saves nothing.
+        skipped: 0-based layers already removed.
     """
     import torch
 
     if allowed.hold:
         stack.hold()
     passes = list(windows.split(allowed.windows))
-    state = _State(folder)
+    progress = _Progress(folder)
     with torch.inference_mode(), _bar(stack, passes, sublayers, skipped) as bar:
-        for number in range(state.cost.passes, len(passes)):
-            _one_pass(stack, passes[number], state, sublayers, skipped, bar)
-    state.remove()
-    return state.scores, state.cost
+        for number in range(progress.cost.passes, len(passes)):
+            _one_pass(stack, passes[number], progress, sublayers, skipped, bar)
+    progress.remove()
+    return progress.scores, progress.cost
 
 
 def _one_pass(
     stack: LayerStack,
     windows: Windows,
-    state: "_State",
+    progress: "_Progress",
     sublayers: bool,
     skipped: frozenset[int],
     bar: Any,
 ) -> None:
-    """Take one share of the windows through all layers, and score them."""
+    """Pass one portion of the windows through all layers, and score it."""
     began = time.monotonic()
     streams = Streams(stack, windows, sublayers=sublayers, skipped=skipped)
-    start = state.restore(streams)
+    start = progress.restore(streams)
     for index, block in stack.blocks(start, skipped):
         bar.set_description(
-            f"layer {index + 1}/{stack.num_layers}, {1 + len(streams.left)} streams"
+            f"layer {index + 1}/{stack.num_layers}, {1 + len(streams.removals)} streams"
         )
         streams.advance(index, block, bar.update)
-        state.save(streams, index + 1, stack.num_layers)
+        progress.save(streams, index + 1, stack.num_layers)
     bar.set_description("predictions")
     headed = time.monotonic()
-    state.scores.add_states(streams)
-    state.scores.add_predictions(streams, windows)
+    progress.scores.add_states(streams)
+    progress.scores.add_predictions(streams, windows)
     ended = time.monotonic()
-    state.cost.passes += 1
-    state.cost.layer_forwards = max(state.cost.layer_forwards, streams.layer_forwards)
-    state.cost.head_seconds += ended - headed
-    state.cost.seconds += ended - began
-    state.finish_pass()
+    progress.cost.passes += 1
+    progress.cost.layer_forwards = max(progress.cost.layer_forwards, streams.layer_forwards)
+    progress.cost.head_seconds += ended - headed
+    progress.cost.seconds += ended - began
+    progress.finish_pass()
 
 
-class _State:
-    """A scan's progress on disk: sums of finished passes, and the streams of the current one."""
+class _Progress:
+    """A scan's progress on disk: sums of finished passes, and streams of the current one."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -207,11 +208,11 @@ class _State:
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / PROGRESS_FILE).is_file():
                 content = json.loads((folder / PROGRESS_FILE).read_text())
-                self.scores = Scores.read(content["scores"])
+                self.scores = Scores.from_dict(content["scores"])
                 self.cost = Cost(**content["cost"])
 
     def restore(self, streams: Streams) -> int:
-        """Take up a pass that was interrupted; return the layer to go on with."""
+        """Resume an interrupted pass; return the 0-based layer to continue with."""
         from safetensors import safe_open
 
         path = self.folder / STATE_FILE if self.folder else None
@@ -225,7 +226,7 @@ class _State:
         return int(note["layer"])
 
     def save(self, streams: Streams, layer: int, num_layers: int) -> None:
-        """Write the streams, unless that was just done or would take too long."""
+        """Save the streams, unless that was done recently or takes too much of the time."""
         since = time.monotonic() - self.saved_at
         wait = max(SAVE_SECONDS, self.saving / SAVE_SHARE)
         if self.folder is None or layer == num_layers or since < wait:
@@ -237,15 +238,13 @@ class _State:
         self.saving = self.saved_at - began
 
     def finish_pass(self) -> None:
-        """Write the sums: the next pass begins anew."""
+        """Save the sums of the passes done; NaN must survive, so not with `write_json`."""
         if self.folder is not None:
-            content = {"scores": self.scores.written(), "cost": vars(self.cost)}
-            partial = self.folder / f".{PROGRESS_FILE}"
-            partial.write_text(json.dumps(content))
-            partial.replace(self.folder / PROGRESS_FILE)
+            content = {"scores": self.scores.to_dict(), "cost": vars(self.cost)}
+            write_text(self.folder / PROGRESS_FILE, json.dumps(content))
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Delete the saved progress."""
         if self.folder is not None:
             for name in (STATE_FILE, PROGRESS_FILE):
                 (self.folder / name).unlink(missing_ok=True)

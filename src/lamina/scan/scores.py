@@ -1,6 +1,7 @@
 """Scores from hidden states: losses and divergences, influences and distances."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -8,43 +9,43 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.statistics import LeaveOneOut, Stability, Statistics
-from lamina.scan.streams import Left, Streams
-from lamina.scan.windows import Windows
+from lamina.scan.calibration import Windows
+from lamina.scan.streams import Removal, Streams
 
 if TYPE_CHECKING:
     import torch
 
 HEAD_BYTES = 2**29
-"""Memory of one block of predictions, about: the vocabulary is what makes them large."""
+"""Approximate bytes of one block of logits: the vocabulary makes them large."""
 
 
 @dataclass
 class Scores:
-    """Sums over windows, for as many of them as have been swept."""
+    """Sums over each window swept so far."""
 
     counts: list[int] = field(default_factory=list)
-    """Predictions that count, of each window."""
+    """Scored predictions per window."""
 
-    loss: dict[Left | None, list[float]] = field(default_factory=dict)
-    """Of each stream, the sum over a window's predictions in nats; None is the whole model."""
+    loss: dict[Removal | None, list[float]] = field(default_factory=dict)
+    """Loss of each stream, summed over a window, in nats; None is the full model."""
 
-    kl: dict[Left, list[float]] = field(default_factory=dict)
-    """Divergence from the whole model's predictions, summed over a window."""
+    kl: dict[Removal, list[float]] = field(default_factory=dict)
+    """Divergence from the full model's predictions, summed over a window, in nats."""
 
     cosine: dict[int, list[float]] = field(default_factory=dict)
-    """Of each layer's input and output, one mean a window; by position among the kept layers."""
+    """Mean cosine per window of each layer's input and output, by position among kept layers."""
 
     magnitude: dict[int, list[float]] = field(default_factory=dict)
-    """|output - input| / |output| of each layer, one mean a window."""
+    """Mean per window of |output - input| / |output| of each layer."""
 
     angles: dict[tuple[int, int], list[float]] = field(default_factory=dict)
-    """arccos / pi between two boundaries, one mean a window."""
+    """Mean per window of arccos(cosine) / pi between two boundaries."""
 
     last_angles: dict[tuple[int, int], list[float]] = field(default_factory=dict)
-    """The same, of each window's last token."""
+    """The same for each window's last token."""
 
-    def written(self) -> dict[str, Any]:
-        """Return the sums in a form for JSON: a list of keys and values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return a form for JSON: each dictionary as a list of keys and values."""
         sums = {
             name: [[key, values] for key, values in kinds.items()]
             for name, kinds in vars(self).items()
@@ -53,8 +54,8 @@ class Scores:
         return {**sums, "counts": self.counts}
 
     @classmethod
-    def read(cls, content: dict[str, Any]) -> "Scores":
-        """Return the scores of which `written` gave the content."""
+    def from_dict(cls, content: dict[str, Any]) -> "Scores":
+        """Read what `to_dict` returned."""
         found = cls(counts=list(content["counts"]))
         for name, sums in content.items():
             if name == "counts":
@@ -64,7 +65,7 @@ class Scores:
         return found
 
     def add_states(self, streams: Streams) -> None:
-        """Score what needs no predictions, from the whole model's boundaries."""
+        """Add the scores that need no predictions, from the full model's boundaries."""
         for end in range(1, streams.done + 1):
             for window in range(streams.windows):
                 self._add_window(streams, end, window)
@@ -84,47 +85,46 @@ class Scores:
         self.magnitude.setdefault(end - 1, []).append(ratio.mean().item())
 
     def add_predictions(self, streams: Streams, windows: Windows) -> None:
-        """Score every stream's predictions of the next token.
+        """Add the scores of every stream's next-token predictions.
 
         Args:
-            streams: Behind the last layer.
-            windows: The text that they come from.
+            streams: Streams that have passed the last layer.
+            windows: Their calibration text.
         """
-        host = streams.stack.host
-        rows = max(1, HEAD_BYTES // (16 * host.model.config.vocab_size))
+        shell = streams.stack.shell
+        rows = max(1, HEAD_BYTES // (16 * shell.model.config.vocab_size))
         for window, ids in enumerate(windows.ids):
-            # The state of one token predicts the next one.
-            before = windows.counted[window, 1:].nonzero()[:, 0]
+            # A token's state predicts the next token.
+            before = windows.scored[window, 1:].nonzero()[:, 0]
             self.counts.append(len(before))
-            sums: dict[Any, list[float]] = {}
+            losses: dict[Removal | None, list[float]] = defaultdict(list)
+            divergences: dict[Removal, list[float]] = defaultdict(list)
             for part in before.split(rows):
-                targets = ids[part + 1, None].to(host.device)
-                for key, value in _predictions(streams, window, part, targets):
-                    sums.setdefault(key, []).append(value)
-            for key, values in sums.items():
-                self._add(key, math.fsum(values))
-
-    def _add(self, key: Any, value: float) -> None:
-        if isinstance(key, tuple) and key[0] == "kl":
-            self.kl.setdefault(key[1], []).append(value)
-        else:
-            self.loss.setdefault(key, []).append(value)
+                targets = ids[part + 1, None].to(shell.device)
+                for removal, loss, divergence in _predictions(streams, window, part, targets):
+                    losses[removal].append(loss)
+                    if removal is not None:
+                        divergences[removal].append(divergence)
+            for removal, values in losses.items():
+                self.loss.setdefault(removal, []).append(math.fsum(values))
+            for removal, values in divergences.items():
+                self.kl.setdefault(removal, []).append(math.fsum(values))
 
     def statistics(self, num_layers: int, sets: Sequence[range]) -> Statistics:
-        """Return what was found out.
+        """Average the sums.
 
         Args:
-            num_layers: Of the model; no layer may have been skipped.
+            num_layers: Depth of the model; no layer may have been skipped.
             sets: The windows of each calibration set.
         """
-        whole = self.loss[None]
+        full = self.loss[None]
         parts = sorted({kind for kind, _ in self.kl} - {"layer"})
         return Statistics(
             num_layers=num_layers,
             num_tokens=sum(self.counts),
-            num_windows=len(whole),
-            baseline_loss=self._mean(whole),
-            baseline_stderr=self._stderr(whole),
+            num_windows=len(full),
+            baseline_loss=self._mean(full),
+            baseline_stderr=self._stderr(full),
             leave_one_out=self._left_out("layer", num_layers),
             block_influence=tuple(1 - mean(self.cosine[i]) for i in range(num_layers)),
             magnitude=tuple(mean(self.magnitude[i]) for i in range(num_layers)),
@@ -135,9 +135,9 @@ class Scores:
         )
 
     def _left_out(self, kind: str, num_layers: int) -> LeaveOneOut:
-        whole = self.loss[None]
+        full = self.loss[None]
         losses = [self.loss[kind, i] for i in range(num_layers)]
-        deltas = [[a - b for a, b in zip(loss, whole, strict=True)] for loss in losses]
+        deltas = [[a - b for a, b in zip(loss, full, strict=True)] for loss in losses]
         return LeaveOneOut(
             loss=tuple(map(self._mean, losses)),
             stderr=tuple(map(self._stderr, losses)),
@@ -146,11 +146,11 @@ class Scores:
         )
 
     def _mean(self, sums: Sequence[float]) -> float:
-        """Per prediction, over all windows."""
+        """Mean per prediction over all windows."""
         return math.fsum(sums) / sum(self.counts)
 
     def _stderr(self, sums: Sequence[float]) -> float:
-        """Of the mean: windows are the independent draws, and may count different numbers."""
+        """Standard error of the mean; the samples are windows, of unequal size."""
         if len(sums) < 2:
             return 0.0
         mean = self._mean(sums)
@@ -171,7 +171,7 @@ class Scores:
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return Kendall's tau-b rank correlation of two scorings; 0 where one is constant."""
+    """Return Kendall's tau-b rank correlation of two scorings; 0 if one is constant."""
     signs = [
         (_sign(a - b), _sign(c - d))
         for (a, c), (b, d) in combinations(zip(first, second, strict=True), 2)
@@ -182,19 +182,19 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def jaccard(first: set[int], second: set[int]) -> float:
-    """Return the share of two sets' union that both have."""
+    """Return the size of two sets' intersection relative to their union."""
     return len(first & second) / len(first | second)
 
 
 def lowest(values: Sequence[float], number: int) -> set[int]:
-    """Return the indices of the smallest values; the earlier one of two equal ones."""
+    """Return the indices of the smallest values; ties go to the earlier one."""
     return set(sorted(range(len(values)), key=lambda index: (values[index], index))[:number])
 
 
 def _triangle(
     angles: dict[tuple[int, int], list[float]], num_layers: int
 ) -> tuple[tuple[float, ...], ...]:
-    """[start][n] from (start, start + n); a block of no layers turns nothing."""
+    """Arrange (start, start + n) as [start][n]; an empty block has distance 0."""
     return tuple(
         (0.0, *(mean(angles[start, end]) for end in range(start + 1, num_layers + 1)))
         for start in range(num_layers)
@@ -203,21 +203,20 @@ def _triangle(
 
 def _predictions(
     streams: Streams, window: int, part: "torch.Tensor", targets: "torch.Tensor"
-) -> Iterator[tuple[Any, float]]:
-    """Give each stream's summed loss and divergence for some tokens of a window."""
+) -> Iterator[tuple[Removal | None, float, float]]:
+    """Yield each stream's summed loss and KL divergence for some tokens of a window."""
     import torch
     from torch.nn.functional import log_softmax
 
-    host = streams.stack.host
-    part = part.to(host.device)
-    whole = log_softmax(host.logits(streams.whole()[window, part]), dim=-1)
-    probabilities = whole.exp()
-    yield None, -_sum(whole.gather(1, targets))
-    for left, state in zip(streams.left, streams.states, strict=False):
-        other = log_softmax(host.logits(state[window, part]), dim=-1)
-        yield left, -_sum(other.gather(1, targets))
-        gap = (probabilities * (whole - other)).sum(dim=-1, dtype=torch.float64)
-        yield ("kl", left), _sum(gap)
+    shell = streams.stack.shell
+    part = part.to(shell.device)
+    full = log_softmax(shell.logits(streams.full()[window, part]), dim=-1)
+    probabilities = full.exp()
+    yield None, -_sum(full.gather(1, targets)), 0.0
+    for removal, state in zip(streams.removals, streams.states, strict=False):
+        reduced = log_softmax(shell.logits(state[window, part]), dim=-1)
+        gap = (probabilities * (full - reduced)).sum(dim=-1, dtype=torch.float64)
+        yield removal, -_sum(reduced.gather(1, targets)), _sum(gap)
 
 
 def _sum(tensor: "torch.Tensor") -> float:

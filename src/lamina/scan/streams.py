@@ -1,9 +1,9 @@
-"""Hidden states of the whole model and of every model with something left out, layer by layer.
+"""Hidden states of the full model and of every model with one part removed, layer by layer.
 
-A model without layer j is the whole model up to j. So when the sweep reaches j, the whole model's
-state before it becomes the state of a new stream, which then goes through the layers behind j
-beside all others. Leaving out each of L layers so costs L (L + 1) / 2 layer-forwards instead of
-L (L - 1) for the reduced models and L for the whole one, and every layer's weights are needed once.
+A model without layer j equals the full model up to j. So when the sweep reaches j, the full model's
+state before it starts a new stream, which then passes through the later layers beside all others.
+Removing each of L layers thus takes L (L + 1) / 2 layer-forwards instead of L (L - 1) for the
+reduced models and L for the full one, and every layer's weights are needed once.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ModelError
-from lamina.scan.windows import Windows
+from lamina.scan.calibration import Windows
 
 if TYPE_CHECKING:
     import torch
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
     from lamina.scan.layers import LayerStack
 
 TOKENS_AT_ONCE = 2048
-"""Tokens in one forward pass of a layer, about."""
+"""Approximate tokens in one forward pass of a layer."""
 
 PARTS = {
     "attention": ("self_attn", "attention", "attn", "linear_attn"),
     "mlp": ("mlp", "feed_forward", "block_sparse_moe"),
 }
-"""Names of a layer's sublayers in the architectures."""
+"""The architectures' names for a layer's sublayers."""
 
-Left = tuple[str, int]
-"""What a stream has left out: layer, attention or mlp, and of which 0-based layer."""
+Removal = tuple[str, int]
+"""What a stream lacks: layer, attention or mlp, and the 0-based index of the layer."""
 
 
 class Streams:
-    """The states of some windows, before or behind one layer."""
+    """Hidden states of some windows between two layers."""
 
     def __init__(
         self, stack: "LayerStack", windows: Windows, *, sublayers: bool, skipped: frozenset[int]
     ) -> None:
-        """Begin before the first layer.
+        """Start before the first layer.
 
         Args:
             stack: The model.
             windows: Calibration text.
-            sublayers: Whether streams without a layer's attention or mlp are wanted, too.
-            skipped: 0-based layers that are left out of every stream.
+            sublayers: Whether to add streams without a layer's attention or mlp.
+            skipped: 0-based layers that every stream lacks.
         """
         import torch
 
@@ -52,110 +52,105 @@ class Streams:
         self.windows = len(windows)
         self.at_once = max(1, TOKENS_AT_ONCE // windows.length)
         depth = stack.num_layers - len(skipped)
-        begun = [stack.host.begin(w.ids, w.positions) for w in windows.split(self.at_once)]
-        first = torch.cat([hidden for hidden, _ in begun])
-        self.calls = [calls for _, calls in begun]
-        """Of each portion of windows, what each layer is called with."""
-        self.left: list[Left] = []
+        embedded = [stack.shell.embed(w.ids, w.positions) for w in windows.split(self.at_once)]
+        first = torch.cat([hidden for hidden, _ in embedded])
+        self.calls = [calls for _, calls in embedded]
+        """Each layer's call, for each portion of windows."""
+        self.removals: list[Removal] = []
         self.states = first.new_empty((len(self._kinds) * depth, *first.shape))
-        """Of each stream in `left`: (streams, windows, tokens, width)."""
+        """State of each stream in `removals`: (streams, windows, tokens, width)."""
         self.boundaries = first.new_empty((depth + 1, *first.shape))
-        """The whole model's, before each layer that is not skipped, and behind the last one."""
+        """The full model's states before each layer that is not skipped, and after the last one."""
         self.boundaries[0] = first
         self.done = 0
-        """Layers that are behind us, of those that are not skipped."""
+        """Number of layers passed, not counting skipped ones."""
         self.layer_forwards = 0
-        """How often a layer was applied, once for each stream."""
+        """Layers applied, counted once per stream."""
         self._known = 0
-        """The last boundary that is the whole model's."""
+        """Index of the last boundary that is valid for the full model."""
         self._marks: dict[int, torch.Tensor] = {}
-        """Copies of the streams' states, by how many layers were behind them."""
+        """Copies of the streams' states, by the number of layers passed."""
 
     def advance(self, index: int, block: Any, tick: Callable[[int], object]) -> None:
-        """Send every stream through a layer, and begin those that leave it out.
+        """Pass every stream through a layer, and start the streams that lack it.
 
         Args:
             index: 0-based index of the layer.
             block: The layer.
-            tick: Called with 1 for each stream that is through.
+            tick: Called with 1 after each stream.
         """
         before = self.boundaries[self.done]
         if self.done == self._known:
-            self._through(index, block, before, self.boundaries[self.done + 1])
+            self._apply(index, block, before, self.boundaries[self.done + 1])
             self._known += 1
             tick(1)
-        for state in self.states[: len(self.left)]:
-            self._through(index, block, state, state)
+        for state in self.states[: len(self.removals)]:
+            self._apply(index, block, state, state)
             tick(1)
-        self._begin(("layer", index)).copy_(before)
+        self._start(("layer", index)).copy_(before)
         for part in PARTS if self.sublayers else ():
             with silenced(block, part, index):
-                self._through(index, block, before, self._begin((part, index)))
+                self._apply(index, block, before, self._start((part, index)))
             tick(1)
         self.done += 1
 
-    def whole(self) -> "torch.Tensor":
-        """Return the whole model's state behind the last layer."""
+    def full(self) -> "torch.Tensor":
+        """Return the full model's state after the last layer passed."""
         return self.boundaries[self.done]
 
     @property
     def forwards_left(self) -> int:
-        """How often a layer has yet to be applied."""
+        """Layers still to be applied, counted once per stream."""
         depth, done = len(self._kept), self.done
         every = len(self._kinds) * (depth * (depth + 1) - done * (done + 1)) // 2
         return every - (self._known - done)
 
     def mark(self) -> None:
-        """Keep a copy of all states as they are now: `leave_out` can go back to it."""
-        self._marks[self.done] = self.states[: len(self.left)].clone()
+        """Keep a copy of the current states, to which `leave_out` can return."""
+        self._marks[self.done] = self.states[: len(self.removals)].clone()
 
     def leave_out(self, index: int) -> int:
-        """Leave one more layer out of every stream, and go back to where that does not matter yet.
+        """Skip one more layer in every stream, and return to a point that this does not affect.
 
-        Before that layer no state changes: neither the whole model's nor that of a stream without
-        an earlier layer. So the streams go back to their last mark before it, and those that begin
-        between there and the layer find the state that they begin with.
+        Before that layer no state changes, neither the full model's nor that of a stream without an
+        earlier layer. So the streams return to their last mark before it, and streams that start
+        between the mark and the layer still find the boundary they start from.
 
         Args:
-            index: 0-based index of a layer that is behind us.
+            index: 0-based index of a layer already passed.
 
         Returns:
-            The 0-based index of the layer to go on with.
+            The 0-based index of the layer to continue with.
         """
         position = self._kept.index(index)
         self.skipped |= {index}
         self._known = position
         self._marks = {at: states for at, states in self._marks.items() if at <= position}
         self.done = max(self._marks, default=0)
-        self.left = [(kind, kept) for kept in self._kept[: self.done] for kind in self._kinds]
+        self.removals = [(kind, kept) for kept in self._kept[: self.done] for kind in self._kinds]
         if self.done:
-            self.states[: len(self.left)] = self._marks[self.done]
+            self.states[: len(self.removals)] = self._marks[self.done]
         return [*self._kept, self.stack.num_layers][self.done]
 
     def save(self, path: Path, note: dict[str, str]) -> None:
-        """Write the states to a file that `restore` reads; it is whole or not there.
-
-        Args:
-            path: Of the file.
-            note: What else is to be known when it is read.
-        """
+        """Write the states to a file for `restore`, with a note in its metadata."""
         from safetensors.torch import save_file
 
-        partial = path.with_suffix(".partial")
         tensors = {"boundaries": self.boundaries[: self.done + 1]}
-        tensors["states"] = self.states[: len(self.left)]
+        tensors["states"] = self.states[: len(self.removals)]
+        partial = path.with_suffix(".partial")
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial, note)
         partial.replace(path)
 
     def restore(self, path: Path) -> None:
-        """Take up the states that were saved behind some layer."""
+        """Read the states that `save` wrote."""
         from safetensors.torch import load_file
 
         tensors = load_file(path)
         self.done = self._known = len(tensors["boundaries"]) - 1
         self.boundaries[: self.done + 1] = tensors["boundaries"]
         self.states[: len(tensors["states"])] = tensors["states"]
-        self.left = [(kind, index) for index in self._kept[: self.done] for kind in self._kinds]
+        self.removals = [(kind, index) for index in self._kept[: self.done] for kind in self._kinds]
         self.layer_forwards = len(self._kinds) * self.done * (self.done + 1) // 2
 
     @property
@@ -166,11 +161,11 @@ class Streams:
     def _kinds(self) -> tuple[str, ...]:
         return ("layer", *PARTS) if self.sublayers else ("layer",)
 
-    def _begin(self, left: Left) -> "torch.Tensor":
-        self.left.append(left)
-        return self.states[len(self.left) - 1]
+    def _start(self, removal: Removal) -> "torch.Tensor":
+        self.removals.append(removal)
+        return self.states[len(self.removals) - 1]
 
-    def _through(self, index: int, block: Any, given: "torch.Tensor", out: "torch.Tensor") -> None:
+    def _apply(self, index: int, block: Any, given: "torch.Tensor", out: "torch.Tensor") -> None:
         parts = zip(given.split(self.at_once), out.split(self.at_once), self.calls, strict=True)
         for source, target, calls in parts:
             target.copy_(calls[index].apply(block, source))
@@ -179,12 +174,12 @@ class Streams:
 
 @contextmanager
 def silenced(block: Any, part: str, index: int) -> Iterator[None]:
-    """Let one sublayer of a layer give zeros.
+    """Make a sublayer return zeros.
 
     Args:
         block: The layer.
         part: attention or mlp.
-        index: The layer's index, for the message.
+        index: 0-based index of the layer, for the error.
 
     Raises:
         ModelError: The layer has no sublayer of a known name.

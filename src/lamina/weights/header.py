@@ -1,5 +1,6 @@
-"""What a safetensors file holds, from its header alone. Imports no torch."""
+"""The tensors of a safetensors file, from its header alone. Imports no torch."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
-"""Bits of one element, by the format's names of types."""
+"""Bits per element, by the safetensors name of the type."""
 
 
 @dataclass(frozen=True)
@@ -21,44 +22,34 @@ class StoredTensor:
     """One tensor of a file."""
 
     dtype: str
-    """The format's name of the type, such as BF16."""
+    """The safetensors name of the type, such as BF16."""
 
     shape: tuple[int, ...]
 
     begin: int = field(default=0, compare=False)
-    """Where its bytes begin, from the start of the file; 0 for one that is yet to be written."""
+    """Offset of its bytes from the start of the file; 0 for a tensor not yet written."""
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Size in bytes."""
         return self.size * BITS[self.dtype] // 8
 
     @property
     def is_floating_point(self) -> bool:
-        """Whether it holds real numbers."""
+        """Whether its elements are floating-point numbers."""
         return "F" in self.dtype
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Read a file's header and hold it against the file's size.
-
-    Args:
-        path: A safetensors file.
-
-    Returns:
-        Each tensor by its name.
+    """Read the tensors' names and places, and check them against the file's size.
 
     Raises:
-        ValueError: The file is truncated, has bytes that belong to no tensor, or is of another
-            kind.
+        ValueError: The file is truncated, has bytes that belong to no tensor, or is no safetensors.
     """
     from huggingface_hub import parse_local_safetensors_file_metadata
     from huggingface_hub.errors import SafetensorsParsingError
@@ -83,10 +74,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _begin_of_weights(path: Path) -> int:
-    """Read a header's length, and have the header in the page cache.
+    """Return the offset of the first weight, with the header left in the page cache.
 
-    An ordinary read would make the kernel read ahead, and go on with it into whatever is read
-    later: megabytes of layers that nobody wants.
+    An ordinary read would start the kernel's readahead: megabytes of layers that nobody wants.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

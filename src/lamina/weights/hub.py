@@ -1,4 +1,4 @@
-"""A model's files from the Hugging Face hub, with errors that say what to do."""
+"""A model's files on the Hugging Face hub, with errors that say what to do."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from lamina.weights.header import StoredTensor
 
 
 def is_reachable() -> bool:
-    """Say whether the hub answers at all, from one attempt of HF_HUB_ETAG_TIMEOUT seconds.
+    """Whether the hub answers within one attempt of HF_HUB_ETAG_TIMEOUT seconds.
 
-    The client's own attempts take half a minute, or many minutes where a firewall drops packets.
+    The client's own retries take half a minute, or many minutes if a firewall drops packets.
     """
     import httpx
     from huggingface_hub import constants, get_session
@@ -23,17 +23,17 @@ def is_reachable() -> bool:
 
 
 def download(repo_id: str, filename: str, revision: str | None, *, required: bool) -> Path | None:
-    """Return the local path of one file of a repository, downloading it where need be.
+    """Return the local path of one file of a repository, downloading it if necessary.
 
     Args:
         repo_id: OWNER/NAME.
         filename: Path inside the repository.
         revision: Commit; None for the newest.
-        required: Whether a missing file is an error; None is returned otherwise.
+        required: Whether a missing file is an error rather than None.
 
     Raises:
-        ModelError: The file is required and missing, the repository is not known or gated, or the
-            hub cannot be reached.
+        ModelError: A required file is missing, the repository is unknown or gated, or the hub
+            cannot be reached.
     """
     import httpx
     from huggingface_hub import hf_hub_download
@@ -46,7 +46,7 @@ def download(repo_id: str, filename: str, revision: str | None, *, required: boo
     )
 
     try:
-        _look_before(repo_id, filename, revision)
+        _fail_early(repo_id, filename, revision)
         return Path(hf_hub_download(repo_id, filename, revision=revision))
     except GatedRepoError as error:
         raise ModelError(
@@ -59,7 +59,7 @@ def download(repo_id: str, filename: str, revision: str | None, *, required: boo
         ) from error
     except LocalEntryNotFoundError as error:
         if not required and offline():
-            return None  # the cache is all there is
+            return None  # only the cache counts
         raise unreachable(repo_id) from error
     except EntryNotFoundError as error:
         if not required:
@@ -72,11 +72,11 @@ def download(repo_id: str, filename: str, revision: str | None, *, required: boo
         ) from error
 
 
-def described(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
-    """Describe a repository's tensors from the headers of its safetensors files.
+def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
+    """Read the headers of a repository's safetensors files.
 
     Raises:
-        ModelError: It has none, or the hub cannot be reached.
+        ModelError: There are none, or the hub cannot be reached.
     """
     import httpx
     from huggingface_hub import get_safetensors_metadata
@@ -99,12 +99,12 @@ def described(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
     }
 
 
-def _look_before(repo_id: str, filename: str, revision: str | None) -> None:
-    """Raise what a download would come to, where that is known without its long attempts.
+def _fail_early(repo_id: str, filename: str, revision: str | None) -> None:
+    """Fail early with the error that a download would raise only after its long retries.
 
     Raises:
         EntryNotFoundError: The cache knows that this commit has no such file.
-        LocalEntryNotFoundError: The model is new to the cache and the hub does not answer.
+        LocalEntryNotFoundError: The model is not cached and the hub does not answer.
     """
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -117,14 +117,14 @@ def _look_before(repo_id: str, filename: str, revision: str | None) -> None:
 
 
 def offline() -> bool:
-    """Say whether the user has forbidden any request, with HF_HUB_OFFLINE."""
+    """Whether HF_HUB_OFFLINE forbids every request."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def unreachable(repo_id: str) -> ModelError:
-    """Return the error for a model that only a hub that does not answer could have."""
+    """Return the error for a model that is not cached while the hub does not answer."""
     return ModelError(
         f"model_name={repo_id}: the hub cannot be reached and the model is not in the cache; "
         "experiment=quickstart works offline"

@@ -1,7 +1,7 @@
-"""Reading tensors from safetensors files: each once, and no byte beside them.
+"""Reading tensors from safetensors files: each once, and no byte besides.
 
-The library's reader maps whole files, or reads a whole tensor where a few rows are asked for. Here
-a tensor's bytes are read where the header says that they are.
+The library's reader maps entire files, or reads an entire tensor where a few rows are enough. This
+one reads exactly the bytes that the header points at.
 """
 
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_BYTES = 16 * 2**20
-"""Memory that one piece of a streamed tensor takes, about."""
+"""Approximate size of one block of a streamed tensor."""
 
 DTYPES = {
     "float64": "F64",
@@ -37,92 +37,86 @@ DTYPES = {
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
 }
-"""torch's names of types, and the safetensors format's."""
+"""The safetensors name of each torch dtype."""
 
 
 class WeightFile:
     """One open safetensors file."""
 
     def __init__(self, path: Path, *, mapped: bool) -> None:
-        """Open a file.
-
-        Args:
-            path: Of the file.
-            mapped: Whether tensors are views of the mapped file, which costs no copy.
-        """
+        """Open a file; with `mapped`, tensors are views of the mapped file instead of copies."""
         self.path = path
         self.descriptor = os.open(path, os.O_RDONLY)
         self.map = mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_COPY) if mapped else None
-        # The kernel reads ahead, megabytes on some disks: into layers that nobody wants.
+        # The kernel's readahead, megabytes on some disks, would read layers that nobody wants.
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         if self.map is not None and hasattr(mmap, "MADV_RANDOM"):
             self.map.madvise(mmap.MADV_RANDOM)
 
     def close(self) -> None:
-        """Close the file; views of the map stay valid."""
+        """Close the file; views of its map stay valid."""
         os.close(self.descriptor)
 
     def read(self, begin: int, nbytes: int) -> bytearray:
-        """Read a range of the file.
-
-        Raises:
-            ModelError: The file has become shorter.
-        """
+        """Read a range of the file; see `read_into`."""
         buffer = bytearray(nbytes)
         self.read_into(memoryview(buffer), begin)
         return buffer
 
     def read_into(self, buffer: memoryview, begin: int) -> None:
-        """Fill a buffer from a place of the file on.
+        """Fill a buffer with the file's bytes from offset `begin`.
 
         Raises:
-            ModelError: The file has become shorter.
+            ModelError: The file has shrunk.
         """
         while buffer:
             count = os.preadv(self.descriptor, [buffer], begin)
             if count == 0:
-                raise ModelError(f"{self.path} became shorter while it was read")
+                raise ModelError(f"{self.path} shrank while it was being read")
             buffer, begin = buffer[count:], begin + count
 
-    def ahead(self, begin: int, nbytes: int) -> None:
-        """Have a range fetched from the disk while something else is done."""
+    def prefetch(self, begin: int, nbytes: int) -> None:
+        """Start fetching a range from the disk in the background."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
 
     def view(self, begin: int, nbytes: int) -> mmap.mmap | None:
-        """Have a range read ahead, and return the map; None if the file is not mapped."""
+        """Prefetch a range and return the map; None if the file is not mapped."""
         if self.map is not None and nbytes and hasattr(mmap, "MADV_WILLNEED"):
             page = begin - begin % mmap.PAGESIZE
-            for advice in (mmap.MADV_WILLNEED, mmap.MADV_NORMAL):  # random: a fault for each page
+            for advice in (mmap.MADV_WILLNEED, mmap.MADV_NORMAL):  # under RANDOM every page faults
                 self.map.madvise(advice, page, begin + nbytes - page)
         return self.map
 
 
 class TensorSlice:
-    """A tensor of a file, read when it is indexed: `[...]`, or some of its rows `[start:stop]`."""
+    """A tensor of a file, read when indexed: `[...]` for all of it, `[start:stop]` for rows."""
 
     def __init__(self, file: WeightFile, stored: StoredTensor) -> None:
-        """Point at a tensor of an open file."""
         self.file, self.stored = file, stored
+        rows = stored.shape[0] if stored.shape else 1
+        self.row_bytes = stored.nbytes // (rows or 1)
 
     def get_shape(self) -> list[int]:
-        """Return the shape, as the library's slices do."""
+        """Return the shape, as safetensors' slices do."""
         return list(self.stored.shape)
 
     def get_dtype(self) -> str:
-        """Return the format's name of the type, as the library's slices do."""
+        """Return the safetensors name of the type, as safetensors' slices do."""
         return self.stored.dtype
 
     def rows(self, start: int, stop: int) -> bytearray:
-        """Read the bytes of some rows."""
-        row = self._row_bytes()
-        return self.file.read(self.stored.begin + start * row, (stop - start) * row)
+        """Read the bytes of the rows [start, stop)."""
+        return self.file.read(*self._range(start, stop))
 
-    def ahead(self, start: int, stop: int) -> None:
-        """Have some rows fetched from the disk while something else is done."""
-        row = self._row_bytes()
-        self.file.ahead(self.stored.begin + start * row, (stop - start) * row)
+    def prefetch(self, start: int, stop: int) -> None:
+        """Start fetching the rows [start, stop) from the disk in the background."""
+        self.file.prefetch(*self._range(start, stop))
+
+    def _range(self, start: int, stop: int) -> tuple[int, int]:
+        """Offset and number of bytes of the rows [start, stop)."""
+        return self.stored.begin + start * self.row_bytes, (stop - start) * self.row_bytes
 
     def __getitem__(self, index: Any) -> "torch.Tensor":
         import torch
@@ -131,8 +125,8 @@ class TensorSlice:
         if isinstance(index, slice):
             start, stop, _ = index.indices(stop)
         shape = (stop - start, *self.stored.shape[1:]) if self.stored.shape else ()
-        dtype, row = torch_dtype_of(self.stored), self._row_bytes()
-        begin, nbytes = self.stored.begin + start * row, (stop - start) * row
+        dtype = torch_dtype_of(self.stored)
+        begin, nbytes = self._range(start, stop)
         view = self.file.view(begin, nbytes)
         if view is not None and nbytes and begin % dtype.itemsize == 0:
             count = nbytes // dtype.itemsize
@@ -143,25 +137,18 @@ class TensorSlice:
             self.file.read_into(memoryview(buffer), begin)
         return tensor
 
-    def _row_bytes(self) -> int:
-        return (
-            self.stored.nbytes // (self.stored.shape[0] or 1)
-            if self.stored.shape
-            else (self.stored.nbytes)
-        )
-
 
 @contextmanager
 def tensor_slices(
     source: Source, mapping: Mapping[str, str], *, mapped: bool = False
 ) -> Iterator[dict[str, TensorSlice]]:
-    """Give tensors under new names, as slices that read when they are indexed.
+    """Give tensors under new names, as slices that are read when indexed.
 
     Args:
-        source: The checkpoint; its files are open in the body.
-        mapping: The names of the tensors, and those that they are given under.
-        mapped: Whether the tensors are views of the mapped files. That is the fastest where they
-            stay as they are; where their type or device changes, memory would hold both.
+        source: The checkpoint; its files are open only inside the context.
+        mapping: The new name of each tensor, by its name in the checkpoint.
+        mapped: Whether tensors are views of the mapped files: fastest if they stay as they are, but
+            if their type or device changes, memory holds them twice.
     """
     stored = source.stored(mapping)
     with ExitStack() as stack:
@@ -189,7 +176,7 @@ def byte_blocks(piece: TensorSlice, dtype: "torch.dtype | None") -> Iterator[byt
     rows = max(1, BLOCK_BYTES * count // max(1, stored.nbytes))
     for start in range(0, count, rows):
         stop = min(start + rows, count)
-        piece.ahead(start, min(stop + rows, count))  # the next block, while this one is written
+        piece.prefetch(start, min(stop + rows, count))  # the next block, while this one is written
         yield (
             memoryview(piece.rows(start, stop))
             if dtype is None
@@ -198,10 +185,10 @@ def byte_blocks(piece: TensorSlice, dtype: "torch.dtype | None") -> Iterator[byt
 
 
 def weights_fingerprint(source: Source) -> str:
-    """Return a SHA-256 that another set of weights would not have.
+    """Return a SHA-256 that identifies a set of weights.
 
-    It covers every tensor's name, type and shape, and the beginning of its content: enough to tell
-    a fine-tuned model from its base, without reading all of either.
+    It covers every tensor's name, type and shape, and the first page of its content: enough to tell
+    a fine-tuned model from its base without reading all of either.
     """
     digest = sha256()
     with tensor_slices(source, {name: name for name in source.weight_map}) as slices:
@@ -213,16 +200,16 @@ def weights_fingerprint(source: Source) -> str:
 
 
 def identity(source: Source) -> list[str]:
-    """Return what tells a model from every other: its commit or its weights, and its config."""
+    """Return what identifies a model: its commit or its weights, and its config."""
     weights = [source.revision, source.name] if source.revision else [weights_fingerprint(source)]
     return [*weights, json.dumps(source.config, sort_keys=True)]
 
 
 def torch_dtype_of(stored: StoredTensor) -> "torch.dtype":
-    """Return torch's form of a stored tensor's type.
+    """Return the torch dtype of a stored tensor.
 
     Raises:
-        ModelError: There is none: the weights are packed in a way of their own.
+        ModelError: There is none, as for packed quantized weights.
     """
     import torch
 
@@ -236,7 +223,7 @@ def torch_dtype_of(stored: StoredTensor) -> "torch.dtype":
 
 
 def as_bytes(tensor: "torch.Tensor", dtype: "torch.dtype") -> memoryview:
-    """Return a tensor's bytes, in a type, as they stand in a safetensors file."""
+    """Return a tensor's bytes in a given dtype, as a safetensors file stores them."""
     import torch
 
     return memoryview(tensor.to(dtype).contiguous().view(-1).view(torch.uint8).numpy())

@@ -14,23 +14,27 @@ from lamina.weights.header import StoredTensor, read_header
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
+ADAPTER = (
+    "that folder holds an adapter, not a model: lamina export RUN --output DIR writes the model"
+)
+
 
 @dataclass(frozen=True)
 class Source:
     """Where a model's files are read from."""
 
     name: str
-    """Hub id, or the absolute path of a local folder: what an adapter records as its base."""
+    """Hub id or absolute path of a local folder, as an adapter records it as its base."""
 
     revision: str | None
     """Commit of the hub repository; None for a local folder."""
 
     folder: Path
-    """Folder with config.json: the local folder, or the snapshot in the hub cache."""
+    """Folder of config.json: the local folder, or the snapshot in the hub cache."""
 
     @property
     def is_local(self) -> bool:
-        """Whether the model is a folder of this machine rather than a hub repository."""
+        """Whether the model is a local folder rather than a hub repository."""
         return self.revision is None
 
     @cached_property
@@ -44,13 +48,13 @@ class Source:
 
     @cached_property
     def weight_map(self) -> dict[str, str]:
-        """Map every tensor's name to the file that holds it.
+        """The name of the file that holds each tensor, by the tensor's name.
 
         Raises:
-            ModelError: There are no safetensors weights, the index or the only file cannot be read,
-                or the hub cannot be reached.
+            ModelError: There are no safetensors weights, the index or the single file cannot be
+                read, or the hub cannot be reached.
         """
-        # A cache that was filled by other means may not know that there is no index.
+        # A cache filled by other means may not know that there is no index.
         single = (self.folder / SINGLE_FILE).is_file()
         if not single and self.fetch(INDEX_FILE, required=False):
             return self._indexed()
@@ -64,7 +68,7 @@ class Source:
         )
 
     def _indexed(self) -> dict[str, str]:
-        """Return the index's map; a name in it that leads out of the folder is refused."""
+        """Read the index's map; a file name that leads out of the folder is refused."""
         weight_map = read_json(self.folder / INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"model_name={self.name}: {INDEX_FILE} has no weight_map")
@@ -77,7 +81,7 @@ class Source:
         return weight_map
 
     def header(self, filename: str) -> dict[str, StoredTensor]:
-        """Read what one safetensors file holds; none of its tensors is read.
+        """Read the header of one safetensors file, and no tensor.
 
         Raises:
             ModelError: The file is missing, truncated or corrupt.
@@ -93,7 +97,7 @@ class Source:
             ) from error
 
     def stored(self, names: Iterable[str]) -> dict[str, StoredTensor]:
-        """Describe tensors of the checkpoint, from the headers of the files that hold them.
+        """Look up tensors in the headers of the files that hold them.
 
         Raises:
             ModelError: A file is missing, truncated or corrupt, or the index disagrees with it.
@@ -101,35 +105,35 @@ class Source:
         wanted = {name: self.weight_map[name] for name in names}
         headers = {filename: self.header(filename) for filename in sorted(set(wanted.values()))}
         for filename, header in headers.items():
-            promised = {name for name, file in self.weight_map.items() if file == filename}
-            if wrong := sorted(promised ^ header.keys()):
-                which = "lacks" if wrong[0] in promised else "has"
+            indexed = {name for name, file in self.weight_map.items() if file == filename}
+            if wrong := sorted(indexed ^ header.keys()):
+                which = "lacks" if wrong[0] in indexed else "has"
                 raise ModelError(
                     f"model_name={self.name}: {INDEX_FILE} disagrees with {filename}, which "
                     f"{which} {wrong[0]}: download or copy the model again"
                 )
         return {name: headers[filename][name] for name, filename in wanted.items()}
 
-    def described(self) -> dict[str, StoredTensor]:
-        """Describe every tensor; of a hub repository only the headers of its files are downloaded.
+    def all_stored(self) -> dict[str, StoredTensor]:
+        """Look up every tensor; a hub repository's headers are read without downloading its files.
 
         Raises:
-            ModelError: As `stored` and `weight_map`.
+            ModelError: See `stored` and `weight_map`.
         """
         if self.is_local:
             return self.stored(self.weight_map)
-        return hub.described(self.name, self.revision)
+        return hub.read_headers(self.name, self.revision)
 
     def fetch(self, filename: str, *, required: bool = True) -> Path | None:
-        """Return the local path of one file, downloading it from the hub where need be.
+        """Return the local path of one file, downloading it from the hub if necessary.
 
         Args:
             filename: Name inside the folder or repository.
-            required: Whether a missing file is an error; None is returned otherwise. With
-                HF_HUB_OFFLINE a file that is not in the cache is a missing one.
+            required: Whether a missing file is an error rather than None. With HF_HUB_OFFLINE, a
+                file that is not cached counts as missing.
 
         Raises:
-            ModelError: The file is required and missing, or the hub cannot be reached.
+            ModelError: A required file is missing, or the hub cannot be reached.
         """
         path = self.folder / filename
         if path.is_file():
@@ -142,7 +146,7 @@ class Source:
 
 
 def resolve(model_name: str, revision: str | None = None) -> Source:
-    """Find a model by its hub id or local path, reading no more than its config.json.
+    """Find a model by its hub id or local path, reading at most its config.json.
 
     Args:
         model_name: Hub id or local path.
@@ -156,27 +160,20 @@ def resolve(model_name: str, revision: str | None = None) -> Source:
     if folder.is_dir():
         folder = folder.resolve()
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model_name={model_name}: {_what_is_missing(folder)}")
+            is_adapter = (folder / "adapter_config.json").is_file()
+            reason = ADAPTER if is_adapter else "no config.json in that folder"
+            raise ModelError(f"model_name={model_name}: {reason}")
         return Source(name=str(folder), revision=None, folder=folder)
     if model_name.startswith((".", "/", "~")) or model_name.count("/") > 1:
         raise ModelError(f"model_name={model_name}: no such folder")
     path = hub.download(model_name, "config.json", revision, required=True)
     assert path is not None
-    # The snapshot's folder is named after the commit that was read.
+    # The snapshot folder is named after its commit.
     return Source(name=model_name, revision=path.parent.name, folder=path.parent)
 
 
-def _what_is_missing(folder: Path) -> str:
-    if not (folder / "adapter_config.json").is_file():
-        return "no config.json in that folder"
-    return (
-        "that folder holds an adapter, not a model: make one of it with "
-        "lamina export RUN --output DIR"
-    )
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file of a model.
+    """Read a JSON file of a model.
 
     Raises:
         ModelError: It is missing or not JSON.

@@ -1,7 +1,7 @@
-"""Writing safetensors as a stream: no more than a few megabytes of a model are in memory at once.
+"""Writing safetensors as a stream, with a few megabytes of the model in memory at a time.
 
-The library's own writer wants all tensors of a file at once, twice over. The format is eight bytes
-of header length, a JSON header with the place of every tensor, and their bytes one after the other.
+The library's own writer needs all tensors of a file in memory, twice. The format is eight bytes of
+header length, a JSON header with the offsets of every tensor, and their bytes in that order.
 """
 
 import json
@@ -14,18 +14,18 @@ from lamina.weights.header import BITS, StoredTensor
 from lamina.weights.source import INDEX_FILE
 
 MAX_SHARD_BYTES = 5 * 10**9
-"""Files larger than this are split."""
+"""Larger files are split."""
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A tensor that is to be written."""
+    """A tensor to write."""
 
     stored: StoredTensor
     """Its type and shape in the file."""
 
     blocks: Callable[[], Iterator[bytes | memoryview]]
-    """Its bytes, in order and in pieces; called once, when its turn has come."""
+    """Yields its bytes in order; called once, when the tensor is written."""
 
 
 def write_shards(
@@ -34,13 +34,13 @@ def write_shards(
     progress: Callable[[int], object],
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write model.safetensors, or numbered shards of it with an index.
+    """Write model.safetensors, or numbered shards with an index.
 
     Args:
-        folder: Where to; exists.
-        tensors: By name; written in this order, those of wider types first within a file.
-        progress: Called with the number of bytes after each piece.
-        max_shard_bytes: Size from which on the files are split.
+        folder: An existing folder.
+        tensors: By name; written in this order, except that wider types come first in each file.
+        progress: Called with the number of bytes of each block written.
+        max_shard_bytes: Largest size of one file.
     """
     from huggingface_hub import constants, split_state_dict_into_shards_factory
 
@@ -51,7 +51,7 @@ def write_shards(
         max_shard_size=max_shard_bytes,
     )
     for filename, names in split.filename_to_tensors.items():
-        # Wider types first: every tensor then begins at a multiple of its own width.
+        # Wider types first, so every tensor is aligned to its own width.
         ordered = sorted(names, key=lambda name: -BITS[tensors[name].stored.dtype])
         with (folder / filename).open("wb") as file:
             _write(file, {name: tensors[name] for name in ordered}, progress)

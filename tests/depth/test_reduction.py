@@ -8,14 +8,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lamina.depth.blocks import (
+from lamina.depth.layer_sets import half_open_ranges
+from lamina.depth.loading import load_model
+from lamina.depth.reduction import (
     adapter_form_is_exact,
     blueprint,
     decoder_stack,
     refuse_changed_blocks,
 )
-from lamina.depth.layer_sets import half_open_ranges
-from lamina.depth.loading import load_model
 from lamina.errors import ModelError
 from lamina.weights.source import resolve
 from tests.architectures import ARCHITECTURES, save
