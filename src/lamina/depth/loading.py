@@ -197,10 +197,7 @@ def _location(source: Source) -> dict[str, Any]:
 
 
 def refuse_unloadable(folder: Path) -> None:
-    """Check that transformers loads a model folder, by names and shapes alone.
-
-    Args:
-        folder: Folder with config.json and safetensors files.
+    """Check that transformers would load a model folder, by names and shapes alone.
 
     Raises:
         ModelError: A file is incomplete, or a tensor is missing, unexpected or of another shape.
@@ -242,11 +239,11 @@ class MetaSlice:
 
 
 def refuse_misfits(name: str, info: dict[str, Any]) -> None:
-    """Raise if transformers found a tensor missing, unexpected or of another shape.
+    """Raise if `from_pretrained` reported a tensor as missing, unexpected or of another shape.
 
     Args:
         name: The model, for the message.
-        info: What `from_pretrained(output_loading_info=True)` returned.
+        info: The loading info that it returned.
 
     Raises:
         ModelError: There is such a tensor.

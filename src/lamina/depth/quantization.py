@@ -28,10 +28,7 @@ QUANTIZED_BYTES = (4 + SCALE_BITS) / 8
 
 
 def quantization(dtype: "torch.dtype") -> "BitsAndBytesConfig":
-    """Return the `from_pretrained` setting that reads weights into four bits.
-
-    Args:
-        dtype: Type of the other weights and of the computation.
+    """Return the `from_pretrained` setting for four-bit weights and computation in `dtype`.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -56,12 +53,7 @@ def linear_weights(model: "PreTrainedModel") -> int:
 
 
 def expected_bytes(model: "PreTrainedModel", dtype: "torch.dtype") -> int:
-    """Return the bytes of a model's weights with its linear layers in four bits.
-
-    Args:
-        model: A model without weights.
-        dtype: Type of the other weights.
-    """
+    """Return the bytes of a model's weights with linear layers in four bits, others in `dtype`."""
     quantized = linear_weights(model)
     others = model.num_parameters() - quantized
     return round(quantized * QUANTIZED_BYTES) + others * dtype.itemsize

@@ -66,12 +66,7 @@ def reduction(source: Source, kept_layers: Sequence[int]) -> Reduction:
 
 
 def with_derived_lists(content: dict[str, Any], config: "PretrainedConfig") -> dict[str, Any]:
-    """Add the per-layer lists that a config class derives where config.json has none.
-
-    Args:
-        content: The content of config.json.
-        config: The same, as transformers reads it.
-    """
+    """Add to config.json the per-layer lists that it lacks and its config class derives."""
     derived = json.loads(config.to_json_string(use_diff=False))
     lists = {field: derived[field] for field in PER_LAYER_FIELDS if derived.get(field)}
     return {**content, **{field: lists[field] for field in lists if not content.get(field)}}
@@ -110,10 +105,9 @@ def adapter_form_is_exact(model: "PreTrainedModel") -> bool:
     while hasattr(inner, "model"):
         inner = inner.model
     stack = decoder_stack(model, model.config.num_hidden_layers)[1]
-    found = [getattr(inner, "layers", None), getattr(inner, "h", None)]
-    found.append(getattr(getattr(inner, "encoder", None), "layer", None))
+    parents = ((inner, "layers"), (inner, "h"), (getattr(inner, "encoder", None), "layer"))
     types = set(getattr(model.config, "layer_types", None) or ())
-    return len(types) <= 1 and any(layers is stack for layers in found)
+    return len(types) <= 1 and any(getattr(*parent, None) is stack for parent in parents)
 
 
 def refuse_changed_blocks(
@@ -123,7 +117,7 @@ def refuse_changed_blocks(
 
     Args:
         larger: The full model, without weights.
-        smaller: The model of the reduced config, without weights.
+        smaller: The reduced model, without weights.
         kept_layers: 0-based indices in the larger model, ascending.
 
     Raises:

@@ -31,9 +31,9 @@ def kept_tensors(
     prefixes: set[str] = set()
     found: set[int] = set()
     for name in names:
-        match = _LAYER_KEY.match(name)
         if _MTP_KEY.match(name):
             continue
+        match = _layer_key(name)
         if match is None:
             mapping[name] = name
             continue
@@ -41,7 +41,7 @@ def kept_tensors(
         index = int(match["index"])
         found.add(index)
         if index in position:
-            mapping[name] = f"{match['prefix']}.{position[index]}.{match['rest']}"
+            mapping[name] = with_layer(name, position[index])
     if len(prefixes) > 1:
         raise ModelError(
             f"the checkpoint has several stacks of layers ({', '.join(sorted(prefixes))}): "
@@ -53,14 +53,18 @@ def kept_tensors(
 
 def layer_of(name: str) -> int | None:
     """Return the 0-based index of a tensor's layer; None if it belongs to none."""
-    match = None if _MTP_KEY.match(name) else _LAYER_KEY.match(name)
+    match = _layer_key(name)
     return int(match["index"]) if match else None
 
 
 def with_layer(name: str, index: int) -> str:
     """Replace the layer index in a tensor's name; unchanged if it belongs to no layer."""
-    match = None if _MTP_KEY.match(name) else _LAYER_KEY.match(name)
+    match = _layer_key(name)
     return f"{match['prefix']}.{index}.{match['rest']}" if match else name
+
+
+def _layer_key(name: str) -> re.Match[str] | None:
+    return None if _MTP_KEY.match(name) else _LAYER_KEY.match(name)
 
 
 def _refuse_other_depth(found: set[int], num_layers: int, num_heads: int) -> None:

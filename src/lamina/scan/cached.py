@@ -1,8 +1,8 @@
 """A model's scores on a data set, from the cache or from a new scan."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -120,11 +120,9 @@ class CachedScores(LayerScores):
             "protocol": PROTOCOL,
         }
 
-    @contextmanager
-    def _open(self) -> Iterator[LayerStack]:
+    def _open(self) -> AbstractContextManager[LayerStack]:
         quiet_libraries()
-        with open_stack(self.request.source, self.request.dtype(), compute_device()) as stack:
-            yield stack
+        return open_stack(self.request.source, self.request.dtype(), compute_device())
 
     @property
     def _windows(self) -> Windows:

@@ -2,8 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -160,7 +158,7 @@ def sweep(
         stack.hold()
     passes = list(windows.split(allowed.windows))
     progress = _Progress(folder)
-    with torch.inference_mode(), _bar(stack, passes, sublayers, skipped) as bar:
+    with torch.inference_mode(), _bar(stack, len(passes), sublayers, skipped) as bar:
         for number in range(progress.cost.passes, len(passes)):
             _one_pass(stack, passes[number], progress, sublayers, skipped, bar)
     progress.remove()
@@ -250,14 +248,10 @@ class _Progress:
                 (self.folder / name).unlink(missing_ok=True)
 
 
-@contextmanager
-def _bar(
-    stack: LayerStack, passes: list[Any], sublayers: bool, skipped: frozenset[int]
-) -> Iterator[Any]:
+def _bar(stack: LayerStack, passes: int, sublayers: bool, skipped: frozenset[int]) -> Any:
     from tqdm import tqdm
 
     depth = stack.num_layers - len(skipped)
     forwards = (3 if sublayers else 1) * depth * (depth + 1) // 2
     # disable=None: quiet where the console is a file.
-    with tqdm(total=forwards * len(passes), unit="stream", disable=None) as bar:
-        yield bar
+    return tqdm(total=forwards * passes, unit="stream", disable=None)

@@ -59,7 +59,7 @@ class WeightFile:
         os.close(self.descriptor)
 
     def read(self, begin: int, nbytes: int) -> bytearray:
-        """Read a range of the file; see `read_into`."""
+        """Read a range; see `read_into`."""
         buffer = bytearray(nbytes)
         self.read_into(memoryview(buffer), begin)
         return buffer
@@ -165,23 +165,17 @@ def tensor_slices(
 
 
 def byte_blocks(piece: TensorSlice, dtype: "torch.dtype | None") -> Iterator[bytes | memoryview]:
-    """Read a tensor in blocks of rows, as bytes.
-
-    Args:
-        piece: The tensor.
-        dtype: What to convert it to; None leaves it as it is.
-    """
+    """Read a tensor as bytes in blocks of rows, converted to `dtype` unless that is None."""
     stored = piece.stored
     count = stored.shape[0] if stored.shape else 1
     rows = max(1, BLOCK_BYTES * count // max(1, stored.nbytes))
     for start in range(0, count, rows):
         stop = min(start + rows, count)
         piece.prefetch(start, min(stop + rows, count))  # the next block, while this one is written
-        yield (
-            memoryview(piece.rows(start, stop))
-            if dtype is None
-            else as_bytes(piece[start:stop], dtype)
-        )
+        if dtype is None:
+            yield memoryview(piece.rows(start, stop))
+        else:
+            yield as_bytes(piece[start:stop], dtype)
 
 
 def weights_fingerprint(source: Source) -> str:
@@ -213,13 +207,11 @@ def torch_dtype_of(stored: StoredTensor) -> "torch.dtype":
     """
     import torch
 
-    names = {written: name for name, written in DTYPES.items()}
-    if stored.dtype not in names:
-        raise ModelError(
-            f"weights of type {stored.dtype} cannot be loaded; start from unpacked ones"
-        )
-    dtype: torch.dtype = getattr(torch, names[stored.dtype])
-    return dtype
+    for name, stored_name in DTYPES.items():
+        if stored.dtype == stored_name:
+            dtype: torch.dtype = getattr(torch, name)
+            return dtype
+    raise ModelError(f"weights of type {stored.dtype} cannot be loaded; start from unpacked ones")
 
 
 def as_bytes(tensor: "torch.Tensor", dtype: "torch.dtype") -> memoryview:
