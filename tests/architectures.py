@@ -1,4 +1,4 @@
-"""Tiny random models of every architecture that is covered, with mixed layers where it has them."""
+"""Tiny random models of every supported architecture, with mixed layer types where it has them."""
 
 from pathlib import Path
 from typing import Any

@@ -40,3 +40,10 @@ def _read(key: str, value: Any, suffixes: dict[str, int], examples: str) -> int:
     if number < 1:
         raise ConfigError(f"{key}={value}: give a number such as {examples}")
     return round(number)
+
+
+def time_split(seconds: dict[str, float]) -> str:
+    """Format the phases of a training as whole percents of its time, leaving out those of 0%."""
+    total = sum(seconds.values())
+    shares = {name.replace("_", "+"): taken / total for name, taken in seconds.items()}
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)

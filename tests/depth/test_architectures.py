@@ -44,7 +44,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def logits_with_blocks_skipped(folder: Path, kept: Sequence[int]) -> torch.Tensor:
-    """The whole model as it was trained, but for blocks that hand on what they were given."""
+    """The full model, except that skipped blocks return their input."""
 
     def skip(_: Any, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
         given = arguments[0] if arguments else options["hidden_states"]
@@ -120,11 +120,11 @@ HUB_FORMS: dict[str, tuple[set[str], dict[str, Any]]] = {
     "smollm3": ({"layer_types", "no_rope_layers"}, {"no_rope_layer_interval": 3}),
     "olmo3": ({"layer_types"}, {}),
 }
-"""What published config.json files leave out, and what they say instead."""
+"""Fields that published config.json files leave out, and what they state instead."""
 
 
 @pytest.mark.parametrize("model_type", HUB_FORMS)
-def test_a_config_that_says_it_by_cadence_or_default_gives_the_same_model(
+def test_a_config_with_cadences_or_defaults_gives_the_same_model(
     model_type: str, tmp_path: Path
 ) -> None:
     folder = save(model_type, tmp_path / "model")
@@ -181,7 +181,7 @@ GGUF: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNEOX", {}),
     "gpt2": ("GPT2", {}),
 }
-"""llama.cpp's name of each family; it knows the mixtures of experts without dense layers."""
+"""llama.cpp's name of each family; it supports mixtures of experts only without dense layers."""
 
 CONVERTER_RENAMES = (
     (r"experts\.\d+\.", "experts."),
@@ -189,8 +189,8 @@ CONVERTER_RENAMES = (
     (r"experts\.(down|gate_up)_proj_bias$", r"experts.\1_proj.bias"),
     (r"experts\.gate_up_proj", "experts.gate_proj"),
 )
-"""What its converter does to a name before it asks the map: experts are stacked, fused projections
-split, and two names are spelled otherwise."""
+"""What llama.cpp's converter does to a name before the lookup: it stacks experts, splits fused
+projections and respells two names."""
 
 
 @pytest.mark.parametrize("model_type", GGUF)

@@ -1,4 +1,4 @@
-"""Sets of layers as people write them."""
+"""Parsing and formatting sets of layers."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from lamina.errors import ConfigError
         (["7", 3], (3, 7)),
     ],
 )
-def test_indices_and_half_open_ranges_are_read(value: Any, expected: tuple[int, ...]) -> None:
+def test_indices_and_half_open_ranges_are_parsed(value: Any, expected: tuple[int, ...]) -> None:
     assert parse_layers("model.keep", value, 12) == expected
 
 
@@ -36,7 +36,7 @@ def test_indices_and_half_open_ranges_are_read(value: Any, expected: tuple[int, 
         ([1, "0-3"], "layer 1 is named more than once"),
     ],
 )
-def test_what_cannot_be_read_is_refused(value: Any, message: str) -> None:
+def test_invalid_sets_are_refused(value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_layers("model.keep", value, 12)
 

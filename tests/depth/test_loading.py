@@ -86,7 +86,7 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
 def test_no_byte_of_a_dropped_layer_is_read(tmp_path: Path) -> None:
     config = Qwen3Config(**{**SIZE, "hidden_size": 256, "intermediate_size": 512})
     Qwen3ForCausalLM(config).save_pretrained(tmp_path)
-    load_model(resolve(str(tmp_path)), (1, 4), dtype=torch.bfloat16)  # imports are behind us
+    load_model(resolve(str(tmp_path)), (1, 4), dtype=torch.bfloat16)  # imports
     before = bytes_read()
     model = load_model(resolve(str(tmp_path)), (1, 4), dtype=torch.bfloat16)
     kept = sum(parameter.numel() * 4 for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""The proof that blocks stay what they were, and what an adapter can rebuild."""
+"""The proof that blocks stay unchanged, and which reduced models an adapter can rebuild."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def model_of(model_type: str, **changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
-        # The list cut off at the end instead of sliced (a published tool does this).
+        # The list truncated instead of sliced, as a published tool does.
         (
             "gemma3_text",
             {"sliding_window_pattern": 3},
@@ -43,7 +43,7 @@ def model_of(model_type: str, **changes: Any) -> Any:
         ("qwen3_next", {}, "would become"),
     ],
 )
-def test_a_block_that_its_position_would_change_is_named(
+def test_a_block_changed_by_its_position_is_named(
     model_type: str, changes: dict[str, Any], message: str
 ) -> None:
     depth = "n_layer" if model_type == "gpt2" else "num_hidden_layers"
@@ -63,7 +63,7 @@ def test_a_model_without_such_a_list_of_layers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_where_the_adapter_form_is_said_to_be_exact_it_is(model_type: str, tmp_path: Path) -> None:
+def test_the_adapter_form_is_exact_where_claimed(model_type: str, tmp_path: Path) -> None:
     folder = save(model_type, tmp_path / "base")
     reduced = load_model(resolve(str(folder)), KEPT, dtype=torch.float32)
     exact = adapter_form_is_exact(reduced)

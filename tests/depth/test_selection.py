@@ -1,4 +1,4 @@
-"""Every selector chooses what its definition says, from scores written by hand."""
+"""Every selector follows its definition, on scores written by hand."""
 
 from dataclasses import replace
 from typing import Any
@@ -75,7 +75,9 @@ class Scores:
         (selection.Taylor(), 2, (0, 2)),
     ],
 )
-def test_what_is_kept(selector: Selector, keep: int, kept: tuple[int, ...]) -> None:
+def test_each_selector_keeps_its_layers(
+    selector: Selector, keep: int, kept: tuple[int, ...]
+) -> None:
     assert selector.kept(5, keep, Scores()) == kept
     assert Pruned(keep_layers=keep, selector=selector).kept_layers(5, Scores()) == kept
 
@@ -85,7 +87,7 @@ def test_what_is_kept(selector: Selector, keep: int, kept: tuple[int, ...]) -> N
     "selector",
     [selection.First(), selection.Last(), selection.Uniform(), selection.Random(seed=3)],
 )
-def test_a_choice_by_position_has_the_right_number_and_asks_for_no_scores(
+def test_a_choice_by_position_keeps_the_given_number_and_reads_no_scores(
     selector: Selector, keep: int
 ) -> None:
     scores: LayerScores = NoScores()

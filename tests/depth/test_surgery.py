@@ -25,7 +25,7 @@ UNKNOWN = " may describe layers, but its meaning is unknown: removing layers wou
 INEXACT = " (removal is not exact)"
 
 
-def test_every_field_that_speaks_of_layers_follows_the_kept_ones() -> None:
+def test_every_field_about_layers_follows_the_kept_ones() -> None:
     assert reduced_config(CONFIG, (0, 2, 4)) == {
         **CONFIG,
         "num_hidden_layers": 3,
@@ -96,11 +96,11 @@ def test_a_field_that_cannot_be_carried_over_is_refused_by_name(
         ("suppressed_token_ids", [1, 2, 3, 4, 5]),
     ],
 )
-def test_a_field_that_says_nothing_about_layers_stays(field: str, value: object) -> None:
+def test_a_field_unrelated_to_layers_stays(field: str, value: object) -> None:
     assert reduced_config({**CONFIG, field: value}, (0, 1))[field] == value
 
 
-def test_models_of_several_parts_are_refused_with_the_reason() -> None:
+def test_multimodal_models_are_refused_with_the_reason() -> None:
     with pytest.raises(ModelError) as raised:
         layer_count({"model_type": "gemma3", "text_config": {"num_hidden_layers": 5}})
     assert str(raised.value) == (
@@ -131,13 +131,13 @@ def test_a_cadence_becomes_a_list_and_follows_it(
     assert reduced.get("full_attention_interval") == interval
 
 
-def test_sparse_layers_chosen_by_a_step_are_named_one_by_one() -> None:
+def test_sparse_layers_chosen_by_a_step_are_listed_one_by_one() -> None:
     config = {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [1]}
     reduced = reduced_config(config, (1, 2, 3, 5))
     assert (reduced["decoder_sparse_step"], reduced["mlp_only_layers"]) == (1, [0, 1])
 
 
-def test_a_text_with_one_letter_a_layer_is_sliced() -> None:
+def test_a_string_with_one_letter_per_layer_is_sliced() -> None:
     config = {"num_hidden_layers": 4, "hybrid_override_pattern": "M-*M"}
     assert reduced_config(config, (0, 2, 3))["hybrid_override_pattern"] == "M*M"
 
@@ -156,7 +156,7 @@ def test_heads_for_multi_token_prediction_are_left_out() -> None:
     assert reduced_config(config, range(4)) == config
 
 
-def test_generation_settings_that_name_layers_go() -> None:
+def test_generation_settings_about_layers_are_dropped() -> None:
     content = {"eos_token_id": 2, "assistant_early_exit": 4, "dola_layers": [1, 2]}
     assert reduced_generation_config(content) == {"eos_token_id": 2}
 

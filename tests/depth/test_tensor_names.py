@@ -21,7 +21,7 @@ def test_kept_tensors_are_renumbered() -> None:
     }
 
 
-def test_an_experts_index_is_no_layers_index() -> None:
+def test_an_expert_index_is_not_a_layer_index() -> None:
     names = [f"model.layers.{i}.mlp.experts.{e}.up.weight" for i in range(2) for e in range(3)]
     kept = kept_tensors(names, (1,), config(2))
     assert kept == {n: n.replace("layers.1", "layers.0") for n in names if "layers.1" in n}

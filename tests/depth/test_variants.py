@@ -57,6 +57,6 @@ def test_any_set_of_layers_is_kept_or_dropped() -> None:
         ([4], None, r"model\.keep=\[4\]: 4 lies outside"),
     ],
 )
-def test_a_set_that_cannot_be_is_refused(keep: Any, drop: Any, message: str) -> None:
+def test_an_impossible_set_is_refused(keep: Any, drop: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Layers(keep=keep, drop=drop).kept_layers(4, NoScores())

@@ -1,6 +1,6 @@
-"""Models and data sets by their hub ids: what is downloaded, recorded and said.
+"""Models and data sets by their hub ids: what is downloaded, recorded and reported.
 
-The clients are the real ones; the hub is a server on this machine.
+The clients are real; the hub is a server on this machine.
 """
 
 import json
@@ -35,7 +35,7 @@ for row in map(json.loads, open(rows)):
     tokens += count
 print(json.dumps({"layers": model.config.num_hidden_layers, "loss": nll / tokens}))
 """
-"""A user's own check of final/, with nothing of Lamina in it."""
+"""A user's own check of final/, without Lamina."""
 
 LOAD = """
 import json, sys, torch
@@ -48,7 +48,7 @@ ours, theirs = (model.state_dict() for model in loaded)
 same = ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 print(json.dumps({"revision": source.revision, "same": same}))
 """
-"""Loads the first four layers of a model by its id, and of its folder."""
+"""Loads the first four layers of a model by its id and from its folder."""
 
 DOWNLOAD = """
 import sys
@@ -80,12 +80,12 @@ for name, config, split in json.loads(sys.argv[1]):
         said.append(str(error))
 print(json.dumps(said))
 """
-"""Reads data sets, and says what came of each."""
+"""Reads data sets and reports the outcome of each."""
 
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of the embedded kind, in the form in which people upload one."""
+    """A data set of generated rows, laid out as people upload one."""
     from lamina.data.synthetic import generate_rows
 
     folder = tmp_path_factory.mktemp("sample")
@@ -97,7 +97,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference model in several files."""
+    """The reference model in several shards."""
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path_factory.mktemp("sharded")
@@ -122,7 +122,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(hub: HubServer, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A training for which everything was downloaded."""
+    """A training that downloaded everything."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     done = train(folder, *TINY, *IDS, **clients(hub.url, cache))
     assert done.code == 0, done.errors
@@ -138,7 +138,7 @@ def nowhere() -> str:
 
 
 def clients(url: str, cache: Path, offline: str = "0") -> dict[str, str]:
-    """The environment that sends the clients to a hub."""
+    """Environment variables that point the clients at a hub."""
     return {
         "HF_ENDPOINT": url,
         "HF_HOME": str(cache),
@@ -150,7 +150,7 @@ def clients(url: str, cache: Path, offline: str = "0") -> dict[str, str]:
 
 
 def python(script: str, *arguments: str, env: dict[str, str]) -> Any:
-    """Run a script in a process of its own, where the clients read their environment."""
+    """Run a script in a new process, because the clients read their environment at import."""
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         capture_output=True,
@@ -164,7 +164,7 @@ def python(script: str, *arguments: str, env: dict[str, str]) -> Any:
 
 
 def refused(done: Finished) -> str:
-    """Return the one error that a run ended with."""
+    """Return the single error that a run ended with."""
     assert done.code == 1, done.output
     assert "Traceback" not in done.errors
     assert "Retrying" not in done.errors
@@ -172,7 +172,7 @@ def refused(done: Finished) -> str:
     return done.errors.splitlines()[-1]
 
 
-def test_a_model_id_and_a_data_set_id_are_trained_from(trained: Finished, hub: HubServer) -> None:
+def test_training_takes_a_model_id_and_a_data_set_id(trained: Finished, hub: HubServer) -> None:
     commit = hub.commits[f"models/{MODEL}"][-1].hash
     assert trained.result["status"] == "completed"
     assert trained.result["provenance"]["base_model"] == MODEL
@@ -180,7 +180,7 @@ def test_a_model_id_and_a_data_set_id_are_trained_from(trained: Finished, hub: H
     assert trained.metrics["eval_loss"] > 0
 
 
-def test_what_was_trained_from_was_downloaded(trained: Finished, hub: HubServer) -> None:
+def test_only_the_needed_files_were_downloaded(trained: Finished, hub: HubServer) -> None:
     assert hub.downloaded(f"datasets/{DATA}") == {"train.jsonl", "test.jsonl"}
     files = hub.downloaded(f"models/{MODEL}")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files

@@ -46,12 +46,14 @@ def test_a_scan_writes_its_numbers_its_table_and_its_picture(scanned: Finished) 
     assert [float(row["loss"]) for row in rows] == found["leave_one_out"]["loss"]
     assert (scanned.folder / "scan.png").read_bytes().startswith(b"\x89PNG")
     assert "cheapest" in scanned.output
-    # The first layers carry this model; without them it knows nothing.
+    # This model depends most on its first layers.
     losses = found["leave_one_out"]["loss"]
     assert min(losses[:2]) > max(losses[2:])
 
 
-def test_a_second_scan_is_the_first_one(scanned: Finished, cache: str, tmp_path: Path) -> None:
+def test_a_second_scan_is_read_from_the_cache(
+    scanned: Finished, cache: str, tmp_path: Path
+) -> None:
     done = lamina("scan", *SCAN, "hydra.run.dir=run", cwd=tmp_path, LAMINA_CACHE=cache)
     assert done.code == 0, done.errors
     assert "scoring the layers" not in done.errors
@@ -67,7 +69,7 @@ def test_streamed_numbers_are_the_held_ones(scanned: Finished, tmp_path: Path) -
         assert streamed[key] == held[key]
 
 
-def test_a_killed_scan_goes_on(scanned: Finished, tmp_path: Path) -> None:
+def test_a_killed_scan_resumes(scanned: Finished, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     code = (
         "import sys, lamina.scan.passes as s; s.SAVE_SECONDS, s.SAVE_SHARE = 0.0, 1e9;"
@@ -152,7 +154,7 @@ def test_a_shortlist_heals_the_cheapest_layers(tmp_path: Path) -> None:
         (("selector=angular", "selector.token=first"), "selector.token=first: give last or mean"),
     ],
 )
-def test_bad_input_is_said_in_one_line(
+def test_bad_input_is_reported_in_one_line(
     given: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     done = lamina("scan", *SCAN, *given, cwd=tmp_path, LAMINA_CACHE=str(tmp_path / "cache"))
@@ -163,7 +165,7 @@ def test_bad_input_is_said_in_one_line(
     assert "Traceback" not in done.errors
 
 
-def test_a_cut_has_nothing_to_score_layers_on(tmp_path: Path) -> None:
+def test_a_cut_cannot_score_layers(tmp_path: Path) -> None:
     given = ("model=pruned", "model.keep_layers=8", "selector=greedy", "output=out")
     done = lamina("cut", "model_name=${asset:reference}", *given, cwd=tmp_path)
     assert done.code == 1

@@ -1,4 +1,4 @@
-"""A scan's CSV file, its tables in the terminal and its picture say what the statistics say."""
+"""A scan's CSV file, terminal tables and chart show what its statistics contain."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def scores(rises: Numbers) -> LeaveOneOut:
 
 
 def distances(layers: int, best: int) -> tuple[Numbers, ...]:
-    """Blocks of n layers: the nearer their start is to `best`, the smaller."""
+    """Distances that grow with a block's length and how far it starts from `best`."""
     return tuple(
         tuple(0.01 * n + 0.001 * abs(start - best) for n in range(layers - start + 1))
         for start in range(layers)

@@ -1,4 +1,4 @@
-"""Rows become windows: joined as one text, or apart as in training."""
+"""Rows become windows: joined into one text, or kept apart as in training."""
 
 import json
 from dataclasses import replace
@@ -58,7 +58,9 @@ def test_a_chat_is_read_with_its_template(tokenizer: PreTrainedTokenizerBase) ->
     assert windows.ids.tolist() == [ids]
 
 
-def test_further_sets_are_drawn_from_the_rest(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_further_sets_are_drawn_from_the_rest_of_the_text(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     made = Calibration(tokens=32, length=16, apart=False, **{**LOSS, "sets": 3})
     windows, sets = made.windows(split(*TEXT), tokenizer)
     first = Calibration(tokens=32, length=16, apart=False, **LOSS).windows(split(*TEXT), tokenizer)
@@ -69,7 +71,7 @@ def test_further_sets_are_drawn_from_the_rest(tokenizer: PreTrainedTokenizerBase
     assert not other.windows(split(*TEXT), tokenizer)[0].ids.equal(windows.ids)
 
 
-def test_rows_apart_have_the_losses_that_evaluation_gives_them(
+def test_rows_apart_have_the_losses_of_the_evaluation(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     chats = [
@@ -125,7 +127,7 @@ def test_rows_of_other_forms_are_read_as_for_training(
     assert windows.fingerprint == made.windows(split(*plain), tokenizer)[0].fingerprint
 
 
-def test_a_scan_holds_no_row_out(tmp_path: Path) -> None:
+def test_a_scan_uses_every_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in TEXT))
     data = Files(format="jsonl", train=str(path), **{**FOREIGN, "eval_fraction": 0.1})
@@ -144,7 +146,7 @@ def test_counts(value: Any, number: int) -> None:
 
 
 @pytest.mark.parametrize("value", ["many", "16K", "-1", 0, "0k", "", None])
-def test_what_is_no_count_is_refused(value: Any) -> None:
+def test_invalid_counts_are_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"scan\.tokens=.*: give a number such as 4096, 16k"):
         count("scan.tokens", value)
 

@@ -1,4 +1,4 @@
-"""One sweep gives what each removal by itself gives: held against models actually built."""
+"""One sweep gives the scores of each removal, compared with models actually built."""
 
 import math
 from collections.abc import Callable
@@ -146,7 +146,7 @@ def test_streamed_and_held_in_one_pass_or_several_the_numbers_are_the_same(sourc
     assert portions.num_tokens == held.num_tokens
 
 
-def test_every_layer_is_read_once_and_applied_as_often_as_promised(source: Source) -> None:
+def test_every_layer_is_read_once_and_applied_as_often_as_documented(source: Source) -> None:
     _, cost = scores(source, text(), sublayers=False)
     assert cost.layer_forwards == depth_of(source) * (depth_of(source) + 1) // 2
     assert cost.passes == 1
@@ -154,7 +154,7 @@ def test_every_layer_is_read_once_and_applied_as_often_as_promised(source: Sourc
     assert cost.layer_forwards == 3 * depth_of(source) * (depth_of(source) + 1) // 2
 
 
-def test_the_standard_error_is_that_of_the_windows_means(source: Source) -> None:
+def test_the_standard_error_is_that_of_the_window_means(source: Source) -> None:
     windows = text()
     found = statistics(source, windows)
     logits = predictions(whole(source), windows)
@@ -165,7 +165,7 @@ def test_the_standard_error_is_that_of_the_windows_means(source: Source) -> None
 
 
 @pytest.mark.parametrize("stop", [1, 4])
-def test_an_interrupted_scan_goes_on_with_the_layer_where_it_stopped(
+def test_an_interrupted_scan_resumes_at_the_layer_where_it_stopped(
     source: Source, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scan_module, "SAVE_SECONDS", 0.0)
@@ -218,13 +218,13 @@ def test_greedy_removes_what_the_naive_loop_removes(source: Source) -> None:
         assert greedy_order(stack, windows, SETTINGS, 3, [], 10**10) == order
         assert greedy_order(stack, windows, SETTINGS, 3, order[:2], 10**10) == order
         with pytest.MonkeyPatch.context() as patch:
-            # Passes of two windows: no room is left to share anything with the next round.
+            # Passes of two windows leave no memory to share anything with the next round.
             patch.setattr(greedy, "budget", lambda *_: Budget(hold=False, windows=2))
             assert greedy_order(stack, windows, SETTINGS, 3, [], 10**10) == order
 
 
 def forwards(stack: LayerStack, spare: int, rounds: int) -> list[int]:
-    """Layer-forwards of each round of a greedy search with some room for states."""
+    """Layer-forwards of each round of a greedy search, then the layers it dropped."""
     windows = text()
     search = greedy.GreedySearch(stack, windows, Budget(hold=True, windows=5, spare=spare), [])
     taken = []
@@ -235,7 +235,7 @@ def forwards(stack: LayerStack, spare: int, rounds: int) -> list[int]:
     return [*taken, *search.dropped]
 
 
-def test_a_greedy_round_begins_where_the_last_removal_makes_a_difference() -> None:
+def test_a_greedy_round_starts_where_the_last_removal_makes_a_difference() -> None:
     source, count = resolve(str(REFERENCE)), 5
     with open_stack(source, torch.float32, "cpu") as stack:
         without, room = forwards(stack, 0, count), forwards(stack, 10**9, count)
@@ -249,7 +249,7 @@ def test_a_greedy_round_begins_where_the_last_removal_makes_a_difference() -> No
 
 
 def positions(gone: list[int]) -> list[tuple[int, int]]:
-    """Of each round, how many layers are left, and before how many of them nothing changed."""
+    """For each round, how many layers are left, and how many of them precede the last removal."""
     left, found = list(range(12)), [(12, 0)]
     for layer in gone[:-1]:
         position = left.index(layer)
@@ -259,7 +259,7 @@ def positions(gone: list[int]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(("room", "marks"), [(66, 1), (65, 2), (30, 2), (29, 3), (0, None)])
-def test_states_are_marked_as_closely_as_there_is_room(room: int, marks: int | None) -> None:
+def test_marks_are_as_close_as_memory_allows(room: int, marks: int | None) -> None:
     assert greedy.marked_depths(12, room) == (range(marks, 12, marks) if marks else range(0))
 
 
@@ -275,7 +275,7 @@ def test_taylor_is_the_sum_of_weight_times_gradient(source: Source) -> None:
     assert taylor_importance(source, windows, "cpu") == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_budget_says_how_much_is_needed(source: Source) -> None:
+def test_the_budget_error_says_how_much_is_needed(source: Source) -> None:
     with open_stack(source, torch.float32, "cpu") as stack:
         windows = text()
         whole = budget(SETTINGS, stack, windows, 10**10, depth_of(source))

@@ -1,4 +1,4 @@
-"""A model's files: what is wrong with them is named before a weight is read."""
+"""A model's files: defects are named before a weight is read."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def change_json(path: Path, **changes: Any) -> None:
 
 
 def refused(folder: Path, message: str) -> None:
-    """Both when layers go and when none does."""
+    """Check that planning fails, with and without dropped layers."""
     for variant in (Original(), Pruned(keep_layers=2, selector=First())):
         with pytest.raises(ModelError, match=message):
             make_plan(variant, str(folder), no_scores)
@@ -83,7 +83,7 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
     refused(sharded, rf"{first.name} is missing in that folder")
 
 
-def test_an_index_that_promises_too_much_is_refused(sharded: Path) -> None:
+def test_an_index_with_a_tensor_that_its_file_lacks_is_refused(sharded: Path) -> None:
     index = json.loads((sharded / INDEX_FILE).read_text())["weight_map"]
     filename = index["model.norm.weight"]
     change_json(sharded / INDEX_FILE, weight_map={**index, "model.extra.weight": filename})
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_depth_is_refused(folder: Path, depth: int, mess
     refused(folder, message)
 
 
-def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path) -> None:
+def test_an_adapter_is_not_mistaken_for_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError) as raised:
         resolve(str(tmp_path))

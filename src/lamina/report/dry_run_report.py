@@ -1,4 +1,4 @@
-"""What dry_run=true shows: the config, the plan, what it takes, and a few rows of the data."""
+"""What dry_run=true shows: the config, the plan, the resources needed, and some training rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +11,17 @@ from lamina.depth.layer_sets import format_layers
 from lamina.errors import ConfigError
 from lamina.units import sized
 
-CUT = 400
-"""Characters from which on a piece of a row is shown by its two ends."""
+MAX_CHARACTERS = 400
+"""Longer pieces of a row are shown by their two ends."""
 
 
 def dry_run_report(content: dict[str, Any], config: str, console: Console) -> RenderableType:
-    """Return what a rehearsal found.
+    """Return the report of a dry run.
 
     Args:
-        content: What `lamina.dry_run.Rehearsal.report` returned.
+        content: Content of the dry run's report.
         config: The resolved config, as YAML.
-        console: Where it goes: without colours, trained text stands between ⟦ and ⟧.
+        console: The output; without colours, trained text is marked by ⟦ and ⟧.
     """
     kept, total = content["kept_layers"], content["num_layers"]
     strip = "".join("■" if index in kept else "□" for index in range(total))
@@ -36,14 +36,14 @@ def dry_run_report(content: dict[str, Any], config: str, console: Console) -> Re
 
 
 def refuse_what_does_not_fit(content: dict[str, Any], output_dir: str) -> None:
-    """Raise if the run would not end for want of memory or disk.
+    """Raise if the run would fill the disk.
 
     Args:
-        content: What `lamina.dry_run.Rehearsal.report` returned.
-        output_dir: Where checkpoints go.
+        content: Content of the dry run's report.
+        output_dir: Folder of the checkpoints.
 
     Raises:
-        ConfigError: It would not.
+        ConfigError: Checkpoints and final/ need more than is free.
     """
     footprint = content["footprint"]
     if footprint["disk"] > footprint["free_disk"]:
@@ -67,13 +67,13 @@ def _figures(content: dict[str, Any]) -> Table:
         table.add_row(name, sized(footprint[name]), "")
     free = f"of {sized(footprint['free_memory'])} free, libraries included, {content['device']}"
     table.add_row("peak memory", sized(footprint["peak_memory"]), free)
-    several = f"{footprint['checkpoints']} beside each other at most"
-    table.add_row("one checkpoint", sized(footprint["checkpoint"]), several)
+    kept = f"at most {footprint['checkpoints']} at a time"
+    table.add_row("one checkpoint", sized(footprint["checkpoint"]), kept)
     table.add_row("final/", sized(footprint["final"]), content["form"])
     table.add_row("disk", sized(footprint["disk"]), f"of {sized(footprint['free_disk'])} free")
-    several = content["processes"]
-    alone = "in one process" if several == 1 else f"in {several} processes together"
-    table.add_row("batch", f"{content['batch']:,}", f"sequences in one step, {alone}")
+    processes = content["processes"]
+    where = "in one process" if processes == 1 else f"in {processes} processes together"
+    table.add_row("batch", f"{content['batch']:,}", f"sequences in one step, {where}")
     table.add_row("steps", f"{content['steps']:,}", "of the optimizer")
     about = f"{step['tokens']:,} tokens forward and backward, {step['seconds']:.1f} s"
     table.add_row("first loss", f"{step['loss']:.4g}", about)
@@ -81,19 +81,19 @@ def _figures(content: dict[str, Any]) -> Table:
 
 
 def _data(counts: dict[str, dict[str, Any]]) -> Table:
-    """One column a split: what becomes of its rows and tokens."""
+    """One column per split: its rows and tokens, kept and dropped."""
     table = Table(box=None, pad_edge=False)
     table.add_column("", style="bold")
     for split in counts:
         table.add_column(split, justify="right")
     for name in next(iter(counts.values())):
-        cells = [_count(figures[name]) for figures in counts.values()]
+        cells = [_cell(figures[name]) for figures in counts.values()]
         table.add_row(name.replace("_", " "), *cells)
     return table
 
 
-def _count(value: float | None) -> str:
-    """A number of rows or tokens, or a share of the packs' places."""
+def _cell(value: float | None) -> str:
+    """Format a count of rows or tokens, or how full packs are."""
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.1%}"
@@ -102,10 +102,10 @@ def _count(value: float | None) -> str:
 def _row(pieces: Sequence[dict[str, Any]], marks: bool) -> Text:
     text = Text("\n")
     for piece in pieces:
-        whole = piece["text"]
-        half = CUT // 2
-        short = whole if len(whole) <= CUT else f"{whole[:half]} … {whole[-half:]}"
-        text.append(*_styled(short, piece["trained"], marks))
+        shown, half = piece["text"], MAX_CHARACTERS // 2
+        if len(shown) > MAX_CHARACTERS:
+            shown = f"{shown[:half]} … {shown[-half:]}"
+        text.append(*_styled(shown, piece["trained"], marks))
     return text
 
 

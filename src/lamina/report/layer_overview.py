@@ -1,7 +1,7 @@
-"""What `lamina show` prints: a model's layers, and of a run which of them stayed."""
+"""What `lamina show` prints: the layers of a model, and which of them a run kept."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lamina.weights.source import Source, resolve
 
 @dataclass(frozen=True)
 class Part:
-    """A layer, or what is no layer: embeddings, norm, head."""
+    """A layer, or everything outside the layers: embeddings, norm, head."""
 
     parameters: int
     nbytes: int
@@ -32,14 +32,14 @@ class Part:
 
 
 def overview(given: str) -> RenderableType:
-    """Return the plan of a model or a run.
+    """Return the layers of a model or a run.
 
     Args:
         given: Hub id, model folder or run folder.
 
     Raises:
         ConfigError: The run left no model.
-        ModelError: The model is not found, or its files are not whole.
+        ModelError: The model is not found, or its files are incomplete.
     """
     folder = Path(given).expanduser()
     if (folder / RESULT_FILE).is_file() or (folder / NOTE_FILE).is_file():
@@ -51,10 +51,10 @@ def overview(given: str) -> RenderableType:
 
 
 def parts_of(source: Source) -> dict[int | None, Part]:
-    """Weigh a model's layers, by their 0-based index; None is the rest.
+    """Sum up each layer by its 0-based index, and everything outside the layers as None.
 
     Raises:
-        ModelError: Its files are not whole.
+        ModelError: The model's files are incomplete.
     """
     tensors: dict[int | None, list[StoredTensor]] = defaultdict(list)
     for name, stored in source.all_stored().items():
@@ -62,8 +62,7 @@ def parts_of(source: Source) -> dict[int | None, Part]:
     return {index: _part(source.config, index, tensors[index]) for index in tensors}
 
 
-def _part(config: dict[str, Any], index: int | None, tensors: Iterable[StoredTensor]) -> Part:
-    tensors = list(tensors)
+def _part(config: dict[str, Any], index: int | None, tensors: Sequence[StoredTensor]) -> Part:
     lists = [config.get(field) for field in sorted(PER_LAYER_FIELDS)] if index is not None else []
     kinds = [str(entries[index]) for entries in lists if entries and index is not None]
     return Part(
@@ -82,12 +81,12 @@ def _of_run(run: FinishedRun) -> RenderableType:
         Text(f"{note['model_type']}: {len(kept)} of {total} layers of {note['source_model']}"),
         Text(),
         strip,
-        Text(f"stay: {format_layers(kept)}  (0-based, half-open)", style="dim"),
+        Text(f"kept: {format_layers(kept)}  (0-based, half-open)", style="dim"),
         Text(),
     ]
     if run.final_is_adapter:
         lines += [_table(parts_of(run.base()), kept), Text()]
-        lines.append(Text(f"{run.final}: an adapter; lamina export makes a whole model of it"))
+        lines.append(Text(f"{run.final}: an adapter; lamina export merges it into a full model"))
     else:
         source = resolve(str(run.final))
         every = range(layer_count(source.config))
@@ -95,24 +94,23 @@ def _of_run(run: FinishedRun) -> RenderableType:
     return Group(*lines)
 
 
-def _table(parts: dict[int | None, Part], kept: Iterable[int]) -> Table:
-    """Rows of equal neighbours among the kept layers, the rest of the model, and the sum."""
+def _table(parts: dict[int | None, Part], kept: Sequence[int]) -> Table:
+    """Return a row for each group of equal neighbours, for the rest of the model and the sum."""
     table = Table(box=None, pad_edge=False)
     table.add_column("layers", style="bold")
     table.add_column("kind")
     for name in ("parameters", "bytes"):
         table.add_column(name, justify="right")
     table.add_column("type")
-    kept = list(kept)
     for group in _equal_neighbours(kept, parts):
         part = parts[group[0]]
         each = "" if len(group) == 1 else " each"
         table.add_row(format_layers(group), part.kind, *_sizes(part, each), " ".join(part.dtypes))
     rest = parts.get(None, Part(0, 0, (), ""))
     table.add_row("others", "embeddings, norm, head", *_sizes(rest, ""), " ".join(rest.dtypes))
-    chosen = [parts[index] for index in kept] + [rest]
-    whole = Part(sum(p.parameters for p in chosen), sum(p.nbytes for p in chosen), (), "")
-    table.add_row("all", f"{len(kept)} layers", *_sizes(whole, ""), "", style="bold")
+    every = [*(parts[index] for index in kept), rest]
+    total = Part(sum(p.parameters for p in every), sum(p.nbytes for p in every), (), "")
+    table.add_row("all", f"{len(kept)} layers", *_sizes(total, ""), "", style="bold")
     return table
 
 
@@ -120,7 +118,7 @@ def _sizes(part: Part, each: str) -> tuple[str, str]:
     return f"{part.parameters:,}{each}", f"{part.nbytes:,}{each}"
 
 
-def _equal_neighbours(kept: list[int], parts: dict[int | None, Part]) -> list[list[int]]:
+def _equal_neighbours(kept: Sequence[int], parts: dict[int | None, Part]) -> list[list[int]]:
     groups: list[list[int]] = []
     for index in kept:
         if groups and groups[-1][-1] == index - 1 and parts[groups[-1][0]] == parts[index]:

@@ -1,4 +1,4 @@
-"""The main figures of a run as a short table for the console."""
+"""The main figures of a run as a short table in the console."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lamina.units import time_split
+
 
 def summary(content: dict[str, Any], folder: Path) -> RenderableType:
-    """Return the closing table of a run.
-
-    Args:
-        content: The run's result.json.
-        folder: The run folder.
-    """
+    """Return the closing table of a run, from its result.json and its folder."""
     figures = Table(box=None, show_header=False, pad_edge=False)
     figures.add_column(style="bold")
     figures.add_column(justify="right")
@@ -28,13 +25,13 @@ def summary(content: dict[str, Any], folder: Path) -> RenderableType:
 
 
 def _where(content: dict[str, Any], final: Path) -> list[Text]:
-    """Say where final/ is, and what an adapter in it depends on."""
+    """Return the path of final/, and what an adapter in it depends on."""
     lines = [Text(str(final), style="dim", overflow="fold")]
     base = content["provenance"]["base_model"]
     if (final / "adapter_config.json").is_file() and not content["provenance"]["base_revision"]:
         advice = (
-            f"An adapter: it loads while {base} is there. "
-            "export.form=merged, or lamina export, makes a whole model."
+            f"An adapter: it loads only while {base} exists. "
+            "export.form=merged or lamina export writes a full model."
         )
         lines.append(Text(advice, style="dim"))
     return lines
@@ -47,13 +44,13 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("layers", f"{kept} of {content['num_layers']}", content["model_type"]),
         ("parameters", f"{content['num_parameters']:,}", ""),
         ("trained", f"{content['trainable_parameters']:,}", ""),
+        _data(content["data"]["train"]),
     ]
-    rows.append(_data(content["data"]["train"]))
     removed = kept < content["num_layers"]
     losses = (
         ("baseline loss", "baseline_eval_loss", "the untouched model"),
         ("reduced loss", "reduced_eval_loss", "after removal" if removed else "before training"),
-        ("healed loss", "eval_loss", "final/, nats a token"),
+        ("healed loss", "eval_loss", "final/, nats per token"),
     )
     rows += [
         (name, f"{metrics[key]:.4g}", about)
@@ -73,19 +70,8 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def time_split(seconds: dict[str, float]) -> str:
-    """Say where a training's time went, in whole percent; what took none is left out.
-
-    Args:
-        seconds: Of each phase.
-    """
-    whole = sum(seconds.values())
-    shares = {name.replace("_", "+"): taken / whole for name, taken in seconds.items()}
-    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
-
-
 def _data(count: dict[str, Any]) -> tuple[str, str, str]:
-    """Say what became of the training rows' tokens."""
+    """Return the row about the training tokens: read, dropped, packed."""
     parts = [f"of {count['tokens_in']:,}, {count['tokens_dropped']:,} dropped"]
     if count["rows_skipped"]:
         parts.append(f"rows skipped: {count['rows_skipped']:,}")

@@ -1,4 +1,4 @@
-"""scan.png: what each layer and each block of layers contributes, as a picture."""
+"""scan.png: a chart of what each layer and each block of layers contributes."""
 
 import io
 import math
@@ -12,11 +12,11 @@ from lamina.report.scan_report import best_block, increases
 from lamina.runtime.files import write_bytes
 
 SIZE = (1500, 700)
-"""Width and height of the picture, in pixels."""
+"""Width and height in pixels."""
 
 _DPI = 125
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
+# Okabe and Ito's palette, distinguishable by the colour-blind.
 _BLUE, _ORANGE, _GREEN, _PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 _GREY = "#666666"
 _PARTS = {"attention": _GREEN, "mlp": _PINK}
@@ -26,8 +26,8 @@ def draw(statistics: Statistics, path: Path) -> None:
     """Draw the leave-one-out losses, the block influence and the angular distances.
 
     Args:
-        statistics: Of the scan; losses in nats a token.
-        path: scan.png, of `SIZE` pixels; its folder is made.
+        statistics: Results of the scan.
+        path: Path of scan.png; its folder is created.
 
     Raises:
         OutputError: The file cannot be written.
@@ -71,28 +71,28 @@ def _draw_losses(panel: Any, statistics: Statistics) -> None:
         drawn += above
     _scale(panel, drawn, errors)
     panel.set_title(
-        "Loss without one layer, above the whole model's "
+        "Loss without one layer, above the full model's "
         f"{statistics.baseline_loss:.5g} ± {statistics.baseline_stderr:.2g}",
         fontsize=10,
     )
-    panel.set_ylabel("increase, nats a token")
+    panel.set_ylabel("increase, nats per token")
     panel.tick_params(labelbottom=False)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
 
 
 def _scale(panel: Any, drawn: list[float], errors: list[float]) -> None:
-    """Set a logarithmic axis; where a value is no rise, one that is linear as far as noise reaches.
+    """Make the y axis logarithmic; if a value is 0 or below, linear within the noise.
 
     Args:
         panel: The axes.
-        drawn: The values there, and the upper ends of the error bars.
+        drawn: Values and upper ends of the error bars.
         errors: Lengths of the error bars.
     """
     finite = [value for value in drawn if math.isfinite(value)]
     if finite and min(finite) > 0:
         panel.set_yscale("log")
-        # Error bars that reach 0 have no end on this axis and would draw it out by decades.
+        # Error bars that reach 0 have no end on this axis and would stretch it by decades.
         panel.set_ylim(min(finite) / 3, max(finite) * 2)
         return
     largest = max(map(abs, finite), default=0.0) or 1.0
@@ -103,12 +103,8 @@ def _scale(panel: Any, drawn: list[float], errors: list[float]) -> None:
 
 
 def _draw_influence(panel: Any, statistics: Statistics) -> None:
-    panel.plot(
-        _drawable(statistics.block_influence),
-        color=_ORANGE,
-        marker="s",
-        markersize=_marker_size(statistics),
-    )
+    size, influence = _marker_size(statistics), _drawable(statistics.block_influence)
+    panel.plot(influence, color=_ORANGE, marker="s", markersize=size)
     panel.margins(y=0.15)
     panel.set_ylim(bottom=0)
     panel.set_ylabel("block influence\n(1 - cosine)")
@@ -132,7 +128,7 @@ def _draw_distances(panel: Any, statistics: Statistics) -> None:
     best = [best_block(distance, size)[0] for size in sizes]
     size = 0.8 * _marker_size(statistics)
     style = {"color": "white", "markeredgecolor": "black", "markersize": size}
-    panel.plot(best, sizes, "o", label="least of each n", **style)
+    panel.plot(best, sizes, "o", label="minimum for each n", **style)
     panel.set_title("Angular distance over a block, mean over tokens", fontsize=10)
     panel.set_xlabel("start, first layer of the block [start, start + n)")
     panel.set_ylabel("n, layers in the block")
@@ -147,5 +143,5 @@ def _marker_size(statistics: Statistics) -> float:
 
 
 def _drawable(values: Sequence[float]) -> list[float]:
-    """Replace infinities, at which an axis has no limits, by gaps."""
+    """Replace infinities, which break the axis limits, by gaps."""
     return [value if math.isfinite(value) else math.nan for value in values]

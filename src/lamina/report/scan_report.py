@@ -1,9 +1,9 @@
-"""What a scan found out, layer by layer: scan.csv, and the tables that end `lamina scan`."""
+"""A scan layer by layer: scan.csv, and the tables that `lamina scan` ends with."""
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.bar import Bar
@@ -25,27 +25,27 @@ COLUMNS = (
     "block_influence",
     "magnitude",
 )
-"""Of scan.csv; `attention_loss` and `mlp_loss` follow where these were scored."""
+"""Columns of scan.csv; with scan.sublayers=true `attention_loss` and `mlp_loss` follow."""
 
 WIDTH = 100
-"""Columns of the terminal that the tables take at most."""
+"""Largest width of the tables, in characters."""
 
 _BAR_WIDTH = 30
 _DECADES = 6
-_BLOCKS = "contiguous blocks of least angular distance / pi, half-open"
+_BLOCKS = "contiguous blocks with the smallest angular distance / pi, half-open"
 
 
 def increases(statistics: Statistics) -> Numbers:
-    """Return what the loss rises by without each layer, in nats a token; below 0 it falls."""
+    """Return how much removing each layer raises the loss, in nats per token; below 0 it falls."""
     return tuple(loss - statistics.baseline_loss for loss in statistics.leave_one_out.loss)
 
 
 def write_csv(statistics: Statistics, path: Path) -> None:
-    """Write one row a layer, the numbers in full; losses and divergences in nats a token.
+    """Write one row per layer at full precision; losses and divergences in nats per token.
 
     Args:
-        statistics: Of the scan.
-        path: scan.csv; its folder is made.
+        statistics: Results of the scan.
+        path: Path of scan.csv; its folder is created.
 
     Raises:
         OutputError: The file cannot be written.
@@ -70,14 +70,7 @@ def write_csv(statistics: Statistics, path: Path) -> None:
 
 
 def scan_table(statistics: Statistics) -> RenderableType:
-    """Return what `lamina scan` ends with: every layer, the best blocks, the stability.
-
-    Args:
-        statistics: Of the scan.
-
-    Returns:
-        Rows of at most `WIDTH` columns.
-    """
+    """Return the tables of every layer, the best blocks and the stability."""
     parts: list[RenderableType] = [Text(), *_heading(statistics), Text(), _layers(statistics)]
     if statistics.num_layers > 1:
         parts += [Text(), Text(_BLOCKS, style="bold"), _blocks(statistics)]
@@ -94,7 +87,7 @@ def _heading(statistics: Statistics) -> list[Text]:
     loss = f"{statistics.baseline_loss:.5g} ± {statistics.baseline_stderr:.2g}"
     return [
         Text(f"{scored}, baseline loss {loss}", style="bold"),
-        Text("nats a token; each layer left out alone, ± one standard error", style="dim"),
+        Text("nats per token; each layer left out alone, ± one standard error", style="dim"),
     ]
 
 
@@ -106,7 +99,7 @@ def _layers(statistics: Statistics) -> Table:
     table.add_column("layer", justify="right", style="bold", no_wrap=True)
     for name in ("loss", "increase", "±"):
         table.add_column(name, justify="right", no_wrap=True)
-    # The one column that may shrink, so it gives way where marks are long or a terminal is narrow.
+    # The only column that may shrink, for long marks or a narrow terminal.
     scale = Text(f"{floor:g} to {top:.3g}, log", no_wrap=True) if top else ""
     table.add_column(scale, max_width=_BAR_WIDTH)
     for name in ("KL", "influence"):
@@ -114,7 +107,7 @@ def _layers(statistics: Statistics) -> Table:
     table.add_column("", no_wrap=True)
     cheapest = _least_index(rises)
     for layer, rise in enumerate(rises):
-        noisy = _within_noise(rise, scores.delta_stderr[layer])
+        noisy = abs(rise) <= 2 * scores.delta_stderr[layer]
         marks = ["cheapest"] * (layer == cheapest) + ["within noise"] * noisy
         table.add_row(
             str(layer),
@@ -130,12 +123,8 @@ def _layers(statistics: Statistics) -> Table:
     return table
 
 
-def _within_noise(rise: float, stderr: float) -> bool:
-    return abs(rise) <= 2 * stderr
-
-
 def _bar_range(rises: Numbers) -> tuple[float, float]:
-    """Return where bars begin and end: from the decade below the smallest, 0 and 0 without any."""
+    """Return the values at which bars start and end; (0, 0) if no rise is positive."""
     positive = [rise for rise in rises if rise > 0 and math.isfinite(rise)]
     if not positive:
         return 0.0, 0.0
@@ -146,7 +135,7 @@ def _bar_range(rises: Numbers) -> tuple[float, float]:
 
 
 def _bar_length(rise: float, floor: float, top: float) -> float:
-    """Return a share of the full width; what is above 0 stays visible."""
+    """Return a fraction of the full width; any rise above 0 stays visible."""
     if not rise > 0:
         return 0.0
     if not math.isfinite(rise):
@@ -159,41 +148,30 @@ def _blocks(statistics: Statistics) -> Table:
     table.add_column("layers", justify="right", style="bold", no_wrap=True)
     for name in ("mean over tokens", "last token"):
         table.add_column(name, justify="right", no_wrap=True)
-    for size in _powers_of_two(statistics.num_layers):
+    size = 1
+    while size < statistics.num_layers:
         both = (statistics.angular_distance, statistics.angular_distance_last)
-        table.add_row(str(size), *(_best_block(distance, size) for distance in both))
+        best = [best_block(distance, size) for distance in both]
+        cells = [Text(f"[{start}, {start + size})  {least:.4f}") for start, least in best]
+        table.add_row(str(size), *cells)
+        size *= 2
     return table
 
 
-def _best_block(distance: tuple[Numbers, ...], size: int) -> Text:
-    start, least = best_block(distance, size)
-    return Text(f"[{start}, {start + size})  {least:.4f}")
-
-
 def best_block(distance: tuple[Numbers, ...], size: int) -> tuple[int, float]:
-    """Find the contiguous layers that turn the hidden state least.
+    """Return the first layer and the distance of the contiguous block with the smallest distance.
 
     Args:
         distance: [start][n], as in `Statistics.angular_distance`.
-        size: Layers in the block, at most as many as the model has.
-
-    Returns:
-        Its first layer and its distance; of equal ones the first.
+        size: Layers in the block, at most the model's depth.
     """
     candidates = [row[size] for row in distance if len(row) > size]
     start = _least_index(candidates)
     return start, candidates[start]
 
 
-def _powers_of_two(limit: int) -> Iterator[int]:
-    size = 1
-    while size < limit:
-        yield size
-        size *= 2
-
-
 def _least_index(values: Iterable[float]) -> int:
-    """Return where the least value stands; NaN, of which min() makes no sense, comes last."""
+    """Return the index of the smallest value, the first of equal ones; NaN counts as largest."""
     ranked = [(math.inf if math.isnan(value) else value) for value in values]
     return ranked.index(min(ranked))
 

@@ -1,7 +1,8 @@
-"""A sweep's jobs side by side, from the files that they wrote: nothing else has to be alive."""
+"""A sweep's jobs side by side, read from the files they wrote."""
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from lamina.measure.results import read_result
 from lamina.runtime.files import write_text
 
 SUMMARY = "summary"
-"""Name of the summary's files, without their endings."""
+"""Name of the summary files, without suffix."""
 
 FIGURES = (
     "baseline_eval_loss",
@@ -26,50 +27,50 @@ FIGURES = (
     "train_seconds",
     "peak_memory_bytes",
 )
-"""Metrics that the summary has, in nats a token where they are losses."""
+"""Metrics in the summary; losses are in nats per token."""
 
 COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference")
-"""Of the table that people read; original is the loss of the untouched model."""
+"""Columns of the printed table; original is the loss of the untouched model."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is known of one job."""
+class SweepJob:
+    """One job of a sweep."""
 
     name: str
-    """Its folder below the sweep's: Hydra's job number."""
+    """Its folder in the sweep's folder: Hydra's job number."""
 
     own: str
-    """The overrides that tell it from the others."""
+    """The overrides that distinguish it from the others."""
 
     result: dict[str, Any] | None
-    """Its result.json; None where it left none."""
+    """Its result.json; None if there is none."""
 
     @property
     def status(self) -> str:
-        """completed, failed, running, or missing without a result."""
+        """completed, failed or running; missing without a result."""
         return self.result["status"] if self.result else "missing"
 
     @property
     def healed(self) -> float | None:
-        """Loss of final/ in nats a token."""
+        """Loss of final/ in nats per token."""
         return self.result["metrics"]["eval_loss"] if self.result else None
 
     @property
     def difference(self) -> float | None:
-        """By how much that loss is above the original's, which nothing was removed from."""
+        """The healed loss minus that of the original model."""
         baseline = self.result["metrics"]["baseline_eval_loss"] if self.result else None
         return None if self.healed is None or baseline is None else self.healed - baseline
 
     @property
     def layers(self) -> str:
-        """How many layers stayed, of how many."""
+        """How many layers were kept, such as 24 of 36."""
         kept = self.result["kept_layers"] if self.result else None
         return f"{len(kept)} of {self.result['num_layers']}" if self.result and kept else ""
 
     @property
     def backend(self) -> str:
-        """Whose models and kernels it trained with; backend=auto may have chosen."""
+        """The backend it trained with, possibly chosen by backend=auto."""
         return str(self.result["provenance"].get("backend", "")) if self.result else ""
 
     @property
@@ -79,12 +80,12 @@ class Job:
         return reason.splitlines()[0] if reason else ""
 
 
-def read_jobs(folder: Path, planned: Sequence[Sequence[str]] = ()) -> list[Job]:
+def read_jobs(folder: Path, planned: Sequence[Sequence[str]] = ()) -> list[SweepJob]:
     """Read a sweep's jobs, in their order.
 
     Args:
-        folder: Of the sweep.
-        planned: Overrides of every job that is to be, in order: those without a result are missing.
+        folder: The sweep's folder.
+        planned: Overrides of every planned job, in order; those without a result are missing.
     """
     found = {path.parent.name for path in folder.glob("*/result.json")}
     names = sorted(found | {str(number) for number in range(len(planned))}, key=_order)
@@ -92,13 +93,13 @@ def read_jobs(folder: Path, planned: Sequence[Sequence[str]] = ()) -> list[Job]:
     given = [_overrides(name, results[name], planned) for name in names]
     common = set.intersection(*map(set, given)) if len(given) > 1 else set()
     return [
-        Job(name, " ".join(o for o in own if o not in common) or " ".join(own), results[name])
+        SweepJob(name, " ".join(o for o in own if o not in common) or " ".join(own), results[name])
         for name, own in zip(names, given, strict=True)
     ]
 
 
-def write_summary(folder: Path, jobs: Sequence[Job]) -> None:
-    """Write summary.csv and summary.md, the best job first.
+def write_summary(folder: Path, jobs: Sequence[SweepJob]) -> None:
+    """Write summary.csv and summary.md, best job first.
 
     Raises:
         OutputError: They cannot be written.
@@ -122,14 +123,17 @@ def write_summary(folder: Path, jobs: Sequence[Job]) -> None:
     write_text(folder / f"{SUMMARY}.md", "\n".join(lines) + "\n")
 
 
-def ranked(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs with the least healed loss first, and those without one last."""
-    last = float("inf")
-    return sorted(jobs, key=lambda job: last if _unhealed(job) else job.healed or 0.0)
+def ranked(jobs: Sequence[SweepJob]) -> list[SweepJob]:
+    """Sort the jobs by healed loss; those without one come last."""
+
+    def order(job: SweepJob) -> float:
+        return job.healed if job.status == "completed" and job.healed is not None else math.inf
+
+    return sorted(jobs, key=order)
 
 
-def sweep_table(jobs: Sequence[Job]) -> RenderableType:
-    """Return the closing table of a sweep: one row a job, in the jobs' order."""
+def sweep_table(jobs: Sequence[SweepJob]) -> RenderableType:
+    """Return the closing table of a sweep: one row per job, in the jobs' order."""
     table = Table(box=None, pad_edge=False)
     table.add_column(COLUMNS[0], style="bold", overflow="fold")
     for name in COLUMNS[1:]:
@@ -139,7 +143,7 @@ def sweep_table(jobs: Sequence[Job]) -> RenderableType:
     return Group(Text(), table)
 
 
-def _cells(job: Job) -> list[str]:
+def _cells(job: SweepJob) -> list[str]:
     metrics = job.result["metrics"] if job.result else {}
     losses = [metrics.get(f"{name}_eval_loss") for name in ("baseline", "reduced")]
     shown = [_figure(loss) for loss in (*losses, job.healed, job.difference)]
@@ -154,10 +158,6 @@ def _figure(value: float | None) -> str:
 
 def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|")
-
-
-def _unhealed(job: Job) -> bool:
-    return job.status != "completed" or job.healed is None
 
 
 def _overrides(

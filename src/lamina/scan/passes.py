@@ -1,14 +1,16 @@
 """One sweep over a model's weights that scores every removal; resumable, within a memory budget."""
 
 import json
+import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from lamina.errors import ConfigError
 from lamina.limits import AT_LEAST_ONE, Limit, one_of
-from lamina.runtime.atomic import write_text
+from lamina.runtime.files import partial_path, write_text
 from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
 from lamina.scan.scores import HEAD_BYTES, Scores
@@ -246,6 +248,7 @@ class _Progress:
         if self.folder is not None:
             for name in (STATE_FILE, PROGRESS_FILE):
                 (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(partial_path(self.folder / STATE_FILE).parent, ignore_errors=True)
 
 
 def _bar(stack: LayerStack, passes: int, sublayers: bool, skipped: frozenset[int]) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ModelError
+from lamina.runtime.files import replacing
 from lamina.scan.calibration import Windows
 
 if TYPE_CHECKING:
@@ -138,9 +139,8 @@ class Streams:
 
         tensors = {"boundaries": self.boundaries[: self.done + 1]}
         tensors["states"] = self.states[: len(self.removals)]
-        partial = path.with_suffix(".partial")
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial, note)
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial, note)
 
     def restore(self, path: Path) -> None:
         """Read the states that `save` wrote."""

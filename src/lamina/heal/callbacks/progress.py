@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lamina.errors import TrainingError
 from lamina.heal.callbacks.clock import SECONDS
-from lamina.report.run_summary import time_split
+from lamina.units import time_split
 
 HISTORY_FIELDS = ("step", "tokens", "loss", "learning_rate", "eval_loss")
 """What an entry of result.json's history holds; None where a step did not log it."""
