@@ -20,7 +20,7 @@ from lamina.heal.memory import Need, advice, loading_advice
 from lamina.heal.resume import FREE_IN_RESUMING
 from lamina.runtime import distributed
 from lamina.runtime.memory import memory_errors
-from lamina.scan.cached import CachedScores, ScanRequest
+from lamina.scan.cached import CachedScores
 from lamina.weights.source import Source
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Experiment(Parameters):
 
     def scores(self, source: Source, data: DataSource) -> CachedScores:
         """Return the scores of a model's layers on a data set; none is computed yet."""
-        request = ScanRequest(
+        return CachedScores(
             source=source,
             data=data,
             settings=self.scan,
@@ -50,7 +50,6 @@ class Experiment(Parameters):
             seed=self.seed,
             dtype=lambda: self.torch_dtype,
         )
-        return CachedScores(request)
 
     @property
     def folder(self) -> Path:

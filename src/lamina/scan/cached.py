@@ -36,8 +36,8 @@ PROTOCOL = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanRequest:
-    """What to score, on which text, and how."""
+class CachedScores(LayerScores):
+    """The scores of a model's layers; each kind is computed once and then read from the cache."""
 
     source: Source
     data: DataSource
@@ -50,13 +50,6 @@ class ScanRequest:
 
     dtype: "Callable[[], torch.dtype]"
     """Returns the type in which the model computes; called late, because it imports torch."""
-
-
-class CachedScores(LayerScores):
-    """The scores of a model's layers; each kind is computed once and then read from the cache."""
-
-    def __init__(self, request: ScanRequest) -> None:
-        self.request = request
 
     @override
     def statistics(self) -> Statistics:
@@ -77,9 +70,9 @@ class CachedScores(LayerScores):
         with cached(self._folder, "greedy.json") as cache:
             known = list((cache.content or {}).get("order", [first]))
             if len(known) < count:
-                settings, free = self.request.settings, free_memory_bytes()
+                free = free_memory_bytes()
                 with self._open() as stack:
-                    known = greedy_order(stack, self._windows, settings, count, known, free)
+                    known = greedy_order(stack, self._windows, self.settings, count, known, free)
                 cache.content = {"order": known}
             return tuple(known[:count])
 
@@ -87,14 +80,13 @@ class CachedScores(LayerScores):
     def taylor(self) -> tuple[float, ...]:
         with cached(self._folder, "taylor.json") as cache:
             if cache.content is None:
-                found = taylor_importance(self.request.source, self._windows, compute_device())
+                found = taylor_importance(self.source, self._windows, compute_device())
                 cache.content = {"importance": list(found)}
             return tuple(cache.content["importance"])
 
     def _scanned(self, folder: Path) -> dict[str, Any]:
-        settings, (windows, sets) = self.request.settings, self._calibration
-        name = self.request.source.name
-        logger.info("scoring the layers of %s on %d windows", name, len(windows))
+        settings, (windows, sets) = self.settings, self._calibration
+        logger.info("scoring the layers of %s on %d windows", self.source.name, len(windows))
         with self._open() as stack:
             allowed = budget(settings, stack, windows, free_memory_bytes(), stack.num_layers)
             scores, cost = sweep(
@@ -109,20 +101,19 @@ class CachedScores(LayerScores):
         }
 
     def _provenance(self) -> dict[str, Any]:
-        source = self.request.source
         return {
-            "model": source.name,
-            "revision": source.revision,
+            "model": self.source.name,
+            "revision": self.source.revision,
             "calibration_fingerprint": self._windows.fingerprint,
-            "dtype": str(self.request.dtype()).removeprefix("torch."),
-            "settings": asdict(self.request.settings),
-            "max_seq_length": self.request.max_seq_length,
+            "dtype": str(self.dtype()).removeprefix("torch."),
+            "settings": asdict(self.settings),
+            "max_seq_length": self.max_seq_length,
             "protocol": PROTOCOL,
         }
 
     def _open(self) -> AbstractContextManager[LayerStack]:
         quiet_libraries()
-        return open_stack(self.request.source, self.request.dtype(), compute_device())
+        return open_stack(self.source, self.dtype(), compute_device())
 
     @property
     def _windows(self) -> Windows:
@@ -130,25 +121,24 @@ class CachedScores(LayerScores):
 
     @cached_property
     def _calibration(self) -> tuple[Windows, tuple[range, ...]]:
-        request = self.request
         calibration = Calibration(
-            tokens=count("scan.tokens", request.settings.tokens),
-            length=request.max_seq_length,
-            sets=request.settings.sets,
-            seed=request.seed,
-            apart=request.settings.rows == "apart",
-            loss_on=request.data.loss_on,
+            tokens=count("scan.tokens", self.settings.tokens),
+            length=self.max_seq_length,
+            sets=self.settings.sets,
+            seed=self.seed,
+            apart=self.settings.rows == "apart",
+            loss_on=self.data.loss_on,
         )
-        return calibration.windows(request.data.load().train, load_tokenizer(request.source))
+        return calibration.windows(self.data.load().train, load_tokenizer(self.source))
 
     @cached_property
     def _folder(self) -> Path:
         """Cache folder, named after everything that the numbers depend on."""
         parts = [
-            *identity(self.request.source),
+            *identity(self.source),
             f"{self._windows.fingerprint} {self._calibration[1]}",
-            str(self.request.dtype()),
-            str(self.request.settings.sublayers),
+            str(self.dtype()),
+            str(self.settings.sublayers),
             f"protocol {PROTOCOL}",
         ]
         return folder_of("scans", parts)
