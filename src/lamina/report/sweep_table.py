@@ -52,14 +52,19 @@ class SweepJob:
         return self.result["status"] if self.result else "missing"
 
     @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of its result.json; empty if there is none."""
+        return self.result["metrics"] if self.result else {}
+
+    @property
     def healed(self) -> float | None:
         """Loss of final/ in nats per token."""
-        return self.result["metrics"]["eval_loss"] if self.result else None
+        return self.metrics.get("eval_loss")
 
     @property
     def difference(self) -> float | None:
         """The healed loss minus that of the original model."""
-        baseline = self.result["metrics"]["baseline_eval_loss"] if self.result else None
+        baseline = self.metrics.get("baseline_eval_loss")
         return None if self.healed is None or baseline is None else self.healed - baseline
 
     @property
@@ -105,21 +110,19 @@ def write_summary(folder: Path, jobs: Sequence[SweepJob]) -> None:
         OutputError: They cannot be written.
     """
     best = ranked(jobs)
-    header = ["rank", "job", "status", "overrides", "backend", "layers", *FIGURES]
-    header += ["difference", "error"]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(header)
+    header = ("rank", "job", "status", "overrides", "backend", "layers")
+    rows.writerow([*header, *FIGURES, "difference", "error"])
     for rank, job in enumerate(best, 1):
         place = rank if job.status == "completed" else ""
-        metrics = job.result["metrics"] if job.result else {}
-        figures = [metrics.get(name) for name in FIGURES]
+        figures = [job.metrics.get(name) for name in FIGURES]
         about: list[Any] = [place, job.name, job.status, job.own, job.backend, job.layers]
         rows.writerow([*about, *figures, job.difference, job.error])
     write_text(folder / f"{SUMMARY}.csv", text.getvalue())
     table = [[*COLUMNS, "error"], ["---"] * (len(COLUMNS) + 1)]
-    table += [[*_cells(job), job.error] for job in best]
-    lines = [f"| {' | '.join(map(_escaped, cells))} |" for cells in table]
+    table += [[cell.replace("|", "\\|") for cell in (*_cells(job), job.error)] for job in best]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
     write_text(folder / f"{SUMMARY}.md", "\n".join(lines) + "\n")
 
 
@@ -144,8 +147,7 @@ def sweep_table(jobs: Sequence[SweepJob]) -> RenderableType:
 
 
 def _cells(job: SweepJob) -> list[str]:
-    metrics = job.result["metrics"] if job.result else {}
-    losses = [metrics.get(f"{name}_eval_loss") for name in ("baseline", "reduced")]
+    losses = [job.metrics.get(f"{name}_eval_loss") for name in ("baseline", "reduced")]
     shown = [_figure(loss) for loss in (*losses, job.healed, job.difference)]
     if job.status != "completed":
         shown[2:] = [job.status, ""]
@@ -154,10 +156,6 @@ def _cells(job: SweepJob) -> list[str]:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|")
 
 
 def _overrides(
