@@ -1,17 +1,17 @@
-"""A sweep whose processes are killed again and again, against the same sweep undisturbed.
+"""Whether a sweep whose processes are killed again and again ends like an undisturbed one.
 
     python benchmarks/chaos.py [--jobs 12] [--kills 20] [--seed 0] [--json FILE] [--check]
 
-Each job heals the embedded reference model without one layer for a few steps, with a checkpoint
-every second one and with data workers, which are processes, too. First the sweep runs undisturbed.
-Then it runs in another folder, with caches that are empty again: every few seconds SIGKILL ends one
-process of it, and whenever the command has ended it is started again, until its exit code is 0.
-The seed decides how long the pauses are and which process goes. A start that brought no checkpoint
-makes the following pauses longer; jobs that are completed before their share of the kills make them
-shorter, so that the kills reach over the whole sweep.
-
-Aims: as many kills as asked for, and every job completed with the same loss of each step, and the
-same losses of the untouched model, after removal and after healing.
+Shows: every few seconds SIGKILL ends one process of a sweep; each time the command ends it is
+started again, until its exit code is 0. Each job heals the embedded reference model without one
+layer for a few steps, with a checkpoint every second one, and with data workers, which are
+processes, too.
+    --seed decides the pauses and the victims. A start that adds no checkpoint makes the following
+    pauses longer; jobs that complete before their share of the kills make them shorter, so that the
+    kills cover the whole sweep.
+Peer: the same sweep, undisturbed, in a folder and with caches of its own.
+Aims: as many kills as --kills; every job completed with the same loss of each step, and the same
+losses of the untouched model, after removal and after healing.
 """
 
 import csv
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from figures import Aim, at_least, finish, options, show
+from harness.figures import Aim, at_least, finish, options, show
 from sweep import results
 
 from lamina.measure.results import read_result
@@ -62,7 +62,7 @@ class Tally:
     """By the kind of process."""
 
     codes: list[int] = field(default_factory=list)
-    """What each start ended with; -9 is a kill."""
+    """Exit code of each start; -9 is a kill."""
 
     seconds: float = 0.0
 
@@ -74,24 +74,24 @@ class Tally:
 
 @dataclass(kw_only=True)
 class Chaos:
-    """One sweep, and who kills its processes."""
+    """One sweep, and the killing of its processes."""
 
     folder: Path
     """Of the sweep."""
 
     cache: Path
-    """Of its own."""
+    """The sweep's own cache."""
 
     jobs: int
     kills: int
-    """To reach before the sweep is left in peace."""
+    """After that many the sweep is left alone."""
 
     rng: random.Random
     pause: float = PAUSE
     tally: Tally = field(default_factory=Tally)
 
     def run(self) -> Tally:
-        """Start the command until it ends without an error."""
+        """Start the command until it succeeds."""
         began = time.monotonic()
         while self.tally.codes[-1:] != [0]:
             if self.tally.starts > self.kills + self.jobs:
@@ -118,7 +118,7 @@ class Chaos:
             )
 
     def disturb(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for a while, then kill one of the command's processes, if it has not ended yet."""
+        """Wait a while, then kill one of the command's processes unless it has ended."""
         now = time.monotonic()
         soon, late = (now + share * self.pause for share in self.shares())
         while self.tally.killed >= self.kills or time.monotonic() < (
@@ -132,44 +132,44 @@ class Chaos:
             victim = self.rng.choice([known, *known.children(recursive=True)])
             victim.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
-            return  # it ended by itself just then
+            return  # it has just ended by itself
         kind = "command" if victim.pid == process.pid else "data worker"
         self.tally.kills[kind] += 1
         if kind == "command":
             process.wait()
 
     def shares(self) -> tuple[float, float]:
-        """Draw how much of a pause passes: where the sweep is ahead of its kills, and else."""
+        """Draw the share of a pause to wait: if the sweep is ahead of its kills, and otherwise."""
         return self.rng.uniform(0.1, 0.4), self.rng.uniform(0.2, 1.8)
 
     def ahead(self) -> bool:
-        """Say whether jobs go faster than kills: all are to be spent when one job is left."""
+        """Say whether jobs outpace kills: all kills are due before the last job."""
         return self.completed() * self.kills > self.tally.killed * (self.jobs - 1)
 
     def completed(self) -> int:
-        """Count the jobs that are completed."""
+        """Count the completed jobs."""
         found = (read_result(self.folder / str(number)) for number in range(self.jobs))
         return sum(result is not None and result["status"] == "completed" for result in found)
 
     def summed_up(self) -> int:
-        """Count the completed jobs in the summary."""
+        """Count the completed jobs in summary.csv."""
         with (self.folder / "summary.csv").open() as file:
             return sum(row["status"] == "completed" for row in csv.DictReader(file))
 
     def progress(self) -> tuple[int, int]:
-        """Return what a start adds to: completed jobs, and steps of the last checkpoints."""
+        """Return the completed jobs and the sum of all checkpoints' steps."""
         paths = self.folder.glob("*/checkpoints/*/checkpoint-*/trainer_state.json")
         return self.completed(), sum(int(path.parent.name.rpartition("-")[2]) for path in paths)
 
     def tell(self, seconds: float) -> None:
-        """Print how far it is."""
+        """Print the progress."""
         kills = f"{self.tally.killed} of {self.kills} kills"
         done = f"{self.completed()} of {self.jobs} jobs completed"
         print(f"{seconds:4.0f} s: start {self.tally.starts} ended, {kills}, {done}", flush=True)
 
     @property
     def log(self) -> Path:
-        """What the command said, start after start."""
+        """Output of the command, of all starts."""
         return self.folder.with_suffix(".log")
 
 
@@ -180,7 +180,7 @@ def row(name: str, tally: Tally, jobs: int, equal: str) -> list[str]:
 
 
 def equal_jobs(folders: Sequence[Path], jobs: int) -> list[bool]:
-    """Say of each job whether both sweeps found the same."""
+    """Say for each job whether both sweeps found the same."""
     ours, theirs = (results(folder, jobs) for folder in folders)
     return [a == b for a, b in zip(ours, theirs, strict=True)]
 
@@ -193,34 +193,34 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=at_least(1), default=20, help="at least")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    asked = parser.parse_args()
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        rng = random.Random(asked.seed)
+        rng = random.Random(given.seed)
         folders = [Path(name) / side for side in ("undisturbed", "disturbed")]
         tallies, done = [], []
-        for folder, kills in zip(folders, (0, asked.kills), strict=True):
+        for folder, kills in zip(folders, (0, given.kills), strict=True):
             cache = Path(f"{folder}-cache")
-            chaos = Chaos(folder=folder, cache=cache, jobs=asked.jobs, kills=kills, rng=rng)
+            chaos = Chaos(folder=folder, cache=cache, jobs=given.jobs, kills=kills, rng=rng)
             tallies.append(chaos.run())
             done.append(min(chaos.completed(), chaos.summed_up()))
-        equal = equal_jobs(folders, asked.jobs)
+        equal = equal_jobs(folders, given.jobs)
     undisturbed, disturbed = tallies
     show(
-        f"A sweep of {asked.jobs} jobs, killed and started again",
+        f"A sweep of {given.jobs} jobs, killed and started again",
         ["", "s", "starts", "kills of the command", "of a data worker", "completed", "equal"],
         [
             row("undisturbed", undisturbed, done[0], ""),
-            row("disturbed", disturbed, done[1], f"{sum(equal)} of {asked.jobs}"),
+            row("disturbed", disturbed, done[1], f"{sum(equal)} of {given.jobs}"),
         ],
-        f"seed {asked.seed}; the exit codes were {', '.join(map(str, disturbed.codes))}",
+        f"seed {given.seed}; the exit codes were {', '.join(map(str, disturbed.codes))}",
     )
     aims = [
-        Aim(name="kills that are missing", value=asked.kills - disturbed.killed, limit=0),
-        Aim(name="jobs that are not completed", value=asked.jobs - done[1], limit=0),
+        Aim(name="kills that are missing", value=given.kills - disturbed.killed, limit=0),
+        Aim(name="jobs that are not completed", value=given.jobs - done[1], limit=0),
         Aim(name="jobs with other losses", value=equal.count(False), limit=0),
     ]
     figures = {"undisturbed": vars(undisturbed), "disturbed": vars(disturbed), "equal": equal}
-    finish({**figures, "seed": asked.seed}, aims, asked.json, asked.check)
+    finish({**figures, "seed": given.seed}, aims, given.json, given.check)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,26 @@
-"""The GPU table: Qwen3-8B's shape, healed with Lamina and with a plain TRL script.
+"""The GPU table: Qwen3-8B's shape, healed with Lamina and with plain TRL.
 
     python benchmarks/gpu.py [--budget 540] [--json FILE] [--check] [--again] [--tiny] ...
 
-Writes a model of Qwen3-8B's shape with random weights (16.4 GB, once, no network), and trains it
-for 20 steps on packs of 4096 tokens in bfloat16, without evaluations, saves and recomputation, each
-time in a fresh process: `python -m train` with backend x kernels x adapter x kept layers, and
-gpu_plain.py, a plain TRL script with the same model, rows, arguments and attention. For each cell:
-tokens a second over steady steps, MFU (src/lamina/measure/speed.py), peak memory, tokens/s over
-plain TRL's, and how much faster the smaller model is, over the ideal. benchmarks/throughput.py
-shows that those figures are true.
+Shows: tokens a second over steady steps, MFU (src/lamina/measure/speed.py), peak memory, and how
+much faster the smaller model is, over the ideal. A model of Qwen3-8B's shape with random weights
+(16.4 GB, written once, no network) trains for 20 steps on packs of 4096 tokens in bfloat16, without
+evaluations, saves and recomputation: `python -m train` with backend x kernels x adapter x kept
+layers, each cell in a fresh process. benchmarks/throughput.py shows that the figures are true.
+Peer: plain TRL (harness/plain_trl.py) with the same model, rows, arguments and attention.
+Aims on one H200: 12,000 tokens/s with an adapter, 6,000 with every weight; never below plain TRL;
+smaller models at least 0.9 of the ideal times as fast. With --tiny the same matrix runs with a
+model of 36 tiny layers, on a CPU too, and no aim is judged: it shows that the script works.
 
-It works in slices: no cell is begun that would not end within --budget seconds, and what was
-measured stands in the JSON file and is not measured again. So the same command, given again and
-again, ends with the whole table. A cell that cannot run is listed with its reason.
+It works in slices: no cell starts that would not end within --budget seconds, and finished cells
+are kept in the JSON file. The same command, repeated, completes the table. A cell that cannot run
+is listed with its reason.
 
-On a machine with torch and transformers and no network, what is missing is brought as wheels, 34
-MB in all:
+On a machine with torch and transformers and no network, bring the rest as wheels, 34 MB in all:
 
     python benchmarks/gpu.py --fetch wheels           where there is a network
     pip install --no-deps --no-index wheels/*.whl     on that machine
     PYTHONPATH=src python benchmarks/gpu.py
-
-Aims on one H200: 12,000 tokens/s with an adapter, 6,000 with every weight; never below plain TRL;
-smaller models at least 0.9 of the ideal times as fast. With --tiny the same matrix runs with a
-model of 36 tiny layers, on a CPU too, and no aim is judged: it shows that the script works.
 """
 
 import json
@@ -36,15 +33,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from figures import at_least, machine, options
+from harness.figures import at_least, machine, options
 
 if TYPE_CHECKING:
-    from gpu_cells import Bench, Cell
+    from harness.gpu_cells import Bench, Cell
 
 HERE = Path(__file__).resolve().parent
-WHEELS = HERE / "gpu-wheels.txt"
+WHEELS = HERE / "harness" / "gpu-wheels.txt"
 PURE = "antlr4-python3-runtime"
-"""Comes as source only, and is built on the machine that fetches."""
+"""Published as source only; built on the fetching machine."""
 
 FIRST_GUESS = 120.0
 """Seconds of a cell before one of its kind was measured."""
@@ -85,15 +82,15 @@ def refuse_missing() -> None:
         )
 
 
-def surroundings(size: str, peak: float, commit: str | None) -> dict[str, Any]:
-    """Return what the figures depend on; figures of other surroundings are not mixed with these.
+def provenance(size: str, peak: float, commit: str | None) -> dict[str, Any]:
+    """Return what the figures depend on; those of another machine or commit are not mixed in.
 
     Args:
-        size: A key of `gpu_sizes.SIZES`.
+        size: A key of `gpu_cells.SIZES`.
         peak: Operations a second.
-        commit: What is measured, where git cannot say it.
+        commit: What is measured, if git cannot tell.
     """
-    from throughput import measured_peak
+    from harness.speed import measured_peak
 
     from lamina.measure.provenance import git_state, package_versions
     from lamina.runtime.device import device_name
@@ -111,14 +108,14 @@ def surroundings(size: str, peak: float, commit: str | None) -> dict[str, Any]:
 
 
 FIXED = ("size", "device", "versions", "commit")
-"""What must be the same in every slice."""
+"""Must be the same in every slice."""
 
 
 class Notebook:
-    """The JSON file: what was measured, kept after every cell."""
+    """The JSON file of finished cells, written after every cell."""
 
     def __init__(self, path: Path, about: dict[str, Any], again: bool) -> None:
-        """Go on with a file, or begin one."""
+        """Continue a file, or start one."""
         self.path, self.content = path, {**about, "cells": {}}
         if path.is_file() and not again:
             before = json.loads(path.read_text())
@@ -126,17 +123,17 @@ class Notebook:
             if other:
                 sys.exit(
                     f"error: {path} was measured with another {', '.join(other)}: give another "
-                    "--json, or --again to begin anew"
+                    "--json, or --again to start over"
                 )
             self.content = before
 
     def found(self, cells: "Sequence[Cell]") -> "dict[Cell, dict[str, Any]]":
-        """Return those of some cells that are done."""
+        """Return the finished ones of some cells."""
         done = self.content["cells"]
         return {cell: done[str(cell)] for cell in cells if str(cell) in done}
 
     def keep(self, cell: "Cell", figures: dict[str, Any]) -> None:
-        """Add a cell and write the file as a whole."""
+        """Add a cell and rewrite the file atomically."""
         self.content["cells"][str(cell)] = figures
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
@@ -145,8 +142,8 @@ class Notebook:
 
 
 def work(bench: "Bench", cells: "Sequence[Cell]", notebook: Notebook, until: float) -> None:
-    """Measure what is left of the cells, as far as the time allows."""
-    from gpu_cells import PLAIN
+    """Measure the remaining cells, as far as the time allows."""
+    from harness.gpu_cells import PLAIN
 
     taken: dict[str, float] = {}
     for cell in cells:
@@ -159,7 +156,7 @@ def work(bench: "Bench", cells: "Sequence[Cell]", notebook: Notebook, until: flo
         started, twin = time.monotonic(), done.get(cell.twin, {})
         figures: dict[str, Any] | None
         if cell.backend == PLAIN and "error: kernels=" in twin.get("reason", ""):
-            figures = twin  # where Lamina finds no such kernels, TRL finds none either
+            figures = twin  # if Lamina finds no such kernels, neither does TRL
         else:
             figures = bench.run(cell, twin.get("attention") or "sdpa", left)
         if figures is None:
@@ -174,28 +171,27 @@ def work(bench: "Bench", cells: "Sequence[Cell]", notebook: Notebook, until: flo
 
 def main() -> None:
     """Measure, show, judge."""
-    asked = parsed()
-    if asked.fetch:
-        fetch(asked.fetch)
+    given = parsed()
+    if given.fetch:
+        fetch(given.fetch)
         return
     began = time.monotonic()
     refuse_missing()
-    from generated import LAYERS
-    from gpu_cells import Bench, matrix
-    from gpu_sizes import SIZES
-    from gpu_table import goals, markdown
-    from throughput import machine_peak
+    from harness.gpu_cells import SIZES, Bench, matrix
+    from harness.gpu_table import goals, markdown
+    from harness.random_model import LAYERS
+    from harness.speed import machine_peak
 
-    name = "tiny" if asked.tiny else "8b"
+    name = "tiny" if given.tiny else "8b"
     size = SIZES[name]
-    folder = asked.folder / name
+    folder = given.folder / name
     peak = machine_peak("bfloat16" if size.bf16 else "float32")
     bench = Bench(folder=folder, size=size, peak=peak)
     bench.prepare()
-    default = folder / "gpu.json" if asked.tiny else HERE / "results" / "gpu.json"
-    notebook = Notebook(asked.json or default, surroundings(name, peak, asked.commit), asked.again)
-    cells = list(matrix(asked.backends, asked.kernels, asked.adapters, asked.keep_layers))
-    work(bench, cells, notebook, began + asked.budget)
+    default = folder / "gpu.json" if given.tiny else HERE / "results" / "gpu.json"
+    notebook = Notebook(given.json or default, provenance(name, peak, given.commit), given.again)
+    cells = list(matrix(given.backends, given.kernels, given.adapters, given.keep_layers))
+    work(bench, cells, notebook, began + given.budget)
     found = notebook.found(cells)
     content = notebook.content
     print(f"\n{content['device']}, torch {content['versions']['torch']}, {content['commit']}\n")
@@ -203,15 +199,15 @@ def main() -> None:
     left = len(cells) - len(found)
     print(f"\n{left} of {len(cells)} cells are left: give the command again" if left else "")
     failed = [cell for cell, figures in found.items() if figures.get("failed")]
-    judged = not asked.tiny and AIMED_AT in content["device"]
+    judged = not given.tiny and AIMED_AT in content["device"]
     aims = goals(found, LAYERS) if judged else []
     print("\n".join(map(str, aims)) or f"The aims are for one {AIMED_AT}: none is judged here.")
-    if asked.check and (left or failed or not all(aim.met for aim in aims)):
+    if given.check and (left or failed or not all(aim.met for aim in aims)):
         sys.exit(1)
 
 
 def parsed() -> Any:
-    """Return what was asked for."""
+    """Return the parsed command line."""
     parser = options("Measure Lamina on a GPU beside a plain TRL script.")
     default = Path(tempfile.gettempdir()) / "lamina-gpu"
     parser.add_argument("--folder", type=Path, default=default, help="for the model and the runs")

@@ -1,48 +1,45 @@
-"""What it takes to remove layers: by Lamina, by load-then-delete, and by mergekit.
+"""What it takes to remove layers: bytes read, seconds, peak memory.
 
     python benchmarks/loading.py [--rounds 3] [--folder DIR] [--mergekit-env DIR] [--json FILE]
                                  [--check]
     python benchmarks/loading.py --shape 8b [--folder DIR] [--json FILE] [--check]
 
-The first 24 of 36 layers of a random Qwen3 model of 1.3 GB (bfloat16, embeddings untied) stay, in
-memory and on disk. Each job is done in a fresh process by measured.py, the model's files evicted
-from the page cache before. The order changes from round to round; a first round is not counted. Of
-several rounds the smallest figure counts, which is the one that the rest of the machine disturbed
-least. In memory every weight that remains is used once, for load-then-delete only maps the file.
-
-Seconds: of the whole process, and from the end of its imports to the end of the job. Read: bytes
-that came from the disk after the imports (`read_bytes`), the kernel's reading ahead among them; the
-device's setting stands below the table. Peak: memory above that after the imports (`VmHWM`). Pages
-of mapped files count, as they must: they are where the weights are.
-
-mergekit gets an environment of its own, made by pip on first use in --mergekit-env. The pinned
-versions are those of this project's transformers and torch. It writes the tensors and then ends
-with an error of transformers, which stands below the table; its figures are up to there.
-
-With --shape 8b, `lamina cut` alone cuts a random model of the shape of Qwen3-8B once: 16.4 GB of
-disk, and 11.8 GB for the result.
-
-Whatever came to an end has its output compared with what should have stayed. A folder given with
---folder keeps the random model for the next time; it has to lie on a disk, not in memory.
-
-Aims: at most 1.01 of the kept weights' bytes read; no slower, imports aside, than the fastest of
-the others that came to an end; a peak of at most the largest tensor and 300 MB, and the kept
-weights besides where they are loaded; at 8B below 4 GB, imports included. GB and MB are decimal.
+Shows: the first 24 of 36 layers of a random Qwen3 model of 1.3 GB (bfloat16, embeddings untied)
+stay, in memory (`load_model`) and on disk (`lamina cut`). Each job is a fresh process
+(harness/measured.py) that starts with the model's files evicted from the page cache; all run in
+turn, and the smallest figure of all rounds counts, being the least disturbed. In memory every
+remaining weight is used once, since load-then-delete only maps the file. Every finished output is
+compared with what should have stayed.
+    Seconds: of the whole process, and from the end of its imports to the end of the job. Read:
+    bytes from the disk after the imports (`read_bytes`), the kernel's readahead among them; the
+    device's setting stands below the table. Peak: memory above that after the imports (`VmHWM`),
+    pages of mapped files included: they are where the weights are. GB and MB are decimal.
+Peers: load-then-delete with transformers, and mergekit in an environment of its own that pip makes
+on first use in --mergekit-env, with this project's transformers and torch. mergekit writes the
+tensors and then ends with an error of transformers, shown below the table; its figures are up to
+there.
+With --shape 8b, `lamina cut` alone cuts a random model of Qwen3-8B's shape once: 16.4 GB of disk,
+and 11.8 GB for the result. --folder keeps the random model for the next time; it has to lie on a
+disk, not in memory.
+Aims: at most 1.01 of the kept weights' bytes read; no slower, imports aside, than the fastest
+finished peer; a peak of at most the largest tensor and 300 MB, plus the kept weights where they are
+loaded; at 8B below 4 GB, imports included.
 """
 
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from figures import Aim, at_least, finish, options, show
-from generated import SHAPES, generate, refuse_difference, tensors
-from measured import Run, last_line, measure
+from harness.figures import Aim, at_least, finish, options, show
+from harness.measured import Run, last_line, measure
+from harness.random_model import SHAPES, generate, place, refuse_difference, tensors
+from harness.runs import in_turn
 
 from lamina.weights.header import StoredTensor
 
@@ -54,7 +51,7 @@ ON_DISK = {
     "load, delete, save_pretrained": "load_delete_save",
     "mergekit-yaml, passthrough": "mergekit",
 }
-"""What is compared, ours first, and the names of measured.py's jobs."""
+"""Titles, ours first, and the names of measured.py's jobs."""
 
 MERGEKIT = ("mergekit==0.1.5", "transformers==5.17.0", "torch==2.13.0")
 READ_AIM, SECONDS_AIM = 1.01, 1.0
@@ -63,7 +60,7 @@ ABOVE_WEIGHTS_AIM, CUT_PEAK_AIM, PEAK_8B_AIM = 300, 1000, 4000  # MB
 
 @dataclass(frozen=True)
 class Bench:
-    """What the jobs are done on, and where."""
+    """The model that the jobs work on."""
 
     model: Path
     kept: dict[str, StoredTensor]
@@ -81,7 +78,7 @@ class Bench:
         return max(stored.nbytes for stored in self.kept.values()) / 1e6 + ABOVE_WEIGHTS_AIM
 
     def run(self, job: str) -> Run:
-        """Do a job; what it wrote is compared and removed."""
+        """Do a job; compare and remove its output."""
         python = self.mergekit / "bin" / "python" if job == "mergekit" else Path(sys.executable)
         with tempfile.TemporaryDirectory(dir=self.model.parent) as name:
             run = measure(python, job, self.model, KEPT_LAYERS, Path(name))
@@ -95,20 +92,18 @@ class Bench:
         return run
 
     def rounds(self, jobs: Mapping[str, str], number: int) -> dict[str, list[Run]]:
-        """Do all jobs in turn; the first round fills the file cache and is not counted."""
-        runs: dict[str, list[Run]] = {name: [] for name in jobs}
-        for index in range(number + 1):
-            for name in list(jobs)[:: -1 if index % 2 else 1]:
-                done = self.run(jobs[name])
-                if index > 0:
-                    runs[name].append(done)
-                    seconds = f"{done.seconds_alone:.2f} of {done.seconds:.2f} s"
-                    print(f"round {index}, {name}: {seconds}, {done.read / 1e6:.0f} MB read")
-        return runs
+        """Do all jobs in turn."""
+        sides = {name: partial(self.run, job) for name, job in jobs.items()}
+        return in_turn(sides, number, describe)
+
+
+def describe(run: Run) -> str:
+    """Return a run's seconds and bytes in one line."""
+    return f"{run.seconds_alone:.2f} of {run.seconds:.2f} s, {run.read / 1e6:.0f} MB read"
 
 
 def install_mergekit(folder: Path) -> str:
-    """Make an environment with mergekit where there is none; return why that failed, or nothing."""
+    """Make an environment with mergekit if there is none; return why that failed, or ''."""
     if (folder / "bin" / "mergekit-yaml").is_file():
         return ""
     print(f"installing {', '.join(MERGEKIT)} into {folder}")
@@ -136,7 +131,7 @@ def row(name: str, runs: Sequence[Run], kept_bytes: int) -> list[str]:
 
 
 def table(bench: Bench, where: str, runs: Mapping[str, Sequence[Run]], absent: str) -> None:
-    """Show the runs of one table, and below it why one of them failed or is absent."""
+    """Show the runs of one table, and below it why one failed or is absent."""
     rows = [row(name, of, bench.kept_bytes) for name, of in runs.items()]
     notes = [f"kept: {bench.kept_bytes / 1e6:.0f} MB; the disk reads ahead {read_ahead(bench)}"]
     notes += [f"{name}: {of[0].failure}" for name, of in runs.items() if of[0].failure]
@@ -148,7 +143,7 @@ def table(bench: Bench, where: str, runs: Mapping[str, Sequence[Run]], absent: s
 
 
 def read_ahead(bench: Bench) -> str:
-    """Return how far the kernel reads beyond what it was asked for, where it says so."""
+    """Return the device's readahead, where the kernel reports it."""
     device = bench.model.stat().st_dev
     setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
     return f"{setting.read_text().strip()} KiB" if setting.is_file() else "an unknown amount"
@@ -188,7 +183,7 @@ def compare(bench: Bench, number: int) -> tuple[dict[str, Any], list[Aim]]:
 
 
 def cut_once(bench: Bench) -> tuple[dict[str, Any], list[Aim]]:
-    """Cut the model once and show what that took; return the figures and the aim."""
+    """Cut the model once and show the cost; return the figures and the aim."""
     run = bench.run("lamina_cut")
     sizes = {"kept": bench.kept_bytes, "read": run.read, "written": run.written}
     rows = [
@@ -203,16 +198,6 @@ def cut_once(bench: Bench) -> tuple[dict[str, Any], list[Aim]]:
     return {"read_ahead": read_ahead(bench), "lamina cut": asdict(run)}, [peak]
 
 
-@contextmanager
-def place(folder: Path | None) -> Iterator[Path]:
-    """Give the folder that was asked for, or a temporary one."""
-    if folder is not None:
-        yield folder.expanduser().resolve()
-        return
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
-
-
 def main() -> None:
     """Generate, measure, show, compare with the aims."""
     parser = options("Compare ways to remove layers: bytes read, seconds, peak memory.")
@@ -221,16 +206,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, metavar="DIR", help="keeps the random model")
     cache = Path("~/.cache/lamina-benchmarks/mergekit")
     parser.add_argument("--mergekit-env", type=Path, metavar="DIR", default=cache, help="its place")
-    asked = parser.parse_args()
-    shape = SHAPES[asked.shape]
-    with place(asked.folder) as folder:
-        model = folder / asked.shape
+    given = parser.parse_args()
+    shape = SHAPES[given.shape]
+    with place(given.folder) as folder:
+        model = folder / given.shape
         generate(model, shape)
-        mergekit = asked.mergekit_env.expanduser().resolve()
+        mergekit = given.mergekit_env.expanduser().resolve()
         bench = Bench(model, tensors(shape, KEPT_LAYERS), mergekit)
-        once = asked.shape == "8b"
-        figures, reached = cut_once(bench) if once else compare(bench, asked.rounds)
-    finish({"shape": asked.shape, **figures}, reached, asked.json, asked.check)
+        once = given.shape == "8b"
+        figures, reached = cut_once(bench) if once else compare(bench, given.rounds)
+    finish({"shape": given.shape, **figures}, reached, given.json, given.check)
 
 
 if __name__ == "__main__":

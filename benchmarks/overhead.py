@@ -3,40 +3,34 @@
     python benchmarks/overhead.py [--rounds 5] [--steps 60] [--rows 2000] [--warm] [--json FILE]
                                   [--check]
 
-Trains the embedded reference model with the same data and arguments twice a round, each time in a
-fresh process: with plain_trl.py, and with `python -m train experiment=quickstart model=original`.
-The order changes from round to round. timed.py puts the same clock into both.
-
-First step: seconds from the start of the process to the end of the first optimizer step. The data
-sets' cache is empty at the start of each run; with --warm one cache, filled before, serves all.
-Step: median time between the ends of two steps, after the first ten. CPU time stands beside both:
-other processes touch it less. Of several rounds the smallest figure of each side counts, which is
-the one that the rest of the machine disturbed least; the smallest and the largest comparison within
-one round show how far that can be trusted.
-
-Both must train on the same batches from the same weights: the losses of all steps are compared,
-and so are the training arguments.
-
+Shows: seconds from the start of the process to the end of the first optimizer step, and the median
+time between the ends of two steps after the first ten; CPU time beside both. `python -m train
+experiment=quickstart model=original` trains the embedded reference model in a fresh process. The
+data sets' cache is empty at first; with --warm all runs share a filled one.
+Peer: a TRL script (harness/plain_trl.py) with the same data, batches and arguments, in turn and
+with the same clock (harness/stamped.py). The losses of all steps and the training arguments are
+compared. The smallest figure of all rounds counts, being the least disturbed; the smallest and the
+largest comparison within one round show how far to trust it.
 Aims: first step at most 0.5 s later, step time at most 1.02 times as long, no difference in any
 step's loss.
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from figures import Aim, at_least, finish, options, show
+from harness.figures import Aim, at_least, finish, options, show
+from harness.runs import in_turn, run_logged
 
-HERE = Path(__file__).resolve().parent
+HARNESS = Path(__file__).resolve().parent / "harness"
 SETTLING_STEPS = 10
 """Steps at the start of a training that do not count as steady."""
 
@@ -48,7 +42,7 @@ OWN_ARGUMENTS = {"output_dir", "disable_tqdm", "assistant_only_loss"}
 
 @dataclass(frozen=True)
 class Job:
-    """What both are to train."""
+    """The training of both sides."""
 
     model: str
     train: str
@@ -56,12 +50,35 @@ class Job:
     steps: int
 
     def plain(self, folder: Path) -> list[str]:
-        """Return timed.py's arguments for plain TRL."""
-        script = str(HERE / "plain_trl.py")
-        return [script, self.model, self.train, self.eval, str(folder / "out"), str(self.steps)]
+        """Return stamped.py's arguments for plain TRL."""
+        steps = self.steps
+        arguments = {
+            "output_dir": str(folder / "out"),
+            "assistant_only_loss": True,
+            "max_length": 512,
+            "learning_rate": 2e-3,
+            "per_device_train_batch_size": 1,
+            "per_device_eval_batch_size": 1,
+            "num_train_epochs": 3,
+            **{"max_steps": steps, "eval_steps": steps, "save_steps": steps},
+            **{"eval_strategy": "steps", "save_strategy": "steps", "save_total_limit": 2},
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "bf16": False,
+            "include_num_input_tokens_seen": "non_padding",
+        }
+        rows = {"train": self.train, "eval": self.eval}
+        loading = {"dtype": "float32"}
+        settings = {"model": self.model, "loading": loading, "layers": None, "rows": rows}
+        file = folder / "settings.json"
+        file.write_text(json.dumps({**settings, "rank": 16, "arguments": arguments}))
+        return [str(HARNESS / "plain_trl.py"), str(file)]
 
     def lamina(self, folder: Path) -> list[str]:
-        """Return timed.py's arguments for Lamina."""
+        """Return stamped.py's arguments for Lamina."""
         choices = "experiment=quickstart model=original data=jsonl evaluation=none logger=none"
         intervals = [f"{key}_steps={self.steps}" for key in ("max", "eval", "save")]
         files = [f"data.train={self.train}", f"data.eval={self.eval}"]
@@ -93,50 +110,25 @@ class Run:
         return median(self.steps_cpu[SETTLING_STEPS:])
 
 
-def timed_run(arguments: Sequence[str], folder: Path, cache: Path) -> Run:
-    """Train in a fresh process and read what the clock noted."""
-    times = folder / "times.json"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    environment |= {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(HERE / "timed.py"), str(times), *arguments]
-    with (folder / "log").open("w") as log:
-        started = time.time()
-        done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    if done.returncode != 0:
-        log_end = (folder / "log").read_text()[-3000:]
-        sys.exit(f"error: {' '.join(command)} failed:\n{log_end}")
-    return read_run(json.loads(times.read_text()), started)
-
-
-def read_run(noted: dict[str, Any], started: float) -> Run:
-    """Turn timed.py's file into seconds since the start and seconds a step."""
-    wall, cpu = zip(*noted["steps"], strict=True)
+def timed_run(job: Job, side: str, folder: Path, cache: Path | None) -> Run:
+    """Train in a fresh process, in a folder of its own below `folder`, and read the stamps."""
+    own = Path(tempfile.mkdtemp(dir=folder))
+    file, arguments = own / "stamps.json", getattr(job, side)(own)
+    command = [sys.executable, str(HARNESS / "stamped.py"), str(file), *arguments]
+    started = time.monotonic()
+    run_logged(command, own, HF_DATASETS_CACHE=str(cache or own / "cache"))
+    stamps = json.loads(file.read_text())
+    wall, cpu = stamps["steps"], stamps["steps_cpu"]
     return Run(
-        called=noted["called"][0] - started,
-        built=noted["built"][0] - started,
+        called=stamps["called"][0] - started,
+        built=stamps["built"][0] - started,
         first_step=wall[0] - started,
         first_step_cpu=cpu[0],
         steps=[after - before for before, after in pairwise(wall)],
         steps_cpu=[after - before for before, after in pairwise(cpu)],
-        losses=noted["losses"],
-        arguments=noted["arguments"],
+        losses=stamps["losses"],
+        arguments=stamps["arguments"],
     )
-
-
-def rounds(job: Job, number: int, folder: Path, warm: bool) -> dict[str, list[Run]]:
-    """Train with both in turn; the first round of all fills the file cache and is not counted."""
-    kinds = {"plain TRL": job.plain, "Lamina": job.lamina}
-    runs: dict[str, list[Run]] = {name: [] for name in kinds}
-    for index in range(number + 1):
-        for name in sorted(kinds, reverse=index % 2 == 1):
-            own = folder / f"{index}-{name.split()[0]}"
-            own.mkdir()
-            cache = folder / "cache" if warm else own / "cache"
-            done = timed_run(kinds[name](own), own, cache)
-            if index > 0:
-                runs[name].append(done)
-                print(f"round {index}, {name}: {done.first_step:.1f} s, {done.step * 1e3:.1f} ms")
-    return runs
 
 
 def write_data(folder: Path, rows: int) -> tuple[str, str]:
@@ -215,25 +207,32 @@ def main() -> None:
     parser.add_argument("--rows", type=at_least(1), default=2000, help="training rows")
     parser.add_argument("--warm", action="store_true", help="all runs share a data sets' cache")
     parser.add_argument("--model", default=asset("reference"), help="folder of the model")
-    asked = parser.parse_args()
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = Job(str(Path(asked.model).resolve()), *write_data(folder, asked.rows), asked.steps)
-        runs = rounds(job, asked.rounds, folder, asked.warm)
+        job = Job(str(Path(given.model).resolve()), *write_data(folder, given.rows), given.steps)
+        cache = folder / "cache" if given.warm else None
+        sides = {
+            name: partial(timed_run, job, side, folder, cache)
+            for name, side in (("plain TRL", "plain"), ("Lamina", "lamina"))
+        }
+        runs = in_turn(
+            sides, given.rounds, lambda r: f"{r.first_step:.1f} s, {r.step * 1e3:.1f} ms"
+        )
     plain, ours = runs.values()
     differing = differing_arguments(plain[0], ours[0])
     show(
-        f"Lamina on top of plain TRL, {asked.rounds} rounds, {asked.steps} steps a run",
+        f"Lamina on top of plain TRL, {given.rounds} rounds, {given.steps} steps a run",
         ["smallest of all rounds", *runs, "apart", "in single rounds", "aim"],
         table(plain, ours),
         f"training arguments that differ: {', '.join(differing) or 'none'}",
     )
     figures = {
-        "options": {name: value for name, value in vars(asked).items() if name != "json"},
+        "options": {name: value for name, value in vars(given).items() if name != "json"},
         "runs": {name: [asdict(run) for run in of] for name, of in runs.items()},
         "differing_arguments": differing,
     }
-    finish(figures, aims(plain, ours), asked.json, asked.check)
+    finish(figures, aims(plain, ours), given.json, given.check)
 
 
 if __name__ == "__main__":

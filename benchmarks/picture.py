@@ -1,6 +1,9 @@
-"""The README's picture: runs the quickstart and draws its closing table as docs/quickstart.svg.
+"""Draws the README's picture.
 
-python benchmarks/picture.py
+    python benchmarks/picture.py
+
+Shows: the closing table of `python -m train experiment=quickstart`, as docs/quickstart.svg.
+Peer and aim: none.
 """
 
 import json
@@ -20,20 +23,20 @@ COMMAND = "python -m train experiment=quickstart"
 
 
 def main() -> None:
-    """Run the command the README names, and draw what it prints."""
+    """Run the README's command and draw its output."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
         arguments = [*COMMAND.split()[1:], f"hydra.run.dir={folder}"]
         subprocess.run([sys.executable, *arguments], check=True)
         content = json.loads((folder / "result.json").read_text())
-        # Where the picture's own run lay is of no use to a reader.
+        # The picture's own temporary folder means nothing to a reader.
         content["provenance"]["base_revision"] = content["provenance"]["base_revision"] or "folder"
         with Path(parent, "console").open("w") as discarded:
             console = Console(record=True, width=92, file=discarded)
             console.print(Text(f"$ {COMMAND}", style="bold"))
             console.print(summary(content, Path("outputs/2026-11-22/21-00-00-000000")))
             drawing = console.export_svg(title="Lamina")
-        # A picture must not fetch its fonts from somewhere when a reader looks at it.
+        # The picture must not fetch fonts from the network.
         PICTURE.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL))
     print(f"wrote {PICTURE}")
 

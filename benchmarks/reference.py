@@ -2,10 +2,12 @@
 
     python benchmarks/reference.py [FOLDER ...] [--rows 1000] [--layers] [--json FILE]
 
-FOLDER is a model, such as the final/ of `python -m train experiment=reference seed=43`; without
-one it is the model that ships with the package. Questions are held-out rows of the generator, from
-a seed that no training used. Exact match means that the greedy answer is the right one, to the
-last character. --layers also gives the loss without each layer, one at a time.
+Shows: loss and exact match on held-out rows of the generator, from a seed that no training used.
+Exact match: the greedy answer is right to the last character. --layers adds the loss without each
+layer, one at a time. FOLDER is a model, such as the final/ of `python -m train experiment=reference
+seed=43`; the default is the model that ships with the package.
+Peer: none, unless several folders are given.
+Aim: none; the card quotes the figures.
 """
 
 import argparse
@@ -72,8 +74,9 @@ def without_each_layer(folder: str, num_rows: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure every model that is given and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    """Measure every given model and print one table."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("folders", nargs="*", default=[asset("reference")])
     parser.add_argument("--rows", type=int, default=1000, help="held-out questions")
     parser.add_argument("--layers", action="store_true", help="the loss without each layer too")
@@ -101,10 +104,6 @@ def main() -> None:
 
 def _split(rows: list[dict[str, Any]]) -> Split:
     return Split(Dataset.from_list(rows), "held-out rows")
-
-
-class _Raw(argparse.RawDescriptionHelpFormatter):
-    pass
 
 
 if __name__ == "__main__":

@@ -1,32 +1,26 @@
-"""What it takes to score every removal: by Lamina's one sweep, and by a loop over reduced models.
+"""What it takes to score the removal of every layer: layer-forwards, seconds, memory.
 
     python benchmarks/scan.py [--rounds 3] [--tokens 512] [--device cpu] [--json FILE] [--check]
     python benchmarks/scan.py --shape 8b [--tokens 512] [--folder DIR] [--json FILE] [--check]
 
-A random model of 36 layers in float32 is scored with each layer left out: by the sweep, and by the
-naive loop, which calls transformers' own forward pass with a list of the 35 other layers. Both have
-the weights in memory before the clock starts, in the same process, on the same device, with the
-same windows in one batch. The order changes from round to round; a first round is not counted. Of
-several rounds the smallest seconds count, which are those that the rest of the machine disturbed
-least. The sweep's seconds cover more than the losses: divergences from the whole model's
-predictions, influences, and angular distances. The head is what comes behind the last layer, those
-among it.
-
-Then both leave out 12 layers one after the other, each time the one without which the loss is the
-smallest, on one window of 64 tokens.
-
-With --shape 8b, a random model of the shape of Qwen3-8B, 16.4 GB of disk in bfloat16, is scored on
-CPU in a fresh process by measured.py, layer by layer from disk, its files evicted from the page
-cache before. Beside it stands what it takes to load the whole model and to use every weight once.
-Read: bytes that came from the disk after the imports. Peak: memory above that after the imports
-(`VmHWM`). A folder given with --folder keeps the model for the next time, in its folder 8b, as
-loading.py does; it has to lie on a disk, not in memory.
-
-Tokens come in windows of 256, or in one that is shorter.
-
+Shows: one sweep over a random model of 36 layers in float32, which finds the loss without each
+layer and, besides, divergences from the whole model's predictions, influences and angular
+distances. Then 12 layers leave one after the other, each time the one whose removal costs least, on
+one window of 64 tokens. Tokens come in windows of 256, or in one that is shorter. The smallest
+seconds of all rounds count, being the least disturbed. The head is everything behind the last
+layer, divergences included.
+Peer: the naive loop, which calls transformers' own forward pass with a list of the 35 other layers,
+in turn, in the same process, on the same device, with the same windows in one batch. Both hold the
+weights in memory before the clock starts.
+With --shape 8b, a random model of Qwen3-8B's shape, 16.4 GB of disk in bfloat16, is scanned on CPU
+in a fresh process (harness/measured.py), layer by layer from disk, its files evicted from the page
+cache before. Its peer loads the whole model and uses every weight once. Read: bytes from the disk
+after the imports. Peak: memory above that after the imports (`VmHWM`). --folder keeps the model for
+the next time, in its folder 8b, as loading.py does; it has to lie on a disk, not in memory. GB are
+decimal.
 Aims: losses equal to 1e-5; 666 layer-forwards, the naive loop's being 1260; the naive loop at least
 1.6 times as slow. Leaving out 12: the same choices, at most 0.55 of the layer-forwards. At 8B: at
-most 1.01 of the file's bytes read, a peak of at most 6 GB. GB are decimal.
+most 1.01 of the file's bytes read, a peak of at most 6 GB.
 """
 
 import json
@@ -36,16 +30,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from figures import Aim, at_least, finish, options, show
-from generated import LAYERS, SHAPES, generate, tensors
-from loading import place
-from measured import Run, measure
+from harness.figures import Aim, at_least, finish, options, show
+from harness.measured import Run, measure
+from harness.random_model import LAYERS, SHAPES, generate, place, tensors
+from harness.runs import in_turn
 
 if TYPE_CHECKING:
-    from leave_one_out import Chosen, Found
+    from harness.leave_one_out import Chosen, Found
 
 LEFT_OUT = 12
-"""Layers that are left out one after the other."""
+"""Layers left out one after the other."""
 
 LOSS_AIM, FORWARDS_AIM, SECONDS_AIM, GREEDY_AIM = 1e-5, LAYERS * (LAYERS + 1) // 2, 1 / 1.6, 0.55
 READ_AIM, PEAK_AIM = 1.01, 6000  # MB
@@ -55,18 +49,13 @@ NAMES = ("one sweep", "naive loop")
 
 
 def compare(tokens: int, rounds: int, device: str) -> tuple[dict[str, Any], list[Aim]]:
-    """Score and choose with both, and show that; return the figures and the aims."""
-    from leave_one_out import scorers, summary, token_ids
+    """Score and choose with both, show both; return the figures and the aims."""
+    from harness.leave_one_out import scorers, summary, token_ids
 
     ids, few = token_ids(tokens), token_ids(GREEDY_TOKENS)
-    runs: list[list[Found]] = [[], []]
     with scorers(device) as both:
-        for index in range(rounds + 1):
-            for side in (1, 0) if index % 2 else (0, 1):
-                done = both[side](ids)
-                if index > 0:
-                    runs[side].append(done)
-                    print(f"round {index}, {NAMES[side]}: {done.seconds:.2f} s")
+        sides = {NAMES[0]: lambda: both[0](ids), NAMES[1]: lambda: both[1](ids)}
+        runs = list(in_turn(sides, rounds, lambda found: f"{found.seconds:.2f} s").values())
         chosen = [score.greedy(few, LEFT_OUT) for score in both]
     swept, naive = (min(of, key=lambda run: run.seconds) for of in runs)
     table(swept, naive, f"{ids.numel()} tokens, {device}")
@@ -79,7 +68,7 @@ def compare(tokens: int, rounds: int, device: str) -> tuple[dict[str, Any], list
 
 
 def table(swept: "Found", naive: "Found", where: str) -> None:
-    """Show what both took to score every removal."""
+    """Show the cost of scoring every removal."""
     rows = [
         [
             name,
@@ -100,7 +89,7 @@ def table(swept: "Found", naive: "Found", where: str) -> None:
 
 
 def greedy_table(swept: "Chosen", naive: "Chosen") -> None:
-    """Show what both took to leave out some layers."""
+    """Show the cost of leaving out some layers."""
     rows = [
         [
             name,
@@ -149,7 +138,7 @@ def greedy_aims(swept: "Chosen", naive: "Chosen") -> list[Aim]:
 
 
 def scan_from_disk(model: Path, tokens: int) -> tuple[dict[str, Any], list[Aim]]:
-    """Scan a model of many GB and load it, and show that; return the figures and the aims."""
+    """Scan a model of many GB, load it, show both; return the figures and the aims."""
     generate(model, SHAPES["8b"])
     size = sum(stored.nbytes for stored in tensors(SHAPES["8b"], LAYERS).values())
     scanned, cost = alone("lamina_scan", model, tokens)
@@ -170,7 +159,7 @@ def scan_from_disk(model: Path, tokens: int) -> tuple[dict[str, Any], list[Aim]]
 
 
 def alone(job: str, model: Path, number: int) -> tuple[Run, dict[str, Any]]:
-    """Do one of measured.py's jobs; return what it took and what it wrote."""
+    """Do one of measured.py's jobs; return its cost and what it wrote."""
     with tempfile.TemporaryDirectory() as name:
         run = measure(Path(sys.executable), job, model, number, Path(name))
         output = Path(name) / "out"
@@ -200,14 +189,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=at_least(1), default=3, help="counted runs of each")
     parser.add_argument("--device", default="cpu", help="of both, unless the shape is 8b")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="keeps the model of shape 8b")
-    asked = parser.parse_args()
-    if asked.shape == "8b":
-        with place(asked.folder) as folder:
-            figures, reached = scan_from_disk(folder / asked.shape, asked.tokens)
+    given = parser.parse_args()
+    if given.shape == "8b":
+        with place(given.folder) as folder:
+            figures, reached = scan_from_disk(folder / given.shape, given.tokens)
     else:
-        figures, reached = compare(asked.tokens, asked.rounds, asked.device)
-    chosen = {name: value for name, value in vars(asked).items() if name not in ("json", "folder")}
-    finish({"options": chosen, **figures}, reached, asked.json, asked.check)
+        figures, reached = compare(given.tokens, given.rounds, given.device)
+    chosen = {name: value for name, value in vars(given).items() if name not in ("json", "folder")}
+    finish({"options": chosen, **figures}, reached, given.json, given.check)
 
 
 if __name__ == "__main__":

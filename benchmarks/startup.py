@@ -1,28 +1,25 @@
-"""How soon the command line answers, in proportion to TRL's.
+"""How soon the command line answers, against TRL's.
 
     python benchmarks/startup.py [--runs 5] [--json FILE] [--check]
 
-Times `python -m train --cfg job`, `python -m train --help` and a command line with six mistakes,
-all of which are named, against `trl sft --help` of the same environment: each a fresh process, in
-turn, so that a change of the machine's load meets all four.
-Every command is run once before, uncounted, which fills the file cache and writes bytecode. CPU
-time, the child's user and system time together, is shown as well: other processes touch it less.
-
-Aims: the median wall time of the first two is at most 0.15 of TRL's, that of the mistakes at most a
-second, and none of ours imports torch (read from `python -X importtime`).
+Shows: wall and CPU seconds of `python -m train --cfg job`, `python -m train --help` and a command
+line with six mistakes, all of which it names. Each is a fresh process; all run in turn.
+Peer: `trl sft --help` of the same environment.
+Aims: median wall time of the first two at most 0.15 of TRL's; all mistakes named within a second;
+none of ours imports torch (read from `python -X importtime`).
 """
 
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-from figures import Aim, at_least, finish, options, show
+from harness.figures import Aim, at_least, finish, options, show
+from harness.runs import Seconds, in_turn, seconds_of
 
 MISTAKES = "train, six mistakes"
 MISTAKES_AIM = 1.0
@@ -41,22 +38,15 @@ OURS = {
 THEIRS = "trl sft --help"
 RATIO_AIM = 0.15
 
-
-@dataclass
-class Times:
-    """Seconds that one command took, a figure a run."""
-
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
+Times = Mapping[str, Sequence[Seconds]]
+"""By command, a figure a run."""
 
 
 def commands() -> dict[str, list[str]]:
     """Return every command's name and its arguments."""
     trl = Path(sys.executable).with_name("trl")
     if not trl.is_file():
-        sys.exit(
-            f"error: {trl} is missing: run this with the python of the environment that has trl"
-        )
+        sys.exit(f"error: {trl} is missing: use the python of an environment that has trl")
     ours = {name: [sys.executable, *arguments] for name, arguments in OURS.items()}
     return {**ours, THEIRS: [str(trl), "sft", "--help"]}
 
@@ -72,24 +62,6 @@ def run(name: str, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def time_in_turn(runs: int) -> dict[str, Times]:
-    """Run all commands in turn, several times over."""
-    times = {name: Times() for name in commands()}
-    for number in range(runs + 1):
-        for name, command in commands().items():
-            started, before = time.perf_counter(), os.times()
-            run(name, command)
-            wall, after = time.perf_counter() - started, os.times()
-            if number == 0:
-                continue
-            times[name].wall.append(wall)
-            children = (after.children_user + after.children_system) - (
-                before.children_user + before.children_system
-            )
-            times[name].cpu.append(children)
-    return times
-
-
 def imports_torch(name: str, arguments: Sequence[str]) -> bool:
     """Say whether a run of the interpreter with these arguments imports torch."""
     done = run(name, [sys.executable, "-X", "importtime", *arguments])
@@ -98,45 +70,55 @@ def imports_torch(name: str, arguments: Sequence[str]) -> bool:
     return "torch" in imported
 
 
-def ratio(times: Mapping[str, Times], name: str) -> float:
-    """Return a command's median wall time in proportion to TRL's."""
-    return median(times[name].wall) / median(times[THEIRS].wall)
+def wall(times: Times, name: str) -> float:
+    """Return a command's median wall time."""
+    return median(seconds.wall for seconds in times[name])
 
 
-def row(times: Mapping[str, Times], torch: Mapping[str, bool], name: str) -> list[str]:
+def row(times: Times, torch: Mapping[str, bool], name: str) -> list[str]:
     """Return one line of the table."""
-    own = times[name]
-    seconds = [f"{f(x):.2f}" for x in (own.wall, own.cpu) for f in (min, median)]
+    columns = zip(*times[name], strict=True)
+    seconds = [f"{figure(column):.2f}" for column in columns for figure in (min, median)]
     if name == THEIRS:
         return [name, *seconds, "1", "", ""]
-    imported = "yes" if torch[name] else "no"
+    ratio = f"{wall(times, name) / wall(times, THEIRS):.3f}"
     aim = f"{MISTAKES_AIM:g} s" if name == MISTAKES else f"{RATIO_AIM}"
-    return [name, *seconds, f"{ratio(times, name):.3f}", aim, imported]
+    return [name, *seconds, ratio, aim, "yes" if torch[name] else "no"]
+
+
+def aims(times: Times, torch: Mapping[str, bool]) -> list[Aim]:
+    """Return the figures that have an aim."""
+    ratios = {name: wall(times, name) / wall(times, THEIRS) for name in OURS if name != MISTAKES}
+    return [
+        *(Aim(name=f"{n}: ratio to TRL", value=r, limit=RATIO_AIM) for n, r in ratios.items()),
+        Aim(name=f"{MISTAKES}: seconds", value=wall(times, MISTAKES), limit=MISTAKES_AIM),
+        *(Aim(name=f"{n}: imports of torch", value=float(torch[n]), limit=0.0) for n in OURS),
+    ]
 
 
 def main() -> None:
     """Time, show, compare with the aims."""
     parser = options("Time the command line's start against TRL's.")
     parser.add_argument("--runs", type=at_least(1), default=5, help="counted runs of each command")
-    asked = parser.parse_args()
-    times = time_in_turn(asked.runs)
+    given = parser.parse_args()
+    sides = {
+        name: partial(seconds_of, partial(run, name, command))
+        for name, command in commands().items()
+    }
+    times = in_turn(sides, given.runs, lambda took: f"{took.wall:.2f} s")
     torch = {name: imports_torch(name, arguments) for name, arguments in OURS.items()}
     show(
-        f"Start of the command line, {asked.runs} runs each, seconds",
+        f"Start of the command line, {given.runs} runs each, seconds",
         ["command", "min", "median", "CPU min", "CPU median", "ratio", "aim", "imports torch"],
         [row(times, torch, name) for name in times],
         "ratio: of the median wall times, to TRL's",
     )
-    late = median(times[MISTAKES].wall)
-    aims = [
-        Aim(name=f"{name}: ratio to TRL", value=ratio(times, name), limit=RATIO_AIM)
-        for name in OURS
-        if name != MISTAKES
-    ]
-    aims += [Aim(name=f"{MISTAKES}: seconds", value=late, limit=MISTAKES_AIM)]
-    aims += [Aim(name=f"{n}: imports of torch", value=float(torch[n]), limit=0.0) for n in OURS]
-    seconds = {name: {"wall": own.wall, "cpu": own.cpu} for name, own in times.items()}
-    finish({"seconds": seconds, "imports_torch": torch}, aims, asked.json, asked.check)
+    seconds = {
+        name: {"wall": [run.wall for run in runs], "cpu": [run.cpu for run in runs]}
+        for name, runs in times.items()
+    }
+    figures = {"seconds": seconds, "imports_torch": torch}
+    finish(figures, aims(times, torch), given.json, given.check)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The GPU table: what is compared with what, which aims are met, and how a file is gone on with."""
+"""The GPU table: its comparisons, its aims, and resuming from its JSON file."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def figures(rate: float, flops: float = 100.0) -> dict[str, Any]:
-    """What a cell reached, with that many operations a token."""
+    """Return a cell's figures, with that many operations a token."""
     return {
         "tokens_per_second": rate,
         "flops_per_second": rate * flops,
@@ -25,7 +25,7 @@ def figures(rate: float, flops: float = 100.0) -> dict[str, Any]:
 
 
 def table() -> dict[Any, dict[str, Any]]:
-    from gpu_cells import PLAIN, Cell
+    from harness.gpu_cells import PLAIN, Cell
 
     return {
         Cell("transformers", "none", "lora", 36): figures(12_500),
@@ -38,7 +38,7 @@ def table() -> dict[Any, dict[str, Any]]:
 
 
 def test_the_aims_say_what_is_met_and_what_was_not_measured() -> None:
-    from gpu_table import goals
+    from harness.gpu_table import goals
 
     assert [str(goal) for goal in goals(table(), 36)] == [
         "met: lora, 36 layers, tokens/s: 12,500, at least 12,000",
@@ -49,7 +49,7 @@ def test_the_aims_say_what_is_met_and_what_was_not_measured() -> None:
 
 
 def test_the_table_has_a_row_for_each_figure_and_a_line_for_each_reason() -> None:
-    from gpu_table import markdown
+    from harness.gpu_table import markdown
 
     lines = markdown(table()).splitlines()
     assert lines[2] == (
@@ -64,8 +64,8 @@ def test_the_table_has_a_row_for_each_figure_and_a_line_for_each_reason() -> Non
     ]
 
 
-def test_every_cell_of_the_matrix_stands_beside_its_peer() -> None:
-    from gpu_cells import PLAIN, matrix
+def test_every_cell_of_the_matrix_has_a_peer() -> None:
+    from harness.gpu_cells import PLAIN, matrix
 
     cells = list(
         matrix(["transformers", "unsloth"], ["none", "liger"], ["lora", "full"], [36, 28, 24])
@@ -74,9 +74,9 @@ def test_every_cell_of_the_matrix_stands_beside_its_peer() -> None:
     assert {cell.peer for cell in cells} == {cell for cell in cells if cell.backend == PLAIN}
 
 
-def test_figures_of_another_commit_are_not_mixed_in(tmp_path: Path) -> None:
+def test_figures_of_another_commit_are_refused(tmp_path: Path) -> None:
     from gpu import Notebook
-    from gpu_cells import Cell
+    from harness.gpu_cells import Cell
 
     about = {"size": "8b", "device": "1 x GPU", "versions": {}, "commit": "a"}
     path, cell = tmp_path / "gpu.json", Cell("transformers", "none", "lora", 36)
@@ -101,6 +101,6 @@ def test_figures_of_another_commit_are_not_mixed_in(tmp_path: Path) -> None:
     ],
 )
 def test_a_reason_is_the_error_that_was_printed(printed: str, said: str) -> None:
-    from gpu_cells import reason
+    from harness.gpu_cells import reason
 
     assert reason(printed) == said

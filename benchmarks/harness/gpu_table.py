@@ -1,10 +1,10 @@
-"""What gpu.py shows: its table in Markdown, and its aims."""
+"""gpu.py's output: its table in Markdown, and its aims."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_cells import PLAIN, Cell
+from harness.gpu_cells import PLAIN, Cell
 
 Found = Mapping[Cell, Mapping[str, Any]]
 """Cells with their figures, or the reason why there are none."""
@@ -17,12 +17,12 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that is to be large."""
+    """A figure and its lower limit."""
 
     name: str
     least: float
     value: float | None
-    """None where it was not measured."""
+    """None if not measured."""
 
     @property
     def met(self) -> bool:
@@ -30,7 +30,7 @@ class Goal:
         return self.value is not None and self.value >= self.least
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return name, value and limit in one line."""
         digits = 0 if self.least > 1 else 3
         value = "not measured" if self.value is None else f"{self.value:,.{digits}f}"
         return f"{'met' if self.met else 'not met'}: {self.name}: {value}, at least {self.least:,g}"
@@ -50,9 +50,9 @@ def of_plain(cell: Cell, found: Found) -> float | None:
 
 
 def speed_up(cell: Cell, found: Found) -> tuple[float, float] | None:
-    """Return how much faster a cell is than with every layer, and that over what would be ideal.
+    """Return how much faster a cell is than with every layer, and that ratio over the ideal one.
 
-    Ideal is the quotient of the operations a token: the output head does not become smaller.
+    The ideal is the ratio of the operations a token: the output head does not shrink.
     """
     whole = measured(found).get(cell.whole)
     if whole is None or cell == cell.whole:
@@ -64,7 +64,7 @@ def speed_up(cell: Cell, found: Found) -> tuple[float, float] | None:
 
 
 def markdown(found: Found) -> str:
-    """Return the table, and below it the cells that could not be measured, with the reason."""
+    """Return the table, and below it the cells that could not run, with the reason."""
     lines = [HEADER, ("---",) * len(HEADER), *(row(cell, found) for cell in measured(found))]
     table = [f"| {' | '.join(cells)} |" for cells in lines]
     reasons: dict[str, list[str]] = {}

@@ -1,7 +1,9 @@
-"""Random Qwen3 models for loading.py: written as a stream, so one of 16 GB needs little memory."""
+"""Random Qwen3 models, written as a stream, so that one of 16 GB needs little memory."""
 
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -49,14 +51,14 @@ SHAPES = {
 """1.3 GB, and 16.4 GB: the shape of Qwen3-8B."""
 
 NOISE_LENGTH = 2**23 - 15
-"""Numbers in the noise that all tensors are filled with. A prime: no two of them begin alike."""
+"""Numbers in the noise that fills all tensors. A prime: no two tensors begin alike."""
 
 STEP = 1_000_003
 """How much further on in the noise the next tensor begins."""
 
 
 def tensors(shape: Shape, layers: int) -> dict[str, StoredTensor]:
-    """Return what a checkpoint of this many layers holds, as transformers' own model names it."""
+    """Return the tensors of a checkpoint with this many layers, by transformers' own names."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -79,6 +81,16 @@ def config(shape: Shape, layers: int) -> Any:
     )
 
 
+@contextmanager
+def place(folder: Path | None) -> Iterator[Path]:
+    """Yield the given folder, or a temporary one."""
+    if folder is not None:
+        yield folder.expanduser().resolve()
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
 def generate(folder: Path, shape: Shape) -> None:
     """Write a random model, unless the folder already holds it."""
     wanted = tensors(shape, LAYERS)
@@ -91,7 +103,7 @@ def generate(folder: Path, shape: Shape) -> None:
         for number, (name, stored) in enumerate(wanted.items())
     }
     write_shards(folder, filled, lambda _: None)
-    # The last file: a folder without it was given up halfway.
+    # Written last: a folder without it is incomplete.
     config(shape, LAYERS).save_pretrained(folder)
 
 
@@ -104,7 +116,7 @@ def is_complete(folder: Path, wanted: dict[str, StoredTensor]) -> bool:
 
 
 def blocks(number: int, nbytes: int) -> Iterator[memoryview]:
-    """Give a tensor's bytes: the noise, round and round, from the tensor's own place in it on."""
+    """Yield a tensor's bytes: the noise, repeated, from the tensor's own offset."""
     block = noise()
     start = 2 * (number * STEP % NOISE_LENGTH)
     while nbytes:
@@ -124,10 +136,10 @@ def noise() -> memoryview:
 
 
 def refuse_difference(model: Path, cut: Path, kept: dict[str, StoredTensor]) -> None:
-    """End unless a cut model holds exactly the kept tensors, each under the name it had.
+    """Exit unless a cut model holds exactly the kept tensors under their names.
 
-    Names, types and shapes of all are compared, and the bytes of those outside the layers and in
-    the first and the last layer. They are mapped, so that none has to fit into memory.
+    Compares the name, type and shape of every tensor, and the bytes of those outside the layers and
+    in the first and the last layer. They are memory-mapped, so none has to fit into memory.
     """
     from torch import equal
 
@@ -141,7 +153,7 @@ def refuse_difference(model: Path, cut: Path, kept: dict[str, StoredTensor]) -> 
 
 
 def mapped(source: Source, name: str) -> Any:
-    """Return a tensor that is read where it is used."""
+    """Return a memory-mapped tensor."""
     from safetensors import safe_open
 
     with safe_open(source.folder / source.weight_map[name], framework="pt") as file:

@@ -1,6 +1,6 @@
 """The losses of a model without each of its layers, by one sweep and by the naive loop.
 
-Both have all weights in memory before a clock starts, and take the same windows as one batch.
+Both hold all weights in memory before the clock starts, and take the same windows in one batch.
 """
 
 import time
@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from generated import LAYERS, Shape, config
 from torch.nn import ModuleList
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from harness.random_model import LAYERS, Shape, config
 from lamina.depth.loading import load_model
 from lamina.scan.calibration import Windows
 from lamina.scan.greedy import GreedySearch
@@ -37,7 +37,7 @@ SHAPE = Shape(
 
 @dataclass(frozen=True)
 class Found:
-    """The losses without each layer, and what they took."""
+    """The losses without each layer, and their cost."""
 
     losses: dict[int, float]
     """In nats a token, by the 0-based index of the layer that is left out."""
@@ -50,7 +50,7 @@ class Found:
 
 @contextmanager
 def scorers(device: str) -> Iterator[tuple["Swept", "Naive"]]:
-    """Give the sweep and the naive loop over one random model, each with weights of its own."""
+    """Yield the sweep and the naive loop over one random model, each with its own weights."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ def token_ids(tokens: int) -> torch.Tensor:
 
 
 class Swept:
-    """Lamina's: every layer meets all reduced models' states while it is at hand."""
+    """Lamina's: each layer processes the states of all reduced models while it is loaded."""
 
     def __init__(self, stack: LayerStack) -> None:
         self.stack = stack
@@ -100,7 +100,7 @@ class Swept:
         return Found(losses, cost.layer_forwards, seconds, cost.head_seconds)
 
     def greedy(self, ids: torch.Tensor, number: int) -> "Chosen":
-        """Leave out layers until a number of them is gone."""
+        """Leave out that many layers, one after the other."""
         began = time.perf_counter()
         rounds = GreedySearch(self.stack, Windows.joined(ids), allowed(ids), [])
         for _ in range(number):
@@ -109,7 +109,7 @@ class Swept:
 
 
 def allowed(ids: torch.Tensor) -> Budget:
-    """Return a budget that holds everything; hold=False, for the stack has its layers already."""
+    """Return a budget that holds everything; hold=False, as the stack already has its layers."""
     return Budget(hold=False, windows=len(ids), spare=10**10)
 
 
@@ -124,7 +124,7 @@ class Naive:
 
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, skipped: frozenset[int] = frozenset()) -> Found:
-        """Score every removal on token ids (windows, tokens), some layers being gone already."""
+        """Score every removal on token ids (windows, tokens), after skipping some layers."""
         ids = ids.to(self.model.device)
         left = [index for index in range(LAYERS) if index not in skipped]
         losses, head_seconds = {}, 0.0
@@ -139,7 +139,7 @@ class Naive:
         return Found(losses, len(left) * (len(left) - 1), seconds, head_seconds)
 
     def greedy(self, ids: torch.Tensor, number: int) -> "Chosen":
-        """Leave out layers until a number of them is gone."""
+        """Leave out that many layers, one after the other."""
         layers: list[int] = []
         rounds = []
         for _ in range(number):
@@ -157,7 +157,7 @@ class Naive:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Layers left out one after the other, each time the one whose loss costs least."""
+    """Layers left out one after the other, each time the one whose removal costs least."""
 
     layers: list[int]
     layer_forwards: int
@@ -165,6 +165,6 @@ class Chosen:
 
 
 def summary(runs: Sequence[Found]) -> dict[str, Any]:
-    """Return the figures of the run that took least, and the seconds of all."""
+    """Return the figures of the fastest run, and the seconds of all."""
     best = min(runs, key=lambda run: run.seconds)
     return {**asdict(best), "all_seconds": [run.seconds for run in runs]}

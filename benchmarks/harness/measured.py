@@ -1,15 +1,15 @@
-"""One of loading.py's or scan.py's jobs in a fresh process, and what it took.
+"""One job of loading.py or scan.py in a fresh process, and the time, disk and memory it takes.
 
-    python benchmarks/measured.py RECORD.json JOB MODEL NUMBER OUTPUT
+    python benchmarks/harness/measured.py RECORD.json JOB MODEL NUMBER OUTPUT
 
-NUMBER says how many of the first layers stay, or how many tokens a scan takes.
+NUMBER is how many of the first layers stay, or how many tokens a scan takes.
 
 `measure` starts this file as a command. RECORD.json then holds that process's counters after the
-imports and at the end, whether the job came to an end or not. What a job imports only in its course
-counts as its own. Peak memory is the kernel's VmHWM, set back after the imports. ru_maxrss would
-not do: it cannot be set back, and it survives exec, so that a child begins with its parent's.
+imports and at the end, even if the job fails. Modules that a job imports later count as its own.
+Peak memory is the kernel's VmHWM, reset after the imports. ru_maxrss cannot be reset, and it
+survives exec, so a child would start with its parent's.
 
-mergekit's environment runs this file, too: only the standard library is imported at the top.
+mergekit's environment runs this file, too: the top imports the standard library alone.
 """
 
 import importlib
@@ -28,7 +28,7 @@ PROC = Path("/proc/self")
 
 @dataclass(frozen=True)
 class Run:
-    """What a job took: seconds, and bytes of the disk and of memory."""
+    """What a job took: seconds, bytes of disk and of memory."""
 
     seconds: float
     """Of the whole process."""
@@ -49,23 +49,23 @@ class Run:
     """Of memory, imports included."""
 
     failure: str
-    """The last line that was printed, if the job did not come to an end."""
+    """The last line printed, if the job failed."""
 
 
 def measure(python: Path, job: str, model: Path, number: int, folder: Path) -> Run:
-    """Do a job in a fresh process, the model's files evicted from the page cache before.
+    """Do a job in a fresh process, after evicting the model's files from the page cache.
 
     Args:
-        python: The interpreter, which may be that of another environment.
+        python: The interpreter, possibly of another environment.
         job: A key of `JOBS`.
         model: Folder of the model.
         number: How many of its first layers stay, or how many tokens a scan takes.
-        folder: An empty one; the job's output goes to `out` in it.
+        folder: An empty folder; the job writes to `out` in it.
     """
     evict(model)
     record, log = folder / "record.json", folder / "log"
     arguments = [str(argument) for argument in (record, job, model, number, folder / "out")]
-    # Without PYTHONPATH another environment would not mix its modules with this one's.
+    # With PYTHONPATH, another environment would mix its modules with this one's.
     left_out = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH" if python != Path(sys.executable) else ""}
     environment = {k: v for k, v in os.environ.items() if k not in left_out}
     environment["HF_HUB_OFFLINE"] = "1"
@@ -95,7 +95,7 @@ def last_line(text: str) -> str:
 
 
 def noted(record: dict[str, dict[str, float]], seconds: float, failure: str) -> Run:
-    """Turn a process's counters into what its job took."""
+    """Turn a process's counters into the job's figures."""
     before, after = record["imported"], record["ended"]
     return Run(
         seconds=seconds,
@@ -109,7 +109,7 @@ def noted(record: dict[str, dict[str, float]], seconds: float, failure: str) -> 
 
 
 def lamina_load(model: str, kept: int, _: str) -> None:
-    """Load the kept layers alone."""
+    """Load only the kept layers."""
     import torch
 
     from lamina.depth.loading import load_model
@@ -138,7 +138,7 @@ def load_delete_save(model: str, kept: int, output: str) -> None:
 
 
 def mergekit(model: str, kept: int, output: str) -> None:
-    """Run the command `mergekit-yaml` with its defaults, but for the tokenizer: there is none."""
+    """Run `mergekit-yaml` with its defaults, but without a tokenizer: the model has none."""
     from mergekit.scripts.run_yaml import main  # type: ignore[import-not-found]
 
     source = {"model": model, "layer_range": [0, kept]}
@@ -150,7 +150,7 @@ def mergekit(model: str, kept: int, output: str) -> None:
 
 
 def lamina_scan(model: str, tokens: int, output: str) -> None:
-    """Score every removal, layer by layer from disk; write what the scan says that it took."""
+    """Score every removal, layer by layer from disk; write the scan's own cost figures."""
     import torch
 
     from lamina.scan.calibration import Windows
@@ -179,14 +179,14 @@ def without_last_layers(path: str, kept: int) -> Any:
 
 
 def touch(model: Any) -> None:
-    """Use every weight: those of a mapped file are not in memory before."""
+    """Use every weight: those of a mapped file are not in memory before that."""
     for parameter in model.parameters():
         parameter.sum()
 
 
 @dataclass(frozen=True)
 class Job:
-    """Something to do, and what it imports in any case."""
+    """A function, and the modules that count as its start-up."""
 
     do: Callable[[str, int, str], None]
     imports: tuple[str, ...]

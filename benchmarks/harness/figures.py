@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, their table, their aims and their JSON file."""
+"""What every benchmark has: options, a table, aims and a JSON file of its figures."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from rich.table import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Aim:
-    """A figure and the most that it may be."""
+    """A figure and its upper limit."""
 
     name: str
     value: float
@@ -29,7 +29,7 @@ class Aim:
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that every benchmark has."""
+    """Return a parser with the options of every benchmark."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -39,7 +39,7 @@ def options(description: str) -> argparse.ArgumentParser:
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """Return an argparse type: a whole number that is not below the minimum."""
+    """Return an argparse type: an integer of at least `minimum`."""
 
     def number(text: str) -> int:
         if int(text) < minimum:
@@ -50,7 +50,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: str) -> None:
-    """Print a table; its first column is text, the others are figures."""
+    """Print a table whose first column is text and whose other columns are figures."""
     table = Table(title=title, title_justify="left", caption=notes, caption_justify="left")
     table.add_column(header[0])
     for name in header[1:]:
@@ -63,7 +63,7 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes
 def finish(
     figures: Mapping[str, Any], aims: Sequence[Aim], json_file: Path | None, check: bool
 ) -> None:
-    """Write the JSON file and name the aims that were missed; with `check`, exit with 1 then."""
+    """Write the JSON file and name the missed aims; with `check`, exit with 1 if there are any."""
     if json_file is not None:
         listed = [{**asdict(aim), "missed": aim.missed} for aim in aims]
         content = {"machine": machine(), **figures, "aims": listed}

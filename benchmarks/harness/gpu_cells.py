@@ -1,24 +1,72 @@
-"""The trainings that gpu.py compares: what each is, its command, and what it reached."""
+"""The trainings that gpu.py compares: their sizes, rows and commands, and what each reached."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from generated import LAYERS
-from gpu_sizes import Size, write_rows
-from throughput import by_hand
+from harness.random_model import LAYERS, SHAPES, Shape
+from harness.speed import RANK, by_hand
 
 HERE = Path(__file__).resolve().parent
-PLAIN, RANK, LOGGING_STEPS = "plain TRL", 16, 5
+PLAIN, LOGGING_STEPS = "plain TRL", 5
 LOG_END = 400
-"""Characters of a failed training's output that are kept."""
+"""Characters of a failed training's output to keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large a model and its batches are."""
+
+    shape: Shape
+    bf16: bool
+    length: int
+    """Tokens in a pack."""
+    batch: Mapping[str, int]
+    """Packs in a step, by adapter: as many as fit into 139 GiB without recomputation."""
+    steps: int
+
+
+SIZES = {
+    "8b": Size(shape=SHAPES["8b"], bf16=True, length=4096, batch={"lora": 2, "full": 1}, steps=20),
+    "tiny": Size(
+        shape=Shape(
+            hidden_size=32,
+            intermediate_size=64,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            vocab_size=512,
+        ),
+        bf16=False,
+        length=128,
+        batch={"lora": 1, "full": 1},
+        steps=5,
+    ),
+}
+
+
+def write_rows(path: Path, size: Size) -> None:
+    """Write texts of random letters, from an eighth of a pack to a whole one long.
+
+    A letter is a token at most, so none is cut.
+    """
+    random, written, wanted = Random(1), 0, size.steps * max(size.batch.values()) * size.length
+    lines = []
+    while written < wanted:
+        length = random.randint(size.length // 8, size.length - 8)
+        text = "".join(random.choices("abcdefghijklmnopqrstuvwxyz0123456789 ", k=length))
+        lines.append(json.dumps({"text": text}) + "\n")
+        written += length
+    path.write_text("".join(lines))
 
 
 @dataclass(frozen=True, order=True)
@@ -32,7 +80,7 @@ class Cell:
     layers: int
 
     def __str__(self) -> str:
-        """Name it; results are kept under this name."""
+        """Return the name that its results are kept under."""
         return f"{self.backend}, kernels={self.kernels}, {self.adapter}, {self.layers} layers"
 
     @property
@@ -54,7 +102,7 @@ class Cell:
 def matrix(
     backends: Sequence[str], kernels: Sequence[str], adapters: Sequence[str], layers: Sequence[int]
 ) -> Iterator[Cell]:
-    """Give all cells, those that the aims need first, and each beside its peer."""
+    """Yield all cells, those that the aims need first, each beside its peer."""
     for kept, adapter, kernel in product(layers, adapters, kernels):
         yield from (Cell(backend, kernel, adapter, kept) for backend in (*backends, PLAIN))
 
@@ -64,10 +112,10 @@ class Bench:
     """Where and how the cells are run."""
 
     folder: Path
-    """For the model, the rows and what the trainings leave."""
+    """For the model, the rows and the trainings' output."""
     size: Size
     peak: float
-    """Operations a second that the machine computes at most."""
+    """Operations a second that the machine can reach."""
 
     @property
     def model(self) -> Path:
@@ -75,10 +123,10 @@ class Bench:
         return self.folder / "model"
 
     def prepare(self) -> None:
-        """Write the model and the rows, where they are not there yet."""
-        from generated import generate
+        """Write the model and the rows unless they exist."""
         from transformers import AutoTokenizer
 
+        from harness.random_model import generate
         from lamina.runtime.paths import asset
 
         generate(self.model, self.size.shape)
@@ -90,14 +138,14 @@ class Bench:
 
         Args:
             cell: Which one.
-            attention: What a plain TRL script is to use: transformers' name.
-            limit: Seconds after which it is stopped.
+            attention: transformers' name of the attention that plain TRL uses.
+            limit: Seconds after which it is killed.
 
         Returns:
-            Its figures, or the reason why there are none; None where it was stopped.
+            Its figures, or the reason why there are none; None if it was killed.
         """
         own = self.folder / "run"
-        remove(own)
+        shutil.rmtree(own, ignore_errors=True)  # the weights that a killed cell left: 16 GB
         own.mkdir(parents=True)
         command = self._plain(cell, own, attention) if cell.backend == PLAIN else ours(self, cell)
         log = own / "log"
@@ -107,32 +155,44 @@ class Bench:
         if found is None:
             text = log.read_text()
             return {"reason": reason(text), "failed": "traceback" in text.lower()}
-        remove(own)
+        shutil.rmtree(own)
         return found
 
     def _plain(self, cell: Cell, own: Path, attention: str) -> list[str]:
-        size = self.size
-        asked = {
-            "model": str(self.model),
-            "rows": str(self.folder / "rows.jsonl"),
+        import torch
+
+        size, full = self.size, cell.adapter == "full"
+        arguments = {
             "output_dir": str(own / "out"),
-            "layers": cell.layers,
-            "adapter": cell.adapter,
-            "rank": RANK,
-            "attention": attention,
-            "liger": cell.kernels == "liger",
-            "bf16": size.bf16,
-            "length": size.length,
-            "batch": size.batch[cell.adapter],
-            "steps": size.steps,
+            "max_length": size.length,
+            "learning_rate": 2e-4,
+            "per_device_train_batch_size": size.batch[cell.adapter],
+            "max_steps": size.steps,
+            "eval_strategy": "no",
+            "save_strategy": "no",
             "logging_steps": LOGGING_STEPS,
+            "bf16": size.bf16,
+            "optim": "adamw_torch_fused",
+            "use_liger_kernel": cell.kernels == "liger",
         }
-        (own / "settings.json").write_text(json.dumps(asked))
-        script = [str(HERE / "gpu_plain.py"), str(own / "settings.json")]
+        settings = {
+            "model": str(self.model),
+            "loading": {
+                "dtype": "bfloat16" if size.bf16 else "float32",
+                "attn_implementation": attention,
+                "device_map": {"": 0 if torch.cuda.is_available() else "cpu"},
+            },
+            "layers": cell.layers,
+            "rows": {"train": str(self.folder / "rows.jsonl")},
+            "rank": None if full else RANK,
+            "arguments": arguments,
+        }
+        (own / "settings.json").write_text(json.dumps(settings))
+        script = [str(HERE / "plain_trl.py"), str(own / "settings.json")]
         return [sys.executable, str(HERE / "stamped.py"), str(own / "stamps.json"), *script]
 
     def _read(self, cell: Cell, own: Path) -> dict[str, Any] | None:
-        """Return a cell's figures, or nothing if it did not come to its end."""
+        """Return a cell's figures, or None if it did not finish."""
         stamps = read(own / "stamps.json")
         if cell.backend != PLAIN:
             result = read(own / "out" / "result.json")
@@ -158,8 +218,8 @@ class Bench:
 def ours(bench: Bench, cell: Cell) -> list[str]:
     """Return the command that trains a cell with Lamina.
 
-    Unsloth puts a trainer of its own in the place of TRL's, which stamped.py would not find: its
-    figures are those of result.json alone, as all of Lamina's here.
+    Unsloth replaces TRL's trainer, so stamped.py would not find it: its figures come from
+    result.json alone, as all of Lamina's here do.
     """
     size, own, rows = bench.size, bench.folder / "run", bench.folder / "rows.jsonl"
     model = "original" if cell.layers == LAYERS else "layers"
@@ -179,9 +239,9 @@ def ours(bench: Bench, cell: Cell) -> list[str]:
 
 
 def finished(command: Sequence[str], own: Path, log: Path, limit: float) -> bool:
-    """Run a command; return whether it ended by itself within some seconds."""
-    # Also where Lamina is not installed, and the path is a relative one.
-    path = os.pathsep.join([str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    """Run a command; return whether it ended by itself within `limit` seconds."""
+    # Lamina may not be installed, and PYTHONPATH may be relative.
+    path = os.pathsep.join([str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     environment["HF_DATASETS_CACHE"] = str(own / "cache")
     with log.open("w") as file:
@@ -198,22 +258,15 @@ def finished(command: Sequence[str], own: Path, log: Path, limit: float) -> bool
 
 
 def reason(text: str) -> str:
-    """Return why a training ended early, from what it printed: its error, or its last line."""
+    """Return why a training failed: the error it printed, or its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [number for number, line in enumerate(lines) if line.startswith("error:")]
     return "; ".join(lines[errors[-1] if errors else -1 :])[:LOG_END] or "it printed nothing"
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return a JSON file's content, or nothing where there is none."""
+    """Return a JSON file's content, or None if it does not exist."""
     if not path.is_file():
         return None
     content: dict[str, Any] = json.loads(path.read_text())
     return content
-
-
-def remove(folder: Path) -> None:
-    """Remove what an earlier cell left: the weights of one are 16 GB."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
