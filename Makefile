@@ -25,7 +25,7 @@ $(VENV)/.installed-unsloth: $(VENV)/.installed
 	fi
 	@touch $@
 
-.PHONY: help install install-unsloth demo test test-unsloth check fields wheel clean
+.PHONY: help install install-unsloth demo test test-unsloth check docs fields wheel clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
@@ -43,11 +43,15 @@ test: install ## Set up, then pass the tests
 test-unsloth: install-unsloth ## Pass the tests of backend=unsloth, and of adapter=qlora
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile tests/unsloth tests/integration/test_adapters.py
 
-check: install ## Lint, format, types and the direction of imports
+check: install ## Lint, format, types, the direction of imports, and docs/parameters.md
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python docs/generate.py --check
+
+docs: install ## Write docs/parameters.md from the comments in conf/
+	@$(BIN)/python docs/generate.py
 
 fields: install ## Update the table of TRL's and PEFT's fields from the installed versions
 	@$(BIN)/python tools/library_fields.py

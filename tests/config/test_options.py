@@ -289,11 +289,3 @@ def test_every_replacement_that_an_error_names_is_there() -> None:
     assert set(TRAINER_ELSEWHERE) <= set(known)
     assert not set(ADAPTER_GONE) & set(fields_of("LoraConfig"))
     assert set(ADAPTER_ELSEWHERE) <= set(fields_of("LoraConfig"))
-
-
-def test_every_parameter_is_documented_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
-    config = composed()
-    groups = {"model", "adapter", "backend", "data", "trainer", "evaluation", "logger", "callbacks"}
-    keys = {key for key in config if not key.startswith("_")} - groups
-    assert [key for key in sorted(keys) if f"`{key}" not in readme] == []
