@@ -9,7 +9,7 @@ option is described by the comment at its file's head.
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +92,7 @@ def settings(file: Path) -> str:
     return " ".join(f"`{name}={value}`" for name, value in found)
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return a table in Markdown."""
     lines = [header, ("---",) * len(header), *rows]
     escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
@@ -104,7 +104,7 @@ def parameter_rows(file: Path) -> list[tuple[str, ...]]:
     return [(f"`{key}`", f"`{value}`", text) for key, value, text in keys(file)]
 
 
-def option_keys(name: str, files: list[Path]) -> list[tuple[str, ...]]:
+def option_keys(name: str, files: list[Path]) -> Sequence[tuple[str, ...]]:
     """Return a table's rows for the commented keys of a group's options."""
     options: dict[tuple[str, str], list[str]] = {}
     texts: dict[tuple[str, str], str] = {}
