@@ -36,6 +36,7 @@ def main(settings: dict[str, Any]) -> None:
         seed=42,
         data_seed=42,
         gradient_checkpointing=False,
+        use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         **settings["arguments"],
