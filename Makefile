@@ -48,10 +48,10 @@ check: install ## Lint, format, types, the direction of imports, and docs/parame
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python tools/parameters_page.py --check
 
 docs: install ## Write docs/parameters.md from the comments in conf/
-	@$(BIN)/python docs/generate.py
+	@$(BIN)/python tools/parameters_page.py
 
 fields: install ## Update the table of TRL's and PEFT's fields from the installed versions
 	@$(BIN)/python tools/library_fields.py

@@ -81,7 +81,7 @@ def test_every_command_exists_and_its_settings_compose(command: tuple[str, ...])
     if tool == "make":
         makefile = (ROOT / "Makefile").read_text()
         assert all(f"\n{target}:" in makefile for target in rest if "=" not in target)
-    elif rest[:1] and rest[0].startswith(("benchmarks/", "docs/")):
+    elif rest[:1] and rest[0].startswith(("benchmarks/", "tools/")):
         script = (ROOT / rest[0]).read_text()
         flags = [each for each in rest if each.startswith("--")]
         shared = (ROOT / "benchmarks" / "harness" / "figures.py").read_text()
@@ -103,7 +103,7 @@ def test_a_command_that_is_not_runnable_is_marked() -> None:
     """A quickstart runs anywhere; others need a GPU, a network or the reader's own values."""
     for page in PAGES:
         for block in blocks(page):
-            anywhere = ("experiment=", "make ", "benchmarks/", "docs/", "pip ", "assets/")
+            anywhere = ("experiment=", "make ", "benchmarks/", "pip ", "assets/")
             lines = block.replace("\\\n", " ").splitlines()
             runnable = all(any(sign in line for sign in anywhere) for line in lines)
             assert block.startswith(MARKS) or runnable, f"{page.name}: {block}"
@@ -144,7 +144,7 @@ def test_the_readme_has_at_most_150_lines() -> None:
 
 
 def test_the_parameters_page_is_fresh_and_complete() -> None:
-    done = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], check=False)
+    done = subprocess.run([sys.executable, ROOT / "tools" / "parameters_page.py", "--check"], check=False)
     assert done.returncode == 0
     text = (ROOT / "docs" / "parameters.md").read_text()
     groups = {"model", "adapter", "backend", "data", "trainer", "evaluation", "logger", "callbacks"}

@@ -1,7 +1,7 @@
 """Writes docs/parameters.md from the comments in conf/.
 
-    python docs/generate.py            # or make docs
-    python docs/generate.py --check    # fail if the page is stale
+    python tools/parameters_page.py            # or make docs
+    python tools/parameters_page.py --check    # fail if the page is stale
 
 A key's comment stands behind it and may continue on the following lines in the same column; an
 option is described by the comment at its file's head.
