@@ -144,7 +144,8 @@ def test_the_readme_has_at_most_150_lines() -> None:
 
 
 def test_the_parameters_page_is_fresh_and_complete() -> None:
-    done = subprocess.run([sys.executable, ROOT / "tools" / "parameters_page.py", "--check"], check=False)
+    script = ROOT / "tools" / "parameters_page.py"
+    done = subprocess.run([sys.executable, script, "--check"], check=False)
     assert done.returncode == 0
     text = (ROOT / "docs" / "parameters.md").read_text()
     groups = {"model", "adapter", "backend", "data", "trainer", "evaluation", "logger", "callbacks"}
