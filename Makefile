@@ -43,11 +43,12 @@ test: install ## Set up, then pass the tests
 test-unsloth: install-unsloth ## Pass the tests of backend=unsloth, and of adapter=qlora
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile tests/unsloth tests/integration/test_adapters.py
 
-check: install ## Lint, format, types, the direction of imports, and docs/parameters.md
+check: install ## Lint, format, types, the direction of imports, tests/rules.py and docs/parameters.md
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python tests/rules.py
 	@$(BIN)/python tools/parameters_page.py --check
 
 docs: install ## Write docs/parameters.md from the comments in conf/

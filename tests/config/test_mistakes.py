@@ -59,7 +59,7 @@ MISTAKES = {
     "++data.train_row=3": "data.train_row=3: no such key; did you mean train_rows?",
     "callbacks=early_stopping callbacks.early_stopping.patienc=3": "callbacks.early_stopping."
     "patienc=3: no such key; did you mean callbacks.early_stopping.patience?",
-    "hydra.run.folder=x": "hydra.run.folder=x: no such key; see --cfg hydra",
+    "hydra.run.folder=x": "hydra.run.folder=x: no such key; there is dir",
     "use_lora=true": "use_lora=true: no longer a key, choose adapter=lora or adapter=full",
     "report_to=wandb": "report_to=wandb: no longer a key, choose logger=tb, wandb, both or none",
     "~learning_rate": "trainer.args.learning_rate: refers to learning_rate, which is not there",
@@ -366,7 +366,7 @@ NAMED_TOGETHER = f"""error: model=prund: no such option; did you mean pruned?
 conf file experiment/mine: override /selectr: no such group; did you mean selector?
 conf file experiment/mine: max_stps: no such key; did you mean max_steps?
 conf file experiment/mine: learning_rate=fast: expected a number
-seed=null: give a value
+conf file experiment/mine: seed=null: give a value
 conf file experiment/mine: lora.rr: no such key; did you mean lora.r?
 conf file experiment/mine: lora.r=2.5: expected a whole number
 conf file experiment/mine: trainer.callbaks: no such key; there is args

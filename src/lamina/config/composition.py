@@ -1,45 +1,48 @@
-"""What is wrong with a command line and its config files, all of it, with the nearest right names.
+"""Every mistake of a command line and its config files, not only the first one that Hydra meets.
 
-Hydra stops at the first mistake. Here the choices of options are composed without the values of
-files that have a mistake, and then each value is tried by itself.
+The files are composed once more: defaults lists keep what exists, and a file that cannot be merged
+as a whole is merged value by value. Then each argument of the command line is tried by itself.
 """
 
-import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import get_args_parser
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import (
-    ConfigCompositionException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from typing_extensions import override
 
-from lamina.config.copies import ConfigCopies, FileValues
+from lamina.config.library_fields import either
 from lamina.config.messages import (
     COMPOSITION_ERRORS,
-    dotted_keys,
-    given,
-    no_name,
+    no_option,
+    not_a_group,
     said,
-    text_of,
+    setting_problem,
 )
 from lamina.config.preflight import preflight, resolved
 from lamina.config.security import look_at
-from lamina.errors import LaminaError, joined, most_like
+from lamina.errors import LaminaError, joined, most_like, nearest
+from lamina.runtime.paths import conf_dir
+
+Keys = tuple[Any, ...]
+"""The keys from the root of the config down to a value."""
 
 
 def explain(error: Exception, arguments: Sequence[str], config_name: str) -> str:
     """Say what is wrong with the command line and the config files, all of it.
 
-    Of a sweep the first job is looked at.
+    Of a sweep the first job is checked.
 
     Args:
         error: What Hydra or OmegaConf raised.
@@ -47,157 +50,182 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str) -> str
         config_name: The command's primary config.
     """
     line = get_args_parser().parse_args(list(arguments))
-    with ConfigCopies(line.config_dir) as files:
-        search = _Search(files, config_name, line.overrides)
-        search.put_aside(error)
-        problems = [files.named(each) for each in search.problems(line.multirun)]
-    return joined(list(dict.fromkeys(problems)) or [said(error, line.overrides, ())])
+    loader = _Loader(line.config_dir)
+    try:
+        loader.sort(config_name, line.overrides)
+        config = loader.load_configuration(
+            config_name=config_name, overrides=loader.choices, run_mode=RunMode.RUN
+        )
+        loader.try_values(config)
+        if not line.multirun and config.hydra.mode != RunMode.MULTIRUN:
+            loader.problems += (
+                f"{swept}: several values need --multirun; a list stands in brackets"
+                for swept in loader.swept
+            )
+        look_at(config)
+        HydraConfig.instance().set_config(config)
+        content = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        (preflight if config_name == "config" else resolved)(content)
+    except (LaminaError, *COMPOSITION_ERRORS) as found:
+        loader.problems.append(said(found))
+    return joined(list(dict.fromkeys(loader.problems)) or [said(error)])
 
 
-NO_GROUP = re.compile(
-    r"Merge error: \w+ is not a subclass of|Cannot merge DictConfig with|Cannot assign \w+ to Dict"
-)
-"""What OmegaConf says, without the key, where a file gives a value in place of a group."""
+class _Repository(CachingConfigRepository):
+    """Config files whose defaults lists hold only what exists; the rest is a problem."""
 
+    def __init__(self, loader: ConfigLoaderImpl) -> None:
+        super().__init__(loader.repository)
+        self.problems: list[str] = []
+        self.dropped: set[str] = set()
+        """Groups whose option is unknown and like no other: what is set below them is not tried."""
 
-class _Search:
-    """Looks for the mistakes of a command line and of copies of the config files."""
+    @override
+    def load_config(self, config_path: str) -> Any:
+        is_new = f"config_path={config_path}" not in self.cache
+        loaded = super().load_config(config_path)
+        if loaded is not None and is_new:
+            entries = loaded.defaults_list or ()
+            loaded.defaults_list = [each for each in entries if self._keeps(each, config_path)]
+        return loaded
 
-    def __init__(self, files: ConfigCopies, config_name: str, overrides: Sequence[str]) -> None:
-        self.files, self.config_name, self.overrides = files, config_name, overrides
-        self.choices: list[str] = []
-        self.values: list[Override] = []
-        self.swept: list[str] = []
-        self.config = OmegaConf.create()
-
-    def problems(self, multirun: bool) -> Iterator[str]:
-        """Name the mistakes.
-
-        Args:
-            multirun: Whether the command line asks for a sweep; a file may do so, too.
-        """
-        for override in self.overrides:
-            yield from self._parsed(override)
-        yield from self._of_choices()
-        if not self.config:
-            return
-        content = OmegaConf.masked_copy(self.config, [key for key in self.config if key != "hydra"])
-        known = list(dotted_keys(OmegaConf.to_container(content, resolve=False)))
-        for values in self.files.emptied:
-            yield from self._of_file(values, known)
-        right = []
-        for value in self.values:
-            if problem := self._of_value(value, known):
-                yield problem
-            else:
-                right.append(str(value.input_line))
-        if not multirun and self.config.hydra.mode != RunMode.MULTIRUN:
-            for swept in self.swept:
-                yield f"{swept}: several values need --multirun; a list stands in brackets"
-        yield from self._of_all([*self.choices, *right] if self.files.emptied else None)
-
-    def _parsed(self, override: str) -> Iterator[str]:
-        """Sort an argument into choices of options and values; of several values take the first."""
-        parser = OverridesParser.create()
-        try:
-            (parsed,) = parser.parse_overrides([override])
-        except OverrideParseException as error:
-            yield said(error, self.overrides, ())
-            return
-        if parsed.is_sweep_override():
-            self.swept.append(override)
-            first = f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"
-            (parsed,) = parser.parse_overrides([first])
-        if self.files.has_group(parsed.key_or_group):
-            self.choices.append(str(parsed.input_line))
-        else:
-            self.values.append(parsed)
-
-    def _of_choices(self) -> Iterator[str]:
-        """Compose the chosen options, and put files whose values do not go with them aside."""
-        while not self.config:
-            try:
-                self.config = self._composed(self.choices)
-            except LaminaError as error:
-                yield str(error)
-                return
-            except COMPOSITION_ERRORS as error:
-                if self.put_aside(error):
-                    continue
-                yield said(error, self.overrides, ())
-                if not self._mended(error):
-                    return
-
-    def put_aside(self, error: Exception) -> bool:
-        """Put the values of the file aside that an error is in; say whether it is in any."""
-        where = re.search(r"In '([^']+)': \w+ raised while composing", text_of(error))
-        return where is not None and self.files.empty(where[1])
-
-    def _mended(self, error: Exception) -> bool:
-        """Take a wrong choice out of the command line or of the files; say whether it was there."""
-        wrong, meant = None, None
-        if isinstance(error, MissingConfigException):
-            group, _, option = (error.missing_cfg_file or "").rpartition("/")
-            wrong, meant = given(group, self.choices), most_like(option, error.options or ())
-            if wrong is None:
-                return self.files.choose(group, option, meant)
-        elif match := re.search(r"Could not override '([^']+)'", str(error)):
-            return self.files.choose(match[1], None, None)
-        elif type(error.__cause__) in (TypeError, ValueError):  # OmegaConf's own are subclasses
-            wrong = no_name(self.choices)
-        if wrong is None:
-            return False
-        name = wrong.lstrip("+~").split("=")[0]
-        instead = [f"{name}={meant}"] if meant else []
-        place = self.choices.index(wrong)
-        self.choices[place : place + 1] = instead
-        if not meant:
-            self.values = [v for v in self.values if not v.key_or_group.startswith(f"{name}.")]
-        return True
-
-    def _of_file(self, values: FileValues, known: Sequence[str]) -> Iterator[str]:
-        """Try each value of a file that was emptied, and put the right ones back."""
-        place = f"conf file {values.name}: "
-        OmegaConf.set_struct(self.config, None)  # as it is while Hydra merges the files
-        for keys, value in values.leaves():
-            node = value
-            for key in reversed(keys):
-                node = {key: node}
-            try:
-                self.config.merge_with(OmegaConf.create(node))
-            except OmegaConfBaseException as error:
-                values.leave_out(keys)
-                if NO_GROUP.search(str(error)):
-                    key = ".".join(map(str, keys))
-                    yield f"{place}{key}={value}: a group of keys; give {key}.NAME=VALUE"
-                else:
-                    found = ConfigCompositionException(f"In '{values.name}': {error}")
-                    yield said(found, self.overrides, known)
-        OmegaConf.set_struct(self.config, True)
-        values.write_back()
-
-    def _of_value(self, value: Override, known: Sequence[str]) -> str | None:
-        """Try one argument that sets a value; say what is wrong with it."""
-        try:
-            ConfigLoaderImpl._apply_overrides_to_config([value], self.config)
-        except COMPOSITION_ERRORS as error:
-            return said(error, self.overrides, known)
+    def chosen(self, group: str, option: str) -> str | None:
+        """Return an option that exists: the one given, or the one most like it, or nothing."""
+        if self.config_exists(f"{group}/{option}"):
+            return option
+        options = self.get_group_options(group)
+        self.problems.append(no_option(group, option, options))
+        if meant := most_like(option, options):
+            return meant
+        self.dropped.add(group)
         return None
 
-    def _of_all(self, overrides: list[str] | None) -> Iterator[str]:
-        """Check what is left as a whole; None: of the config as it is."""
-        try:
-            config = self.config if overrides is None else self._composed(overrides)
-            look_at(config)
-            HydraConfig.instance().set_config(config)
-            content = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-            (preflight if self.config_name == "config" else resolved)(content)
-        except (LaminaError, *COMPOSITION_ERRORS) as error:
-            yield said(error, self.overrides, ())
+    def _keeps(self, entry: Any, config_path: str) -> bool:
+        """Whether an entry of a file's defaults list stays; one that is misspelt is corrected."""
+        is_group = isinstance(entry, GroupDefault)
+        path = f"{entry.group}/{entry.value}" if is_group else str(entry.path)
+        if path == "_self_" or "${" in path or (is_group and not isinstance(entry.value, str)):
+            return True
+        if not path.startswith("/"):
+            path = f"{config_path.rpartition('/')[0]}/{path}"
+        group, _, option = path.lstrip("/").rpartition("/")
+        if entry.is_optional() or not group:
+            return True
+        if not self.group_exists(group):
+            groups = [each.name for each in conf_dir().iterdir() if each.is_dir()]
+            self.problems.append(
+                f"conf file {config_path}: override /{group}: no such group{nearest(group, groups)}"
+            )
+            return False
+        if meant := self.chosen(group, option):
+            if meant != option and is_group:
+                entry.value = meant
+            elif meant != option:
+                entry.path = f"/{group}/{meant}"
+        return meant is not None
 
-    def _composed(self, overrides: Sequence[str]) -> DictConfig:
-        runtime = ["hydra.runtime.output_dir=."]
-        if self.files.added.is_dir():
-            runtime.append(f"hydra.searchpath=[file://{self.files.added}]")
-        with initialize_config_dir(str(self.files.conf), version_base="1.3"):
-            return compose(self.config_name, [*overrides, *runtime], return_hydra_config=True)
+
+class _Loader(ConfigLoaderImpl):
+    """Composes what is right, and collects what is wrong."""
+
+    def __init__(self, config_dir: str | None) -> None:
+        search_path = create_config_search_path(str(conf_dir()))
+        if config_dir and Path(config_dir).is_dir():
+            place = f"file://{Path(config_dir).absolute()}"
+            search_path.prepend("command-line", place, SearchPathQuery(provider="schema"))
+        super().__init__(search_path)
+        self.files = _Repository(self)
+        self.problems = self.files.problems
+        self.choices = ["hydra.runtime.output_dir=."]
+        self.values: list[Override] = []
+        self.swept: list[str] = []
+
+    def sort(self, config_name: str, arguments: Sequence[str]) -> None:
+        """Sort arguments into choices of options and values; of several values take the first."""
+        parser, parsed = OverridesParser.create(self), []
+        for argument in arguments:
+            try:
+                (given,) = parser.parse_overrides([argument])
+                if given.is_sweep_override():
+                    self.swept.append(argument)
+                    first = next(given.sweep_string_iterator())
+                    (given,) = parser.parse_overrides([f"{given.get_key_element()}={first}"])
+                parsed.append(given)
+            except OverrideParseException as error:
+                self.problems.append(said(error))
+        self._process_config_searchpath(config_name, parsed, self.files)
+        for given in parsed:
+            self._sort(given)
+
+    def _sort(self, given: Override) -> None:
+        group, value = given.key_or_group, given.value()
+        if group == "hydra.searchpath":
+            self.choices.append(str(given.input_line))
+        elif isinstance(value, dict) or not self.files.group_exists(group):
+            self.values.append(given)
+        elif given.is_delete():
+            self.choices.append(str(given.input_line))
+        elif not isinstance(value, str) or not value:
+            options = self.files.get_group_options(group)
+            self.problems.append(f"{given.input_line}: choose {either(options)}")
+            self.files.dropped.add(group)
+        elif chosen := self.files.chosen(group, value):
+            self.choices.append(f"{given.get_key_element()}={chosen}")
+
+    @override
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        return OverridesParser.create().parse_overrides(overrides), self.files
+
+    @override
+    def _compose_config_from_defaults_list(
+        self, defaults: list[ResultDefault], repo: IConfigRepository
+    ) -> DictConfig:
+        config = OmegaConf.create()
+        for default in defaults:
+            content = self._load_single_config(default, repo).config
+            try:
+                config.merge_with(content)
+            except OmegaConfBaseException:
+                for keys, value in _leaves(OmegaConf.to_container(content, resolve=False)):
+                    self._try_leaf(config, str(default.config_path), keys, value)
+        return config
+
+    def _try_leaf(self, config: DictConfig, name: str, keys: Keys, value: Any) -> None:
+        """Merge one value of a file into what is composed so far."""
+        if keys[0] in self.files.dropped:
+            return
+        node = value
+        for key in reversed(keys):
+            node = {key: node}
+        try:
+            config.merge_with(OmegaConf.create(node))
+        except OmegaConfBaseException as error:
+            if keys[0] == "experiment":
+                said = "its first line must be: # @package _global_"
+            elif error.full_key:
+                said = setting_problem(error, config)
+            else:  # what OmegaConf raises for a value in place of a group
+                said = not_a_group(".".join(map(str, keys)), value)
+            self.problems.append(f"conf file {name}: {said}")
+
+    def try_values(self, config: DictConfig) -> None:
+        """Apply the command line's values to a composed config, each by itself."""
+        for value in self.values:
+            if value.key_or_group.partition(".")[0] in self.files.dropped:
+                continue
+            try:
+                self._apply_overrides_to_config([value], config)
+            except COMPOSITION_ERRORS as error:
+                argument = str(value.input_line).lstrip("+~")
+                self.problems.append(said(error, config, argument))
+
+
+def _leaves(node: dict[Any, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Each value that is not a mapping of others, with its keys from the root."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
