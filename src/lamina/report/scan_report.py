@@ -15,16 +15,7 @@ from rich.text import Text
 from lamina.depth.statistics import Numbers, Statistics
 from lamina.runtime.files import write_text
 
-COLUMNS = (
-    "layer",
-    "loss",
-    "delta",
-    "stderr",
-    "delta_stderr",
-    "kl",
-    "block_influence",
-    "magnitude",
-)
+COLUMNS = ("layer", "loss", "delta", "stderr", "delta_stderr", "kl", "block_influence", "magnitude")
 """Columns of scan.csv; with scan.sublayers=true `attention_loss` and `mlp_loss` follow."""
 
 WIDTH = 100
