@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +17,7 @@ import pytest
 
 from lamina.depth.selection import NoScores
 from lamina.heal.backends.unsloth import is_installed
+from tests.forked import Server, needs_fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "src" / "lamina" / "assets" / "reference"
@@ -91,19 +94,47 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", **own, **changes}
 
 
+IMPORTED = environment()
+"""The environment in which the server of forks imports the libraries."""
+
+
+@cache
+def forks() -> Server:
+    """Return this process's server of forks; the first command that can be forked starts it."""
+    return Server(IMPORTED)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks_end() -> Iterator[None]:
+    yield
+    if forks.cache_info().currsize:
+        forks().close()
+
+
+def run(
+    *command: object, cwd: Path, timeout: float = 600, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run an installed command, or `-m` and a module: forked, unless that needs to start fresh."""
+    given, own = [*map(str, command)], environment(**env)
+    if needs_fresh(given, cwd, own, IMPORTED) is None:
+        return forks().run(given, cwd=cwd, env=own, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, *given] if given[0] == "-m" else given,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=own,
+        timeout=timeout,
+        check=False,
+    )
+
+
 def train(folder: Path, *overrides: str, cwd: Path | None = None, **env: str) -> Finished:
     """Run `python -m train` with its run folder given; flags come before the other arguments."""
     flags = [given for given in overrides if given.startswith("--")]
     others = [given for given in overrides if not given.startswith("--")]
-    done = subprocess.run(
-        [sys.executable, "-m", "train", *flags, f"hydra.run.dir={folder}", *others],
-        capture_output=True,
-        text=True,
-        cwd=cwd or folder.parent,
-        env=environment(**env),
-        timeout=900,
-        check=False,
-    )
+    given = ("-m", "train", *flags, f"hydra.run.dir={folder}", *others)
+    done = run(*given, cwd=cwd or folder.parent, timeout=900, **env)
     return Finished(done.returncode, done.stdout, done.stderr, folder)
 
 
@@ -117,15 +148,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def lamina(*arguments: object, cwd: Path, **env: str) -> Finished:
     """Run the `lamina` command in a folder."""
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("lamina")), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment(**env),
-        timeout=600,
-        check=False,
-    )
+    done = run(Path(sys.executable).with_name("lamina"), *arguments, cwd=cwd, **env)
     return Finished(done.returncode, done.stdout, done.stderr, cwd)
 
 
