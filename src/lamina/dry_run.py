@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 from lamina.data.feed import Feed
 from lamina.data.tokenization import IGNORED
 from lamina.depth import loading
-from lamina.depth.quantization import expected_bytes, scale_bytes
-from lamina.depth.reduction import reduction
+from lamina.depth.quantization import scale_bytes
 from lamina.errors import ConfigError
 from lamina.experiment import Experiment
 from lamina.heal.libraries import prepared
+from lamina.heal.memory import Footprint, refuse_too_large
 from lamina.heal.packing import batch_size, packed, total_steps
 from lamina.measure.results import DRY_RUN_FILE
 from lamina.runtime import distributed
 from lamina.runtime.device import device_name, free_memory_bytes, peak_memory_bytes
 from lamina.runtime.files import write_json
 from lamina.runtime.sizes import (
-    Footprint,
     folder_bytes,
     free_disk_bytes,
     most_checkpoints,
@@ -113,7 +112,8 @@ class Rehearsal:
     def _report(self, scratch: Path) -> dict[str, Any]:
         run, plan, free = self.run, self.plan, free_memory_bytes()
         arguments = run.trainer.arguments(scratch, liger=self.run.liger)
-        self._refuse_too_large(free)
+        if plan.source is not None:
+            refuse_too_large(run.planned_memory, free)
         run.refuse_misfits()
         tokenizer = run.load_tokenizer()
         rows = run.load_feed(tokenizer)
@@ -140,29 +140,6 @@ class Rehearsal:
             "data": rows.packed(packs, self.run.max_seq_length),
             "sample": [spans(row, tokenizer) for row in rows.train.rows.select(shown(rows))],
         }
-
-    def _refuse_too_large(self, free: int) -> None:
-        """Refuse a training whose weights and gradients alone are more than there is memory."""
-        source, run = self.plan.source, self.run
-        if source is None:
-            return
-        model = reduction(source, self.plan.kept_layers).blueprint
-        parameters = model.num_parameters()
-        weights = parameters * run.torch_dtype.itemsize
-        if run.adapter.in_4bit:
-            weights = expected_bytes(model, run.torch_dtype)
-        if (peft_config := run.adapter.peft_config()) is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
-        gradients = sum(parameter.numel() for parameter in trained(model))
-        needed = weights + gradients * run.torch_dtype.itemsize
-        if needed > free:
-            raise ConfigError(
-                f"{parameters:,} weights and the gradients of {gradients:,} take at least "
-                f"{needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: keep fewer "
-                "layers, or choose adapter=lora or dtype=bfloat16"
-            )
 
     def _trainer(
         self,

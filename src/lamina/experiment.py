@@ -16,7 +16,7 @@ from lamina.depth.reduction import reduction
 from lamina.depth.variants import Scratch
 from lamina.heal import kernels
 from lamina.heal.backends.training import Training
-from lamina.heal.memory import Need, advice, loading_advice
+from lamina.heal.memory import MemoryEstimate, advice, loading_advice
 from lamina.heal.resume import FREE_IN_RESUMING
 from lamina.runtime import distributed
 from lamina.runtime.memory import memory_errors
@@ -135,21 +135,21 @@ class Experiment(Parameters):
             trainer: Of a training; without one it is a model that does not fit.
         """
         if trainer is not None:
-            return memory_errors("the training", lambda: advice(self._need(trainer.model)))
+            return memory_errors("the training", lambda: advice(self._memory(trainer.model)))
         if self.plan.source is None:
             return memory_errors("the model", lambda: "give a smaller model.architecture")
-        return memory_errors("the model", lambda: loading_advice(self._bare_need))
+        return memory_errors("the model", lambda: loading_advice(self.planned_memory))
 
-    def _need(self, model: "PreTrainedModel") -> Need:
-        """Estimate what the training of a model takes on one device."""
-        given = {"dtype": self.torch_dtype, "liger": self.liger, "spread": self.sharded}
-        return Need.of(model, self.trainer.args, self.adapter, **given)
+    def _memory(self, model: "PreTrainedModel") -> MemoryEstimate:
+        """Estimate the memory that training a model takes on one device."""
+        given = {"dtype": self.torch_dtype, "liger": self.liger, "sharded": self.sharded}
+        return MemoryEstimate.of(model, self.trainer.args, self.adapter, **given)
 
     @property
-    def _bare_need(self) -> Need:
-        """What the training takes, by the model's config alone."""
+    def planned_memory(self) -> MemoryEstimate:
+        """The same, from the model's config alone."""
         assert self.plan.source is not None
-        return self._need(reduction(self.plan.source, self.plan.kept_layers).blueprint)
+        return self._memory(reduction(self.plan.source, self.plan.kept_layers).blueprint)
 
     def load_unquantized(self) -> "PreTrainedModel":
         """Load the reduced model in the weights' own type, which adapter=qlora trains without."""

@@ -1,6 +1,7 @@
 """Where memory is short: the next settings to try, in order, with what each saves."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +11,15 @@ from lamina.depth.quantization import QUANTIZED_BYTES
 from lamina.depth.reduction import reduction
 from lamina.errors import TrainingError
 from lamina.heal.adapters import Full, QLora
-from lamina.heal.memory import Need, advice, loading_advice, savings
+from lamina.heal.memory import MemoryEstimate, advice, loading_advice, savings
 from lamina.runtime.memory import is_memory_error, memory_errors
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE
 
 # Qwen3-8B's shape with 24 of 36 layers, LoRA of rank 16, one pack of 4096 at a time.
 LINEAR = 24 * (4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 12288)
-LORA = Need(
+LORA = MemoryEstimate(
+    parameters=LINEAR + 2 * 151936 * 4096,
     weights=2 * (LINEAR + 2 * 151936 * 4096),
     linear_weights=LINEAR,
     linear_bytes=2,
@@ -32,20 +34,20 @@ LORA = Need(
     accumulation=4,
     length=4096,
     adapter="lora",
-    optimizer="adamw_torch_fused",
+    optim="adamw_torch_fused",
     checkpointing=False,
     offloading=False,
     chunked_loss=True,
     masked=False,
     gpus=1,
-    spread=False,
+    sharded=False,
     installed=frozenset({"bitsandbytes", "liger_kernel"}),
 )
 FULL = replace(LORA, adapter="full", trained=LORA.weights // 2, trained_bytes=2, gpus=8)
 
 
-def settings(need: Need) -> list[str]:
-    return [setting for setting, _ in savings(need)]
+def settings(estimate: MemoryEstimate) -> list[str]:
+    return [setting for setting, _ in savings(estimate)]
 
 
 def test_the_next_three_settings_are_named_with_what_they_save() -> None:
@@ -58,8 +60,8 @@ def test_the_next_three_settings_are_named_with_what_they_save() -> None:
 
 
 def test_what_costs_least_comes_first_and_what_changes_results_last() -> None:
-    need = replace(LORA, chunked_loss=False, masked=True, computed_bytes=4)
-    assert settings(need) == [
+    estimate = replace(LORA, chunked_loss=False, masked=True, computed_bytes=4)
+    assert settings(estimate) == [
         "kernels=liger",
         "per_device_train_batch_size=2 gradient_accumulation_steps=8",
         "gradient_checkpointing=true",
@@ -78,8 +80,8 @@ def test_all_logits_are_what_liger_saves() -> None:
 
 
 def test_a_mask_is_saved_where_another_attention_needs_none() -> None:
-    need = replace(LORA, masked=True, batch=16, checkpointing=True)
-    assert dict(savings(need))["attention=auto"] == (16 * 4096) ** 2
+    estimate = replace(LORA, masked=True, batch=16, checkpointing=True)
+    assert dict(savings(estimate))["attention=auto"] == (16 * 4096) ** 2
 
 
 def test_every_weight_that_is_trained_has_a_gradient_and_two_values() -> None:
@@ -92,8 +94,8 @@ def test_every_weight_that_is_trained_has_a_gradient_and_two_values() -> None:
 
 
 def test_an_optimizer_with_eight_bits_has_two_bytes_a_weight() -> None:
-    eight = replace(FULL, optimizer="adamw_8bit")
-    assert eight.optimizer_state == 2 * FULL.trained
+    eight = replace(FULL, optim="adamw_8bit")
+    assert eight.optimizer == 2 * FULL.trained
     assert dict(savings(eight))["optim=paged_adamw_8bit"] == 2 * FULL.trained
 
 
@@ -103,7 +105,7 @@ def test_what_is_set_or_cannot_be_had_is_left_out() -> None:
         batch=1,
         checkpointing=True,
         offloading=True,
-        spread=True,
+        sharded=True,
         chunked_loss=False,
         installed=frozenset(),
     )
@@ -189,19 +191,22 @@ def test_a_need_is_read_from_the_model_and_the_arguments() -> None:
         "activation_offloading": False,
         "packing": True,
     }
+    given: dict[str, Any] = {"dtype": torch.float32, "liger": False, "sharded": False}
     model = load_model(resolve(str(REFERENCE)), range(8), dtype=torch.float32)
-    need = Need.of(model, arguments, Full(), dtype=torch.float32, liger=False, spread=False)
-    assert (need.weights, need.trained, need.linear_weights) == (
+    estimate = MemoryEstimate.of(model, arguments, Full(), **given)
+    assert (estimate.weights, estimate.trained, estimate.linear_weights) == (
         4 * 1_223_424,
         1_223_424,
         1_179_648,
     )
-    assert (need.hidden, need.intermediate, need.layers, need.vocabulary) == (128, 256, 8, 321)
-    assert need.masked
-    assert need.chunked_loss
-    assert need.mask == (2 * 512) ** 2
-    assert need.activations == 1024 * (8 * 128 + 8 * 128 + 4 * 256) * 4
+    assert (estimate.hidden, estimate.intermediate) == (128, 256)
+    assert (estimate.layers, estimate.vocabulary) == (8, 321)
+    assert estimate.masked
+    assert estimate.chunked_loss
+    assert estimate.mask == (2 * 512) ** 2
+    assert estimate.activations == 1024 * (8 * 128 + 8 * 128 + 4 * 256) * 4
     bare = reduction(resolve(str(REFERENCE)), range(8)).blueprint
-    quantized = QLora(r=1, alpha=1, dropout=0.0, bias="none", target_modules="x", further={})
-    less = Need.of(bare, arguments, quantized, dtype=torch.float32, liger=False, spread=False)
+    lora: dict[str, Any] = {"r": 1, "alpha": 1, "dropout": 0.0, "bias": "none"}
+    quantized = QLora(**lora, target_modules="all-linear", further={})
+    less = MemoryEstimate.of(bare, arguments, quantized, **given)
     assert less.weights == round(1_179_648 * QUANTIZED_BYTES) + 4 * (1_223_424 - 1_179_648)

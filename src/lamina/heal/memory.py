@@ -1,17 +1,17 @@
-"""What a training takes in memory, by estimate.
+"""The memory of a training, estimated, and the settings that would need less.
 
 An estimate is good enough to choose by, not to plan with: dry_run=true measures one step. It counts
 
     weights       their bytes; four bits and their scales with adapter=qlora
     gradients     of each trained weight, in its type
-    optimizer     two values of each trained weight, in its type; AdamW with 8 bits: two bytes
-    activations   of each token and layer 8 x hidden + 4 x intermediate values; with
-                  gradient_checkpointing hidden ones, and one layer's whole
-    logits        of each token the vocabulary, as computed and in float32 with its gradient; none
-                  with TRL's loss in chunks or liger-kernel's
-    mask          a byte for each pair of a batch's tokens, with packing and attention=sdpa or eager
+    optimizer     two values for each trained weight, in its type; one byte each with 8-bit AdamW
+    activations   8 x hidden + 4 x intermediate values per token and layer; with
+                  gradient_checkpointing the hidden ones, and all of one layer
+    logits        the vocabulary per token, as computed and in float32 with its gradient; none
+                  with TRL's chunked loss or liger-kernel's
+    mask          a byte per pair of a batch's tokens, with packing and attention=sdpa or eager
 
-and leaves out what libraries need for themselves.
+and leaves out what the libraries need for themselves.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +19,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.quantization import (
-    QUANTIZED_BYTES,
-    expected_bytes,
-    linear_weights,
-    scale_bytes,
-)
+from lamina.depth.quantization import QUANTIZED_BYTES, expected_bytes, linear_weights, scale_bytes
+from lamina.errors import ConfigError
 from lamina.heal.adapters import Adapter
 from lamina.heal.kernels import MASKED
 from lamina.runtime.device import visible_devices
@@ -36,48 +32,51 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PACKAGES = ("bitsandbytes", "liger_kernel")
-"""What a suggestion may need; the names under which they are imported."""
+"""Import names of the packages that a suggestion may need."""
 
 SUGGESTIONS = 3
-"""Settings that a message names."""
+"""Settings in a message."""
 
 WORTHWHILE = 0.02
-"""Share of all that is needed that a suggestion saves at least."""
+"""Share of the total that a suggestion saves at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
-    """What the memory of a training depends on, on one device."""
+class MemoryEstimate:
+    """The memory of a training on one device, and what it depends on."""
+
+    parameters: int
+    """Number of weights, those of an adapter yet to be added excluded."""
 
     weights: int
-    """Bytes of all weights."""
+    """Their bytes."""
 
     linear_weights: int
-    """Number of weights that adapter=qlora would have in four bits."""
+    """Weights that adapter=qlora quantizes."""
 
     linear_bytes: int
-    """Of one of them, as long as it is not."""
+    """Bytes of one of them unquantized."""
 
     trained: int
-    """Number of weights that are trained."""
+    """Weights that are trained."""
 
     trained_bytes: int
-    """Of one of them."""
+    """Bytes of one of them."""
 
     hidden: int
-    """Values of one token between two layers."""
+    """Values per token between two layers."""
 
     intermediate: int
-    """Values of one token inside a layer's MLP."""
+    """Values per token inside a layer's MLP."""
 
     layers: int
     """Decoder layers."""
 
     vocabulary: int
-    """Tokens in it."""
+    """Tokens."""
 
     computed_bytes: int
-    """Of one value that is computed: 2 with bfloat16."""
+    """Bytes of one computed value: 2 with bfloat16."""
 
     batch: int
     """Sequences in one forward pass."""
@@ -89,10 +88,10 @@ class Need:
     """Tokens in one sequence."""
 
     adapter: str
-    """The option's name."""
+    """Name of the option."""
 
-    optimizer: str
-    """transformers' name."""
+    optim: str
+    """transformers' name of the optimizer."""
 
     checkpointing: bool
     """gradient_checkpointing."""
@@ -101,19 +100,19 @@ class Need:
     """activation_offloading."""
 
     chunked_loss: bool
-    """Whether the loss is computed without all logits at once."""
+    """Whether the loss never holds all logits at once."""
 
     masked: bool
-    """Whether a mask of all pairs of a batch's tokens is made."""
+    """Whether attention takes a mask of all pairs of a batch's tokens."""
 
     gpus: int
     """Visible ones."""
 
-    spread: bool
-    """Whether weights are spread over the processes."""
+    sharded: bool
+    """Whether weights are sharded over the processes."""
 
     installed: frozenset[str]
-    """Of bitsandbytes and liger_kernel, those that are there."""
+    """Those of `PACKAGES` that are installed."""
 
     @classmethod
     def of(
@@ -124,29 +123,34 @@ class Need:
         *,
         dtype: "torch.dtype",
         liger: bool,
-        spread: bool,
-    ) -> "Need":
-        """Estimate a training's need.
+        sharded: bool,
+    ) -> "MemoryEstimate":
+        """Estimate the memory of a training.
 
         Args:
-            model: With its adapter, or before it gets one; with or without weights.
+            model: With its adapter; or on the meta device, where it is given one here.
             arguments: Of SFTConfig.
             adapter: Which weights are trained.
-            dtype: Of the weights that are not in four bits.
+            dtype: Type of the unquantized weights.
             liger: Whether liger-kernel computes the loss.
-            spread: Whether weights are spread over the processes.
+            sharded: Whether weights are sharded over the processes.
         """
-        config, own = model.config.get_text_config(), trained(model)
+        config, linear = model.config.get_text_config(), linear_weights(model)
+        parameters = model.num_parameters()
+        attention, planned = config._attn_implementation, model.device.type == "meta"
         weights = weight_bytes(model.parameters()) + scale_bytes(model)
-        if model.device.type == "meta":
-            weights = model.num_parameters() * dtype.itemsize
+        if planned:
+            weights = parameters * dtype.itemsize
             weights = expected_bytes(model, dtype) if adapter.in_4bit else weights
+            model = _adapted(model, adapter)
+        own = trained(model)
         return cls(
+            parameters=parameters,
             weights=weights,
-            linear_weights=linear_weights(model),
+            linear_weights=linear,
             linear_bytes=dtype.itemsize,
             trained=sum(parameter.numel() for parameter in own),
-            trained_bytes=own[0].itemsize,
+            trained_bytes=dtype.itemsize if planned else own[0].itemsize,
             hidden=config.hidden_size,
             intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             layers=config.num_hidden_layers,
@@ -156,26 +160,26 @@ class Need:
             accumulation=arguments["gradient_accumulation_steps"],
             length=arguments["max_length"],
             adapter=adapter.name,
-            optimizer=arguments["optim"],
+            optim=arguments["optim"],
             checkpointing=arguments["gradient_checkpointing"],
             offloading=arguments["activation_offloading"],
             chunked_loss=liger or arguments.get("loss_type") in (None, "chunked_nll"),
-            masked=arguments["packing"] and config._attn_implementation in MASKED,
+            masked=arguments["packing"] and attention in MASKED,
             gpus=visible_devices(),
-            spread=spread,
+            sharded=sharded,
             installed=frozenset(filter(find_spec, PACKAGES)),
         )
 
     @property
     def activations(self) -> int:
-        """Bytes of the activations that wait for the backward pass."""
+        """Bytes kept for the backward pass."""
         layer = 8 * self.hidden + 4 * self.intermediate
         kept = self.layers * self.hidden + layer if self.checkpointing else self.layers * layer
         return self.tokens * kept * self.computed_bytes
 
     @property
     def logits(self) -> int:
-        """Bytes of the logits, in float32 and with their gradient, too."""
+        """Bytes of the logits as computed, and in float32 with their gradient."""
         values = 0 if self.chunked_loss else self.tokens * self.vocabulary
         return values * (self.computed_bytes + 8)
 
@@ -190,16 +194,20 @@ class Need:
         return self.trained * self.trained_bytes
 
     @property
-    def optimizer_state(self) -> int:
+    def optimizer(self) -> int:
         """Bytes of the optimizer's state."""
-        each = 1 if "8bit" in self.optimizer else self.trained_bytes
+        each = 1 if "8bit" in self.optim else self.trained_bytes
         return self.trained * 2 * each
 
     @property
+    def held(self) -> int:
+        """Bytes that stay allocated for the whole training."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
     def total(self) -> int:
-        """Bytes of it all."""
-        held = self.weights + self.gradients + self.optimizer_state
-        return held + self.activations + self.logits + self.mask
+        """Bytes of everything."""
+        return self.held + self.activations + self.logits + self.mask
 
     @property
     def tokens(self) -> int:
@@ -207,88 +215,145 @@ class Need:
         return self.batch * self.length
 
 
-def savings(need: Need) -> list[tuple[str, int]]:
-    """Return settings that need less, each with the bytes that it saves, about.
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """The memory and disk of a training in bytes, as its first step has them."""
 
-    What costs least comes first: what is free or faster, then what is slower, then what changes
-    results. What is set already, or cannot be had here, is left out.
+    weights: int
+    """Of the model, its adapter included."""
+
+    gradients: int
+    """Of the trained weights."""
+
+    optimizer: int
+    """Of the optimizer's state."""
+
+    peak_memory: int
+    """Peak use of the accelerator or this process, activations included."""
+
+    free_memory: int
+    """Free on the accelerator, or the machine, before the model was loaded."""
+
+    checkpoint: int
+    """Of one checkpoint: trained weights, optimizer state, tokenizer."""
+
+    checkpoints: int
+    """Most checkpoints on disk at once, the one being written included."""
+
+    final: int
+    """Of final/, and of final-merged/ if both are written."""
+
+    free_disk: int
+    """Free on the disk of output_dir."""
+
+    @property
+    def disk(self) -> int:
+        """Most bytes of all files at once."""
+        return self.checkpoint * self.checkpoints + self.final
+
+
+def refuse_too_large(estimate: MemoryEstimate, free: int) -> None:
+    """Refuse a training whose weights and gradients alone exceed the free memory, in bytes.
+
+    Raises:
+        ConfigError: They do.
     """
-    found = ((setting, round(saved)) for setting, saved in _settings(need))
-    return [each for each in found if each[1] >= WORTHWHILE * need.total]
+    needed = estimate.weights + estimate.gradients
+    if needed > free:
+        raise ConfigError(
+            f"{estimate.parameters:,} weights and the gradients of {estimate.trained:,} take at "
+            f"least {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: keep fewer "
+            "layers, or choose adapter=lora or dtype=bfloat16"
+        )
 
 
-def _settings(need: Need) -> Iterator[tuple[str, float]]:
-    moving = need.activations + need.logits
-    if need.masked and need.gpus:
-        yield "attention=auto", need.mask
-    if need.gpus and "liger_kernel" in need.installed:
-        yield "kernels=liger", need.logits
-    if need.batch > 1:
-        fewer = max(n for n in range(1, need.batch) if need.batch % n == 0)
-        share = fewer / need.batch
+def _adapted(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
+    from peft import get_peft_model
+
+    if (config := adapter.peft_config()) is None:
+        return model
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"adapter: {str(error).splitlines()[0]}") from error
+
+
+def savings(estimate: MemoryEstimate) -> list[tuple[str, int]]:
+    """Return settings that need less memory, each with the bytes it saves.
+
+    The cheapest come first: those that are free or faster, then slower ones, then those that change
+    results. Settings already in use or unavailable here are left out.
+    """
+    found = ((setting, round(saved)) for setting, saved in _settings(estimate))
+    return [each for each in found if each[1] >= WORTHWHILE * estimate.total]
+
+
+def _settings(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
+    moving = e.activations + e.logits
+    if e.masked and e.gpus:
+        yield "attention=auto", e.mask
+    if e.gpus and "liger_kernel" in e.installed:
+        yield "kernels=liger", e.logits
+    if e.batch > 1:
+        fewer = max(n for n in range(1, e.batch) if e.batch % n == 0)
+        share = fewer / e.batch
         yield (
             f"per_device_train_batch_size={fewer} "
-            f"gradient_accumulation_steps={need.accumulation * need.batch // fewer}",
-            moving * (1 - share) + need.mask * (1 - share**2),
+            f"gradient_accumulation_steps={e.accumulation * e.batch // fewer}",
+            moving * (1 - share) + e.mask * (1 - share**2),
         )
-    if need.gpus > 1 and need.adapter == "full" and not need.spread:
-        held = need.weights + need.gradients + need.optimizer_state
-        yield "parallel=fsdp", held * (1 - 1 / need.gpus)
-    yield from _slower(need)
-    yield from _different(need, moving)
+    if e.gpus > 1 and e.adapter == "full" and not e.sharded:
+        yield "parallel=fsdp", e.held * (1 - 1 / e.gpus)
+    yield from _slower(e)
+    yield from _different(e, moving)
 
 
-def _slower(need: Need) -> Iterator[tuple[str, float]]:
-    """What computes, or moves, the same things more often."""
-    if not need.checkpointing:
-        layer = 8 * need.hidden + 4 * need.intermediate
-        kept = (need.layers * need.hidden + layer) / (need.layers * layer)
-        yield "gradient_checkpointing=true", need.activations * (1 - kept)
-    if need.gpus and not need.offloading:
-        yield "activation_offloading=true", need.activations
+def _slower(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
+    """Settings that compute or move the same values more often."""
+    if not e.checkpointing:
+        layer = 8 * e.hidden + 4 * e.intermediate
+        kept = (e.layers * e.hidden + layer) / (e.layers * layer)
+        yield "gradient_checkpointing=true", e.activations * (1 - kept)
+    if e.gpus and not e.offloading:
+        yield "activation_offloading=true", e.activations
 
 
-def _different(need: Need, moving: int) -> Iterator[tuple[str, float]]:
-    """What trains another model."""
-    if need.computed_bytes > 2:
+def _different(e: MemoryEstimate, moving: int) -> Iterator[tuple[str, float]]:
+    """Settings that change results."""
+    if e.computed_bytes > 2:
         yield "bf16=true", moving / 2
-    if need.gpus and "bitsandbytes" in need.installed and "paged" not in need.optimizer:
-        yield "optim=paged_adamw_8bit", need.optimizer_state
-    if need.adapter == "full":
-        yield "adapter=lora", need.gradients + need.optimizer_state
-    elif need.adapter != "qlora" and "bitsandbytes" in need.installed:
-        yield "adapter=qlora", _in_4bit(need)
-    yield (
-        f"max_seq_length={need.length // 2}",
-        moving / 2 + need.mask * 3 / 4,
-    )
-    held = need.weights + need.gradients + need.optimizer_state
-    yield "one layer less", (held + need.activations) / need.layers
+    if e.gpus and "bitsandbytes" in e.installed and "paged" not in e.optim:
+        yield "optim=paged_adamw_8bit", e.optimizer
+    if e.adapter == "full":
+        yield "adapter=lora", e.gradients + e.optimizer
+    else:
+        yield from _quantized(e)
+    yield f"max_seq_length={e.length // 2}", moving / 2 + e.mask * 3 / 4
+    yield "one layer less", (e.held + e.activations) / e.layers
 
 
-def _in_4bit(need: Need) -> float:
-    return need.linear_weights * (need.linear_bytes - QUANTIZED_BYTES)
+def _quantized(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
+    if e.adapter != "qlora" and "bitsandbytes" in e.installed:
+        yield "adapter=qlora", e.linear_weights * (e.linear_bytes - QUANTIZED_BYTES)
 
 
-def advice(need: Need) -> str:
+def advice(estimate: MemoryEstimate) -> str:
     """Return the next settings to try, in order, with what each saves."""
-    return _said(savings(need)[:SUGGESTIONS])
+    return _listed(savings(estimate)[:SUGGESTIONS])
 
 
-def loading_advice(need: Need) -> str:
-    """Return what makes a model smaller that does not even load, with what each saves."""
-    found: list[tuple[str, float]] = []
-    if need.adapter != "qlora" and "bitsandbytes" in need.installed:
-        found.append(("adapter=qlora", _in_4bit(need)))
-    if need.linear_bytes > 2:
-        held = need.weights
-        if need.adapter == "qlora":
-            held -= round(need.linear_weights * QUANTIZED_BYTES)
-        found.append(("dtype=bfloat16", held / 2))
-    found.append(("one layer less", need.weights / need.layers))
-    return _said(found)
+def loading_advice(estimate: MemoryEstimate) -> str:
+    """Return what shrinks a model that does not even load, with what each saves."""
+    found = [*_quantized(estimate)]
+    if estimate.linear_bytes > 2:
+        unquantized = estimate.weights
+        if estimate.adapter == "qlora":
+            unquantized -= round(estimate.linear_weights * QUANTIZED_BYTES)
+        found.append(("dtype=bfloat16", unquantized / 2))
+    found.append(("one layer less", estimate.weights / estimate.layers))
+    return _listed(found)
 
 
-def _said(found: Sequence[tuple[str, float]]) -> str:
-    said = (f"{setting} (saves about {sized(round(saved))})" for setting, saved in found)
-    return f"try, in this order: {'; '.join(said)}"
+def _listed(found: Sequence[tuple[str, float]]) -> str:
+    settings = (f"{setting} (saves about {sized(round(saved))})" for setting, saved in found)
+    return f"try, in this order: {'; '.join(settings)}"

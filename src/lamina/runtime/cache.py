@@ -1,4 +1,4 @@
-"""What jobs share: figures computed once, and found again by what they depend on."""
+"""Figures that jobs share: computed once, and found again by what they depend on."""
 
 import json
 import os
@@ -14,22 +14,22 @@ from lamina.runtime.files import refuse_unwritable, write_json
 
 @dataclass
 class Entry:
-    """One figure's place."""
+    """The place of one figure."""
 
     folder: Path
-    """Where it is, and where something unfinished may lie beside it."""
+    """Its folder, which may hold unfinished work, too."""
 
     content: dict[str, Any] | None
-    """The figures; None where they have to be computed yet."""
+    """The figures; None until they are computed."""
 
 
 @contextmanager
 def cached(folder: Path, filename: str) -> Iterator[Entry]:
-    """Give a file's content, and write what the body makes of it; one process at a time.
+    """Yield a JSON file's content and save what the body sets; one process at a time.
 
     Args:
         folder: See `folder_of`.
-        filename: Of a JSON file.
+        filename: Name of the JSON file.
 
     Raises:
         OutputError: It cannot be written.
@@ -47,30 +47,26 @@ def cached(folder: Path, filename: str) -> Iterator[Entry]:
 
 
 def folder_of(kind: str, parts: list[str]) -> Path:
-    """Return the cache folder of figures that depend on some texts, and on nothing else.
+    """Return the cache folder of figures.
 
     Args:
-        kind: Of figures.
-        parts: What they depend on.
+        kind: Such as `scans`.
+        parts: Everything the figures depend on. One of them is the PROTOCOL number of the code
+            that computes them, which a change of their values increments.
     """
     name = sha256("\n".join(parts).encode()).hexdigest()[:24]
     return cache_folder() / kind / name
 
 
 def cache_folder() -> Path:
-    """Return where figures are kept: LAMINA_CACHE, or lamina/ in the user's cache folder."""
+    """Return the folder of all figures: LAMINA_CACHE, or lamina/ in the user's cache folder."""
     if given := os.environ.get("LAMINA_CACHE"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "lamina"
 
 
 def code_version(package: str, modules: tuple[str, ...]) -> str:
-    """Return a hash of the modules that figures depend on.
-
-    Args:
-        package: Of ours, such as depth.
-        modules: Their names.
-    """
+    """Return a hash of modules that figures depend on; PROTOCOL numbers are to replace it."""
     folder = Path(__file__).resolve().parents[1] / package
     digest = sha256()
     for name in modules:

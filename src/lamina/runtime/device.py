@@ -1,4 +1,4 @@
-"""The machine a run is on: where its models go, what it is called, how much memory was used."""
+"""The machine of a run: its devices, their name, and the memory in use."""
 
 import gc
 import os
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROCESS = Path("/proc/self")
-"""What Linux tells of this process, and lets it set back."""
+"""This process's statistics on Linux."""
 
 
 def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Move a model to this process's accelerator, where there is one."""
+    """Move a model to this process's accelerator, if there is one."""
     return model.to(compute_device())
 
 
 def compute_device() -> str:
-    """Return the device that this process computes on: its own accelerator, or cpu."""
+    """Return this process's device: its own accelerator, or cpu."""
     import torch
 
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def visible_devices() -> int:
-    """Return how many accelerators this process may use, without importing torch."""
+    """Return the number of accelerators this process may use, without importing torch."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
-        # As CUDA reads it: what stands behind the first one that is none does not count.
+        # As CUDA reads it: an invalid entry hides those after it.
         names = [name.strip() for name in given.split(",")]
         return next((n for n, name in enumerate(names) if name in ("", "-1")), len(names))
     tool = shutil.which("nvidia-smi")
@@ -45,7 +45,7 @@ def visible_devices() -> int:
 
 @cache
 def _listed_devices(tool: str) -> int:
-    """Ask the driver, which can take it a second."""
+    """Ask the driver, which can take a second."""
     done = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
@@ -60,7 +60,7 @@ def installed(package: str) -> bool:
 
 
 def release() -> None:
-    """Give back the memory of models that nothing refers to any more, cycles included."""
+    """Free the memory of unreferenced models, including those in reference cycles."""
     import torch
 
     gc.collect()
@@ -69,7 +69,7 @@ def release() -> None:
 
 
 def device_name() -> str:
-    """Return the accelerator's name, or the processor's with its number of threads."""
+    """Return the accelerator's name, or the processor's with torch's number of threads."""
     import torch
 
     if torch.cuda.is_available():
@@ -79,7 +79,7 @@ def device_name() -> str:
 
 
 def free_memory_bytes() -> int:
-    """Return the memory that is left: the accelerator's, or the machine's."""
+    """Return the free memory of the accelerator, or of the machine."""
     import psutil
     import torch
 
@@ -89,18 +89,18 @@ def free_memory_bytes() -> int:
 
 
 def forget_peak_memory() -> None:
-    """Begin to look for the most memory anew: a training's is not that of what came before it."""
+    """Reset the peak of memory use: a training's peak excludes what came before it."""
     if "torch" in sys.modules:
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # not on Linux, or not allowed: then the peak is that of all jobs
+    with suppress(OSError):  # not on Linux, or not allowed: the peak then covers earlier jobs, too
         (PROCESS / "clear_refs").write_text("5")
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory that was in use: the accelerator's, or this process's resident set."""
+    """Return the peak memory use of the accelerator, or this process's peak resident set."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,6 +1,6 @@
-"""The processes that share one training, and which of them this is: torchrun says it to each.
+"""The processes of one training, which torchrun starts and numbers.
 
-Without torchrun there is one process, it is the first one, and nothing is sent anywhere.
+Without torchrun there is one process, and it is the first.
 """
 
 import os
@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 REQUEUE_SIGNAL = signal.SIGUSR2
-"""What submitit asks SLURM to send before a job's time is over, or when it is preempted."""
+"""The signal submitit has SLURM send before a job times out or is preempted."""
 
 T = TypeVar("T")
 
@@ -26,18 +26,19 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and speaks for the run."""
+    """Whether this is the process that writes files and reports."""
     return rank() == 0
 
 
 def in_turn(name: str, make: Callable[[], T]) -> T:
-    """Make something that is kept for all, such as a scan, in the first process before the others.
+    """Call `make` in the first process, and in the others once that has finished.
 
-    Works before the processes can add anything up.
+    For results that the first one saves for all, such as a scan. Works before the process group
+    exists.
 
     Args:
-        name: Of what is made; once in a run.
-        make: Takes it from where it was kept, or makes it.
+        name: Unique within a run.
+        make: Computes the result, or loads it where it was saved.
     """
     if count() == 1:
         return make()
@@ -50,19 +51,18 @@ def in_turn(name: str, make: Callable[[], T]) -> T:
 
 
 def store() -> Any:
-    """Connect to torchrun's store, where the processes find each other anyway."""
+    """Connect to torchrun's key-value store."""
     from torch.distributed import TCPStore
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return TCPStore(address, port, is_master=False)
 
 
-def summed(values: Sequence[float]) -> list[float]:
-    """Return the sum over all processes of each value; all of them have to call it.
+# All processes must call each function below.
 
-    Args:
-        values: As many in every process.
-    """
+
+def summed(values: Sequence[float]) -> list[float]:
+    """Return the sum of each value over all processes."""
     if count() == 1:
         return list(values)
     import torch
@@ -76,17 +76,17 @@ def summed(values: Sequence[float]) -> list[float]:
 
 
 def from_first(value: float | None) -> float | None:
-    """Return the first process's value in all of them; all of them have to call it."""
+    """Return the first process's value."""
     mine = value if is_first() else None
     known, total = summed([mine is not None, mine or 0.0])
     return total if known else None
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in one of the processes; all of them have to call it."""
+    """Whether the flag is set in any process."""
     return summed([flag])[0] > 0
 
 
 def wait_for_all() -> None:
-    """Go on once all processes have come here: what the first one wrote can be read then."""
+    """Wait for all processes: then what the first one wrote can be read."""
     summed([0.0])

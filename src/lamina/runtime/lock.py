@@ -1,4 +1,4 @@
-"""Whose a folder is: two processes never write into one."""
+"""One process per folder: two never write into the same one."""
 
 import json
 import os
@@ -15,13 +15,13 @@ LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 
 @contextmanager
 def owned(folder: Path, key: str) -> Iterator[None]:
-    """Hold a folder for this process while the body runs.
+    """Hold a folder for this process during the body; create it if needed.
 
-    The operating system holds the lock: it goes with its process, however that ends.
+    The operating system releases the lock with the process, however that ends.
 
     Args:
-        folder: Made if it is missing.
-        key: Of the config, that decides where it is.
+        folder: The folder.
+        key: Config key that sets it.
 
     Raises:
         OutputError: Another process holds it, or it cannot be written.

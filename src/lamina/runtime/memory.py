@@ -5,24 +5,24 @@ from contextlib import contextmanager
 
 from lamina.errors import LaminaError, TrainingError
 
-SAID = ("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed")
-"""Parts of messages of a RuntimeError that says that memory is short."""
+SHORTAGES = ("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed")
+"""Parts of the RuntimeError messages of failed allocations, in lower case."""
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Whether an error says that memory is short, the accelerator's or the machine's."""
+    """Whether an allocation failed, on the accelerator or on the machine."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in SAID)
+    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in SHORTAGES)
 
 
 @contextmanager
-def memory_errors(what: str, advised: Callable[[], str]) -> Iterator[None]:
-    """Say what to do where memory does not suffice.
+def memory_errors(what: str, advice: Callable[[], str]) -> Iterator[None]:
+    """Turn a failed allocation in the body into an error with advice.
 
     Args:
-        what: That does not fit, such as `the training`.
-        advised: Says what to do.
+        what: What does not fit, such as `the training`.
+        advice: Returns what to do; called only after a failure.
 
     Raises:
         TrainingError: Memory is short.
@@ -32,4 +32,4 @@ def memory_errors(what: str, advised: Callable[[], str]) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, LaminaError) or not is_memory_error(error):
             raise
-        raise TrainingError(f"out of memory: {what} does not fit; {advised()}") from error
+        raise TrainingError(f"out of memory: {what} does not fit; {advice()}") from error
