@@ -155,7 +155,7 @@ for name, kept in {"original": range(12), "dropped": [0, 1, 2, 3, 4, 6, 7, 8, 9,
         models = []
         for backend in (Transformers(), ours):
             loaded = backend.load_model(source, list(kept), torch.float32, training)
-            adapted, left = backend.adapted(loaded, training)
+            adapted, left = backend.add_adapter(loaded, training)
             if left is not None:
                 from peft import get_peft_model
                 adapted = get_peft_model(adapted, left)

@@ -9,8 +9,8 @@ from lamina.config.binding import bound
 from lamina.config.parameters import Parameters
 from lamina.depth.variants import Scratch
 from lamina.errors import ConfigError, joined
-from lamina.heal.backends.transformers import Auto, Transformers
-from lamina.heal.backends.unsloth import Unsloth, family_misfits, is_installed, misfits
+from lamina.heal.backends.transformers import Transformers
+from lamina.heal.backends.unsloth import Auto, Unsloth, family_misfits, is_installed, misfits
 from lamina.runtime.device import visible_devices
 
 WITHOUT_PACKING = (

@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "full": adapters.Full,
     },
     "backend": {
-        "auto": transformers.Auto,
+        "auto": unsloth.Auto,
         "transformers": transformers.Transformers,
         "unsloth": unsloth.Unsloth,
     },

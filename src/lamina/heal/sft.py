@@ -12,8 +12,7 @@ from lamina.data.cache import cache_errors
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError, joined
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
-from lamina.heal.backends.training import Training
-from lamina.heal.backends.transformers import Backend
+from lamina.heal.backends.training import Backend, Training
 from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.packing import refuse_leaking_packs
 from lamina.heal.requirements import missing
@@ -184,7 +183,7 @@ class SFT:
 
         made = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
         try:
-            adapted, left_to_trl = backend.adapted(model, training)
+            adapted, left_to_trl = backend.add_adapter(model, training)
             with cache_errors():  # packs are kept, too
                 trainer = TokenLossTrainer(
                     model=adapted,
@@ -201,7 +200,7 @@ class SFT:
         expected = {
             key: value
             for key, value in {**made, **self.args}.items()
-            if backend.keeps(key, training, asked=key in self.args)
+            if backend.preserves(key, training, given=key in self.args)
         }
         refuse_changed("trainer.args.", expected, trainer.args)
         if training.adapter.in_4bit:

@@ -1,26 +1,103 @@
-"""What a backend has to know of a training."""
+"""What every backend offers, and what it needs to know of a training."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from lamina.heal.adapters import Adapter
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+    from lamina.weights.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a backend has to know of the training that it loads a model for."""
+    """What a backend needs to know of the training it loads a model for."""
 
     adapter: Adapter
     """Which weights are trained."""
 
     max_seq_length: int
-    """Tokens at most in one sequence."""
+    """Most tokens in one sequence."""
 
     gradient_checkpointing: bool
-    """Whether activations are recomputed in the backward pass."""
+    """Whether the backward pass recomputes activations."""
 
     seed: int
-    """Of the adapter's first weights."""
+    """Seed of the adapter's initial weights."""
 
     folder: Path
-    """Where a model may stand while it is loaded."""
+    """Where a reduced model may be written while it is loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend(ABC):
+    """A provider of model code and kernels."""
+
+    name: ClassVar[str]
+
+    decides: ClassVar[tuple[str, ...]] = ()
+    """Shared parameters that the backend sets itself, whatever the config says."""
+
+    own_four_bits: ClassVar[bool] = False
+    """Whether it multiplies 4-bit weights with kernels of its own."""
+
+    @property
+    def patches_models(self) -> bool:
+        """Whether models of this process differ from those that plain transformers loads."""
+        return False
+
+    def quietly(self) -> AbstractContextManager[None]:
+        """Keep what the backend prints off the console."""
+        return nullcontext()
+
+    def prepare(self, folder: Path) -> None:  # noqa: B027 (transformers has nothing to prepare)
+        """Import the backend before the libraries it patches.
+
+        Args:
+            folder: The run folder, for caches.
+        """
+
+    @abstractmethod
+    def load_model(
+        self,
+        source: "Source",
+        kept_layers: Sequence[int],
+        dtype: "torch.dtype",
+        training: Training,
+    ) -> "PreTrainedModel":
+        """Load the model with only its kept layers.
+
+        Args:
+            source: The larger model.
+            kept_layers: 0-based indices, ascending.
+            dtype: Type of all floating-point weights.
+            training: What the model is for.
+
+        Raises:
+            ModelError: The model cannot be reduced exactly.
+            OutputError: A reduced copy does not fit on the disk.
+        """
+
+    @abstractmethod
+    def add_adapter(
+        self, model: "PreTrainedModel", training: Training
+    ) -> "tuple[PreTrainedModel, LoraConfig | None]":
+        """Seed and add the adapter; return the model and what is left for TRL to add."""
+
+    def preserves(self, field: str, training: Training, *, given: bool) -> bool:
+        """Whether a field of SFTConfig must reach the trainer unchanged.
+
+        Args:
+            field: Its name.
+            training: The training.
+            given: Whether the config sets it; otherwise it has TRL's default.
+        """
+        return True

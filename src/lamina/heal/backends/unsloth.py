@@ -1,7 +1,6 @@
-"""Unsloth: faster kernels for the same training. It patches its process, so each run has its own.
+"""Unsloth as backend: faster kernels. It patches its process for good, so each run has its own.
 
-Nothing here imports it before `Unsloth.prepare` does: it must come before trl, transformers and
-peft, and what it patches stays patched.
+Only `Unsloth.prepare` imports it, before trl, transformers and peft.
 """
 
 import logging
@@ -15,9 +14,12 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 from lamina.depth.variants import Scratch, Variant
 from lamina.errors import LaminaError
 from lamina.heal.adapters import Adapter, Lora
+from lamina.heal.backends.training import Backend, Training
 from lamina.runtime.device import visible_devices
 from lamina.weights.source import resolve
 
@@ -25,17 +27,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from lamina.heal.backends.training import Training
     from lamina.weights.source import Source
 
 CACHE = "unsloth_compiled_cache"
-"""In the run folder: the trainers and modules that Unsloth writes as source code."""
+"""Folder in the run folder for the source code that Unsloth generates."""
 
 REDUCED = ".reduced"
-"""In the run folder while the model is loaded: its kept layers as a model of their own."""
+"""Folder in the run folder for the reduced model while it is loaded."""
 
 FAMILIES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
-"""Values of config.json's model_type for which Unsloth 2026.10.9 has kernels of its own."""
+"""Values of model_type in config.json that Unsloth 2026.10.9 has kernels for."""
 
 LORA: dict[str, Any] = {
     "use_rslora": False,
@@ -44,14 +45,14 @@ LORA: dict[str, Any] = {
     "layers_pattern": None,
     "modules_to_save": None,
 }
-"""Arguments of get_peft_model that are given where the config says nothing, with PEFT's values."""
+"""PEFT's defaults for arguments of get_peft_model whose own defaults differ or may change."""
 
 NUMBERS = frozenset(
     "optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor "
     "neftune_noise_alpha loss_type lr_scheduler_kwargs packing_strategy train_sampling_strategy "
     "dataloader_drop_last average_tokens_across_devices full_determinism fp16".split()
 )
-"""Fields of SFTConfig that the losses depend on, and that a config may leave to TRL's default."""
+"""Fields of SFTConfig that losses depend on and that a config may leave at TRL's default."""
 
 CPU_OPTIMIZERS = (
     "adamw_torch", "adamw_apex_fused", "adamw_8bit", "adamw_bnb_8bit", "adafactor_8bit",
@@ -62,25 +63,25 @@ CPU_OPTIMIZERS = (
 """Optimizers that Unsloth 2026.10.9 replaces on a CPU."""
 
 UNDECIDED = ("auto", "none", False)
-"""Values of a shared parameter that leave Unsloth its own way."""
+"""Values of a shared parameter that leave the choice to Unsloth."""
 
 LORA_TAKEN = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_dora", *LORA}
-"""LoraConfig's fields that get_peft_model takes and does not change."""
+"""Fields of LoraConfig that get_peft_model accepts and leaves unchanged."""
 
 
 def is_installed() -> bool:
-    """Whether Unsloth is there; nothing is imported."""
+    """Whether Unsloth is installed; nothing is imported."""
     found = find_spec("unsloth")
-    # A folder of that name, where the command is given, is none.
+    # A folder named unsloth in the working directory has a spec without an origin.
     return found is not None and found.origin is not None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unsloth:
+class Unsloth(Backend):
     """Unsloth's models, kernels and LoRA."""
 
     statistics: bool
-    """Whether Unsloth may tell its makers about the machine."""
+    """Whether Unsloth may send usage statistics about this machine."""
 
     name: ClassVar[str] = "unsloth"
 
@@ -90,12 +91,11 @@ class Unsloth:
         "torch_compile",
         "activation_offloading",
     )
-    """Shared parameters that Unsloth takes no value of, as it has its own way."""
 
     own_four_bits: ClassVar[bool] = True
 
     def problems(self) -> Iterator[str]:
-        """Refuse where it is not installed."""
+        """Refuse if Unsloth is not installed."""
         if not is_installed():
             yield (
                 "backend=unsloth, but Unsloth is not installed: make install-unsloth, or choose "
@@ -103,61 +103,44 @@ class Unsloth:
             )
 
     @property
+    @override
     def patches_models(self) -> bool:
-        """Whether models of this process are not those that plain transformers would load.
-
-        On a CPU Unsloth changes single objects; on a GPU it changes the models' classes.
-        """
         import torch
 
+        # On a CPU it patches single objects; on a GPU, the classes of models.
         return bool(torch.cuda.is_available())
 
+    @override
     @contextmanager
     def quietly(self) -> Iterator[None]:
-        """Keep Unsloth's banner and notices off the console; the run's log has them."""
         with redirect_stdout(_Log()):
             yield
 
+    @override
     def prepare(self, folder: Path) -> None:
-        """Import Unsloth, before anything that it patches.
-
-        Args:
-            folder: The run folder, for its cache.
-        """
         os.environ["UNSLOTH_COMPILE_LOCATION"] = str(folder / CACHE)
-        # Any value turns them off.
+        # Any value, even 0, turns the statistics off.
         os.environ.pop("UNSLOTH_DISABLE_STATISTICS", None)
         if not self.statistics:
             os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-        # Where bf16=true is slow on a CPU it would become false without a word.
+        # Otherwise bf16=true silently becomes false on CPUs that are slow at it.
         os.environ["UNSLOTH_CPU_BF16"] = "1"
         with self.quietly():
             import unsloth  # noqa: F401
 
+    @override
     def load_model(
         self,
         source: "Source",
         kept_layers: Sequence[int],
         dtype: "torch.dtype",
-        training: "Training",
+        training: Training,
     ) -> "PreTrainedModel":
-        """Load the model with only its kept layers, from a checkpoint that has no others.
-
-        Args:
-            source: The larger model's.
-            kept_layers: 0-based indices, ascending.
-            dtype: Of all floating-point weights.
-            training: What the model is for.
-
-        Raises:
-            ModelError: The model cannot be reduced exactly.
-            OutputError: The reduced model does not fit on the disk.
-        """
         from unsloth import FastLanguageModel
 
         adapter = training.adapter
         is_full = adapter.name == "full"
-        with _standing(source, kept_layers, training.folder) as place:
+        with _readable(source, kept_layers, training.folder) as place:
             model, _ = FastLanguageModel.from_pretrained(
                 **place,
                 max_seq_length=training.max_seq_length,
@@ -171,16 +154,16 @@ class Unsloth:
                 trust_remote_code=False,
                 fast_inference=False,
                 fix_tokenizer=False,
-                use_exact_model_name=True,  # otherwise a name may stand for a copy of Unsloth's
+                use_exact_model_name=True,  # otherwise Unsloth may load its own copy
             )
-        # An adapter trained on this model records it as its base.
+        # An adapter records this name as its base.
         model.name_or_path = model.config.name_or_path = source.name
         return model
 
-    def adapted(
-        self, model: "PreTrainedModel", training: "Training"
+    @override
+    def add_adapter(
+        self, model: "PreTrainedModel", training: Training
     ) -> "tuple[PreTrainedModel, None]":
-        """Give the model its adapter, if there is one; nothing of it is left to TRL."""
         if training.adapter.name == "full":
             return model, None
         from unsloth import FastLanguageModel
@@ -194,38 +177,41 @@ class Unsloth:
         )
         return model, None
 
-    def keeps(self, field: str, training: "Training", *, asked: bool) -> bool:
-        """Whether a field of SFTConfig has to be in use as it was given.
-
-        On a GPU Unsloth sets some anew that change no number, such as how batches are collected.
-        With every weight trained in bfloat16 it turns autocast to bfloat16 off.
-
-        Args:
-            field: Its name.
-            training: What it is for.
-            asked: Whether the config gives it; otherwise it has TRL's default.
-        """
+    @override
+    def preserves(self, field: str, training: Training, *, given: bool) -> bool:
         import torch
 
         if not torch.cuda.is_available():
             return True
+        # With all weights trained in bfloat16, Unsloth turns autocast to bfloat16 off.
         if field == "bf16" and training.adapter.name == "full":
             return False
-        return asked or field in NUMBERS
+        # It changes other defaults that affect no number, such as how batches are collated.
+        return given or field in NUMBERS
 
 
-def _checkpointing(training: "Training") -> str | bool:
+@dataclass(frozen=True, kw_only=True)
+class Auto:
+    """Unsloth if it supports the run, transformers otherwise; decided before the run starts."""
+
+    statistics: bool
+    """Whether Unsloth, if chosen, may send usage statistics about this machine."""
+
+    name: ClassVar[str] = "auto"
+
+
+def _checkpointing(training: Training) -> str | bool:
     return "unsloth" if training.gradient_checkpointing else False
 
 
 def misfits(
     model: Variant, adapter: Adapter, arguments: Mapping[str, Any], decided: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Name what Unsloth cannot do of a training; nothing is imported.
+    """Name what Unsloth does not support of a training; nothing is imported.
 
     Args:
         model: What is trained.
-        adapter: Which of its weights.
+        adapter: Which weights are trained.
         arguments: Fields of SFTConfig.
         decided: Values of the shared parameters in `Unsloth.decides`.
     """
@@ -287,10 +273,10 @@ def family_misfits(model_name: str) -> Iterator[str]:
 
 
 @contextmanager
-def _standing(
+def _readable(
     source: "Source", kept_layers: Sequence[int], folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Say where the model stands: at its source, or reduced in a folder that goes again."""
+    """Yield where to load the model from: its source, or a temporary reduced copy."""
     from lamina.depth.surgery import layer_count
     from lamina.export.reduced import write_reduced
 
@@ -307,10 +293,10 @@ def _standing(
 
 
 class _Log(TextIOBase):
-    """Writes what is printed into the run's log."""
+    """Sends printed lines to the run's log."""
 
+    @override
     def write(self, text: str) -> int:
-        """Log each line."""
         for line in filter(str.strip, text.splitlines()):
             logging.getLogger("unsloth").info("%s", line.rstrip())
         return len(text)
