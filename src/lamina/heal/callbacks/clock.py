@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
+from typing_extensions import override
 
 from lamina.data.tokenization import IGNORED
 from lamina.measure.speed import Flops
@@ -15,55 +16,55 @@ from lamina.runtime import distributed
 from lamina.runtime.device import peak_memory_bytes
 
 PHASES = ("data", "forward_backward", "optimizer", "evaluation", "save", "other")
-"""What a training's wall-clock time is split into; other is logging and callbacks."""
+"""Phases that a training's wall-clock time is split into; other is logging and callbacks."""
 
 SECONDS = "seconds/"
-"""What the names of the phases begin with in the logs."""
+"""Prefix of the phases' names in the logs."""
 
 STEP = ("data", "forward_backward", "optimizer")
 """The phases of an optimizer step."""
 
 
 def warm_up_steps(steps: int) -> int:
-    """Return how many of the first steps do not count as steady: a tenth, from 2 to 10.
+    """Return how many first steps to exclude from the speed: a tenth, from 2 to 10.
 
-    Kernels are compiled and memory is allocated in them. One step always counts.
+    They compile kernels and allocate memory. The last step always counts.
 
     Args:
-        steps: That this process is to take; a resumed training takes fewer than the whole.
+        steps: Steps this process takes; a resumed training takes fewer than its total.
     """
     return min(max(2, min(10, -(-steps // 10))), max(0, steps - 1))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How fast the steady steps were, over all processes."""
+    """The work and time of the steps after warm-up, over all processes."""
 
     seconds: float
-    """Wall-clock seconds, without evaluations and saves."""
+    """Wall-clock seconds, evaluations and saves excluded."""
     tokens: float
-    """That were read, padding left out."""
+    """Tokens read, padding excluded."""
     flops: float
-    """Floating-point operations, as `lamina.measure.speed` counts them."""
+    """Floating-point operations, as counted by `lamina.measure.speed`."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens that were read in a second."""
+        """Tokens read per second."""
         return self.tokens / self.seconds
 
     @property
     def flops_per_second(self) -> float:
-        """Operations in a second, of all processes together."""
+        """Operations per second of all processes together."""
         return self.flops / self.seconds
 
     def mfu(self, peak: float) -> float:
-        """Return the share of the processes' peak, in operations a second of each, that is used."""
+        """Return the utilization, given one process's peak in operations per second."""
         return self.flops_per_second / (peak * distributed.count())
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """The end of a step: what lies behind it."""
+    """Counts at the end of a step."""
 
     at: float
     left_out: float
@@ -74,15 +75,13 @@ class _Mark:
 
 
 class StepClock(TrainerCallback):
-    """Splits a training's time into phases, and counts what its steps read.
+    """Splits this process's wall-clock time into phases and counts the tokens of its steps.
 
-    Wall-clock time of this process. On an accelerator a step's end waits, once, for what is still
-    being computed there; the end of a backward pass needs no wait, since transformers counts its
-    tokens there. So each phase has the time of its own work.
+    The end of a step waits for the accelerator, so that each phase gets the time of its own work.
+    The end of a backward pass needs no wait: transformers counts tokens there, which synchronizes.
     """
 
     def __init__(self, flops: Flops) -> None:
-        """Take what the model's operations are; `on_train_begin` starts the clock."""
         self.flops = flops
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._phase: str | None = None
@@ -91,7 +90,7 @@ class StepClock(TrainerCallback):
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Count the body's time to a phase, and go on with the one before."""
+        """Attribute the body's time to a phase, then return to the previous one."""
         before = self._phase
         self.switch(phase)
         try:
@@ -100,7 +99,7 @@ class StepClock(TrainerCallback):
             self.switch(before)
 
     def switch(self, phase: str | None) -> None:
-        """Count the time until now to the phase that ends; outside of a training do nothing."""
+        """End the current phase and start another; outside a training do nothing."""
         if self._phase is None:
             return
         now = time.monotonic()
@@ -108,11 +107,10 @@ class StepClock(TrainerCallback):
         self._phase, self._since = phase, now
 
     def count(self, inputs: Mapping[str, torch.Tensor]) -> None:
-        """Count what attention and the output head have to do for one batch.
+        """Count the work of attention and the output head for one batch.
 
         Args:
-            inputs: As the model gets them: labels and position_ids or attention_mask, each
-                (batch, tokens).
+            inputs: The model's: labels, and position_ids or attention_mask, each (batch, tokens).
         """
         seen = _seen(inputs)
         windows = [seen if w is None else seen.clamp(max=w) for w in self.flops.per_pair]
@@ -120,10 +118,10 @@ class StepClock(TrainerCallback):
         self._counted = self._counted + torch.stack([targets, *(w.sum() for w in windows)]).cpu()
 
     def reading(self) -> Reading | None:
-        """Return the speed so far; all processes have to call it.
+        """Return the work and time since warm-up; all processes must call it.
 
         Returns:
-            None before the end of a steady step, and where no tokens are counted.
+            None until a step after warm-up ends, and if no tokens are counted.
         """
         first, last = self._steady, self._last
         if first is None or last.tokens == first.tokens:
@@ -138,14 +136,13 @@ class StepClock(TrainerCallback):
         )
 
     def spent(self) -> dict[str, float]:
-        """Return each phase's seconds and the most memory in use so far, as they are logged."""
+        """Return each phase's seconds and the peak memory so far, as logged."""
         seconds = {f"{SECONDS}{phase}": taken for phase, taken in self.seconds.items()}
         return {**seconds, "peak_memory_bytes": peak_memory_bytes()}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Start; a resumed training counts what it does itself."""
+    @override
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        # A resumed training counts only its own steps.
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._phase, self._since = "other", time.monotonic()
         self._counted = torch.zeros_like(self._counted)
@@ -153,25 +150,19 @@ class StepClock(TrainerCallback):
         self._steady: _Mark | None = None
         self._mark(state)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Go on to the optimizer, where gradients were not clipped before."""
-        self.switch("optimizer")
+    @override
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.switch("optimizer")  # already done if gradients were clipped
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """End the step, once the accelerator is done with it."""
+    @override
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         self.switch("other")
         self._mark(state)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Stop."""
+    @override
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self.switch(None)
 
     def _mark(self, state: TrainerState) -> None:
@@ -183,12 +174,9 @@ class StepClock(TrainerCallback):
 
 
 def _seen(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return how many tokens each token may look at, itself included; 0 for padding.
+    """Return how many tokens each token attends to, itself included, (batch, tokens).
 
-    Position ids begin anew in each document of a pack, whose mask keeps them apart.
-
-    Returns:
-        (batch, tokens)
+    Position ids restart with each document of a pack, whose mask keeps them apart. Padding is 0.
     """
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     if positions is not None:

@@ -1,4 +1,4 @@
-"""Loggers: TensorBoard and Weights & Biases, one run of theirs for each run of ours."""
+"""Loggers: TensorBoard and Weights & Biases, one of their runs per run."""
 
 import hashlib
 import os
@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from urllib.parse import urlsplit
+
+from typing_extensions import override
 
 from lamina.limits import one_of
 from lamina.runtime.files import disk_errors
@@ -27,8 +29,7 @@ class LoggerSettings(Protocol):
     """Settings of one logger."""
 
     def writer(self, context: "Context") -> "AbstractContextManager[TrainerCallback]":
-        """Open the logger for a run; leaving the context closes it, whatever happened."""
-        ...
+        """Open the logger for a run; leaving the context closes it, also after an error."""
 
 
 @contextmanager
@@ -37,11 +38,11 @@ def watchers(
     loggers: "Iterable[LoggerSettings | None]",
     callbacks: "Iterable[CallbackSettings | None]",
 ) -> Iterator[list[Any]]:
-    """Open the loggers and build the callbacks; all are closed whatever happens.
+    """Open the loggers and build the callbacks; all are closed, also after an error.
 
     Args:
-        context: Of the run.
-        loggers: Settings; None stands for one that was turned off.
+        context: The run's.
+        loggers: Their settings; None for one that is turned off.
         callbacks: Likewise.
     """
     with ExitStack() as stack:
@@ -53,15 +54,16 @@ def watchers(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorBoard:
+class TensorBoard(LoggerSettings):
     """Event files in {logging_dir}/{model_type}."""
 
+    @override
     @contextmanager
     def writer(self, context: "Context") -> Iterator["TrainerCallback"]:
-        """Open a writer; a resumed run's later steps are purged, so that none stands twice."""
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback
 
+        # A resumed run's later steps are purged, so that none appears twice.
         purge = None if context.resume_step is None else context.resume_step + 1
         with (
             disk_errors(context.logging_dir, "logging_dir"),
@@ -72,8 +74,8 @@ class TensorBoard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WandB:
-    """One Weights & Biases run; the key comes from the environment and is never written."""
+class WandB(LoggerSettings):
+    """A Weights & Biases run; the key comes from the environment and is never written."""
 
     project: str
     """Project of the run."""
@@ -87,9 +89,9 @@ class WandB:
     mode: Annotated[str, one_of("auto", "online", "offline")]
     """online, offline, or auto: online with a key and a network."""
 
+    @override
     @contextmanager
     def writer(self, context: "Context") -> Iterator["TrainerCallback"]:
-        """Start a run and finish it in any case: jobs of a sweep may share this process."""
         import wandb
 
         from lamina.heal.callbacks.wandb import WandbEntries
@@ -99,7 +101,7 @@ class WandB:
             project=self.project,
             name=context.run_name if self.name == "auto" else self.name,
             group=self._group(context),
-            # The same folder is the same run: a resumed job goes on under its id.
+            # The same folder is the same run: a resumed job continues under its id.
             id=hashlib.sha256(str(context.run_dir).encode()).hexdigest()[:16],
             resume="allow",
             mode=self._mode(),
@@ -112,7 +114,7 @@ class WandB:
             yield entries
             with entries.while_connected():
                 run.summary.update({k: v for k, v in context.metrics.items() if v is not None})
-        # Whatever ended the run, a sweep's next job must not log into it; the error goes on.
+        # Whatever ended the run, a sweep's next job must not log into it.
         except BaseException:
             with entries.while_connected():
                 run.finish(exit_code=1)
@@ -135,17 +137,17 @@ class WandB:
 
 @contextmanager
 def _silent_threads() -> Iterator[None]:
-    """Let a thread that cannot write die without a traceback: TensorBoard raises it again itself.
+    """Let a thread that cannot write die without a traceback.
 
-    That is at the next entry, or when the writer is closed (tensorboard 2.21).
+    TensorBoard 2.21 raises the error again at the next entry, or when its writer is closed.
     """
     before = threading.excepthook
 
-    def tell(arguments: threading.ExceptHookArgs) -> None:
+    def report(arguments: threading.ExceptHookArgs) -> None:
         if not isinstance(arguments.exc_value, OSError):
             before(arguments)
 
-    threading.excepthook = tell
+    threading.excepthook = report
     try:
         yield
     finally:

@@ -1,33 +1,31 @@
-"""The transformers callbacks behind the settings in `lamina.heal.callbacks.settings`."""
+"""The transformers callbacks that `lamina.heal.callbacks.settings` builds."""
 
 import math
 import sys
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from typing_extensions import override
 
 from lamina.errors import TrainingError
 from lamina.heal.callbacks.clock import SECONDS
 from lamina.units import time_split
 
 HISTORY_FIELDS = ("step", "tokens", "loss", "learning_rate", "eval_loss")
-"""What an entry of result.json's history holds; None where a step did not log it."""
+"""Fields of an entry in result.json's history; None if the step did not log it."""
 
 
 class ProgressLine(TrainerCallback):
-    """One line on the console: loss, learning rate, speed, memory, where the time goes."""
+    """A console line with loss, learning rate, speed, memory and the split of time."""
 
     def __init__(self, description: str) -> None:
-        """Give the line its description."""
         self.description = description
         self.shown: dict[str, str] = {}
         self.split: dict[str, str] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Show the line."""
+    @override
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -38,21 +36,12 @@ class ProgressLine(TrainerCallback):
             disable=not state.is_world_process_zero,
         )
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Advance it."""
+    @override
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **_: Any,
-    ) -> None:
-        """Show the newest figures."""
+    @override
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         if "eval_loss" in logs:
             self.shown["eval_loss"] = f"{logs['eval_loss']:.4f}"
         if "loss" in logs:
@@ -68,14 +57,12 @@ class ProgressLine(TrainerCallback):
             self.split = {"time": time_split(seconds).replace(",", "")}
         self.bar.set_postfix({**self.shown, **self.split}, refresh=False)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Leave it as it is."""
+    @override
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self.close()
 
     def close(self) -> None:
-        """End the line, also where the training was cut off: what is printed next needs its own."""
+        """End the line, also after an error, so that the next output starts on its own."""
         if hasattr(self, "bar"):
             self.bar.close()
 
@@ -83,19 +70,15 @@ class ProgressLine(TrainerCallback):
 class StopOnNonFiniteLoss(TrainerCallback):
     """Raises at the first loss that is NaN or infinite."""
 
+    @override
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
+        control: Any,
         logs: dict[str, float],
         **_: Any,
     ) -> None:
-        """Look at the losses that are logged.
-
-        Raises:
-            TrainingError: One of them is not finite.
-        """
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise TrainingError(
@@ -106,29 +89,22 @@ class StopOnNonFiniteLoss(TrainerCallback):
 
 
 class KeepHistory(TrainerCallback):
-    """Fills a list with one entry for each step that logs a loss."""
+    """Fills a list with one entry per step that logs a loss."""
 
     def __init__(self, history: list[dict[str, Any]]) -> None:
-        """Take the list to fill."""
         self.history = history
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Begin with what a checkpoint remembers: the history up to the step it was saved at."""
+    @override
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        # A checkpoint remembers the history up to its step.
         self.history.clear()
         for logs in state.log_history:
             self._add(logs)
 
+    @override
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
     ) -> None:
-        """Add the newest figures."""
         seen = {"num_input_tokens_seen": state.num_input_tokens_seen, "step": state.global_step}
         self._add({**logs, **seen})
 

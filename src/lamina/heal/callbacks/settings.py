@@ -1,8 +1,10 @@
-"""Settings of callbacks; they build the ones of `lamina.heal.callbacks.progress`."""
+"""Settings of callbacks, which build those in `lamina.heal.callbacks.progress`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from typing_extensions import override
 
 from lamina.limits import AT_LEAST_ONE
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a callback or a logger may want to know about its run."""
+    """What callbacks and loggers may use of a run."""
 
     run_dir: Path
     """The run folder."""
@@ -21,19 +23,19 @@ class Context:
     """Folder of this variant's logs."""
 
     run_name: str
-    """Variant, kept layers and adapter, for people."""
+    """Variant, kept layers and adapter, for display."""
 
     config: dict[str, Any]
-    """The run's settings, for a logger to show."""
+    """The run's settings, for loggers."""
 
     resume_step: int | None
-    """Optimizer step that the training goes on from; None for a fresh start."""
+    """Optimizer step of the checkpoint to resume from; None for a fresh start."""
 
     history: list[dict[str, Any]]
-    """result.json's history, for a callback to fill."""
+    """result.json's history; a callback fills it."""
 
     metrics: dict[str, Any]
-    """result.json's metrics; complete once the run has ended."""
+    """result.json's metrics; complete at the end of the run."""
 
 
 class CallbackSettings(Protocol):
@@ -41,54 +43,53 @@ class CallbackSettings(Protocol):
 
     def build(self, context: Context) -> "TrainerCallback":
         """Build the callback for a run."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
-    """A progress line: loss, learning rate, tokens a second and the time left."""
+class Progress(CallbackSettings):
+    """A progress line: loss, learning rate, tokens per second and the time left."""
 
+    @override
     def build(self, context: Context) -> "TrainerCallback":
-        """Build the callback."""
         from lamina.heal.callbacks.progress import ProgressLine
 
         return ProgressLine(context.run_name)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FiniteLoss:
-    """Stops the run once a loss is not finite: nothing after that can be trusted."""
+class FiniteLoss(CallbackSettings):
+    """Stops the run at a loss that is not finite."""
 
+    @override
     def build(self, context: Context) -> "TrainerCallback":
-        """Build the callback."""
         from lamina.heal.callbacks.progress import StopOnNonFiniteLoss
 
         return StopOnNonFiniteLoss()
 
 
 @dataclass(frozen=True, kw_only=True)
-class History:
-    """Fills result.json's history; a resumed run's is cut at the step it goes on from."""
+class History(CallbackSettings):
+    """Fills result.json's history; a resumed run keeps it up to the checkpoint's step."""
 
+    @override
     def build(self, context: Context) -> "TrainerCallback":
-        """Build the callback."""
         from lamina.heal.callbacks.progress import KeepHistory
 
         return KeepHistory(context.history)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlyStopping:
-    """Stops once eval_loss no longer falls."""
+class EarlyStopping(CallbackSettings):
+    """Stops when eval_loss no longer falls."""
 
     patience: Annotated[int, AT_LEAST_ONE]
     """Evaluations without a better eval_loss."""
 
     threshold: float
-    """How much lower eval_loss must be to count as better, in nats a token."""
+    """Least decrease of eval_loss that counts as better, in nats per token."""
 
+    @override
     def build(self, context: Context) -> "TrainerCallback":
-        """Build transformers' callback."""
         from transformers import EarlyStoppingCallback
 
         return EarlyStoppingCallback(self.patience, self.threshold)
