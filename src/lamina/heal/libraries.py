@@ -1,4 +1,4 @@
-"""The libraries' process-wide state during a run: seeds, threads, quiet consoles."""
+"""Process-wide state of the libraries during a run: imports, seeds, threads, logging."""
 
 import gc
 import logging
@@ -11,11 +11,10 @@ from importlib import import_module
 
 @cache
 def import_heavy() -> None:
-    """Import torch and its relatives with the garbage collector off: a second of four.
+    """Import torch and its relatives with garbage collection off, which saves a second of four.
 
-    Nothing that an import leaves behind is garbage, and the collector looks at all of it again and
-    again while it grows. That holds once in a process: later in a sweep, what a job left would be
-    kept for ever.
+    Imports leave no garbage, yet the collector would scan all they create again and again. Only
+    once per process: later, freezing would keep what a sweep's earlier job left.
     """
     gc.disable()
     try:
@@ -28,22 +27,19 @@ def import_heavy() -> None:
 
 @contextmanager
 def prepared(seed: int, num_threads: int | None) -> Iterator[None]:
-    """Seed all random generators and keep the libraries' notices in the run's log file.
-
-    Their progress bars for loading and saving go: ours say what happens. Tokenizers warn about
-    every fork unless they are told.
+    """Seed all random generators and send the libraries' notices to the run's log only.
 
     Args:
-        seed: Of Python, NumPy and torch.
-        num_threads: Of torch on a CPU, until the run ends; None leaves torch's choice. Sums depend
-            on it in their last bits.
+        seed: For Python, NumPy and torch.
+        num_threads: torch's threads on a CPU; None for its default. The last bits of sums depend
+            on it.
     """
     import_heavy()
     import torch
     import transformers
     from transformers.utils import logging as transformers_logging
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # they warn at every fork otherwise
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
     transformers_logging.disable_progress_bar()

@@ -1,7 +1,7 @@
-"""Equal shares of the rows for each process, without a row that counts twice.
+"""Equal shares of the rows for each process, none counted twice.
 
-Accelerate 1.15 fills the last batches up with rows from the beginning; here rows of which no token
-is trained do that, so that losses are those of one process.
+Accelerate 1.15 fills the last batches with rows from the beginning. Here rows without a trained
+token fill them, so that losses equal those of one process.
 """
 
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def filled(rows: "Dataset", multiple: int, padding: int) -> "Dataset":
-    """Return the rows and, at their end, as many without trained tokens as make a multiple.
+    """Append rows without trained tokens until their number is a multiple.
 
     Args:
-        rows: Tokenized, and packed or not.
-        multiple: Of rows: what all processes take at once.
-        padding: Token of which those rows consist: what counts tokens leaves it out.
+        rows: Tokenized, packed or not.
+        multiple: Rows that all processes take at once.
+        padding: Token id the appended rows consist of, so that no count includes them.
     """
     from datasets import Dataset, concatenate_datasets
 
@@ -36,10 +36,10 @@ def filled(rows: "Dataset", multiple: int, padding: int) -> "Dataset":
 
 
 def set_epoch(loader: "DataLoader", epoch: int) -> None:
-    """Give a data loader the order of an epoch, 0-based.
+    """Set the epoch, 0-based, that decides a data loader's order.
 
-    Where several processes go on in the middle of an epoch, accelerate 1.15 and transformers 5.17
-    do not reach the sampler below two others: the rest of the epoch would be that of the first one.
+    When several processes resume within an epoch, accelerate 1.15 and transformers 5.17 do not
+    reach the sampler below two others, and the rest of the epoch would repeat the first one's.
     """
     node: Any = loader
     while getattr(node, "batch_sampler", None) is not None:
@@ -49,15 +49,15 @@ def set_epoch(loader: "DataLoader", epoch: int) -> None:
 
 
 class ShuffledThenFilled(Sampler[int]):
-    """The order in which one process would take the rows, and then those that fill up."""
+    """The order in which one process would take the rows, then the rows that fill up."""
 
     def __init__(self, rows: "Dataset", multiple: int, seed: int | None) -> None:
-        """Take what decides the order.
+        """Shuffle rows that are not filled up yet.
 
         Args:
-            rows: Before they were filled up.
-            multiple: As for `filled`.
-            seed: Of the order, in the first epoch.
+            rows: The rows.
+            multiple: See `filled`.
+            seed: Seed of the first epoch's order.
         """
         self.shuffled = SeedableRandomSampler(rows, data_seed=seed)
         self.total = len(rows) + -len(rows) % multiple
@@ -70,5 +70,5 @@ class ShuffledThenFilled(Sampler[int]):
         yield from range(len(self.shuffled), self.total)
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the order of an epoch, 0-based."""
+        """Set the epoch, 0-based, that decides the order."""
         self.shuffled.set_epoch(epoch)

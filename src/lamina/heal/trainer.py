@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with an eval_loss that does not depend on how rows fall into batches."""
+"""TRL's SFTTrainer with an eval_loss that does not depend on the batch size."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,12 +9,10 @@ import torch
 from datasets import Dataset
 from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-)
+from transformers import PreTrainedModel, PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
+from typing_extensions import override
 
 from lamina.data.tokenization import IGNORED
 from lamina.depth.reduction import blueprint
@@ -30,18 +28,17 @@ from lamina.runtime.files import disk_errors, partial_path, replacing
 from lamina.runtime.sizes import state_bytes, trained, weight_bytes
 
 SPEED = ("tokens_per_second", "flops_per_second", "mfu")
-"""What is logged and recorded of the speed; mfu only where the accelerator's peak is known."""
+"""Logged and recorded figures of speed; mfu only if the accelerator's peak is known."""
 
 
 class TokenLossTrainer(SFTTrainer):
-    """An SFTTrainer whose eval_loss is summed over tokens.
+    """An SFTTrainer whose eval_loss is a mean over tokens.
 
-    The stock one averages batch means: the same weights and rows give another loss with another
-    batch size (transformers issue 39241, open in 5.17), and the best checkpoint with it.
+    The stock one averages batch means, so the loss and the choice of the best checkpoint depend on
+    the batch size (transformers issue 39241, open in 5.17).
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Build an SFTTrainer; takes what it takes."""
         super().__init__(*arguments, **options)
         self.clock = StepClock(training_flops(self.model))
         self.remove_callback(PrinterCallback)
@@ -51,13 +48,11 @@ class TokenLossTrainer(SFTTrainer):
         self._token_nll = torch.zeros(2, dtype=torch.float64)
         self._saving_in: Path | None = None
 
+    @override
     def train(self, *arguments: Any, **options: Any) -> Any:
-        """Train; what is changed for it in the whole process is put back.
-
-        PEFT 0.21 casts what each adapter reads to the adapter's float32, and autocast casts it back
-        for the product: two copies of every input, one of which is kept for the backward pass. With
-        autocast both are left out, and every product is the same; DoRA computes more in between.
-        """
+        # PEFT 0.21 casts an adapter's input to float32 and autocast casts it back: two copies, one
+        # of them kept for the backward pass. With autocast both casts can go and every product is
+        # the same, except in DoRA, which computes more in between.
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         kernels = contained(base) if self.args.use_liger_kernel else nullcontext()
         variants = any(getattr(module, "lora_variant", None) for module in self.model.modules())
@@ -66,11 +61,11 @@ class TokenLossTrainer(SFTTrainer):
             return super().train(*arguments, **options)
 
     def trainable_parameters(self) -> int:
-        """Return how many weights are trained."""
+        """Return the number of trained weights."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def figures(self) -> dict[str, Any]:
-        """Return what a finished training measured, under result.json's names."""
+        """Return the figures of a finished training by their names in result.json."""
         seconds = self.clock.seconds
         return {
             "eval_loss": self.state.best_metric,
@@ -82,7 +77,7 @@ class TokenLossTrainer(SFTTrainer):
         }
 
     def speed(self) -> dict[str, float | None]:
-        """Return how fast the steady steps were so far; all processes have to call it."""
+        """Return the speed after warm-up so far; all processes must call it."""
         reading = self.clock.reading()
         if reading is None:
             return dict.fromkeys(SPEED)
@@ -94,23 +89,22 @@ class TokenLossTrainer(SFTTrainer):
         )
         return dict(zip(SPEED, speed, strict=True))
 
+    @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; beside a loss of the training stands how fast it is, and what it takes."""
         if "loss" in logs:
             logs.update(self.clock.spent())
             logs.update({name: value for name, value in self.speed().items() if value is not None})
         super().log(logs, start_time)
 
     def _peak(self) -> float | None:
-        """Return what one accelerator computes in a second at most, where that is known."""
+        """Return one accelerator's peak in operations per second, if known."""
         weights = str(next(iter(self.model.parameters())).dtype).removeprefix("torch.")
         return compute_peak(bf16=self.args.bf16, fp16=self.args.fp16, weights=weights)
 
     def best_model(self) -> PreTrainedModel:
-        """Return the model, with the best checkpoint's weights, out of its wrappers.
+        """Return the unwrapped model, with the best checkpoint's weights.
 
-        Where the weights are spread over the processes, the first one gets the whole model; all of
-        them have to call it.
+        If the weights are sharded, only the first process gets the whole model; all must call it.
         """
         model = self.accelerator.unwrap_model(self.model)
         if not self.is_fsdp_enabled:
@@ -118,14 +112,15 @@ class TokenLossTrainer(SFTTrainer):
         weights = self.accelerator.get_state_dict(self.model)
         if not distributed.is_first():
             return model
-        # FSDP2 puts a class of its own over the model's.
+        # FSDP2 replaces the model's class by one of its own.
         plain, dtype = type(blueprint(model.config)), next(iter(weights.values())).dtype
         return plain.from_pretrained(None, config=model.config, state_dict=weights, dtype=dtype)
 
+    @override
     def _get_dataloader(
         self, dataset: Dataset, description: str, batch_size: int, **options: Any
     ) -> DataLoader:
-        """Build a data loader; several processes get equal shares, and no row counts twice."""
+        # Accelerate 1.15 repeats rows to fill the last batches of several processes.
         rows, at_once = dataset, batch_size * distributed.count()
         if distributed.count() > 1 and not self.args.dataloader_drop_last:
             dataset = filled(rows, at_once, self.processing_class.pad_token_id)
@@ -134,42 +129,44 @@ class TokenLossTrainer(SFTTrainer):
                 options["sampler_fn"] = lambda _: ShuffledThenFilled(rows, at_once, seed)
         return super()._get_dataloader(dataset, description, batch_size, **options)
 
+    @override
     def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
-        """Count the tokens that are read, without the rows that only fill up a batch."""
         if distributed.count() > 1 and "attention_mask" in inputs:
-            meant = (inputs["labels"] != IGNORED).any(dim=1, keepdim=True)
-            inputs = {**inputs, "attention_mask": inputs["attention_mask"] * meant}
+            # Rows that only fill up a batch have no trained token.
+            counts = (inputs["labels"] != IGNORED).any(dim=1, keepdim=True)
+            inputs = {**inputs, "attention_mask": inputs["attention_mask"] * counts}
         super()._track_num_input_tokens(inputs)
         self.clock.count(inputs)
 
+    @override
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
-        """Fetch the batches of one step, and take the time."""
         self.clock.switch("data")
         batches = super().get_batch_samples(*arguments, **options)
         self.clock.switch("forward_backward")
         return batches
 
+    @override
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        """Clip gradients, which counts to the optimizer's time."""
         self.clock.switch("optimizer")
         return super()._clip_grad_norm(model)
 
+    @override
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
-        """Evaluate, and take the time."""
         with self.clock.during("evaluation"):
             return super().evaluate(*arguments, **options)
 
+    @override
     def _get_output_dir(self, trial: Any) -> str:
-        """Return the folder of checkpoint-{step}/; while one is saved, a temporary one."""
         return str(self._saving_in or self.args.output_dir)
 
+    @override
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Save a checkpoint under a temporary name; it gets its own once it is whole."""
+        # transformers 5.17 writes in place: a save that is cut off looks like a checkpoint.
         folder = Path(self.args.output_dir)
         target = folder / f"checkpoint-{self.state.global_step}"
-        whole = replacing(target) if self.args.should_save else nullcontext(partial_path(target))
-        on_disk = disk_errors(folder, "output_dir", self._checkpoint_bytes)
-        with self.clock.during("save"), on_disk, whole as partial:
+        saving = replacing(target) if self.args.should_save else nullcontext(partial_path(target))
+        errors = disk_errors(folder, "output_dir", self._checkpoint_bytes)
+        with self.clock.during("save"), errors, saving as partial:
             self.accelerator.wait_for_everyone()
             self._saving_in = partial.parent
             try:
@@ -186,11 +183,11 @@ class TokenLossTrainer(SFTTrainer):
             rotate_checkpoints(str(folder), self.args.save_total_limit, best)
 
     def _checkpoint_bytes(self) -> int:
-        """Return what one checkpoint takes, about: the trained weights and their optimizer."""
+        """Return the approximate bytes of one checkpoint."""
         return weight_bytes(trained(self.model)) + state_bytes(self.optimizer.state)
 
+    @override
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
-        """Evaluate; the loss is the sum over all ranks' tokens divided by their number."""
         self._token_nll = torch.zeros(2, dtype=torch.float64)
         output = super().evaluation_loop(*arguments, **options)
         nll, tokens = self.accelerator.reduce(self._token_nll.to(self.args.device)).tolist()
@@ -198,6 +195,7 @@ class TokenLossTrainer(SFTTrainer):
         output.metrics[f"{prefix}_loss"] = nll / tokens
         return output
 
+    @override
     def prediction_step(
         self,
         model: torch.nn.Module,
@@ -205,23 +203,21 @@ class TokenLossTrainer(SFTTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """Evaluate one batch and add its tokens' loss to the sum."""
         tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
         with self._plain_loss():
             loss, logits, labels = super().prediction_step(
                 model, inputs, prediction_loss_only, ignore_keys
             )
-        if tokens:  # a batch that only fills up a rank's share has none, and no mean
+        if tokens:  # none in a batch of rows that only fill up
             self._token_nll += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
         return loss, logits, labels
 
     @contextmanager
     def _plain_loss(self) -> Iterator[None]:
-        """Evaluate the mean negative log-likelihood of the batch, whatever is trained on.
+        """Evaluate the batch's mean negative log-likelihood, whatever loss is trained on.
 
-        Transformers 5.17 smooths labels, and TRL 1.14 weighs tokens (loss_type=dft), there, too;
-        and several processes get shares of the mean of all their batches. liger-kernel's loss
-        weighs tokens wherever loss_type says so.
+        In evaluation, too, transformers 5.17 smooths labels and gives each of several processes a
+        share of the mean over all, and TRL 1.14 and liger-kernel weight tokens if loss_type=dft.
         """
         trained_on = {name: getattr(self, name) for name in ("label_smoother", "compute_loss_func")}
         self.__dict__.update(dict.fromkeys(trained_on))
@@ -235,14 +231,13 @@ class TokenLossTrainer(SFTTrainer):
             self.__dict__.update(trained_on)
             self.args.__dict__.update(arguments)
 
+    @override
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
-        """Train for an epoch; a training that was stopped after its last step is not gone on with.
-
-        transformers 5.17 takes one more step before it looks at the number of steps.
-        """
+        # Resuming after the last step does nothing; transformers 5.17 would take one more step.
         if self.state.global_step < self.state.max_steps:
             set_epoch(options["train_dataloader"], options["epoch"])
             super()._run_epoch(*arguments, **options)
 
+    @override
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
-        """Write no card beside each checkpoint: final/ gets one that says what was removed."""
+        """Write no card beside checkpoints: final/ gets one that says what was removed."""
