@@ -77,7 +77,7 @@ def test_a_family_that_does_not_take_it_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         kernels.attention_kernel("flex", family, "float32")
     assert str(caught.value) == (
-        "attention=flex: Plain does not take it; leave it out, or give sdpa or eager"
+        "attention=flex: Plain does not support it; leave it out, or give sdpa or eager"
     )
     assert kernels.attention_kernel("eager", family, "float32") == "eager"
     assert kernels.attention_kernel("auto", family, "float32") is None
@@ -104,9 +104,7 @@ def test_a_model_that_does_not_change_its_attention_is_refused() -> None:
     model.config = SimpleNamespace(_attn_implementation="eager")
     with pytest.raises(ConfigError) as caught:
         kernels.use_attention("sdpa", model, "float32")
-    assert str(caught.value) == (
-        "attention=sdpa: Fixed computes it as eager whatever is asked for; leave it out"
-    )
+    assert str(caught.value) == ("attention=sdpa: Fixed always computes it as eager; leave it out")
 
 
 @pytest.mark.usefixtures("flash")

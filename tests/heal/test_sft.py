@@ -1,4 +1,4 @@
-"""What was asked for is what the trainer got; a change on the way is an error."""
+"""Settings reach the trainer unchanged; a library that changes one is an error."""
 
 from pathlib import Path
 from typing import Any
@@ -105,26 +105,25 @@ def test_every_setting_arrives(plan: Plan, tmp_path: Path) -> None:
         (
             "args.learning_rate",
             5e-5,
-            "trainer.args.learning_rate=0.001 was asked for, but the trainer got 5e-05: a library "
-            "changed it; give trainer.args.learning_rate=5e-05 if that is meant",
+            "trainer.args.learning_rate=0.001, but a library changed it to 5e-05: give "
+            "trainer.args.learning_rate=5e-05 if that is intended",
         ),
         (
             "args.optim",
             "adamw_8bit",
-            "trainer.args.optim=sgd was asked for, but the trainer got adamw_8bit: a library "
-            "changed it; give trainer.args.optim=adamw_8bit if that is meant",
+            "trainer.args.optim=sgd, but a library changed it to adamw_8bit: give "
+            "trainer.args.optim=adamw_8bit if that is intended",
         ),
         (
             "args.max_grad_norm",  # which the config leaves to TRL
             0.5,
-            "trainer.args.max_grad_norm=1.0 was asked for, but the trainer got 0.5: a library "
-            "changed it; give trainer.args.max_grad_norm=0.5 if that is meant",
+            "trainer.args.max_grad_norm=1.0, but a library changed it to 0.5: give "
+            "trainer.args.max_grad_norm=0.5 if that is intended",
         ),
         (
             "model.peft_config.default.r",
             16,
-            "adapter.r=4 was asked for, but the trainer got 16: a library changed it; give "
-            "adapter.r=16 if that is meant",
+            "adapter.r=4, but a library changed it to 16: give adapter.r=16 if that is intended",
         ),
     ],
 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 ALL_LINEAR = "all-linear"
-"""Stands for every linear layer but the output head."""
+"""PEFT's word for every linear layer but the output head."""
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Prefixes of adapter.init_lora_weights whose values change the base's weights, too."""
@@ -44,7 +44,7 @@ class Lora:
     """Module names, or all-linear: every linear layer but the output head."""
 
     further: dict[str, Any]
-    """Any other fields of PEFT's LoraConfig."""
+    """Other fields of PEFT's LoraConfig."""
 
     name: ClassVar[str] = "lora"
 
@@ -52,7 +52,7 @@ class Lora:
 
     @classmethod
     def of(cls, **given: Any) -> "Lora":
-        """Build one from the keys of the config's node: ours, and any other of LoraConfig."""
+        """Build from the config's keys: the fields above and any other of LoraConfig."""
         own = {field.name for field in fields(cls)}
         named = {key: value for key, value in given.items() if key in own}
         further = {key: value for key, value in given.items() if key not in own}
@@ -89,7 +89,7 @@ class Lora:
             )
 
     def settings(self) -> dict[str, Any]:
-        """Return what is asked for, under PEFT's names."""
+        """Return the settings by their names in PEFT."""
         return {
             "r": self.r,
             "lora_alpha": self.alpha,
@@ -100,7 +100,7 @@ class Lora:
         }
 
     def peft_config(self) -> "LoraConfig":
-        """Return PEFT's form of these settings.
+        """Return these settings as PEFT's LoraConfig.
 
         Raises:
             ConfigError: PEFT refuses them.
@@ -109,7 +109,7 @@ class Lora:
 
         settings = self.settings()
         try:
-            if "runtime_config" in settings:  # the one nested class that PEFT does not build itself
+            if "runtime_config" in settings:  # the one nested class PEFT does not build itself
                 settings["runtime_config"] = LoraRuntimeConfig(**settings["runtime_config"])
             return LoraConfig(task_type="CAUSAL_LM", **settings)
         except (TypeError, ValueError, ImportError) as error:
@@ -118,12 +118,12 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Dora(Lora):
-    """Updates of each weight's direction, beside its magnitude (Liu et al. 2024, 2402.09353)."""
+    """Separate updates of weights' magnitude and direction (Liu et al. 2024, arXiv:2402.09353)."""
 
     name: ClassVar[str] = "dora"
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """Return what is asked for, under PEFT's names."""
         return {**super().settings(), "use_dora": True}
 
 
@@ -152,7 +152,7 @@ class QLora(Lora):
 
 @dataclass(frozen=True, kw_only=True)
 class Full:
-    """Every weight is trained; there is no adapter."""
+    """Train every weight, without an adapter."""
 
     name: ClassVar[str] = "full"
 
@@ -164,11 +164,11 @@ class Full:
             yield f"export.form={form} needs adapter=lora: adapter=full has none"
 
     def settings(self) -> dict[str, Any]:
-        """Return nothing: nothing is asked of PEFT."""
+        """Return no settings of PEFT."""
         return {}
 
     def peft_config(self) -> None:
-        """Return nothing: PEFT is not used."""
+        """Return None: PEFT is not used."""
 
 
 Adapter = Lora | Full

@@ -1,7 +1,7 @@
-"""Attention implementations and liger-kernel, held against the machine and the model.
+"""Attention implementations and liger-kernel, checked against the machine and the model.
 
-Losses before and after healing are measured with the attention that transformers picks by itself,
-whatever the training uses, so that they stay comparable.
+Losses before and after healing are measured with transformers' default attention, whatever the
+training uses, so that they stay comparable.
 """
 
 import ast
@@ -20,45 +20,50 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FLASH = {"flash-attn-3": "flash_attention_3", "flash-attn": "flash_attention_2"}
-"""Packages of flash attention, the faster one first, and transformers' names of them."""
+"""Packages of flash attention, the faster one first, with transformers' names for them."""
 
-FLAGS = {
+SUPPORTS = {
     "flash": "_supports_flash_attn",
     "flex": "_supports_flex_attn",
     "sdpa": "_supports_sdpa",
 }
-"""Where a model's class says what it takes; every one takes eager."""
+"""Attributes by which a model's class says what it supports; all support eager."""
 
 MASKED = ("sdpa", "eager")
-"""Those that need a mask of one byte for every pair of a batch's tokens."""
+"""Implementations that need a mask of one byte per pair of a batch's tokens."""
+
+LIGER_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
+"""Name of liger-kernel's table of model families."""
 
 
-def attention_problem(asked: str, dtype: str) -> str | None:
-    """Say why this machine cannot do what is asked for, or return nothing; torch is not imported.
+def attention_problem(kind: str, dtype: str) -> str | None:
+    """Return why this machine cannot compute attention so, or None; torch is not imported.
 
     Args:
-        asked: Value of attention.
+        kind: Value of attention.
         dtype: torch's name of the weights' type.
     """
-    if asked in ("flash", "flex") and not visible_devices():
-        return f"attention={asked} needs a GPU: leave it out"
-    if asked == "flash" and installed_flash() is None:
+    if kind in ("flash", "flex") and not visible_devices():
+        return f"attention={kind} needs a GPU: leave it out"
+    if kind == "flash" and installed_flash() is None:
         return (
             "attention=flash needs flash-attn: pip install flash-attn --no-build-isolation, or "
             "leave it out"
         )
-    if asked == "flash" and dtype == "float32":
-        return "attention=flash takes no weights in float32: give dtype=bfloat16, or leave it out"
+    if kind == "flash" and dtype == "float32":
+        return (
+            "attention=flash does not support float32 weights: give dtype=bfloat16, or leave it out"
+        )
     return None
 
 
-def may_need_mask(asked: str) -> bool:
-    """Whether a batch's mask may be made; torch is not imported."""
-    return asked in MASKED or (asked == "auto" and not visible_devices())
+def may_need_mask(kind: str) -> bool:
+    """Whether a value of attention may need a mask; torch is not imported."""
+    return kind in MASKED or (kind == "auto" and not visible_devices())
 
 
 def installed_flash() -> str | None:
-    """Return transformers' name of the flash attention that is installed."""
+    """Return transformers' name of the installed flash attention."""
     for package, name in FLASH.items():
         with suppress(PackageNotFoundError):
             version(package)
@@ -66,60 +71,59 @@ def installed_flash() -> str | None:
     return None
 
 
-def attention_kernel(asked: str, model: "type[PreTrainedModel]", dtype: str) -> str | None:
-    """Choose who computes a model's attention.
+def attention_kernel(kind: str, model: "type[PreTrainedModel]", dtype: str) -> str | None:
+    """Choose the implementation of a model's attention.
 
     Args:
-        asked: auto, flash, flex, sdpa or eager.
-        model: Its class.
-        dtype: torch's name of its weights' type.
+        kind: auto, flash, flex, sdpa or eager.
+        model: The model's class.
+        dtype: torch's name of the weights' type.
 
     Returns:
-        transformers' name; None for what transformers has chosen by itself.
+        transformers' name; None for its default.
 
     Raises:
-        ConfigError: The model's family does not take what is asked for.
+        ConfigError: The model's family does not support it.
     """
-    if asked != "auto":
-        name = _name(asked, model)
+    if kind != "auto":
+        name = _name(kind, model)
         if name is None:
-            taken = [kind for kind in FLAGS if _name(kind, model)]
+            supported = [each for each in SUPPORTS if _name(each, model)]
             raise ConfigError(
-                f"attention={asked}: {model.__name__} does not take it; leave it out, or give "
-                f"{' or '.join([*taken, 'eager'])}"
+                f"attention={kind}: {model.__name__} does not support it; leave it out, or give "
+                f"{' or '.join([*supported, 'eager'])}"
             )
         return name
     import torch
 
-    if not torch.cuda.is_available():  # CUDA_VISIBLE_DEVICES may name devices that are not there
+    if not torch.cuda.is_available():  # CUDA_VISIBLE_DEVICES may name absent devices
         return None
-    able = (kind for kind in ("flash", "flex") if attention_problem(kind, dtype) is None)
-    return next((name for kind in able if (name := _name(kind, model))), None)
+    able = (each for each in ("flash", "flex") if attention_problem(each, dtype) is None)
+    return next((name for each in able if (name := _name(each, model))), None)
 
 
-def use_attention(asked: str, model: "PreTrainedModel", dtype: str) -> None:
-    """Let a model compute its attention as it is asked for.
+def use_attention(kind: str, model: "PreTrainedModel", dtype: str) -> None:
+    """Set the implementation of a model's attention.
 
     Raises:
-        ConfigError: It does not take that, or transformers cannot change it.
+        ConfigError: The model does not support it, or transformers cannot change it.
     """
-    name = attention_kernel(asked, type(model), dtype)
+    name = attention_kernel(kind, type(model), dtype)
     if name is None:
         return
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"attention={asked}: {str(error).splitlines()[0]}") from error
-    if (got := model.config._attn_implementation) != name and asked != "auto":
+        raise ConfigError(f"attention={kind}: {str(error).splitlines()[0]}") from error
+    if (used := model.config._attn_implementation) != name and kind != "auto":
         raise ConfigError(
-            f"attention={asked}: {type(model).__name__} computes it as {got} whatever is asked "
-            "for; leave it out"
+            f"attention={kind}: {type(model).__name__} always computes it as {used}; leave it out"
         )
 
 
 def _name(kind: str, model: "type[PreTrainedModel]") -> str | None:
-    """Return transformers' name of a kind, if the model's class takes it."""
-    if kind in FLAGS and not getattr(model, FLAGS[kind]):
+    """Return transformers' name of a kind, if the model's class supports it."""
+    if kind in SUPPORTS and not getattr(model, SUPPORTS[kind]):
         return None
     if kind == "flash":
         name, only = installed_flash(), getattr(model, "_compatible_flash_implementations", None)
@@ -127,16 +131,8 @@ def _name(kind: str, model: "type[PreTrainedModel]") -> str | None:
     return "flex_attention" if kind == "flex" else kind
 
 
-FAMILY_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
-"""The name of liger-kernel's table of model families."""
-
-
 def liger_problems(arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Name what kernels=liger cannot do: for this training, and on this machine.
-
-    Args:
-        arguments: Fields of SFTConfig.
-    """
+    """Name what kernels=liger does not support of SFTConfig's fields, or lacks on this machine."""
     if arguments.get("loss_type") == "chunked_nll":
         yield (
             "trainer.args.loss_type=chunked_nll does not go with kernels=liger, whose loss takes "
@@ -153,13 +149,13 @@ def liger_problems(arguments: Mapping[str, Any]) -> Iterator[str]:
         yield "kernels=liger needs liger-kernel: pip install liger-kernel, or leave it out"
 
 
-def refuse_family(asked: str, model_type: str) -> None:
-    """Refuse a model that liger-kernel would leave as it is, with a warning.
+def refuse_family(kernels: str, model_type: str) -> None:
+    """Refuse a model that liger-kernel would leave unchanged with only a warning.
 
     Raises:
-        ConfigError: It has no kernels for the family.
+        ConfigError: liger-kernel has no kernels for the family.
     """
-    if asked == "liger" and model_type not in (known := families()):
+    if kernels == "liger" and model_type not in (known := families()):
         raise ConfigError(
             f"kernels=liger: liger-kernel has none for {model_type}; leave it out (it has: "
             f"{', '.join(sorted(known))})"
@@ -167,20 +163,20 @@ def refuse_family(asked: str, model_type: str) -> None:
 
 
 def families() -> set[str]:
-    """Read which model families liger-kernel knows from its source: importing it takes Triton."""
+    """Return liger-kernel's model families, read from its source: importing it needs Triton."""
     spec = importlib.util.find_spec("liger_kernel")
     assert spec is not None
     assert spec.origin is not None
     source = Path(spec.origin).parent / "transformers" / "monkey_patch.py"
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        named = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == FAMILY_TABLE
+        named = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == LIGER_TABLE
         if named and isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             return {str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)}
     return set()
 
 
 def refuse_adapted_head(model: "PreTrainedModel") -> None:
-    """Refuse an adapter on the output head: liger-kernel's loss reads the head's own weights only.
+    """Refuse an adapter on the output head: liger-kernel's loss reads only the head's own weights.
 
     Raises:
         ConfigError: There is one.
@@ -196,12 +192,12 @@ def refuse_adapted_head(model: "PreTrainedModel") -> None:
 
 @contextmanager
 def contained(model: "PreTrainedModel") -> Iterator[None]:
-    """Put back what liger-kernel changes for the whole process: final/ is measured without it.
+    """Undo liger-kernel's process-wide patches after the body: final/ is measured without them.
 
-    Beside the model itself it replaces functions and classes in the module of its architecture.
+    Besides the model itself it patches functions and classes in the module of its architecture.
 
     Args:
-        model: Out of its wrappers.
+        model: Unwrapped.
     """
     module = vars(sys.modules[type(model).__module__])
     before = dict(module)

@@ -1,4 +1,4 @@
-"""Packing: how many sequences and steps it leaves, and proof that documents stay apart."""
+"""Packing: its limits, the sequences and steps it leaves, and proof that documents stay apart."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from lamina.heal.trainer import TokenLossTrainer
 
 MASK_BYTES = 10**9
-"""Bytes of one attention mask above which a batch of several rows is refused."""
+"""Largest attention mask, in bytes, for a batch of several rows."""
 
 PROBE_TOKENS = 32
-"""Tokens of each of the two documents, at most."""
+"""Most tokens of each of the two documents."""
 
 TOLERANCES = {4: 1e-3, 2: 2e-2}
-"""Change of the second document's logits that is rounding, as a share of the largest one, by the
-bytes of the model's type. A leak changes them as much as another prompt does."""
+"""Largest change of the second document's logits that is rounding, relative to the largest logit,
+by the bytes of the model's type. A leak changes them as much as another prompt does."""
 
 
 def misfits(arguments: Mapping[str, Any], max_seq_length: int, attention: str) -> Iterator[str]:
-    """Refuse lengths and batches that packing, or cutting rows, does not go with.
+    """Refuse lengths and batches that do not go with packing or with cutting rows.
 
     Args:
         arguments: Fields of SFTConfig.
@@ -57,12 +57,7 @@ def misfits(arguments: Mapping[str, Any], max_seq_length: int, attention: str) -
 
 
 def packed(splits: "Mapping[str, Dataset]", arguments: "SFTConfig") -> "dict[str, Dataset]":
-    """Return train and eval as the trainer will make them.
-
-    Args:
-        splits: Tokenized, not packed.
-        arguments: Of the training.
-    """
+    """Return the tokenized splits, train and eval, packed as the trainer will pack them."""
     from trl import pack_dataset
 
     evaluated = arguments.eval_packing
@@ -79,9 +74,9 @@ def total_steps(sequences: int, arguments: "SFTConfig", processes: int) -> int:
     """Return the optimizer steps of a training.
 
     Args:
-        sequences: Rows or packs of one epoch.
-        arguments: Of the training.
-        processes: That share it.
+        sequences: Rows or packs in one epoch.
+        arguments: The training's.
+        processes: Processes that share it.
     """
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
@@ -95,7 +90,7 @@ def batch_size(arguments: "SFTConfig", processes: int) -> int:
 
 
 def batch(arguments: "SFTConfig", processes: int) -> str:
-    """Say how many sequences are in one optimizer step, and where the number comes from."""
+    """Return a line with the sequences in one optimizer step and how they come about."""
     return (
         f"{batch_size(arguments, processes)} sequences a step: "
         f"per_device_train_batch_size={arguments.per_device_train_batch_size} x {processes} "
@@ -104,18 +99,17 @@ def batch(arguments: "SFTConfig", processes: int) -> str:
 
 
 def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
-    """Pack two documents as the training will, and see whether the first one reaches the second.
+    """Refuse to pack if the first of two packed documents changes predictions in the second.
 
-    The second document's predictions must not change with the first one's tokens. Masks depend on
-    the architecture, the attention implementation and the collator, and where one of them does not
-    know documents, training goes on with a wrong loss and no word about it.
+    Masks depend on the architecture, the attention implementation and the collator. If one of them
+    ignores document boundaries, training silently continues with a wrong loss.
 
     Args:
-        trainer: With its model and its collator.
-        rows: Tokenized, not packed: the first and the last one are the documents.
+        trainer: Has the model and the collator.
+        rows: Tokenized, not packed; the first and the last one serve as documents.
 
     Raises:
-        ConfigError: It changes.
+        ConfigError: Documents would see each other.
     """
     import torch
 
@@ -144,6 +138,6 @@ def _logits(trainer: "TokenLossTrainer", documents: Sequence[list[int]]) -> "tor
     lengths = [len(document) for document in documents]
     packed: dict[str, Any] = {"input_ids": ids, "labels": list(ids), "seq_lengths": lengths}
     batch = {k: v.to(trainer.args.device) for k, v in trainer.data_collator([packed]).items()}
-    del batch["labels"]  # with them TRL's forward pass gives a loss and no logits
+    del batch["labels"]  # with labels, TRL's forward pass returns a loss and no logits
     logits: torch.Tensor = trainer.model(**batch, use_cache=False).logits[0].float()
     return logits[-lengths[-1] :]

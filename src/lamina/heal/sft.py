@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with TRL's SFTTrainer, and a loss that can be compared."""
+"""Supervised fine-tuning with TRL's SFTTrainer."""
 
 import json
 import os
@@ -34,15 +34,14 @@ FSDP2: dict[str, Any] = {
         "version": 2,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "reshard_after_forward": True,
-        # One whole file, as one process writes it.
+        # A single file, as one process writes it.
         "state_dict_type": "FULL_STATE_DICT",
         "cpu_ram_efficient_loading": False,
     },
 }
-"""Fields of SFTConfig with which each process holds a share of every decoder layer."""
+"""Fields of SFTConfig that shard every decoder layer over the processes."""
 
-
-NO_COMPILED_SHARES = (
+NO_COMPILED_SHARDS = (
     "torch_compile=true does not go with parallel=fsdp in this version: leave it out, or give "
     "parallel=ddp"
 )
@@ -57,10 +56,10 @@ LIMITS: dict[str, Limit] = {
     "dataloader_num_workers": NOT_NEGATIVE,
     "dataloader_prefetch_factor": AT_LEAST_ONE,
 }
-"""Of the numbers among SFTConfig's fields that no shared parameter sets."""
+"""Limits of SFTConfig's numbers that no shared parameter sets."""
 
 BOOLEANS = {"include_num_input_tokens_seen": {True: "all", False: "no"}}
-"""Fields in which transformers writes true and false as words."""
+"""Fields for which transformers replaces true and false by words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ class SFT:
     """Settings of TRL's SFTTrainer."""
 
     args: dict[str, Any]
-    """Fields of TRL's SFTConfig; where outputs and reports go is ours to decide."""
+    """Fields of TRL's SFTConfig, except where outputs and reports go."""
 
     def problems(self) -> Iterator[str]:
         """Refuse arguments that contradict each other or that this machine cannot honour."""
@@ -100,7 +99,7 @@ class SFT:
                 "most are not: give parallel=ddp, or adapter=full"
             )
         if self.args.get("torch_compile"):
-            yield NO_COMPILED_SHARES
+            yield NO_COMPILED_SHARDS
         if distributed in ("none", 1):
             yield (
                 f"parallel=fsdp needs several processes: leave out distributed={distributed}, or "
@@ -110,38 +109,42 @@ class SFT:
     def arguments(
         self, output_dir: Path, *, sharded: bool = False, liger: bool = False
     ) -> "SFTConfig":
-        """Return TRL's form of these settings.
+        """Return these settings as TRL's SFTConfig.
 
         Args:
-            output_dir: Folder for checkpoint-{step}/.
-            sharded: Whether weights, gradients and optimizer are spread over the processes.
-            liger: Whether liger-kernel's kernels take the place of the model's own.
+            output_dir: Folder of checkpoint-{step}/.
+            sharded: Whether weights, gradients and optimizer state are sharded over the processes.
+            liger: Whether liger-kernel replaces the model's own kernels.
 
         Raises:
-            ConfigError: A value is refused by TRL.
+            ConfigError: TRL refuses a value, or the GPU lacks bfloat16.
         """
         import torch
         from trl import SFTConfig
 
         if sharded and self.args.get("torch_compile"):
-            raise ConfigError(NO_COMPILED_SHARES)
+            raise ConfigError(NO_COMPILED_SHARDS)
         accelerated = torch.accelerator.is_available()
         if self.args.get("bf16") and torch.cuda.is_available() and not _has_bfloat16():
             raise ConfigError(
                 f"bf16=true, but {torch.cuda.get_device_name()} does not compute in bfloat16: "
                 "give bf16=false"
             )
-        own = {"dataloader_pin_memory": accelerated, "disable_tqdm": True}
-        own["use_liger_kernel"] = liger
-        own |= FSDP2 if sharded else {}
+        own = {
+            "dataloader_pin_memory": accelerated,
+            "disable_tqdm": True,
+            "use_liger_kernel": liger,
+            "output_dir": str(output_dir),
+            "report_to": "none",
+            **(FSDP2 if sharded else {}),
+        }
         if self.args.get("gradient_checkpointing"):
             own["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
         if not accelerated:
-            # Without it transformers refuses bfloat16 on a CPU, and each process trains alone.
+            # Otherwise transformers refuses bfloat16 on a CPU, and each process trains alone.
             own["use_cpu"] = True
-            # Otherwise accelerate 1.15 numbers the CPUs, and torch cannot load anything onto cpu:1.
+            # Otherwise accelerate 1.15 numbers the CPUs, and torch cannot load onto cpu:1.
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-        own |= {"output_dir": str(output_dir), "report_to": "none"}
         try:
             return SFTConfig(**{**_defaults(SFTConfig), **own, **self.args})
         except (TypeError, ValueError) as error:
@@ -163,28 +166,28 @@ class SFT:
         """Build the trainer.
 
         Args:
-            arguments: What `arguments` returned.
+            arguments: From `arguments`.
             model: The reduced model.
             tokenizer: Its tokenizer.
             train: Tokenized training rows: input_ids and labels.
             eval: Tokenized evaluation rows.
-            backend: Who gives the model its adapter.
-            training: What it has to know for that.
-            plan: Its kept layers go into the adapter, so that the adapter, and every checkpoint of
-                it, rebuilds the reduced model from the untouched base.
-            callbacks: In the order in which they are called.
+            backend: Adds the adapter.
+            training: What the backend needs to know for that.
+            plan: Its kept layers go into the adapter's config, so that the adapter and every
+                checkpoint rebuild the reduced model from the untouched base.
+            callbacks: In the order of their calls.
 
         Raises:
             OutputError: The cache of data sets cannot be written.
-            ConfigError: A library refused a setting, or changed it on the way; or with packing,
-                this model would let documents see each other.
+            ConfigError: A library refused or changed a setting; or with packing, documents would
+                see each other in this model.
         """
         from lamina.heal.trainer import TokenLossTrainer
 
         made = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
         try:
             adapted, left_to_trl = backend.add_adapter(model, training)
-            with cache_errors():  # packs are kept, too
+            with cache_errors():  # TRL caches packs, too
                 trainer = TokenLossTrainer(
                     model=adapted,
                     args=arguments,
@@ -204,11 +207,13 @@ class SFT:
         }
         refuse_changed("trainer.args.", expected, trainer.args)
         if training.adapter.in_4bit:
-            _widen(trainer.model)
+            # TRL 1.14 makes an adapter beside 4-bit weights bfloat16; elsewhere it is float32.
+            for weights in trained(trainer.model):
+                weights.data = weights.data.float()
         if arguments.use_liger_kernel:
             refuse_adapted_head(trainer.model)
-        if asked := training.adapter.settings():
-            _complete(trainer.model.peft_config["default"], asked, plan)
+        if given := training.adapter.settings():
+            _complete(trainer.model.peft_config["default"], given, plan)
         if arguments.packing:
             refuse_leaking_packs(trainer, train)
         return trainer
@@ -262,23 +267,17 @@ def _positive(value: Any) -> bool:
     return type(value) in (int, float) and value > 0
 
 
-def _widen(model: "PreTrainedModel") -> None:
-    """Train an adapter beside four bits in float32, as elsewhere: TRL 1.14 makes it bfloat16."""
-    for weights in trained(model):
-        weights.data = weights.data.float()
-
-
-def _complete(used: "PeftConfig", asked: dict[str, Any], plan: Plan) -> None:
-    """Hold the adapter's settings against what was asked, and add what rebuilds its base."""
-    if asked["target_modules"] == ALL_LINEAR:
-        del asked["target_modules"]  # PEFT puts the names that it found in its place
-    refuse_changed("adapter.", asked, used)
+def _complete(used: "PeftConfig", given: dict[str, Any], plan: Plan) -> None:
+    """Check the adapter's settings, and add what rebuilds the reduced base."""
+    if given["target_modules"] == ALL_LINEAR:
+        del given["target_modules"]  # PEFT replaces it by the names it found
+    refuse_changed("adapter.", given, used)
     used.layer_replication = plan.layer_replication
     used.revision = plan.source.revision if plan.source else None
 
 
 def _defaults(settings: type) -> dict[str, Any]:
-    """Return the defaults of TRL's own SFTConfig; Unsloth puts a class with others over it."""
+    """Return the defaults of TRL's own SFTConfig, which a subclass of Unsloth's overrides."""
     own = next(each for each in settings.__mro__ if each.__module__ == "trl.trainer.sft_config")
     values = {
         field.name: field.default if field.default_factory is MISSING else field.default_factory()
@@ -289,60 +288,57 @@ def _defaults(settings: type) -> dict[str, Any]:
 
 
 def _has_bfloat16() -> bool:
-    """Whether the accelerator computes in bfloat16 itself; emulation is slower than float32."""
+    """Whether the GPU supports bfloat16 natively; emulated, it is slower than float32."""
     import torch
 
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def refuse_changed(path: str, asked: Mapping[str, Any], got: Any) -> None:
-    """Compare each setting with what a library made of it.
+def refuse_changed(path: str, given: Mapping[str, Any], used: Any) -> None:
+    """Refuse settings that a library changed on the way to the trainer.
 
-    TRL, transformers and PEFT change some settings on the way, and so does whoever patches them.
-    A null leaves the choice to the library. JSON in a text is what it says, and of a mapping, of
-    which the library makes a settings object, the keys that were given count.
+    TRL, transformers and PEFT change some, and so does a backend that patches them. A null leaves
+    the choice to the library. JSON strings are compared by content, and of a mapping that becomes a
+    settings object only the given keys are.
 
     Args:
-        path: Of the settings in the config, with a dot at its end.
-        asked: The settings by the names of `got`.
-        got: The library's settings object that is in use.
+        path: Prefix of the settings' config keys, with its final dot.
+        given: The settings by their names in `used`.
+        used: The library's settings object in use.
 
     Raises:
-        ConfigError: One differs; it names the key, what was asked and what was got.
+        ConfigError: One differs.
     """
-    if differing := list(_differing(path, asked, got)):
+    if differing := list(_differing(path, given, used)):
         raise ConfigError(joined(differing))
 
 
-def _differing(path: str, asked: Mapping[str, Any], got: Any) -> Iterator[str]:
-    for key, value in asked.items():
-        found = getattr(got, key, None)
-        if value is not None and not _same(_word(key, value), found):
+def _differing(path: str, given: Mapping[str, Any], used: Any) -> Iterator[str]:
+    for key, value in given.items():
+        found = getattr(used, key, None)
+        word = BOOLEANS[key][value] if key in BOOLEANS and isinstance(value, bool) else value
+        if value is not None and not _same(word, found):
             yield (
-                f"{path}{key}={value} was asked for, but the trainer got {_plain(found)}: a "
-                f"library changed it; give {path}{key}={_plain(found)} if that is meant"
+                f"{path}{key}={value}, but a library changed it to {_plain(found)}: give "
+                f"{path}{key}={_plain(found)} if that is intended"
             )
 
 
-def _word(key: str, value: Any) -> Any:
-    return BOOLEANS[key][value] if key in BOOLEANS and isinstance(value, bool) else value
-
-
-def _same(asked: Any, got: Any) -> bool:
-    if isinstance(got, (set, frozenset)) and isinstance(asked, list):
-        return set(asked) == got
-    asked, got = _plain(asked), _plain(got)
-    if isinstance(asked, str) and isinstance(got, dict) and asked.startswith("{"):
-        asked = json.loads(asked)
-    if isinstance(asked, str) and isinstance(got, list):
-        asked = asked.split()
-    if isinstance(got, dict) and isinstance(asked, dict):
-        return all(key in got and _same(value, got[key]) for key, value in asked.items())
-    return bool(asked == got)
+def _same(given: Any, used: Any) -> bool:
+    if isinstance(used, (set, frozenset)) and isinstance(given, list):
+        return set(given) == used
+    given, used = _plain(given), _plain(used)
+    if isinstance(given, str) and isinstance(used, dict) and given.startswith("{"):
+        given = json.loads(given)
+    if isinstance(given, str) and isinstance(used, list):
+        given = given.split()
+    if isinstance(used, dict) and isinstance(given, dict):
+        return all(key in used and _same(value, used[key]) for key, value in given.items())
+    return bool(given == used)
 
 
 def _plain(value: Any) -> Any:
-    """A value as it stands in a config: enumerations by value, sets as sorted lists."""
+    """Return a value as a config writes it: enumerations by value, sets as sorted lists."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, (set, frozenset)):

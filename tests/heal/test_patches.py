@@ -1,0 +1,80 @@
+"""Each patch of a library is still needed: one of these tests fails once it can go.
+
+tests/heal/test_autocast.py holds the one of PEFT.
+"""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from datasets import Dataset
+from torch.utils.data import BatchSampler
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from tests.conftest import REFERENCE
+
+ROWS = Dataset.from_list(
+    [{"input_ids": list(range(4, end)), "labels": list(range(4, end))} for end in (8, 60, 9, 58)]
+)
+
+
+def stock(folder: Path, **options: Any) -> SFTTrainer:
+    arguments = SFTConfig(
+        output_dir=str(folder), report_to="none", bf16=False, use_cpu=True, max_length=64,
+        disable_tqdm=True, gradient_checkpointing=False, **options,
+    )  # fmt: skip
+    return SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(REFERENCE, dtype=torch.float32),
+        args=arguments,
+        processing_class=AutoTokenizer.from_pretrained(REFERENCE),
+        train_dataset=ROWS,
+        eval_dataset=ROWS,
+    )
+
+
+def loss(folder: Path, **options: Any) -> float:
+    return stock(folder, **options).evaluate()["eval_loss"]
+
+
+def test_eval_loss_of_transformers_depends_on_the_batch_size(tmp_path: Path) -> None:
+    alone, together = (loss(tmp_path, per_device_eval_batch_size=size) for size in (1, 2))
+    assert together != pytest.approx(alone, abs=1e-2)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing_factor": 0.5}, {"loss_type": "dft"}])
+def test_eval_loss_of_transformers_and_trl_depends_on_the_loss_that_is_trained_on(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = loss(tmp_path, loss_type="nll")
+    assert loss(tmp_path, **{"loss_type": "nll", **options}) != pytest.approx(plain, abs=1e-2)
+
+
+def test_transformers_takes_one_more_step_when_it_resumes_after_the_last(tmp_path: Path) -> None:
+    options = {"max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 1}
+    stock(tmp_path, **options).train()
+    resumed = stock(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 3
+
+
+def test_transformers_writes_checkpoints_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(SFTTrainer, "_save_optimizer_and_scheduler", fail)
+    with pytest.raises(OSError):
+        stock(tmp_path, max_steps=1, save_steps=1).train()
+    assert (tmp_path / "checkpoint-1").is_dir()
+
+
+def test_accelerate_repeats_rows_to_fill_the_last_batches() -> None:
+    batches = BatchSampler(range(5), batch_size=2, drop_last=False)
+    shards = (BatchSamplerShard(batches, 2, index) for index in range(2))
+    rows = list(chain.from_iterable(chain.from_iterable(shards)))
+    assert len(rows) > len(set(rows)) == 5
