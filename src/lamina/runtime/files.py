@@ -76,29 +76,17 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write one JSON object per line.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write one JSON object per line."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON; NaN and infinities, which JSON lacks, become null.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write JSON; NaN and infinities, which JSON lacks, become null."""
     write_text(path, json.dumps(_finite(content), indent=2) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write text as UTF-8.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write text as UTF-8."""
     write_bytes(path, content.encode())
 
 
