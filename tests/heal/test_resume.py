@@ -111,8 +111,8 @@ def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, said in (
         (tmp_path / "absent", "no such folder; give auto, never, or the folder of a run"),
-        (cut, f"its save was cut off; give {inside / 'checkpoint-3'}"),
-        (tmp_path / "empty", "there is no whole checkpoint"),
+        (cut, f"its save was interrupted; give {inside / 'checkpoint-3'}"),
+        (tmp_path / "empty", "there is no complete checkpoint; give resume=auto to start"),
         (lonely, f"no result.json above {lonely} says which layers"),
     ):
         with pytest.raises(ConfigError, match=f"resume={path}: {said}"):

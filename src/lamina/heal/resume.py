@@ -1,4 +1,4 @@
-"""Resuming: which checkpoint a run continues from, and whose a checkpoint folder is."""
+"""Resuming: the checkpoint a run continues from, and the owner of a checkpoint folder."""
 
 import json
 import re
@@ -12,44 +12,44 @@ from lamina.measure.results import read_result
 from lamina.runtime.files import PARTIAL, copy_folder, disk_errors, write_json
 
 STEP = re.compile(r"checkpoint-(\d+)$")
-"""Name of a checkpoint, with the optimizer step that it was saved after."""
+"""Name of a checkpoint, with its optimizer step."""
 
 WORDS = ("auto", "never")
-"""Values of resume that are no paths."""
+"""Values of resume that are not paths."""
 
 FREE_IN_RESUMING = frozenset(
     "max_steps num_train_epochs eval_strategy eval_steps save_strategy save_steps save_total_limit "
     "logging_strategy logging_steps per_device_eval_batch_size".split()
 )
-"""Training arguments that may change when a run goes on: how long, and how often it looks."""
+"""Training arguments that may change on resuming: the length, and what is logged and saved when."""
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint-{step}/ with the highest step that was written to its end."""
+    """Return the complete checkpoint-{step}/ with the highest step."""
     whole = [path for path in folder.glob("checkpoint-*") if is_whole(path)]
     return max(whole, key=lambda path: saved_step(path) or 0, default=None)
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Say whether a checkpoint was written to its end.
+    """Whether a checkpoint is complete.
 
-    The trainer writes trainer_state.json last: one that cannot be read, or tells of another step,
-    belongs to a save that was cut off.
+    The trainer writes trainer_state.json last: if it is unreadable or names another step, the save
+    was interrupted.
     """
     match = STEP.fullmatch(checkpoint.name)
     return match is not None and saved_step(checkpoint) == int(match[1])
 
 
 def saved_step(checkpoint: Path) -> int | None:
-    """Return the optimizer step that a checkpoint was saved at; None if it is not whole."""
+    """Return a checkpoint's optimizer step; None if the checkpoint is incomplete."""
     step: int | None = _trainer_state(checkpoint).get("global_step")
     return step
 
 
 def best_beside(checkpoint: Path) -> Path:
-    """Return where the best checkpoint that one knows of lies: beside it, or it is that itself.
+    """Return the best checkpoint that one knows of, which lies beside it or is it.
 
-    The path in the trainer's state is the one of the day it was written.
+    The path in the trainer's state may be outdated: the folder may have moved.
     """
     best = _trainer_state(checkpoint).get("best_model_checkpoint")
     return checkpoint.with_name(Path(best).name) if best else checkpoint
@@ -65,26 +65,26 @@ def _trainer_state(checkpoint: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Origin:
-    """A checkpoint to go on from that was named."""
+    """The checkpoint that resume=PATH names."""
 
     given: str
-    """The absolute path that was given: of a checkpoint, or of a run folder."""
+    """The absolute path as given, of a checkpoint or of a run folder."""
 
     checkpoint: Path
-    """A whole one."""
+    """The complete checkpoint it leads to."""
 
     recorded: dict[str, Any]
-    """What its run's result.json says of it, with the settings beside the rest."""
+    """result.json of its run, with the settings at the top level, too."""
 
 
 def origin(resume: str) -> Origin | None:
-    """Follow resume=PATH; None where there is none.
+    """Find the checkpoint that resume=PATH names; None for auto and never.
 
     Args:
-        resume: auto, never, a checkpoint-{step}/, or a run folder for its last whole checkpoint.
+        resume: auto, never, a checkpoint-{step}/, or a run folder for its last checkpoint.
 
     Raises:
-        ConfigError: There is nothing to go on from, or nothing says what it is of.
+        ConfigError: There is no complete checkpoint, or no result.json of its run.
     """
     if resume in WORDS:
         return None
@@ -99,7 +99,7 @@ def origin(resume: str) -> Origin | None:
     if not result or not result["kept_layers"]:
         raise ConfigError(
             f"resume={resume}: no result.json above {checkpoint} says which layers and settings it "
-            "is of; keep a checkpoint below the folder of its run"
+            "has; keep a checkpoint below the folder of its run"
         )
     return Origin(str(path), checkpoint, {**result, **result["settings"]})
 
@@ -109,16 +109,18 @@ def _named_checkpoint(resume: str, path: Path) -> Path:
         if is_whole(path):
             return path
         last = last_whole_checkpoint(path.parent)
-        advice = f"give {last}" if last else "there is no whole one beside it"
-        raise ConfigError(f"resume={resume}: its save was cut off; {advice}")
+        advice = f"give {last}" if last else "there is no complete one beside it"
+        raise ConfigError(f"resume={resume}: its save was interrupted; {advice}")
     for folder in _folders(path):
         if (last := last_whole_checkpoint(folder)) is not None:
             return last
-    raise ConfigError(f"resume={resume}: there is no whole checkpoint; give resume=auto to begin")
+    raise ConfigError(
+        f"resume={resume}: there is no complete checkpoint; give resume=auto to start"
+    )
 
 
 def _folders(path: Path) -> list[Path]:
-    """Where the checkpoints of a run folder may lie; or it is the folder of checkpoints itself."""
+    """Return where checkpoints may lie: in the folder itself, or below it if it is a run folder."""
     result = read_result(path) or {}
     own = [path, path / "checkpoints" / str(result.get("model_type"))]
     final = result.get("final")
@@ -126,7 +128,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _result(folder: Path) -> dict[str, Any] | None:
-    """Find the result.json of the run that a folder of checkpoints is of."""
+    """Read result.json of the run that a checkpoint folder belongs to."""
     try:
         return read_result(Path(json.loads((folder / "run.json").read_text())["run"]))
     except (OSError, ValueError, KeyError):
@@ -142,22 +144,22 @@ def claim(
     before: dict[str, Any],
     now: dict[str, Any],
 ) -> Path | None:
-    """Take a checkpoint folder for a run; return the checkpoint to go on from, if there is one.
+    """Take a checkpoint folder for a run; return the checkpoint to resume from, if there is one.
 
-    A folder inside the run folder is the run's own. One that lies elsewhere says whose it is in
-    run.json. What a save that was cut off left in it goes.
+    A folder inside the run folder belongs to the run; another one names its run in run.json. The
+    remains of interrupted saves are removed.
 
     Args:
-        folder: Where checkpoint-{step}/ and final/ go.
+        folder: Folder of checkpoint-{step}/ and final/.
         run_dir: The run folder.
         resume: auto, never or a path.
         origin: What a path leads to.
-        before: What an earlier start in the run folder recorded; empty if there was none.
-        now: What of it must not have changed.
+        before: Record of an earlier start in the run folder; empty if there was none.
+        now: Fields of it that must not have changed.
 
     Raises:
         OutputError: The folder is another run's, cannot be written, or holds a checkpoint that
-            cannot be gone on from.
+            cannot be resumed from.
     """
     _own(folder, run_dir)
     _tidy(folder)
@@ -178,7 +180,7 @@ def claim(
 
 
 def _adopted(checkpoint: Path, folder: Path) -> Path:
-    """Bring a checkpoint into a run's own folder, the best one before it."""
+    """Copy a checkpoint into a run's folder, after the best one it refers to."""
     _refuse_without_best(checkpoint)
     with disk_errors(folder, "output_dir"):
         for each in dict.fromkeys((best_beside(checkpoint), checkpoint)):
@@ -187,42 +189,42 @@ def _adopted(checkpoint: Path, folder: Path) -> Path:
 
 
 def _refuse_two(origin: Origin, own: Path, resume: str, before: dict[str, Any]) -> None:
-    """Refuse a path where the run folder has something else to go on from.
+    """Refuse a path if the run folder has another checkpoint to resume from.
 
-    The same command again, as after a requeue, goes on from what it has done itself.
+    The same command again, as after a requeue, resumes from its own.
     """
     inside = origin.checkpoint.parent == own.parent
     if origin.checkpoint == own or (not inside and before.get("resumed_from") == origin.given):
         return
     raise OutputError(
-        f"resume={resume}, but {own} is there: give resume=auto to go on from it, or another "
+        f"resume={resume}, but {own} is there: give resume=auto to resume from it, or another "
         "hydra.run.dir"
     )
 
 
 def _refuse_without_best(checkpoint: Path) -> None:
-    """Refuse a checkpoint whose best weights are gone: final/ would hold others than it says."""
+    """Refuse a checkpoint whose best weights are gone: final/ could not hold them."""
     best = best_beside(checkpoint)
     if not is_whole(best):
         raise OutputError(
             f"{checkpoint} says that {best.name} beside it has the best weights, but it is gone: "
-            "bring it back, or give another hydra.run.dir to start afresh"
+            "restore it, or give another hydra.run.dir to start anew"
         )
 
 
 def refuse_changes(
     checkpoint: Path, before: dict[str, Any], now: dict[str, Any], resume: str
 ) -> None:
-    """Refuse to go on from a checkpoint of another experiment.
+    """Refuse to resume from a checkpoint of another experiment.
 
     Args:
-        checkpoint: The one to go on from.
-        before: What its run recorded.
-        now: Those of its fields that must not have changed.
-        resume: As it was given.
+        checkpoint: The checkpoint.
+        before: Record of its run.
+        now: Fields of it that must not have changed.
+        resume: The parameter.
 
     Raises:
-        OutputError: One of them has.
+        OutputError: One of them has changed.
     """
     for key, value in now.items():
         if (earlier := before.get(key)) not in (value, None):
@@ -252,7 +254,7 @@ def _own(folder: Path, run_dir: Path) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what cut-off saves left: nobody can use it, and a full disk needs the room."""
+    """Remove the remains of interrupted saves, which a full disk needs the room of."""
     for path in (*folder.glob(PARTIAL), *folder.glob("checkpoint-*")):
         if path.match(PARTIAL) or (STEP.fullmatch(path.name) and not is_whole(path)):
             shutil.rmtree(path)
