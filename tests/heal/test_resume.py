@@ -76,7 +76,7 @@ def test_a_path_to_another_variant_is_refused(tmp_path: Path, key: str) -> None:
     changes = {"settings": {"base": "other"}} if key == "base" else {key: "other"}
     theirs = run(tmp_path / "theirs", 3, **changes)
     ours = tmp_path / "ours" / "checkpoints" / "pruned"
-    with pytest.raises(OutputError, match=rf"but {theirs}/checkpoint-3 is of {key}=other, not "):
+    with pytest.raises(OutputError, match=rf"but {theirs}/checkpoint-3 has {key}=other, not "):
         claimed(ours, str(tmp_path / "theirs"))
     assert not list(ours.iterdir())
 

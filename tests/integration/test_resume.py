@@ -113,7 +113,7 @@ def test_a_checkpoint_of_another_experiment_is_refused(pruned: Finished, change:
 
 def test_a_changed_setting_is_named_with_both_values(pruned: Finished) -> None:
     done = train(pruned.folder, *SHORT, "learning_rate=1e-4")
-    assert "is of trainer.args.learning_rate=0.002, not 0.0001: give another" in done.errors
+    assert "has trainer.args.learning_rate=0.002, not 0.0001: give another" in done.errors
 
 
 def test_resuming_after_the_last_step_trains_no_further(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_changed_data_is_refused(pruned: Finished) -> None:
     before = pruned.result
     done = train(pruned.folder, *SHORT, "generator.seed=9")
     assert done.code == 1
-    assert "is of data_fingerprint=" in done.errors
+    assert "has data_fingerprint=" in done.errors
     assert pruned.result == before
 
 
@@ -200,7 +200,7 @@ def test_another_base_is_refused_in_the_same_folder(pruned: Finished, another_ba
     before = pruned.result
     done = train(pruned.folder, *SHORT, f"model_name={another_base}")
     assert done.code == 1
-    assert f"is of base={before['settings']['base']}, not " in done.errors
+    assert f"has base={before['settings']['base']}, not " in done.errors
     assert pruned.result == before
 
 

@@ -100,7 +100,7 @@ def test_a_folder_of_a_job_with_other_settings_is_refused(swept: tuple[Finished,
     _, folder = swept
     done = sweep(folder, "learning_rate=1e-3", "model.layer_to_drop=3")
     assert done.code == 1
-    assert "is of trainer.args.learning_rate=0.002, not 0.001: give another" in done.errors
+    assert "has trainer.args.learning_rate=0.002, not 0.001: give another" in done.errors
     assert results(folder)[0]["status"] == "completed"
 
 

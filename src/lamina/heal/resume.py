@@ -229,7 +229,7 @@ def refuse_changes(
     for key, value in now.items():
         if (earlier := before.get(key)) not in (value, None):
             raise OutputError(
-                f"resume={resume}, but {checkpoint} is of {key}={earlier}, not {value}: "
+                f"resume={resume}, but {checkpoint} has {key}={earlier}, not {value}: "
                 f"{'give another hydra.run.dir' if resume == 'auto' else 'give another resume'}"
             )
 
