@@ -78,7 +78,7 @@ def test_nothing_is_needed_for_the_defaults_and_flex() -> None:
 @pytest.mark.usefixtures("gpu", "flash")
 def test_flash_attention_takes_no_float32() -> None:
     assert problems("attention=flash", "bf16=false") == [
-        "attention=flash does not support float32: give dtype=bfloat16, or leave it out"
+        "attention=flash does not support float32 weights: give dtype=bfloat16, or leave it out"
     ]
     assert problems("attention=flash") == []
 

@@ -110,7 +110,7 @@ def test_a_model_that_does_not_change_its_attention_is_refused() -> None:
 @pytest.mark.usefixtures("flash")
 def test_a_family_with_flash_attention_of_its_own_does_not_take_the_package() -> None:
     family = model_class({"model_type": "gpt_oss"})
-    with pytest.raises(ConfigError, match="attention=flash: GptOssForCausalLM does not take it"):
+    with pytest.raises(ConfigError, match="attention=flash: GptOssForCausalLM does not support it"):
         kernels.attention_kernel("flash", family, "bfloat16")
 
 
