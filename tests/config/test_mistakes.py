@@ -60,6 +60,7 @@ MISTAKES = {
     "callbacks=early_stopping callbacks.early_stopping.patienc=3": "callbacks.early_stopping."
     "patienc=3: no such key; did you mean callbacks.early_stopping.patience?",
     "hydra.run.folder=x": "hydra.run.folder=x: no such key; there is dir",
+    "qqqqzzz=1": "qqqqzzz=1: no such key; see docs/parameters.md",
     "use_lora=true": "use_lora=true: no longer a key, choose adapter=lora or adapter=full",
     "report_to=wandb": "report_to=wandb: no longer a key, choose logger=tb, wandb, both or none",
     "~learning_rate": "trainer.args.learning_rate: refers to learning_rate, which is not there",

@@ -129,9 +129,7 @@ def _advice(dotted: str, known: Sequence[str]) -> str:
     ending = [key for key in known if key.endswith(f".{name}")]
     if ending or (guess := nearest(dotted, known)):
         return f"; did you mean {ending[0]}?" if ending else guess
-    return (
-        f"; see {'--cfg hydra' if dotted.startswith('hydra.') else 'the parameters in README.md'}"
-    )
+    return f"; see {'--cfg hydra' if dotted.startswith('hydra.') else 'docs/parameters.md'}"
 
 
 def _names(settings: Any) -> list[str]:
