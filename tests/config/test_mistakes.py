@@ -205,6 +205,8 @@ MISTAKES = {
     "data=csv data.train=a data.max_train_samples=0": "data.max_train_samples=0: give 1 or more, "
     "or null for all rows",
     "data=csv data.train=a": "data.train=a: no such file or folder",
+    "~adapter.r": "adapter.r is missing: give adapter.r=VALUE",
+    "~dtype": "dtype is missing: give dtype=VALUE",
     "data=disk data.path=a": "data.path=a: no such folder",
     "data.max_dropped=2": "data.max_dropped=2.0: give 0 to 1",
     "experiment": "experiment: not of the form NAME=VALUE (quote values with commas or brackets)",

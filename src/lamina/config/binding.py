@@ -16,19 +16,20 @@ MISSING = "???"
 
 
 @dataclass
-class Bound:
-    """Settings built from a config's content, as far as its form allows."""
+class Binding:
+    """Builds settings from a config's content, as far as its form allows."""
+
+    missing: list[str] = field(default_factory=list)
+    """Keys without a value; the settings hold MISSING there."""
 
     problems: list[str] = field(default_factory=list)
-    """Targets that are not allowed, and arguments that they do not take or miss."""
+    """Targets that are not allowed, and keys that targets do not take."""
 
     refused: bool = False
-    """Whether a target is not allowed: nothing stands in its place then."""
+    """Whether a target is not allowed; the settings hold None there."""
 
     def build(self, node: Any, path: str = "") -> Any:
         """Return the settings that a node describes; None for an object of another library.
-
-        A required value that is not given reads as MISSING.
 
         Args:
             node: Of a resolved config.
@@ -37,6 +38,7 @@ class Bound:
         if isinstance(node, list):
             return [self.build(item, f"{path}{index}.") for index, item in enumerate(node)]
         if not isinstance(node, dict):
+            self.missing += [path.rstrip(".")] if node == MISSING else []
             return node
         target = node.get("_target_", MISSING)
         if target != MISSING and (reason := refusal(target, ALLOWED_TARGETS)):
@@ -44,48 +46,48 @@ class Bound:
             self.refused = True
             return None
         function = None if target == MISSING else get_object(target)
-        if function:
-            self.problems += _misfits(function, node, path)
+        required = self._required(function, node, path) if function else ()
         values = {key: self.build(value, f"{path}{key}.") for key, value in node.items()}
         if not function:
             return values
-        return function(**_arguments(function, values)) if _builds_settings(function) else None
+        absent = {key: self.build(MISSING, f"{path}{key}.") for key in required if key not in node}
+        return _settings(function, {**absent, **values}) if _is_ours(function) else None
+
+    def _required(
+        self, function: Callable[..., Any], node: dict[str, Any], path: str
+    ) -> Iterator[str]:
+        """Return the arguments that a function needs, and name those that it does not take."""
+        try:
+            parameters = inspect.signature(function).parameters
+        except ValueError:  # some classes in C have none
+            return
+        kinds = {each.kind for each in parameters.values()}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            unknown = [key for key in node if not key.startswith("_") and key not in parameters]
+            for key in unknown:
+                advice = nearest(key, parameters)
+                self.problems.append(f"{path}{key}={node[key]}: no such key{advice}")
+        if "_args_" in node or node.get("_partial_"):
+            return
+        for name, each in parameters.items():
+            named = each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+            if named and each.default is each.empty:
+                yield name
 
 
 def bound(config: DictConfig) -> Any:
     """Return the settings of a config that passed preflight; other libraries' objects are None."""
-    return Bound().build(OmegaConf.to_container(config, resolve=True))
+    return Binding().build(OmegaConf.to_container(config, resolve=True))
 
 
-def _builds_settings(function: Callable[..., Any]) -> bool:
-    return is_dataclass(getattr(function, "__self__", function))
+def _is_ours(function: Callable[..., Any]) -> bool:
+    """Whether a function is a settings class of Lamina, or a class method that builds one."""
+    built = getattr(function, "__self__", function)
+    return is_dataclass(built) and function.__module__.startswith("lamina.")
 
 
-def _arguments(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The values that a function takes, MISSING for a required one that is not given."""
-    parameters = inspect.signature(function).parameters.values()
+def _settings(function: Callable[..., Any], values: dict[str, Any]) -> Any:
+    parameters = inspect.signature(function).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     given = {key: value for key, value in values.items() if not key.startswith("_")}
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return given
-    defaults = {each.name: MISSING for each in parameters if each.default is each.empty}
-    names = {each.name for each in parameters}
-    return {**defaults, **{key: value for key, value in given.items() if key in names}}
-
-
-def _misfits(function: Callable[..., Any], node: dict[str, Any], path: str) -> Iterator[str]:
-    """Name arguments that a function does not take, and those that it misses."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except ValueError:  # some classes in C have none
-        return
-    given = [key for key in node if not key.startswith("_")]
-    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        for key in given:
-            if key not in parameters:
-                yield f"{path}{key}={node[key]}: no such key{nearest(key, parameters)}"
-    if "_args_" in node or node.get("_partial_"):
-        return
-    for name, parameter in parameters.items():
-        named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if named and parameter.default is parameter.empty and name not in given:
-            yield f"{path}{name} is missing: give {path}{name}=VALUE"
+    return function(**{k: v for k, v in given.items() if takes_any or k in parameters})

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lamina.config import library_fields, rules
-from lamina.config.binding import MISSING, Bound
+from lamina.config.binding import MISSING, Binding
 from lamina.config.schema import GROUPS
 from lamina.errors import ConfigError, joined
 from lamina.units import count
@@ -25,11 +25,11 @@ def preflight(config: DictConfig) -> None:
         ConfigError: Values are missing, unknown, out of range or contradict each other, or a
             `_target_` is not one of ours.
     """
-    run, problems = _bound(config)
+    run, problems, missing = _bound(config)
     problems += library_fields.problems(run)
     problems += _setting_problems(run, config)
-    # A data set that is not named yet takes part in no rule; any other missing value may.
-    if all(key.startswith("data.") for key in OmegaConf.missing_keys(config)):
+    # Rules read no data set, so that one may still be missing; they may read any other value.
+    if all(key.startswith("data.") for key in missing):
         problems += rules.problems(run)
         if not any(problem.startswith(("model.", "depth.")) for problem in problems):
             problems += rules.layer_problems(run)
@@ -46,15 +46,14 @@ def resolved(config: DictConfig) -> None:
     _raise(_bound(config)[1])
 
 
-def _bound(config: DictConfig) -> tuple[Any, list[str]]:
-    """Return the settings, and what is wrong with the config's form.
+def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
+    """Return the settings, what is wrong with the config's form, and the keys without a value.
 
     Raises:
         ConfigError: It cannot be looked at further: an interpolation leads nowhere, a value stands
             in the place of a group, or a target is not allowed.
     """
     try:
-        missing = sorted(OmegaConf.missing_keys(config))
         content = OmegaConf.to_container(config, resolve=True)
         for group in (*GROUPS, "trainer.args"):
             node = OmegaConf.select(config, group)
@@ -63,12 +62,12 @@ def _bound(config: DictConfig) -> tuple[Any, list[str]]:
                 raise ConfigError(f"{group}={shown}: a group of keys; give {group}.NAME=VALUE")
     except OmegaConfBaseException as error:
         raise ConfigError(_unresolved(error)) from error
-    bound = Bound()
-    run = bound.build(content)
-    problems = [f"{key} is missing: give {key}=VALUE" for key in missing] + bound.problems
-    if bound.refused:
+    binding = Binding()
+    run, missing = binding.build(content), sorted(binding.missing)
+    problems = [f"{key} is missing: give {key}=VALUE" for key in missing] + binding.problems
+    if binding.refused:
         _raise(problems)
-    return run, problems
+    return run, problems, missing
 
 
 def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iterator[str]:
@@ -97,7 +96,7 @@ def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iter
 def _is_reference(config: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
-    return isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name)
+    return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
 
 
 def _unresolved(error: OmegaConfBaseException) -> str:

@@ -1,7 +1,7 @@
 """Adapters: which weights are trained."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typing_extensions import override
@@ -51,12 +51,18 @@ class Lora:
     in_4bit: ClassVar[bool] = False
 
     @classmethod
-    def of(cls, **given: Any) -> "Lora":
+    def of(
+        cls, *, r: int, alpha: int, dropout: float, bias: str, target_modules: Any, **further: Any
+    ) -> "Lora":
         """Build from the config's keys: the fields above and any other of LoraConfig."""
-        own = {field.name for field in fields(cls)}
-        named = {key: value for key, value in given.items() if key in own}
-        further = {key: value for key, value in given.items() if key not in own}
-        return cls(**named, further=further)
+        return cls(
+            r=r,
+            alpha=alpha,
+            dropout=dropout,
+            bias=bias,
+            target_modules=target_modules,
+            further=further,
+        )
 
     def problems(self) -> Iterator[str]:
         """Refuse settings that PEFT or this version cannot honour."""
