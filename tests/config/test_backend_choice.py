@@ -89,8 +89,7 @@ def refused(*overrides: str) -> str:
             1,
             1,
             ("bf16=false",),
-            "backend=transformers: bf16=false, but on a GPU Unsloth computes in bfloat16 all the "
-            "same",
+            "backend=transformers: bf16=false, but on a GPU Unsloth computes in bfloat16 anyway",
         ),
         (
             True,
@@ -134,7 +133,7 @@ def test_auto_leaves_families_without_kernels_to_transformers(machine: Machine, 
     assert settle(config, 1) == [said + FAMILIES]
 
 
-def test_a_backend_that_was_asked_for_is_not_spoken_of(machine: Machine) -> None:
+def test_a_chosen_backend_needs_no_note(machine: Machine) -> None:
     machine(installed=True, gpus=1)
     for name in ("transformers", "unsloth"):
         config = composed(f"backend={name}")
@@ -142,7 +141,7 @@ def test_a_backend_that_was_asked_for_is_not_spoken_of(machine: Machine) -> None
         assert settle(config, 1) == []
 
 
-def test_without_a_gpu_nothing_is_packed_and_it_is_said(machine: Machine) -> None:
+def test_without_a_gpu_packing_is_off_and_a_note_says_so(machine: Machine) -> None:
     machine(installed=True, gpus=0)
     config = composed("backend=unsloth", "++trainer.args.eval_packing=true")
     preflight(config)
@@ -163,7 +162,7 @@ def test_several_processes_are_refused(machine: Machine) -> None:
     )
 
 
-def test_what_unsloth_cannot_do_is_refused_at_once(machine: Machine, gpt2: Path) -> None:
+def test_preflight_refuses_what_unsloth_cannot_do(machine: Machine, gpt2: Path) -> None:
     machine(installed=True, gpus=0)
     assert refused("model=scratch", "adapter=full") == (
         "model=scratch has no checkpoint that Unsloth could load: choose backend=transformers"
@@ -196,18 +195,18 @@ def test_what_unsloth_cannot_do_is_refused_at_once(machine: Machine, gpt2: Path)
     )
     machine(installed=True, gpus=1)
     assert refused("bf16=false") == (
-        "bf16=false, but on a GPU Unsloth computes in bfloat16 all the same: give bf16=true, or "
+        "bf16=false, but on a GPU Unsloth computes in bfloat16 anyway: give bf16=true, or "
         "choose backend=transformers"
     )
 
 
-def test_an_unsloth_that_is_absent_is_one_line(machine: Machine) -> None:
+def test_a_missing_unsloth_is_named_in_one_line(machine: Machine) -> None:
     machine(installed=False, gpus=0)
     assert refused() == ABSENT
 
 
 @pytest.mark.skipif(unsloth.is_installed(), reason="Unsloth is installed")
-def test_the_command_says_it_before_anything_slow(tmp_path: Path) -> None:
+def test_the_command_names_it_before_anything_slow(tmp_path: Path) -> None:
     (tmp_path / "unsloth").mkdir()  # a folder of that name is not the library
     done = train(tmp_path / "run", "experiment=quickstart", "backend=unsloth")
     assert (done.code, done.errors) == (1, f"error: {ABSENT}\n")

@@ -87,7 +87,7 @@ MISTAKES = {
     "trainer.args.dataloader_num_workers=1.5": "trainer.args.dataloader_num_workers=1.5: expected "
     "a whole number",
     "trainer.args.include_for_metrics=[1]": "trainer.args.include_for_metrics=[1]: expected a list "
-    "(each item a text)",
+    "(each item text)",
     "trainer.args.optim=adamw": "trainer.args.optim=adamw: not one of its 41 choices; did you mean "
     "grokadamw?",
     "trainer.args.packing_strategy=best": "trainer.args.packing_strategy=best: give bfd, bfd_split "
@@ -101,16 +101,16 @@ MISTAKES = {
     "attention=flex": "attention=flex needs a GPU: leave it out",
     "kernels=triton": "kernels=triton: give none or liger",
     "kernels=liger": "kernels=liger needs a GPU with Triton: leave it out",
-    "kernels=liger trainer.args.loss_type=chunked_nll": "trainer.args.loss_type=chunked_nll does "
-    "not go with kernels=liger, whose loss takes its place: leave it out\n"
+    "kernels=liger trainer.args.loss_type=chunked_nll": "trainer.args.loss_type=chunked_nll has "
+    "no effect with kernels=liger, which replaces the loss: leave it out\n"
     "kernels=liger needs a GPU with Triton: leave it out",
     "kernels=liger trainer.args.label_smoothing_factor=0.1 trainer.args.loss_type=nll": "trainer."
-    "args.label_smoothing_factor=0.1 does not go with kernels=liger: its loss does not smooth "
+    "args.label_smoothing_factor=0.1 has no effect with kernels=liger: its loss does not smooth "
     "labels\n"
     "kernels=liger needs a GPU with Triton: leave it out",
     "activation_offloading=true": "activation_offloading=true needs a GPU: leave it out",
     "torch_compile=maybe": "torch_compile=maybe: expected true or false",
-    "torch_compile=true parallel=fsdp adapter=full": "torch_compile=true does not go with "
+    "torch_compile=true parallel=fsdp adapter=full": "torch_compile=true does not work with "
     "parallel=fsdp in this version: leave it out, or give parallel=ddp",
     "optim=sdg": "optim=sdg: not one of its 41 choices; did you mean sgd?",
     "optim=lomo": "optim=lomo needs lomo-optim: pip install lomo-optim, or leave it out",
@@ -118,8 +118,8 @@ MISTAKES = {
     "true, adapter=lora false",
     "adapter.use_qlora=true": "adapter.use_qlora=True: not a field of LoraConfig in peft 0.21.2: "
     "choose adapter=qlora",
-    "parallel=fsdp adapter=dora": "parallel=fsdp spreads weights that are trained, and with "
-    "adapter=dora most are not: give parallel=ddp, or adapter=full",
+    "parallel=fsdp adapter=dora": "parallel=fsdp shards trained weights, and adapter=dora "
+    "trains few: give parallel=ddp, or adapter=full",
     # Fields of LoraConfig.
     "adapter.use_rslor=true": "adapter.use_rslor=True: no such key; did you mean use_rslora?",
     "adapter.use_dora=2": "adapter.use_dora=2: expected true or false",
@@ -129,7 +129,7 @@ MISTAKES = {
     "adapter.kasa_config.rank=3 export.form=merged": "adapter.kasa_config={'rank': 3}: expected a "
     "mapping with the keys beta/gamma or null",
     "adapter.init_lora_weights=pissa": "adapter.init_lora_weights=pissa changes the base's "
-    "weights, which an adapter alone could not rebuild: give export.form=merged",
+    "weights, which an adapter alone cannot rebuild: give export.form=merged",
     "adapter.layers_to_transform=[0]": "adapter.layers_to_transform=[0] needs a list in "
     "adapter.target_modules, such as [q_proj,v_proj]",
     # Types.
@@ -148,7 +148,7 @@ MISTAKES = {
     "scan.memory=8": "scan.memory=8: give a number such as 500MB or 8GB",
     "scan.stream=maybe": "scan.stream=maybe: give auto, true or false",
     # Ranges.
-    "warmup_ratio=1": "warmup_ratio=1.0: give a share of all steps, 0 to below 1",
+    "warmup_ratio=1": "warmup_ratio=1.0: give a fraction of all steps, 0 to below 1",
     "learning_rate=0": "learning_rate=0.0: give more than 0",
     "max_steps=0": "max_steps=0: give 1 or more, or -1 for no limit",
     "adapter.dropout=1": "adapter.dropout=1.0: give 0 to below 1",
@@ -168,19 +168,20 @@ MISTAKES = {
     "or more",
     "parallel=dp": "parallel=dp: give auto, ddp or fsdp",
     # Contradictions.
-    "parallel=fsdp": "parallel=fsdp spreads weights that are trained, and with adapter=lora most "
-    "are not: give parallel=ddp, or adapter=full",
+    "parallel=fsdp": "parallel=fsdp shards trained weights, and adapter=lora trains few: give "
+    "parallel=ddp, or adapter=full",
     "parallel=fsdp adapter=full distributed=none": "parallel=fsdp needs several processes: leave "
     "out distributed=none, or parallel",
     "parallel=fsdp adapter=full distributed=2": "parallel=fsdp shards the weights over several "
     "GPUs, but there is no GPU: give parallel=auto",
-    "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50: the best checkpoint could "
-    "not be chosen; make it one",
+    "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50, and the best checkpoint is "
+    "picked where both happen: make it one",
     "trainer.args.eval_strategy=no": "trainer.args.eval_strategy=no, but "
-    "trainer.args.load_best_model_at_end=true chooses by eval_loss: set it to false, too, or "
-    "evaluate",
+    "trainer.args.load_best_model_at_end=true picks the best checkpoint by eval_loss: set it to "
+    "false, or evaluate",
     "trainer.args.save_strategy=epoch": "trainer.args.save_strategy=epoch, but "
-    "trainer.args.eval_strategy=steps: the best checkpoint could not be chosen; give both the same",
+    "trainer.args.eval_strategy=steps: the best checkpoint is picked where both happen: give both "
+    "the same",
     "adapter=full export.form=adapter": "export.form=adapter needs adapter=lora: adapter=full has "
     "none",
     "packing=false trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs "
@@ -193,15 +194,15 @@ MISTAKES = {
     "trainer.args.label_smoothing_factor=0.1": "trainer.args.label_smoothing_factor=0.1 needs "
     "trainer.args.loss_type=nll: TRL's other losses do not smooth labels",
     "trainer.args.max_length=64": "trainer.args.max_length=64, but rows are cut at "
-    "max_seq_length=512: set max_seq_length alone",
+    "max_seq_length=512: set only max_seq_length",
     # What is missing, or not there.
     "data=jsonl": "data.train is missing: give data.train=VALUE",
     "data=csv data.train=a data.on_bad_row=ignore": "data.on_bad_row=ignore: give error or skip",
     "data=csv data.train=a data.format=xls": "data.format=xls: give csv, json, jsonl or parquet",
     "data=csv data.train=a data.columns.promt=a": "data.columns.promt=a: no such key; did you mean "
     "data.columns.prompt?",
-    "data=csv data.train=a data.eval_fraction=2": "data.eval_fraction=2.0: give a share of "
-    "the training rows, above 0, below 1",
+    "data=csv data.train=a data.eval_fraction=2": "data.eval_fraction=2.0: give a fraction "
+    "of the training rows, above 0 and below 1",
     "data=csv data.train=a data.max_train_samples=0": "data.max_train_samples=0: give 1 or more, "
     "or null for all rows",
     "data=csv data.train=a": "data.train=a: no such file or folder",
@@ -224,15 +225,15 @@ MISTAKES = {
     "learnig_rate=1: no such key; did you mean learning_rate?\n"
     "max_step=3: no such key; did you mean max_steps?\n"
     "bf16=maybe: expected true or false\n"
-    "warmup_ratio=2.0: give a share of all steps, 0 to below 1",
+    "warmup_ratio=2.0: give a fraction of all steps, 0 to below 1",
     "data=jsonl warmup_ratio=2 save_steps=7 trainer.args.foo=1 adapter.r=0 model_name=./nowhere "
     "++x=1": "data.train is missing: give data.train=VALUE\n"
     "x=1: no such key\n"
     "trainer.args.foo=1: no such key; give a field of trl's SFTConfig\n"
-    "warmup_ratio=2.0: give a share of all steps, 0 to below 1\n"
+    "warmup_ratio=2.0: give a fraction of all steps, 0 to below 1\n"
     "adapter.r=0: give 1 or more\n"
-    "save_steps=7 is not a multiple of eval_steps=50: the best checkpoint could not be chosen; "
-    "make it one\n"
+    "save_steps=7 is not a multiple of eval_steps=50, and the best checkpoint is picked where "
+    "both happen: make it one\n"
     "model_name=./nowhere: no such folder",
 }
 """Arguments beside experiment=quickstart, and the whole message."""
@@ -383,7 +384,7 @@ trainer.args.max_lenth=3: no such key; did you mean max_length?
 """
 
 
-def test_every_mistake_of_a_file_and_of_the_line_is_named_together(tmp_path: Path) -> None:
+def test_mistakes_of_a_file_and_of_the_command_line_are_named_together(tmp_path: Path) -> None:
     path = tmp_path / "conf" / "experiment" / "mine.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(EVERYTHING_WRONG)
@@ -407,7 +408,7 @@ def test_a_refused_run_says_failed_in_its_result(answers: dict[str, Finished]) -
     assert result["error"].startswith("model.keep_layers=99")
 
 
-def test_looking_needs_no_torch(tmp_path: Path) -> None:
+def test_showing_a_config_needs_no_torch(tmp_path: Path) -> None:
     given = (["--cfg", "job"], ["--cfg", "job", "--resolve"], ["--help"], ["--info", "defaults"])
     for done in finished({tmp_path / str(number): line for number, line in enumerate(given)}):
         assert done.code == 0

@@ -33,7 +33,7 @@ def options(group: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Composition is looked at here, and not what this machine has."""
+    """Composition is tested here, not this machine."""
     for module in ("adapters", "requirements"):
         monkeypatch.setattr(f"lamina.heal.{module}.installed", lambda package: True)
 
@@ -43,7 +43,7 @@ PRODUCT = list(
 )
 
 
-def test_the_product_holds_what_the_issue_promises() -> None:
+def test_every_promised_option_exists() -> None:
     assert {"original", "dropped", "pruned", "scratch"} <= set(options("model"))
     assert {"lora", "dora", "qlora", "full"} <= set(options("adapter"))
     assert {"tb", "wandb", "both", "none"} <= set(options("logger"))

@@ -19,7 +19,7 @@ TYPES: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
     "int": (("a whole number",), (int,)),
     "float": (("a number",), (int, float)),
     "bool": (("true", "false"), (bool,)),
-    "str": (("a text",), (str,)),
+    "str": (("text",), (str,)),
     "list": (("a list",), (list,)),
     "dict": (("a mapping",), (dict,)),
     "null": (("null",), (type(None),)),

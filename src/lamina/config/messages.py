@@ -30,7 +30,7 @@ EXPECTED = {
     IntegerNode: "a whole number",
     FloatNode: "a number",
     BooleanNode: "true or false",
-    StringNode: "a text",
+    StringNode: "text",
 }
 
 

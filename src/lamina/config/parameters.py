@@ -26,7 +26,7 @@ from lamina.limits import (
 from lamina.measure.evaluate import Evaluation
 from lamina.scan.passes import ScanSettings
 
-WARMUP = Limit(lambda value: 0 <= value < 1, "give a share of all steps, 0 to below 1")
+WARMUP = Limit(lambda value: 0 <= value < 1, "give a fraction of all steps, 0 to below 1")
 MAX_STEPS = Limit(lambda value: value == -1 or value >= 1, "give 1 or more, or -1 for no limit")
 PROCESSES = Limit(
     lambda value: value in ("auto", "none") or (type(value) is int and value >= 1),

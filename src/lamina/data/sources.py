@@ -58,8 +58,8 @@ class Rows:
         """Refuse a hold-out that leaves one side empty."""
         if self.eval is None and not 0 < self.eval_fraction < 1:
             yield (
-                f"data.eval_fraction={self.eval_fraction}: give a share of the training rows, "
-                "above 0, below 1"
+                f"data.eval_fraction={self.eval_fraction}: give a fraction of the training rows, "
+                "above 0 and below 1"
             )
 
     def find(self) -> None:

@@ -68,8 +68,8 @@ class Lora:
         """Refuse settings that PEFT or this version cannot honour."""
         if (initial := self.further.get("init_lora_weights")) in NEEDS_DATA:
             yield (
-                f"adapter.init_lora_weights={initial}: it needs a pass over data before the "
-                "training, which is not part of this version"
+                f"adapter.init_lora_weights={initial}: needs a pass over the data before "
+                "training, which this version does not make"
             )
         layers = self.further.get("layers_to_transform")
         if layers is not None and isinstance(self.target_modules, str):
@@ -91,7 +91,7 @@ class Lora:
         if str(initial).startswith(CHANGES_BASE) or self.further.get("kasa_config"):
             yield (
                 f"adapter.init_lora_weights={initial} changes the base's weights, which an "
-                "adapter alone could not rebuild: give export.form=merged"
+                "adapter alone cannot rebuild: give export.form=merged"
             )
 
     def settings(self) -> dict[str, Any]:

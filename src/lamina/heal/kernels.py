@@ -135,13 +135,13 @@ def liger_problems(arguments: Mapping[str, Any]) -> Iterator[str]:
     """Name what kernels=liger does not support of SFTConfig's fields, or lacks on this machine."""
     if arguments.get("loss_type") == "chunked_nll":
         yield (
-            "trainer.args.loss_type=chunked_nll does not go with kernels=liger, whose loss takes "
-            "its place: leave it out"
+            "trainer.args.loss_type=chunked_nll has no effect with kernels=liger, which "
+            "replaces the loss: leave it out"
         )
     if smoothing := arguments.get("label_smoothing_factor"):
         yield (
-            f"trainer.args.label_smoothing_factor={smoothing} does not go with kernels=liger: its "
-            "loss does not smooth labels"
+            f"trainer.args.label_smoothing_factor={smoothing} has no effect with kernels=liger: "
+            "its loss does not smooth labels"
         )
     if not visible_devices():
         yield "kernels=liger needs a GPU with Triton: leave it out"

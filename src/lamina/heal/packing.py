@@ -41,7 +41,7 @@ def misfits(arguments: Mapping[str, Any], max_seq_length: int, attention: str) -
     if (given := arguments.get("max_length")) != max_seq_length:
         yield (
             f"trainer.args.max_length={given}, but rows are cut at max_seq_length="
-            f"{max_seq_length}: set max_seq_length alone"
+            f"{max_seq_length}: set only max_seq_length"
         )
     if not arguments.get("packing") or not may_need_mask(attention):
         return

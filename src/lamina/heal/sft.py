@@ -42,7 +42,7 @@ FSDP2: dict[str, Any] = {
 """Fields of SFTConfig that shard every decoder layer over the processes."""
 
 NO_COMPILED_SHARDS = (
-    "torch_compile=true does not go with parallel=fsdp in this version: leave it out, or give "
+    "torch_compile=true does not work with parallel=fsdp in this version: leave it out, or give "
     "parallel=ddp"
 )
 
@@ -95,8 +95,8 @@ class SFT:
             return
         if not isinstance(adapter, Full):
             yield (
-                f"parallel=fsdp spreads weights that are trained, and with adapter={adapter.name} "
-                "most are not: give parallel=ddp, or adapter=full"
+                f"parallel=fsdp shards trained weights, and adapter={adapter.name} trains few: "
+                "give parallel=ddp, or adapter=full"
             )
         if self.args.get("torch_compile"):
             yield NO_COMPILED_SHARDS
@@ -225,20 +225,20 @@ def _best_checkpoint(arguments: Mapping[str, Any]) -> Iterator[str]:
         return
     if evaluate == "no":
         yield (
-            "trainer.args.eval_strategy=no, but trainer.args.load_best_model_at_end=true chooses "
-            "by eval_loss: set it to false, too, or evaluate"
+            "trainer.args.eval_strategy=no, but trainer.args.load_best_model_at_end=true picks the "
+            "best checkpoint by eval_loss: set it to false, or evaluate"
         )
     elif save not in (evaluate, "best"):
         yield (
             f"trainer.args.save_strategy={save}, but trainer.args.eval_strategy={evaluate}: the "
-            "best checkpoint could not be chosen; give both the same"
+            "best checkpoint is picked where both happen: give both the same"
         )
     elif save == evaluate == "steps":
         saved, each = arguments.get("save_steps"), arguments.get("eval_steps")
         if saved and each and _positive(saved) and _positive(each) and saved % each:
             yield (
-                f"save_steps={saved} is not a multiple of eval_steps={each}: the best "
-                "checkpoint could not be chosen; make it one"
+                f"save_steps={saved} is not a multiple of eval_steps={each}, and the best "
+                "checkpoint is picked where both happen: make it one"
             )
 
 

@@ -228,7 +228,7 @@ def misfits(
     has_gpu = bool(visible_devices())
     if has_gpu and not arguments.get("bf16"):
         yield (
-            "bf16=false, but on a GPU Unsloth computes in bfloat16 all the same: give bf16=true, "
+            "bf16=false, but on a GPU Unsloth computes in bfloat16 anyway: give bf16=true, "
             "or choose backend=transformers"
         )
     if not has_gpu and arguments.get("fp16"):
