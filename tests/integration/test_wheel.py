@@ -1,5 +1,6 @@
-"""The wheel, installed elsewhere, does the main job from any folder."""
+"""The wheel, installed in another environment, does the main job from any folder."""
 
+import json
 import subprocess
 import sys
 import sysconfig
@@ -8,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from lamina import __version__
 from tests.conftest import ROOT, SHORT, environment
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel of this checkout, and this one's other packages."""
+    """An environment with the wheel of this checkout and this one's other packages.
+
+    Somebody's repository tracks it.
+    """
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
@@ -28,6 +33,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*pip, "--python", str(python), "install", "--no-deps", "--ignore-installed", str(wheel)],
         check=True,
     )
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (
+        ["init", "--quiet"],
+        ["add", "--all"],
+        ["commit", "--quiet", "--message", "all"],
+    ):
+        subprocess.run([*git, *command], check=True)
     return python
 
 
@@ -45,6 +57,9 @@ def test_the_wheel_runs_the_quickstart_from_any_folder(installed: Path, tmp_path
     (result,) = tmp_path.glob("outputs/*/*/result.json")
     assert str(installed.parents[1]) in result.read_text()
     assert str(ROOT) not in result.read_text()
+    provenance = json.loads(result.read_text())["provenance"]
+    assert provenance["git"] == {"sha": None, "dirty": None}
+    assert provenance["versions"]["lamina"] == __version__
 
 
 def test_the_wheel_brings_its_command(installed: Path, tmp_path: Path) -> None:

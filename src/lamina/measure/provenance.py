@@ -16,31 +16,18 @@ if TYPE_CHECKING:
     from lamina.depth.plan import Plan
     from lamina.weights.source import Source
 
-PACKAGES = [
-    "lamina",
-    "accelerate",
-    "datasets",
-    "hydra-core",
-    "omegaconf",
-    "peft",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "trl",
-    "unsloth",
-    "unsloth_zoo",
-]
+PACKAGES = (
+    "lamina accelerate datasets hydra-core omegaconf peft tokenizers torch transformers trl "
+    "unsloth unsloth_zoo"
+).split()
 """Packages whose versions are recorded."""
+
+LAMINA = Path(__file__).resolve().parents[1]
+"""Folder of this package."""
 
 
 def provenance(plan: "Plan", train: "Dataset", backend: str) -> dict[str, Any]:
-    """Collect what someone needs to get the same number again.
-
-    Args:
-        plan: Names the base model and its revision.
-        train: The tokenized training rows.
-        backend: Who provides the model's code.
-    """
+    """Return what it takes to reproduce a run; `train` are the tokenized training rows."""
     return {
         "git": git_state(),
         "versions": {"python": platform.python_version(), **package_versions()},
@@ -53,7 +40,7 @@ def provenance(plan: "Plan", train: "Dataset", backend: str) -> dict[str, Any]:
 
 
 def base_identity(source: "Source | None") -> str | None:
-    """Tell a base model from others: by its commit, or by a hash of its weights and config."""
+    """Identify a base model by its commit, or by a hash of its weights and config."""
     if source is None:
         return None
     if source.revision:
@@ -61,17 +48,25 @@ def base_identity(source: "Source | None") -> str | None:
     return hashlib.sha256("\n".join(identity(source)).encode()).hexdigest()[:16]
 
 
-def git_state() -> dict[str, Any]:
-    """Return the commit of the checkout this package runs from, and whether it has changes."""
-    folder = Path(__file__).resolve().parent
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
+def git_state(package: Path = LAMINA) -> dict[str, Any]:
+    """Return the commit of a Lamina checkout and whether it has changes; None for both elsewhere.
+
+    A wheel may be installed inside somebody's repository, whose commit says nothing about Lamina:
+    there the package's version stands for the code.
+
+    Args:
+        package: Folder of this package.
+    """
+    top = _git(package, "rev-parse", "--show-toplevel")
+    is_checkout = top is not None and package == Path(top).resolve() / "src" / "lamina"
+    if not is_checkout or not _git(package, "ls-files", "--", "measure/provenance.py"):
         return {"sha": None, "dirty": None}
-    return {"sha": commit, "dirty": bool(_git(folder, "status", "--porcelain"))}
+    commit = _git(package, "rev-parse", "HEAD")
+    return {"sha": commit, "dirty": bool(_git(package, "status", "--porcelain"))}
 
 
 def package_versions() -> dict[str, str | None]:
-    """Return the installed versions of `PACKAGES`; None for those that are absent."""
+    """Return the installed version of each of `PACKAGES`; None if it is not installed."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -82,7 +77,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def fingerprint(rows: "Dataset") -> str:
-    """Return the SHA-256 of token ids and labels, in row order."""
+    """Return the SHA-256 of the rows' token ids and labels, in order."""
     digest = hashlib.sha256()
     for column in ("input_ids", "labels"):
         for chunk in rows.with_format("arrow")[:].column(column).chunks:
