@@ -96,7 +96,7 @@ def operations(
 
 def machine_peak(dtype: str = "float32") -> float:
     """Return the operations a second that this machine can reach: known, or measured."""
-    from lamina.measure.peaks import compute_peak
+    from lamina.measure.speed import compute_peak
 
     return compute_peak(bf16=False, fp16=False, weights=dtype) or measured_peak(dtype)
 

@@ -1,4 +1,4 @@
-"""The operations of training, against torch's own counter and against arithmetic by hand."""
+"""The operations of training, against torch's counter and arithmetic by hand, and known peaks."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from lamina.depth.reduction import blueprint
-from lamina.measure.speed import training_flops
+from lamina.measure.speed import compute_peak, peak_flops, training_flops
 from tests.architectures import ARCHITECTURES
 
 ROWS, LENGTH = 2, 24
@@ -121,3 +121,73 @@ def test_qwen3_8b_with_an_adapter_of_rank_16() -> None:
     assert flops.per_token == 4 * 36 * 192_937_984 + 6 * adapter - lowest
     assert flops.per_target == 4 * 4096 * 151_936
     assert flops.per_pair == {None: 12 * 36 * 4096}
+
+
+@pytest.mark.parametrize(
+    ("device", "tera"),
+    [
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA A10", 125),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA B200", 2250),
+    ],
+)
+def test_a_known_device_has_its_dense_bfloat16_peak(device: str, tera: float) -> None:
+    assert peak_flops(device, "bfloat16") == pytest.approx(tera * 1e12)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "NVIDIA A10G",
+        "NVIDIA L40",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "AMD Instinct MI300X",
+    ],
+)
+def test_a_device_of_a_similar_name_has_none(device: str) -> None:
+    assert peak_flops(device, "bfloat16") is None
+
+
+def test_a_type_has_its_own_peak_or_none() -> None:
+    assert peak_flops("NVIDIA H200", "tf32") == pytest.approx(494.7e12)
+    assert peak_flops("NVIDIA H200", "float32") == pytest.approx(66.9e12)
+    assert peak_flops("Tesla V100-SXM2-16GB", "float16") == 125e12
+    assert peak_flops("Tesla V100-SXM2-16GB", "bfloat16") is None
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp16", "weights", "precision", "tera"),
+    [
+        (True, False, "float32", "highest", 989.4),
+        (False, True, "float32", "highest", 989.4),
+        (False, False, "bfloat16", "highest", 989.4),
+        (False, False, "float32", "high", 494.7),
+        (False, False, "float32", "highest", 66.9),
+    ],
+)
+def test_the_peak_is_that_of_the_type_that_is_multiplied(
+    bf16: bool,
+    fp16: bool,
+    weights: str,
+    precision: str,
+    tera: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: precision)
+    assert compute_peak(bf16=bf16, fp16=fp16, weights=weights) == pytest.approx(tera * 1e12)
+
+
+def test_without_an_accelerator_there_is_none() -> None:
+    assert compute_peak(bf16=False, fp16=False, weights="float32") is None

@@ -21,8 +21,7 @@ from lamina.heal.callbacks.saving import Checkpointing, SaveAndRequeue, saved_be
 from lamina.heal.kernels import contained
 from lamina.heal.sampling import ShuffledThenFilled, filled, set_epoch
 from lamina.measure.evaluate import perplexity
-from lamina.measure.peaks import compute_peak
-from lamina.measure.speed import training_flops
+from lamina.measure.speed import compute_peak, training_flops
 from lamina.runtime import distributed
 from lamina.runtime.files import disk_errors, partial_path, replacing
 from lamina.runtime.sizes import state_bytes, trained, weight_bytes

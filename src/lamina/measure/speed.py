@@ -1,25 +1,23 @@
-"""How many floating-point operations a training step needs, by a formula that is written down.
+"""How fast a training is: its floating-point operations, and how many an accelerator can do.
 
-A matrix of n weights costs each token that goes through it
+A matrix of n weights costs each token that passes through it
 
-    2n  forward                           a multiplication and an addition for each weight
-    2n  for the gradient of its weights   where they are trained
-    2n  for the gradient of its input     where something that is trained lies before it
+    2n  forward                       a multiplication and an addition per weight
+    2n  gradient of its weights       if they are trained
+    2n  gradient of its input         if anything trained comes before it
 
-so a model that is trained as a whole takes 6n a token, and one with adapters 4n a token and 6m for
-the m weights of the adapters. Below the lowest trained weight there is no backward pass at all; in
-the layer that has it, attention's counts as a whole. Of a mixture of experts, each token goes
-through the active ones.
+so full training takes 6n per token, and adapters with m weights 4n + 6m. No backward pass goes
+below the lowest trained weight; in that weight's layer, attention counts in full. In a mixture of
+experts, a token passes through the active experts only.
 
-Attention costs 4 x heads x head_dim operations forward for each pair of a token and one that it
-may look at, and twice that backward. Pairs are counted as the mask has them: causal, within one
-document and within a sliding window. Layers of other kinds (linear, chunked attention) count with
-their matrices alone.
+Attention costs 4 x heads x head_dim operations forward per pair of a token and one it can attend
+to, and twice that backward. Pairs follow the mask: causal, within one document and within a sliding
+window. Layers of other kinds (linear, chunked attention) count with their matrices alone.
 
-The output head counts for the tokens whose prediction is trained, the lookup of embeddings not at
-all; nor do norms, softmax, rotation or the optimizer. What is computed a second time to save memory
-(gradient checkpointing, flash attention's backward pass) is not counted twice: the figure is model
-FLOPs utilization (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), not hardware's.
+The output head counts for the tokens whose prediction is trained. Embedding lookups, norms,
+softmax, rotary embeddings and the optimizer do not count, nor does recomputation (gradient
+checkpointing, flash attention's backward pass): this is model FLOPs utilization (Chowdhery et al.
+2022, arXiv:2204.02311, appendix B), not hardware FLOPs utilization.
 """
 
 import re
@@ -34,7 +32,7 @@ import torch
 READS_WITHIN = frozenset(
     "o_proj out_proj c_proj dense down_proj dense_4h_to_h fc2 fc_out wo w2".split()
 )
-"""Matrices that read what others of their sublayer made; the rest reads the layer's own state."""
+"""Matrices that read what others of their sublayer computed; the rest read the layer's input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +40,21 @@ class Flops:
     """Floating-point operations of training, forward and backward."""
 
     per_token: int
-    """For each token that is read, in all layers' matrices."""
+    """Per token, in all layers' matrices."""
 
     per_target: int
-    """For each token whose prediction is trained, in the output head."""
+    """Per token whose prediction is trained, in the output head."""
 
     per_pair: Mapping[int | None, int]
-    """By sliding window in tokens, or None: for each pair of tokens that see each other there."""
+    """By sliding window in tokens, or None: per pair of tokens within it."""
 
     def of(self, tokens: float, targets: float, pairs: Mapping[int | None, float]) -> float:
         """Return the operations of some steps.
 
         Args:
-            tokens: That were read, padding left out.
-            targets: Tokens of them whose prediction is trained.
-            pairs: By window: sum of the number of tokens that each token sees, itself included.
+            tokens: Tokens without padding.
+            targets: Tokens whose prediction is trained.
+            pairs: By window: the number of tokens each token attends to, itself included, summed.
         """
         attention = sum(self.per_pair[window] * pairs[window] for window in self.per_pair)
         return self.per_token * tokens + self.per_target * targets + attention
@@ -65,26 +63,25 @@ class Flops:
 @dataclass(frozen=True)
 class _Matrix:
     layer: int | None
-    """0-based; None outside of the decoder layers."""
+    """0-based; None outside the decoder layers."""
     sublayer: str
     size: int
-    """Multiplications for one token."""
+    """Multiplications per token."""
     trained: bool
     within: bool
-    """Whether it reads what other matrices of its sublayer made."""
+    """Whether it is one of READS_WITHIN."""
     second: bool
     """Whether it is the second matrix of an adapter, which reads the first one's output."""
 
     def flops(self, before: bool) -> int:
-        """Return its operations for a token; `before`: whether what it reads is trained itself."""
+        """Return its operations per token; `before`: whether anything trained comes before it."""
         return self.size * (2 + 2 * self.trained + 2 * before)
 
 
 def training_flops(model: torch.nn.Module) -> Flops:
-    """Count the operations of training a model as it is: which weights are trained is read off it.
+    """Count the operations of training a transformers model, with or without PEFT's adapters.
 
-    Args:
-        model: A causal language model of transformers, with or without PEFT's adapters.
+    Which weights are trained is read from the model.
     """
     per_token = per_target = 0
     per_pair: Counter[int | None] = Counter()
@@ -106,7 +103,7 @@ def training_flops(model: torch.nn.Module) -> Flops:
 
 
 def _attention(config: Any, layer: int, *, backward: bool) -> Counter[int | None]:
-    """Return one layer's operations for a pair of tokens, under its window."""
+    """Return one layer's operations per pair of tokens, by its window."""
     text = config.get_text_config()
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -120,29 +117,28 @@ def _attention(config: Any, layer: int, *, backward: bool) -> Counter[int | None
 
 
 def _matrices(model: torch.nn.Module) -> Iterator[_Matrix]:
-    """Find every matrix that tokens are multiplied with, in the order of the forward pass."""
-    experts, chosen = _experts(model.config.get_text_config())
+    """Find every matrix that multiplies tokens, in the order of the forward pass."""
+    experts, active = _experts(model.config.get_text_config())
     for name, module in model.named_modules():
         for own, weight in module.named_parameters(recurse=False):
             size = _size(module, own, weight)
-            if size == 0 or ".original_module" in name:  # PEFT keeps it beside the one it trains
+            if size == 0 or ".original_module" in name:  # PEFT keeps it beside the copy it trains
                 continue
             if weight.dim() == 3 or ".experts." in name:
-                size = size * chosen // experts
+                size = size * active // experts
             found = re.search(r"\.(\d+)\.([^.]+)", f"{name}.{own}")
-            second = ".lora_B" in name
             yield _Matrix(
                 layer=int(found[1]) if found else None,
                 sublayer=found[2] if found else name,
                 size=size,
                 trained=weight.requires_grad,
                 within=not READS_WITHIN.isdisjoint([*name.split("."), own]),
-                second=second,
+                second=".lora_B" in name,
             )
 
 
 def _size(module: torch.nn.Module, own: str, weight: torch.nn.Parameter) -> int:
-    """Return how many weights of a module's parameter a token is multiplied with; 0: none."""
+    """Return how many weights of a parameter multiply each token."""
     if _is_embedding(module) or isinstance(module, torch.nn.Conv1d) or "bias" in own:
         return 0
     if isinstance(module, torch.nn.Linear):
@@ -151,7 +147,7 @@ def _size(module: torch.nn.Module, own: str, weight: torch.nn.Parameter) -> int:
 
 
 def _experts(config: Any) -> tuple[int, int]:
-    """Return how many experts a layer has, and how many of them a token goes through."""
+    """Return how many experts a layer has, and how many of them are active for a token."""
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     numbers = [getattr(config, name, None) for name in names]
     every = next((number for number in numbers if number), 1)
@@ -164,3 +160,72 @@ def _is_embedding(module: torch.nn.Module) -> bool:
 
 def _is_trained(module: torch.nn.Module) -> bool:
     return any(weight.requires_grad for weight in module.parameters())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """Dense TFLOP/s of one accelerator; None for a type it does not compute in natively."""
+
+    name: str
+    """Pattern of `torch.cuda.get_device_name` without the maker. It must match the whole name:
+    similar ones (a laptop's card, a MIG share, the RTX 4090 D) have other peaks."""
+
+    bfloat16: float | None
+    float16: float
+    tf32: float | None
+    """float32 products in TensorFloat-32, if torch is set to them."""
+    float32: float
+
+
+def _peak(name: str, half: float, tf32: float, float32: float) -> Peak:
+    return Peak(name=name, bfloat16=half, float16=half, tf32=tf32, float32=float32)
+
+
+PEAKS = (
+    _peak(r"B200", 2250, 1125, 75),
+    _peak(r"H200|H100 80GB HBM3|H100 SXM5.*|GH200 .*", 989.4, 494.7, 66.9),
+    _peak(r"H100 NVL|H200 NVL", 835.5, 417.5, 60),
+    _peak(r"H100 PCIe", 756, 378, 51),
+    _peak(r"A100-(SXM4|PCIE)-\d+GB|A100 80GB PCIe", 312, 156, 19.5),
+    _peak(r"L40S", 362, 183, 91.6),
+    _peak(r"A10", 125, 62.5, 31.2),
+    _peak(r"L4", 121, 60, 30.3),
+    _peak(r"GeForce RTX 4090", 165.2, 82.6, 82.6),
+    _peak(r"GeForce RTX 3090", 71, 35.6, 35.6),
+    Peak(name=r"V100-SXM2-\d+GB", bfloat16=None, float16=125, tf32=None, float32=15.7),
+    Peak(name=r"V100-PCIE-\d+GB", bfloat16=None, float16=112, tf32=None, float32=14),
+)
+"""From NVIDIA's data sheets and, for GeForce cards, its architecture papers (bfloat16 products
+accumulated in float32): dense, not sparse, at the stated clock."""
+
+
+def peak_flops(device: str, dtype: str) -> float | None:
+    """Return a device's peak in FLOP/s; None if it is not in `PEAKS`, or not for that type.
+
+    Args:
+        device: As `torch.cuda.get_device_name` returns it.
+        dtype: A field of `Peak`.
+    """
+    name = re.sub(r"^(NVIDIA|Tesla) ", "", device)
+    found = next((peak for peak in PEAKS if re.fullmatch(peak.name, name)), None)
+    tera = getattr(found, dtype) if found else None
+    return None if tera is None else tera * 1e12
+
+
+def compute_peak(*, bf16: bool, fp16: bool, weights: str) -> float | None:
+    """Return the peak, in FLOP/s, of this process's accelerator in a training's compute type.
+
+    Args:
+        bf16: Whether it runs under bfloat16 autocast.
+        fp16: Whether it runs under float16 autocast.
+        weights: torch's name for the type of the weights.
+
+    Returns:
+        None without an accelerator or for one that is not in `PEAKS`; it is never guessed.
+    """
+    if not torch.cuda.is_available():
+        return None
+    dtype = "bfloat16" if bf16 else "float16" if fp16 else weights
+    if dtype == "float32" and torch.get_float32_matmul_precision() != "highest":
+        dtype = "tf32"
+    return peak_flops(torch.cuda.get_device_name(), dtype)
