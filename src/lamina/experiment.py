@@ -1,14 +1,15 @@
-"""The run object: a composed experiment, and what it is made of."""
+"""An experiment: the composed settings as one typed object, and what follows from them."""
 
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.config.parameters import Parameters
-from lamina.data.byte_tokenizer import build_tokenizer
-from lamina.data.feed import Feed, feed
+from lamina.data.feed import Feed
 from lamina.data.sources import DataSource
 from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
@@ -16,9 +17,17 @@ from lamina.depth.reduction import reduction
 from lamina.depth.variants import Scratch
 from lamina.heal import kernels
 from lamina.heal.backends.training import Training
+from lamina.heal.callbacks.settings import Context
+from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice
-from lamina.heal.resume import FREE_IN_RESUMING
+from lamina.heal.packing import batch
+from lamina.heal.resume import FREE_IN_RESUMING, Start, saved_step
+from lamina.measure.protocol import ModelRef, Protocol
+from lamina.measure.provenance import base_identity
+from lamina.measure.results import Record
 from lamina.runtime import distributed
+from lamina.runtime.cache import cache_folder
+from lamina.runtime.files import refuse_unwritable
 from lamina.runtime.memory import memory_errors
 from lamina.scan.cached import CachedScores
 from lamina.weights.source import Source
@@ -30,18 +39,20 @@ if TYPE_CHECKING:
 
     from lamina.heal.trainer import TokenLossTrainer
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Parameters):
-    """A composed experiment: what to keep, how to heal it, what to measure, where to write."""
+    """What to keep of which model, how to heal it, what to measure and where to write."""
 
     @cached_property
     def plan(self) -> Plan:
-        """Which layers stay: from config.json alone, unless the variant asks for scores."""
+        """Which layers stay, from config.json alone unless the variant needs scores."""
         return make_plan(self.model, self.model_name, lambda source: self.scores(source, self.data))
 
     def scores(self, source: Source, data: DataSource) -> CachedScores:
-        """Return the scores of a model's layers on a data set; none is computed yet."""
+        """Return the scores of a model's layers on a data set; nothing is computed yet."""
         return CachedScores(
             source=source,
             data=data,
@@ -57,13 +68,29 @@ class Experiment(Parameters):
         return Path(self.output_dir).expanduser().absolute() / self.plan.model_type
 
     @property
+    def log_folder(self) -> Path:
+        """Folder of this variant's logs."""
+        return Path(self.logging_dir).expanduser().absolute() / self.plan.model_type
+
+    @property
     def torch_dtype(self) -> "torch.dtype":
         """Type in which the weights are loaded."""
         return loading.torch_dtype(self.weights_dtype, automatic="float32")
 
     @property
+    def export_dtype(self) -> "torch.dtype":
+        """Type of a whole model's weights in final/."""
+        return loading.torch_dtype(self.export.dtype, automatic=self.weights_dtype)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Config of the model that starts from scratch."""
+        assert isinstance(self.model, Scratch)
+        return self.model.architecture
+
+    @property
     def training(self) -> Training:
-        """What the backend has to know of the training."""
+        """What the backend needs to know about the training."""
         return Training(
             adapter=self.adapter,
             max_seq_length=self.max_seq_length,
@@ -73,8 +100,14 @@ class Experiment(Parameters):
         )
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What result.json says of the model; a resumed run must not change it."""
+        kept_layers, model_type = list(self.plan.kept_layers), self.plan.model_type
+        return {"model_type": model_type, "adapter": self.adapter.name, "kept_layers": kept_layers}
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """What the trained weights depend on besides data and layers, by its key in the config."""
+        """What else the trained weights depend on, by config key; a resumed run keeps it too."""
         kept = {k: v for k, v in self.trainer.args.items() if k not in FREE_IN_RESUMING}
         return {
             "dtype": self.dtype,
@@ -84,11 +117,12 @@ class Experiment(Parameters):
             "backend": self.backend.name,
             **{f"adapter.{key}": value for key, value in asdict(self.adapter).items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
+            "base": base_identity(self.plan.source),
         }
 
     @property
     def sharded(self) -> bool:
-        """Whether weights, gradients and optimizer are spread over the processes."""
+        """Whether weights, gradients and optimizer states are sharded over the processes."""
         import torch
 
         if distributed.count() == 1 or self.parallel == "ddp":
@@ -102,37 +136,51 @@ class Experiment(Parameters):
         """Whether liger-kernel's kernels are used."""
         return self.kernels == "liger"
 
-    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Load the model's tokenizer, or build the one of a model that starts from scratch."""
-        source = self.plan.source
-        return loading.load_tokenizer(source) if source else build_tokenizer()
-
-    def load_feed(self, tokenizer: "PreTrainedTokenizerBase") -> Feed:
-        """Load and tokenize the data.
+    def arguments(self, folder: Path) -> "SFTConfig":
+        """Return TRL's arguments of the training, with checkpoints in `folder`.
 
         Raises:
-            DataError: There is none, or it has a row that cannot be used.
-            ConfigError: data.loss_on does not go with the rows or the chat template.
+            ConfigError: TRL refuses one, or this model's family has no such attention or kernels.
         """
-        return feed(
-            self.data,
-            tokenizer,
-            max_seq_length=self.max_seq_length,
-            num_prompts=self.evaluation.num_samples,
-        )
+        arguments = self.trainer.arguments(folder, sharded=self.sharded, liger=self.liger)
+        if distributed.count() > 1:
+            logger.info("%s", batch(arguments, distributed.count()))
+        self._refuse_misfits()
+        return arguments
 
-    def load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
-        """Build the model that is to be healed, with nothing but its kept layers read."""
-        if self.plan.source is None:
-            return loading.new_model(self._architecture, tokenizer, dtype=self.torch_dtype)
-        source, kept = self.plan.source, self.plan.kept_layers
-        return self.backend.load_model(source, kept, self.torch_dtype, self.training)
+    def _refuse_misfits(self) -> None:
+        self.adapter.peft_config()
+        if self.attention == "auto" and self.kernels == "none":
+            return
+        source = self.plan.source
+        family = loading.model_class(source.config if source else self.architecture)
+        kernels.attention_kernel(self.attention, family, self.weights_dtype)
+        kernels.refuse_family(self.kernels, family.config_class.model_type)
 
-    def advising(self, trainer: "TokenLossTrainer | None" = None) -> AbstractContextManager[None]:
-        """Say which settings would need less where memory does not suffice; see `heal.memory`.
+    def refuse_unwritable(self) -> None:
+        """Refuse folders that cannot be written, before the weights are read.
+
+        Raises:
+            OutputError: One cannot be written.
+        """
+        if self.logger.get("tensorboard"):
+            refuse_unwritable(self.log_folder, "logging_dir")
+        if self.evaluation.baseline and self.plan.is_reduced:
+            refuse_unwritable(cache_folder(), "LAMINA_CACHE")
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Seed the generators and quiet the libraries; name what to change if memory runs out."""
+        with prepared(self.seed, self.num_threads), self.memory_advice():
+            yield
+
+    def memory_advice(
+        self, trainer: "TokenLossTrainer | None" = None
+    ) -> AbstractContextManager[None]:
+        """Name the settings that need less memory if it runs out: for a training, or for loading.
 
         Args:
-            trainer: Of a training; without one it is a model that does not fit.
+            trainer: The training's; None while the model is loaded.
         """
         if trainer is not None:
             return memory_errors("the training", lambda: advice(self._memory(trainer.model)))
@@ -152,28 +200,21 @@ class Experiment(Parameters):
         return self._memory(reduction(self.plan.source, self.plan.kept_layers).blueprint)
 
     def load_unquantized(self) -> "PreTrainedModel":
-        """Load the reduced model in the weights' own type, which adapter=qlora trains without."""
+        """Load the reduced model in its own type, for adapter=qlora to be merged into."""
         assert self.plan.source is not None
         return loading.load_model(self.plan.source, self.plan.kept_layers, dtype=self.torch_dtype)
 
-    def refuse_misfits(self) -> None:
-        """Refuse what PEFT or this model's family does not take, before a weight is read.
-
-        Raises:
-            ConfigError: PEFT refuses the adapter, or the family has no such attention or kernels.
-        """
-        self.adapter.peft_config()
-        if self.attention == "auto" and self.kernels == "none":
-            return
-        source = self.plan.source
-        family = loading.model_class(source.config if source else self._architecture)
-        kernels.attention_kernel(self.attention, family, self.weights_dtype)
-        kernels.refuse_family(self.kernels, family.config_class.model_type)
-
-    @property
-    def _architecture(self) -> dict[str, Any]:
-        assert isinstance(self.model, Scratch)
-        return self.model.architecture
+    def context(self, record: Record, start: Start) -> Context:
+        """Return what loggers and callbacks may want to know."""
+        return Context(
+            run_dir=Path(self.run_dir).absolute(),
+            logging_dir=self.log_folder,
+            run_name=f"{self.plan.name}-{self.adapter.name}",
+            config=asdict(self),
+            resume_step=saved_step(start.checkpoint) if start.checkpoint else None,
+            history=record.content["history"],
+            metrics=record.content["metrics"],
+        )
 
     def build_trainer(
         self,
@@ -181,16 +222,9 @@ class Experiment(Parameters):
         tokenizer: "PreTrainedTokenizerBase",
         rows: Feed,
         arguments: "SFTConfig",
-        watching: list[Any],
+        callbacks: Sequence[Any],
     ) -> "TokenLossTrainer":
         """Give the model its adapter and build its trainer.
-
-        Args:
-            model: The reduced model.
-            tokenizer: Its tokenizer.
-            rows: The data.
-            arguments: What `SFT.arguments` returned.
-            watching: Loggers and callbacks.
 
         Raises:
             ConfigError: With packing, this model would let documents see each other.
@@ -206,5 +240,52 @@ class Experiment(Parameters):
             backend=self.backend,
             training=self.training,
             plan=self.plan,
-            callbacks=watching,
+            callbacks=callbacks,
         )
+
+    def protocol(self, rows: Feed) -> Protocol:
+        """Return how each model of the run is measured."""
+        return Protocol(
+            rows=rows.eval_rows(),
+            prompts=rows.prompts,
+            max_tokens=self.max_seq_length,
+            max_new_tokens=self.evaluation.max_new_tokens,
+            isolated=self.backend.patches_models,
+        )
+
+    @property
+    def untouched(self) -> ModelRef:
+        """The larger model."""
+        return self._ref(range(self.plan.num_layers))
+
+    @property
+    def reduced(self) -> ModelRef | None:
+        """The model to measure before healing; None if the one to heal will do.
+
+        It will not if the backend patched its classes or multiplies four bits with its own kernels.
+        """
+        own_kernels = self.adapter.in_4bit and self.backend.own_four_bits
+        if self.plan.source is None or not (self.backend.patches_models or own_kernels):
+            return None
+        return self._ref(self.plan.kept_layers)
+
+    def _ref(self, kept_layers: Sequence[int]) -> ModelRef:
+        source = self.plan.source
+        assert source is not None
+        return ModelRef(
+            name=source.name,
+            revision=source.revision,
+            kept_layers=tuple(kept_layers),
+            dtype=str(self.torch_dtype).removeprefix("torch."),
+            in_4bit=self.adapter.in_4bit,
+        )
+
+    @property
+    def reduced_metrics(self) -> list[str]:
+        """Metrics that the loss before healing gives; if every layer stays, the baseline too."""
+        is_whole = self.plan.source is not None and not self.plan.is_reduced
+        wanted = {
+            "reduced_eval_loss": self.evaluation.reduced,
+            "baseline_eval_loss": self.evaluation.baseline and is_whole,
+        }
+        return [name for name, is_wanted in wanted.items() if is_wanted]

@@ -1,33 +1,27 @@
-"""The pipeline of one run: from a large model to a healed smaller one, measured on the way."""
+"""A run, step by step: plan, load, feed, adapt, heal, keep, measure, record."""
 
 import logging
 from contextlib import nullcontext
 from dataclasses import asdict
 from os.path import relpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lamina.data.feed import Feed
+from lamina.data import feed as data
+from lamina.data.byte_tokenizer import build_tokenizer
 from lamina.depth import loading
 from lamina.experiment import Experiment
-from lamina.export.card import note
+from lamina.export.card import manifest
 from lamina.export.final import Form, save_final
 from lamina.heal.callbacks.loggers import watchers
-from lamina.heal.callbacks.settings import Context
-from lamina.heal.libraries import prepared
-from lamina.heal.packing import batch
-from lamina.heal.resume import claim, last_whole_checkpoint, origin, refuse_changes, saved_step
-from lamina.measure.baseline import baseline_loss
+from lamina.heal.resume import Start, start_of
+from lamina.measure import protocol as measure
 from lamina.measure.evaluate import SAMPLE_ROWS
-from lamina.measure.isolated import Final
-from lamina.measure.plain import Plain
-from lamina.measure.protocol import Meter
-from lamina.measure.provenance import base_identity, fingerprint, provenance
+from lamina.measure.provenance import fingerprint, provenance
 from lamina.measure.results import Record
 from lamina.runtime import distributed
-from lamina.runtime.cache import cache_folder
 from lamina.runtime.device import forget_peak_memory, peak_memory_bytes, release
-from lamina.runtime.files import disk_errors, full_disks, refuse_unwritable
+from lamina.runtime.files import disk_errors, full_disks
 from lamina.runtime.lock import owned
 
 if TYPE_CHECKING:
@@ -38,183 +32,121 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Pipeline:
-    """Executes one run, and fills its record."""
+def run(experiment: Experiment, record: Record) -> None:
+    """Run an experiment; its record and its folder are all that reports read.
 
-    def __init__(self, run: Experiment, record: Record) -> None:
-        """Do nothing yet.
+    Raises:
+        LaminaError: A step cannot be done; the message says why and what to do.
+    """
+    plan(experiment)
+    first, folder, wanted = distributed.is_first(), experiment.folder, experiment.evaluation
+    # output_dir may lie outside the run folder, where another run may be at work.
+    owner = owned(folder, "output_dir") if first else nullcontext()
+    with full_disks(Path(experiment.run_dir)), owner:
+        start = resume(experiment, record)
+        with experiment.prepared():
+            arguments = experiment.arguments(folder)
+            tokenizer, rows = feed(experiment)
+            record_data(experiment, record, rows, start)
+            protocol = experiment.protocol(rows)
+            if wanted.baseline and experiment.plan.is_reduced:
+                measure.baseline(record, protocol, experiment.untouched)
+            model = load(experiment, tokenizer)
+            form = experiment.export.form_of(experiment.plan, model, experiment.adapter.name)
+            reference, metrics = experiment.reduced, experiment.reduced_metrics
+            measure.reduced(record, protocol, model, tokenizer, reference, metrics)
+            loggers, callbacks = experiment.logger.values(), experiment.callbacks.values()
+            context = experiment.context(record, start)
+            with watchers(context, loggers if first else (), callbacks) as observers:
+                trainer = experiment.build_trainer(model, tokenizer, rows, arguments, observers)
+                heal(experiment, record, rows, trainer, start)
+                final = keep(experiment, record, trainer, form)
+                del trainer, model
+                release()  # final/ is loaded next: memory would have to hold the model twice
+                if wanted.reload:
+                    measure.final(record, protocol, final)
 
-        Args:
-            run: The experiment.
-            record: Of what is found.
-        """
-        self.run, self.record, self.plan = run, record, run.plan
 
-    def execute(self) -> None:
-        """Run the experiment.
+def plan(experiment: Experiment) -> None:
+    """Decide which layers stay, and look for the data; only layer scores need weights."""
+    distributed.in_turn("plan", lambda: experiment.plan)
+    experiment.data.find()
 
-        Raises:
-            LaminaError: Something cannot be done; the message says what and what to do.
-        """
-        self.run.data.find()
-        # output_dir may lie elsewhere, where another run's process may be at work.
-        owner = owned(self.run.folder, "output_dir") if distributed.is_first() else nullcontext()
-        with full_disks(Path(self.run.run_dir)), owner:
-            checkpoint = self._claim()
-            with prepared(self.run.seed, self.run.num_threads), self.run.advising():
-                self._execute(checkpoint)
 
-    def _execute(self, checkpoint: Path | None) -> None:
-        run = self.run
-        arguments = run.trainer.arguments(run.folder, sharded=run.sharded, liger=run.liger)
-        if distributed.count() > 1:
-            logger.info("%s", batch(arguments, distributed.count()))
-        run.refuse_misfits()
-        tokenizer = run.load_tokenizer()
-        rows = self._feed(tokenizer, checkpoint)
-        plain = self._plain(rows)
-        self._measure_baseline(plain)
-        model = self._load_model(tokenizer)
-        form = run.export.form_of(self.plan, model, run.adapter.name)
-        plain.reduced(model, tokenizer)
-        context = self._context(checkpoint)
-        loggers = run.logger.values() if distributed.is_first() else ()
-        with watchers(context, loggers, run.callbacks.values()) as watching:
-            trainer = run.build_trainer(model, tokenizer, rows, arguments, watching)
-            self.record.content["provenance"]["attention"] = model.config._attn_implementation
-            made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
-            self.record.update(data=rows.packed(made, run.max_seq_length))
-            self._heal(trainer, checkpoint)
-            final = self._keep(trainer, form)
-            del trainer, model
-            release()  # final/ is read back: beside them it would take twice the memory
-            self._measure_final(final, plain)
+def resume(experiment: Experiment, record: Record) -> Start:
+    """Take the folder of checkpoints and find the one to continue from."""
+    identity, settings = experiment.identity, experiment.settings
+    folder, run_dir = experiment.folder, Path(experiment.run_dir).absolute()
+    start = start_of(folder, run_dir, experiment.resume, record.previous or {}, identity | settings)
+    experiment.refuse_unwritable()
+    fixed = {"num_layers": experiment.plan.num_layers, "seed": experiment.seed}
+    record.update(**identity, **fixed, settings=settings, resumed_from=start.resumed_from)
+    return start
 
-    def _claim(self) -> Path | None:
-        """Take the checkpoint folder; return the checkpoint to go on from, if there is one."""
-        run, plan = self.run, self.plan
-        kept: dict[str, Any] = {"model_type": plan.model_type, "adapter": run.adapter.name}
-        kept["kept_layers"] = list(plan.kept_layers)
-        settings = {**run.settings, "base": base_identity(plan.source)}
-        run_dir, before = Path(run.run_dir).absolute(), self.record.previous or {}
-        earlier, now = {**before, **before.get("settings", {})}, {**kept, **settings}
-        named = origin(run.resume)
-        checkpoint = distributed.in_turn(
-            "claim",
-            lambda: (
-                claim(run.folder, run_dir, run.resume, named, earlier, now)
-                if distributed.is_first()
-                else last_whole_checkpoint(run.folder)
-            ),
-        )
-        self._refuse_unwritable()
-        self.origin = named.recorded if named else before
-        self.record.update(
-            **kept,
-            num_layers=plan.num_layers,
-            seed=run.seed,
-            settings=settings,
-            resumed_from=named.given if named else before.get("resumed_from"),
-        )
-        return checkpoint
 
-    def _refuse_unwritable(self) -> None:
-        """Refuse folders that would turn out to be read-only once the weights are there."""
-        run = self.run
-        if run.logger.get("tensorboard"):
-            refuse_unwritable(self._logging_dir, "logging_dir")
-        if run.evaluation.baseline and self.plan.is_reduced:
-            refuse_unwritable(cache_folder(), "LAMINA_CACHE")
+def feed(experiment: Experiment) -> "tuple[PreTrainedTokenizerBase, data.Feed]":
+    """Tokenize the data."""
+    source = experiment.plan.source
+    tokenizer = loading.load_tokenizer(source) if source else build_tokenizer()
+    length, prompts = experiment.max_seq_length, experiment.evaluation.num_samples
+    rows = data.feed(experiment.data, tokenizer, max_seq_length=length, num_prompts=prompts)
+    return tokenizer, rows
 
-    @property
-    def _logging_dir(self) -> Path:
-        return Path(self.run.logging_dir).expanduser().absolute() / self.plan.model_type
 
-    def _feed(self, tokenizer: "PreTrainedTokenizerBase", checkpoint: Path | None) -> Feed:
-        """Load and tokenize the data; eval.jsonl lets anyone check the final loss."""
-        rows, record = self.run.load_feed(tokenizer), self.record
-        made_of = provenance(self.plan, rows.train.rows, self.run.backend.name)
-        if checkpoint is not None and self.origin:
-            now = {"data_fingerprint": made_of["data_fingerprint"]}
-            refuse_changes(checkpoint, self.origin["provenance"], now, self.run.resume)
-        if distributed.is_first():
-            rows.write(record.path.parent, SAMPLE_ROWS)
-        evaluated = fingerprint(rows.eval.rows)
-        record.update(eval_fingerprint=evaluated, provenance=made_of, data=rows.counts())
-        return rows
+def record_data(experiment: Experiment, record: Record, rows: data.Feed, start: Start) -> None:
+    """Record where the rows come from; with eval.jsonl anyone can check a loss."""
+    origins = provenance(experiment.plan, rows.train.rows, experiment.backend.name)
+    start.refuse_other_data(origins["data_fingerprint"])
+    if distributed.is_first():
+        rows.write(record.path.parent, SAMPLE_ROWS)
+    evaluated = fingerprint(rows.eval.rows)
+    record.update(eval_fingerprint=evaluated, provenance=origins, data=rows.counts())
 
-    def _plain(self, rows: Feed) -> Plain:
-        meter = Meter(
-            evaluation=self.run.evaluation,
-            rows=rows.eval_rows(),
-            prompts=rows.prompts,
-            max_tokens=self.run.max_seq_length,
-            record=self.record,
-        )
-        return Plain(
-            plan=self.plan,
-            dtype=self.run.torch_dtype,
-            in_4bit=self.run.adapter.in_4bit,
-            backend=self.run.backend,
-            meter=meter,
-        )
 
-    def _measure_baseline(self, plain: Plain) -> None:
-        """Evaluate the untouched model, unless it is the very one that is to be healed."""
-        source, evaluated = self.plan.source, self.record.content["eval_fingerprint"]
-        if not self.run.evaluation.baseline or source is None or not self.plan.is_reduced:
-            return
-        self.record.measured(baseline_eval_loss=baseline_loss(source, plain, evaluated))
-        self.record.write()
+def load(experiment: Experiment, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+    """Read the kept layers and no others; a model from scratch starts with random weights."""
+    plan, dtype = experiment.plan, experiment.torch_dtype
+    if plan.source is None:
+        return loading.new_model(experiment.architecture, tokenizer, dtype=dtype)
+    count, name = len(plan.kept_layers), experiment.model_name
+    logger.info("loading %s, %d of %d layers", name, count, plan.num_layers)
+    return experiment.backend.load_model(plan.source, plan.kept_layers, dtype, experiment.training)
 
-    def _load_model(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
-        if self.plan.source is not None:
-            kept, name = len(self.plan.kept_layers), self.run.model_name
-            logger.info("loading %s, %d of %d layers", name, kept, self.plan.num_layers)
-        return self.run.load_model(tokenizer)
 
-    def _context(self, checkpoint: Path | None) -> Context:
-        """Gather what loggers and callbacks may want to know."""
-        run, content = self.run, self.record.content
-        return Context(
-            run_dir=Path(run.run_dir).absolute(),
-            logging_dir=self._logging_dir,
-            run_name=f"{self.plan.name}-{run.adapter.name}",
-            config=asdict(run),
-            resume_step=saved_step(checkpoint) if checkpoint else None,
-            history=content["history"],
-            metrics=content["metrics"],
-        )
+def heal(
+    experiment: Experiment,
+    record: Record,
+    rows: data.Feed,
+    trainer: "TokenLossTrainer",
+    start: Start,
+) -> None:
+    """Train; the trainer's model ends with the best weights."""
+    record.content["provenance"]["attention"] = trainer.model.config._attn_implementation
+    made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+    packed = rows.packed(made, experiment.max_seq_length)
+    record.update(data=packed, trainable_parameters=trainer.trainable_parameters())
+    forget_peak_memory()
+    with disk_errors(experiment.folder, "output_dir"), experiment.memory_advice(trainer):
+        trainer.train(resume_from_checkpoint=start.path)
+    record.measured(**trainer.figures(), peak_memory_bytes=peak_memory_bytes())
 
-    def _heal(self, trainer: "TokenLossTrainer", checkpoint: Path | None) -> None:
-        """Train, and leave the best weights in the trainer's model."""
-        self.record.update(trainable_parameters=trainer.trainable_parameters())
-        forget_peak_memory()
-        with disk_errors(self.run.folder, "output_dir"), self.run.advising(trainer):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        self.record.measured(**trainer.figures(), peak_memory_bytes=peak_memory_bytes())
 
-    def _keep(self, trainer: "TokenLossTrainer", form: Form) -> Final:
-        """Write the best weights to final/, with what they were made of."""
-        run, record = self.run, self.record
-        parameters = asdict(run)
-        content = note(
-            self.plan, adapter=run.adapter.name, parameters=parameters, record=record.content
-        )
-        final = save_final(
-            trainer.best_model(),
-            trainer.processing_class,
-            run.folder,
-            form=form,
-            dtype=loading.torch_dtype(run.export.dtype, automatic=run.weights_dtype),
-            note=content,
-            unquantized=run.load_unquantized if run.adapter.in_4bit else None,
-        )
-        record.update(final=relpath(final.folder, record.path.parent), dtype=final.dtype)
-        return final
-
-    def _measure_final(self, final: Final, plain: Plain) -> None:
-        """Read final/ back as a user would, and measure that."""
-        if self.run.evaluation.reload:
-            logger.info("evaluating %s", final.folder)
-            plain.meter.final(*plain.final(final))
+def keep(
+    experiment: Experiment, record: Record, trainer: "TokenLossTrainer", form: Form
+) -> measure.ModelRef:
+    """Write the best weights to final/."""
+    adapter, settings = experiment.adapter, asdict(experiment)
+    content = manifest(
+        experiment.plan, adapter=adapter.name, parameters=settings, record=record.content
+    )
+    final = save_final(
+        trainer.best_model(),
+        trainer.processing_class,
+        experiment.folder,
+        form=form,
+        dtype=experiment.export_dtype,
+        manifest=content,
+        unquantized=experiment.load_unquantized if adapter.in_4bit else None,
+    )
+    record.update(final=relpath(final.name, record.path.parent), dtype=final.dtype)
+    return final

@@ -27,7 +27,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_the_kept_tensors_are_written_as_they_are(cut: Path) -> None:
+def test_the_kept_tensors_are_written_unchanged(cut: Path) -> None:
     before = load_file(REFERENCE / "model.safetensors")
     after = load_file(cut / "model.safetensors")
     kept = [index for index in range(12) if index != 2]
@@ -44,7 +44,7 @@ def test_the_kept_tensors_are_written_as_they_are(cut: Path) -> None:
         assert after[new].equal(before[old])
 
 
-def test_all_that_belongs_to_a_model_is_there(cut: Path) -> None:
+def test_the_folder_is_a_complete_model(cut: Path) -> None:
     same = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for name in same:
         assert (cut / name).read_bytes() == (REFERENCE / name).read_bytes()
@@ -84,7 +84,7 @@ def test_any_set_of_layers_is_cut(tmp_path: Path) -> None:
     assert same[0] == same[1]
 
 
-def test_a_sweep_cuts_one_model_a_job(tmp_path: Path) -> None:
+def test_a_sweep_cuts_one_model_per_job(tmp_path: Path) -> None:
     given = (MODEL, "model.layer_to_drop=0,11", "output=out/${model.layer_to_drop}")
     done = lamina("cut", "--multirun", *given, cwd=tmp_path)
     assert done.code == 0, done.errors
@@ -117,7 +117,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_said_in_one_line_before_torch_is_imported(
+def test_a_mistake_is_reported_in_one_line_before_torch_is_imported(
     mistake: str, tmp_path: Path
 ) -> None:
     given, message = MISTAKES[mistake]
@@ -141,7 +141,7 @@ def test_a_mistake_is_said_in_one_line_before_torch_is_imported(
 RUN = "import sys; from lamina.cli import main; sys.argv[:1] = ['lamina', 'cut']; main()"
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_non_empty_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
     done = lamina("cut", MODEL, "model.layer_to_drop=1", "output=out", cwd=tmp_path)

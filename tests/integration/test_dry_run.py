@@ -12,11 +12,11 @@ from hydra.utils import instantiate
 from rich.console import Console
 
 from lamina.config.schema import register
-from lamina.dry_run import Rehearsal
+from lamina.dry_run import dry_run
 from lamina.errors import ConfigError, TrainingError
 from lamina.measure.results import Record
 from lamina.report.dry_run_report import dry_run_report, refuse_what_does_not_fit
-from lamina.run import Pipeline
+from lamina.run import run
 from lamina.runtime.paths import conf_dir
 from lamina.runtime.sizes import folder_bytes, most_checkpoints
 from tests.conftest import SHORT, Finished, lamina, train
@@ -52,7 +52,7 @@ def test_nothing_is_written_but_the_report(pair: tuple[Finished, Finished]) -> N
     assert own == {"dry_run.json"}
 
 
-def test_what_it_says_is_what_the_run_then_does(pair: tuple[Finished, Finished]) -> None:
+def test_the_run_does_what_the_dry_run_said(pair: tuple[Finished, Finished]) -> None:
     dry, run = pair
     report, result = reported(dry), run.result
     assert report["kept_layers"] == result["kept_layers"] == list(range(8))
@@ -62,7 +62,7 @@ def test_what_it_says_is_what_the_run_then_does(pair: tuple[Finished, Finished])
     assert report["config"]["max_steps"] == 6
 
 
-def test_what_it_takes_is_what_the_run_then_took(pair: tuple[Finished, Finished]) -> None:
+def test_the_run_takes_what_the_dry_run_said(pair: tuple[Finished, Finished]) -> None:
     dry, run = pair
     footprint = reported(dry)["footprint"]
     written = run.folder / "checkpoints" / "pruned"
@@ -87,7 +87,7 @@ def test_the_console_shows_the_config_the_layers_and_what_is_trained(
     assert "⟦<|im_start|>user" not in output
 
 
-def test_colours_tell_trained_from_read_where_there_are_any(
+def test_colours_tell_trained_text_from_read(
     pair: tuple[Finished, Finished],
 ) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
@@ -98,7 +98,7 @@ def test_colours_tell_trained_from_read_where_there_are_any(
     assert f"\x1b[1;32m{piece['text']}" in shown
 
 
-def test_a_disk_that_is_too_small_is_said(pair: tuple[Finished, Finished]) -> None:
+def test_too_small_a_disk_is_reported(pair: tuple[Finished, Finished]) -> None:
     report = reported(pair[0])
     refuse_what_does_not_fit(report, "here")
     report["footprint"]["free_disk"] = report["footprint"]["disk"] - 1
@@ -106,25 +106,25 @@ def test_a_disk_that_is_too_small_is_said(pair: tuple[Finished, Finished]) -> No
         refuse_what_does_not_fit(report, "here")
 
 
-def test_too_little_memory_is_said_before_a_weight_is_read(
+def test_too_little_memory_is_reported_before_weights_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         given = [*PRUNED, "run_dir=.", "dry_run=true"]
-        rehearsal = Rehearsal(instantiate(compose("config", overrides=given)), processes=1)
+        experiment = instantiate(compose("config", overrides=given))
     monkeypatch.setattr("lamina.dry_run.free_memory_bytes", lambda: 1_000_000)
     monkeypatch.setattr("lamina.weights.reading.tensor_slices", None)
     message = r"1,223,424 weights and the gradients of 262,144 take at least 0\.0 GB of memory"
     with pytest.raises(ConfigError, match=message):
-        rehearsal.report()
+        dry_run(experiment, processes=1)
 
 
-def test_an_accelerator_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_small_an_accelerator_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         given = [*PRUNED, "run_dir=.", "dry_run=true"]
-        rehearsal = Rehearsal(instantiate(compose("config", overrides=given)), processes=1)
+        experiment = instantiate(compose("config", overrides=given))
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -132,7 +132,7 @@ def test_an_accelerator_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("lamina.heal.memory.find_spec", {}.get)
     monkeypatch.setattr("trl.SFTTrainer.train", full)
     with pytest.raises(TrainingError) as caught:
-        rehearsal.report()
+        dry_run(experiment, processes=1)
     assert str(caught.value) == (
         "out of memory: the training does not fit; try, in this order: gradient_checkpointing=true "
         "(saves about 27.3 MB); bf16=true (saves about 16.8 MB); max_seq_length=256 (saves about "
@@ -160,20 +160,20 @@ def test_a_scan_has_no_dry_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "steps", "interval", "most"), [(5, 1000, 100, 6), (1, 1000, 100, 3), (5, 250, 100, 3)]
 )
-def test_a_new_checkpoint_is_whole_before_an_old_one_goes(
+def test_an_old_checkpoint_goes_once_the_new_one_is_complete(
     limit: int, steps: int, interval: int, most: int
 ) -> None:
     assert most_checkpoints(limit, steps, interval) == most
 
 
-def test_a_run_that_is_out_of_memory_says_what_would_need_less(
+def test_a_run_out_of_memory_names_settings_that_need_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         given = [*PRUNED, f"run_dir={tmp_path}", "evaluation=none", "logger=none"]
         given += ["per_device_train_batch_size=2", "bf16=true"]
-        run = instantiate(compose("config", overrides=given))
+        experiment = instantiate(compose("config", overrides=given))
 
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
@@ -181,7 +181,7 @@ def test_a_run_that_is_out_of_memory_says_what_would_need_less(
     monkeypatch.setattr("lamina.heal.memory.find_spec", {}.get)
     monkeypatch.setattr("trl.SFTTrainer.training_step", full)
     with pytest.raises(TrainingError) as caught:
-        Pipeline(run, Record(tmp_path, [])).execute()
+        run(experiment, Record(tmp_path, []))
     assert str(caught.value) == (
         "out of memory: the training does not fit; try, in this order: "
         "per_device_train_batch_size=1 gradient_accumulation_steps=2 (saves about 17.6 MB); "
@@ -190,5 +190,5 @@ def test_a_run_that_is_out_of_memory_says_what_would_need_less(
     )
     monkeypatch.setattr("lamina.depth.loading.load_model", full)
     with pytest.raises(TrainingError) as caught:
-        Pipeline(run, Record(tmp_path, [])).execute()
+        run(experiment, Record(tmp_path, []))
     assert str(caught.value).startswith("out of memory: the model does not fit; try, in this order")

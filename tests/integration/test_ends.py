@@ -336,7 +336,7 @@ def test_a_bug_prints_one_line_and_logs_its_traceback(
     tmp_path: Path, jobs: tuple[str, ...]
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import lamina.run\nlamina.run.Pipeline.execute = lambda self: 1 / 0\n"
+        "import lamina.run\nlamina.run.plan = lambda experiment: 1 / 0\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])
     folder = tmp_path / "run"

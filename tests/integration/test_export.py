@@ -1,6 +1,7 @@
 """lamina export and lamina show: a run's result in every form, and what is refused."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_the_adapter_form_is_copied_with_its_card(pruned: Finished, tmp_path: Pa
     assert "checked: every tensor is in place; there are no rows to evaluate" in alone.output
 
 
-def test_a_model_form_is_exported_in_another_type(pruned: Finished, tmp_path: Path) -> None:
+def test_a_whole_model_is_exported_in_another_dtype(pruned: Finished, tmp_path: Path) -> None:
     assert lamina("export", pruned.folder, "--output", "full", cwd=tmp_path).code == 0
     done = lamina("export", "full", "--output", "half", "--dtype", "bfloat16", cwd=tmp_path)
     assert done.code == 0, done.errors
@@ -90,7 +91,7 @@ def test_a_model_form_is_exported_in_another_type(pruned: Finished, tmp_path: Pa
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_mixed_layer_types_are_merged_at_once_and_export_no_adapter(
+def test_mixed_layer_types_are_merged_and_export_no_adapter(
     mixed: Finished, tmp_path: Path
 ) -> None:
     assert (mixed.final / "config.json").is_file()
@@ -123,7 +124,7 @@ def refused(done: Finished, message: str, output: Path) -> None:
     assert not list(output.parent.glob(".*partial"))
 
 
-def test_an_output_that_holds_something_is_refused(pruned: Finished, tmp_path: Path) -> None:
+def test_a_non_empty_output_is_refused(pruned: Finished, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     for output, message in (
@@ -142,10 +143,15 @@ def test_a_base_with_other_weights_is_refused(moved: Finished, tmp_path: Path) -
     tensors["model.layers.3.mlp.up_proj.weight"] += 1
     save_file(tensors, path, {"format": "pt"})
     done = lamina("export", moved.folder, "--output", "out", cwd=tmp_path)
-    refused(done, "has other weights than when the adapter in", tmp_path / "out")
+    message = (
+        f"error: {tmp_path / 'base'} has other weights than when the adapter in {moved.final} was "
+        "trained on it, and an adapter on another base gives wrong numbers: restore the old "
+        "weights\n"
+    )
+    refused(done, message, tmp_path / "out")
 
 
-def test_a_base_that_is_gone_is_named(moved: Finished, tmp_path: Path) -> None:
+def test_a_missing_base_is_named(moved: Finished, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "base")
     done = lamina("export", moved.folder, "--output", "out", cwd=tmp_path)
     refused(done, f"{tmp_path / 'base'}: no such folder", tmp_path / "out")
@@ -169,7 +175,7 @@ def test_an_adapter_of_another_base_is_refused(
     ("form", "message"),
     [("merged", "of layer 7 is missing"), ("adapter", "do not fit the model (first: model.lay")],
 )
-def test_an_adapter_without_one_of_its_tensors_is_refused(
+def test_an_adapter_with_a_missing_tensor_is_refused(
     moved: Finished, form: str, message: str, tmp_path: Path
 ) -> None:
     path = moved.final / "adapter_model.safetensors"
@@ -181,34 +187,44 @@ def test_an_adapter_without_one_of_its_tensors_is_refused(
 
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])
-def test_an_export_that_is_not_what_was_measured_is_not_kept(
-    moved: Finished, form: str, tmp_path: Path
-) -> None:
+def test_an_export_with_another_loss_is_deleted(moved: Finished, form: str, tmp_path: Path) -> None:
     path = moved.final / "adapter_model.safetensors"
     save_file({name: t + 0.5 for name, t in load_file(path).items()}, path)
     done = lamina("export", moved.folder, "--output", "out", "--form", form, cwd=tmp_path)
-    refused(done, "what was written has a loss of", tmp_path / "out")
+    refused(done, f"{moved.final}: loaded again, the export has a loss of", tmp_path / "out")
+    line = (
+        r"error: \S+/final: loaded again, the export has a loss of [\d.]+, but the run recorded "
+        r"[\d.]+ on the same rows: the export was deleted; please report this\n"
+    )
+    assert re.fullmatch(line, done.errors)
 
 
-def test_what_is_no_finished_run_is_refused(moved: Finished, tmp_path: Path) -> None:
+def test_anything_but_a_finished_run_is_refused(moved: Finished, tmp_path: Path) -> None:
     done = lamina("export", "gone", "--output", "out", cwd=tmp_path)
     refused(done, "gone: no such folder", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     done = lamina("export", "empty", "--output", "out", cwd=tmp_path)
-    refused(done, "empty: neither a run folder nor a model of ours", tmp_path / "out")
+    message = "empty: neither a run folder nor a model that Lamina wrote (no lamina.json)\n"
+    refused(done, message, tmp_path / "out")
     result = moved.result
     (moved.folder / "result.json").write_text(json.dumps({**result, "final": None}))
     done = lamina("export", moved.folder, "--output", "out", cwd=tmp_path)
-    refused(done, "the run left no final/", tmp_path / "out")
+    message = (
+        f"{moved.folder}: the run left no final/ (status completed); run the same command with the "
+        "same hydra.run.dir to finish it\n"
+    )
+    refused(done, message, tmp_path / "out")
 
 
-def test_a_type_goes_with_the_merged_form(pruned: Finished, tmp_path: Path) -> None:
+def test_dtype_needs_the_merged_form(pruned: Finished, tmp_path: Path) -> None:
     given = ("--output", "out", "--form", "adapter", "--dtype", "bfloat16")
     done = lamina("export", pruned.folder, *given, cwd=tmp_path)
     refused(done, "--dtype=bfloat16 goes with --form merged", tmp_path / "out")
 
 
-def test_show_prints_what_stayed_without_torch(pruned: Finished, tmp_path: Path) -> None:
+def test_show_prints_the_kept_layers_without_importing_torch(
+    pruned: Finished, tmp_path: Path
+) -> None:
     code = "import sys; from lamina.cli import main; sys.argv[:1] = ['lamina', 'show']; main()"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code, str(pruned.folder)],
@@ -225,7 +241,7 @@ def test_show_prints_what_stayed_without_torch(pruned: Finished, tmp_path: Path)
     assert "1,223,424" in done.stdout
 
 
-def test_show_weighs_a_model(tmp_path: Path) -> None:
+def test_show_counts_a_models_parameters(tmp_path: Path) -> None:
     folder = save("gemma3_text", tmp_path / "model")
     done = lamina("show", folder, cwd=tmp_path, COLUMNS="200")
     assert done.code == 0, done.errors

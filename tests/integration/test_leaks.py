@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lamina.commands import train
 from lamina.heal.libraries import import_heavy
-from lamina.run import Pipeline
+from lamina import run
 
 import_heavy()
 import torch, transformers, wandb
@@ -70,7 +70,7 @@ def classes():
     }
 
 
-run_job, keep = train.run_job, Pipeline._keep
+run_job, keep = train.run_job, run.keep
 
 
 def run_and_look(*arguments):
@@ -78,13 +78,13 @@ def run_and_look(*arguments):
     return run_job(*arguments)
 
 
-def keep_or_fail(self, *arguments):
-    if self.run.learning_rate == 3e-3:
+def keep_or_fail(experiment, *arguments):
+    if experiment.learning_rate == 3e-3:
         raise RuntimeError("made to fail")
-    return keep(self, *arguments)
+    return keep(experiment, *arguments)
 
 
-train.run_job, Pipeline._keep = run_and_look, keep_or_fail
+train.run_job, run.keep = run_and_look, keep_or_fail
 gc.unfreeze()  # get_objects would not list the classes
 before = classes()
 gc.freeze()

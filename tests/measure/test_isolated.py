@@ -1,4 +1,4 @@
-"""What is measured in a process of its own is what is measured here."""
+"""A model measured in a separate process has the figures it has here."""
 
 import json
 from pathlib import Path
@@ -8,21 +8,22 @@ import pytest
 from lamina.depth.loading import load_model, load_tokenizer
 from lamina.errors import TrainingError
 from lamina.measure.evaluate import answers, row_losses
-from lamina.measure.protocol import Meter
-from lamina.measure.results import Record
+from lamina.measure.protocol import ModelRef, Protocol, figures
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE, Finished
 
 KEPT = (0, 1, 2, 3, 8, 9)
 
 
-def meter(rows: list[dict[str, list[int]]], folder: Path) -> Meter:
-    from lamina.measure.evaluate import Evaluation
-
-    asked = Evaluation(baseline=True, reduced=True, reload=True, num_samples=2, max_new_tokens=6)
+def isolated(rows: list[dict[str, list[int]]]) -> Protocol:
     prompts = [("first", rows[0]["input_ids"][:9]), ("second", rows[1]["input_ids"][:9])]
-    record = Record(folder, [])
-    return Meter(evaluation=asked, rows=rows, prompts=prompts, max_tokens=256, record=record)
+    return Protocol(rows=rows, prompts=prompts, max_tokens=256, max_new_tokens=6, isolated=True)
+
+
+def saved(folder: Path) -> ModelRef:
+    return ModelRef(
+        name=str(folder), revision=None, kept_layers=None, dtype="float32", in_4bit=False
+    )
 
 
 def rows_of(run: Finished) -> list[dict[str, list[int]]]:
@@ -30,29 +31,28 @@ def rows_of(run: Finished) -> list[dict[str, list[int]]]:
     return [{key: json.loads(line)[key] for key in ("input_ids", "labels")} for line in lines]
 
 
-def test_losses_and_answers_are_the_same(pruned: Finished, tmp_path: Path) -> None:
+def test_losses_and_answers_are_the_same(pruned: Finished) -> None:
     import torch
 
     rows, source = rows_of(pruned), resolve(str(REFERENCE))
-    measuring = meter(rows, tmp_path)
+    protocol = isolated(rows)
     model = load_model(source, KEPT, dtype=torch.float32)
-    losses, said = measuring.elsewhere(source.name, None, KEPT, "float32", in_4bit=False).found
-    assert losses == row_losses(model, rows, max_tokens=256)
-    prompts = [ids for _, ids in measuring.prompts]
-    assert said == answers(model, load_tokenizer(source), prompts, 6)
+    ref = ModelRef(
+        name=source.name, revision=None, kept_layers=KEPT, dtype="float32", in_4bit=False
+    )
+    found = figures(ref, protocol)
+    assert found.losses == row_losses(model, rows, max_tokens=256)
+    prompts = [ids for _, ids in protocol.prompts]
+    assert found.answers == answers(model, load_tokenizer(source), prompts, 6)
 
 
-def test_a_final_is_measured_as_a_user_loads_it(pruned: Finished, tmp_path: Path) -> None:
-    rows = rows_of(pruned)
-    there = meter(rows, tmp_path).elsewhere(str(pruned.final), None, None, "float32", in_4bit=False)
+def test_final_is_measured_as_a_user_loads_it(pruned: Finished) -> None:
+    found = figures(saved(pruned.final), isolated(rows_of(pruned)))
     lines = (pruned.folder / "eval.jsonl").read_text().splitlines()[:20]
     recorded = [json.loads(line)["loss"] for line in lines]
-    assert there.found[0].row_means() == pytest.approx(recorded, abs=1e-6)
+    assert found.losses.row_means() == pytest.approx(recorded, abs=1e-6)
 
 
-def test_a_process_that_fails_says_why(pruned: Finished, tmp_path: Path) -> None:
-    there = meter(rows_of(pruned), tmp_path).elsewhere(
-        str(tmp_path / "no"), None, None, "float32", in_4bit=False
-    )
+def test_a_failed_process_says_why(pruned: Finished, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no could not be measured: .*; see train\.log"):
-        _ = there.found
+        figures(saved(tmp_path / "no"), isolated(rows_of(pruned)))

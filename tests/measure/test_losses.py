@@ -82,7 +82,7 @@ class Fused(torch.nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["nll", "dft"])
-def test_the_loss_of_liger_is_evaluated_without_logits_and_unweighed(
+def test_the_liger_loss_is_evaluated_unweighted_and_without_logits(
     model: torch.nn.Module, rows: Dataset, tmp_path: Path, kind: str
 ) -> None:
     expected = row_losses(model, list(rows), max_tokens=1).mean()

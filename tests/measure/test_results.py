@@ -46,7 +46,7 @@ def test_a_refused_second_start_leaves_the_first_result_alone(tmp_path: Path) ->
     assert (tmp_path / "result.json").read_bytes() == before
 
 
-def test_a_completed_result_survives_a_failure_to_go_on_from_it(tmp_path: Path) -> None:
+def test_a_completed_result_survives_a_failure_to_resume(tmp_path: Path) -> None:
     first = Record(tmp_path, [])
     with first.outcome():
         first.update(model_type="pruned")

@@ -1,4 +1,4 @@
-"""Runs on backend=unsloth: the quickstart, resuming it, measuring it elsewhere."""
+"""Runs on backend=unsloth: the quickstart, resumed, and measured in separate processes."""
 
 import json
 import os
@@ -96,7 +96,7 @@ sys.meta_path.insert(0, Finder)
 """A sitecustomize.py with which Unsloth patches models, as on a GPU, and each start is noted."""
 
 
-def test_where_models_are_patched_they_are_measured_elsewhere(
+def test_patched_models_are_measured_in_separate_processes(
     quickstart: Finished, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(PATCHED)

@@ -1,4 +1,4 @@
-"""What stands beside the weights in final/: the model card and lamina.json."""
+"""The model card and lamina.json, which lie beside the weights."""
 
 from typing import Any
 
@@ -11,11 +11,10 @@ HEALING = (
     "learning_rate lr_scheduler_type max_steps num_train_epochs per_device_train_batch_size "
     "gradient_accumulation_steps max_seq_length packing seed"
 ).split()
-"""Parameters that a card quotes."""
+"""Parameters on the card."""
 
 LOSSES = ("baseline_eval_loss", "reduced_eval_loss", "eval_loss")
-"""Metrics that a card quotes."""
-
+"""Metrics on the card."""
 
 IN_4BIT = (
     "from transformers import BitsAndBytesConfig",
@@ -23,22 +22,22 @@ IN_4BIT = (
     'in_4bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
     'bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")',
 )
-"""Lines of a card beside an adapter that was trained, and measured, on a base in four bits."""
+"""Lines on the card of an adapter that was trained and measured on a four-bit base."""
 
 
-def note(
+def manifest(
     plan: Plan,
     *,
     adapter: str | None = None,
     parameters: dict[str, Any] | None = None,
     record: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of lamina.json: what a model was made of, and how.
+    """Return the content of lamina.json: where a model comes from.
 
     Args:
-        plan: Which layers of which model stayed.
-        adapter: lora or full; None for a model that was not healed.
-        parameters: The run's, of which the main ones are quoted; None without a run.
+        plan: Which layers of which model stay.
+        adapter: Name of the adapter option; None for a model that was not healed.
+        parameters: The run's parameters, all of them; None without a run.
         record: Content of result.json so far; None without a run.
     """
     return {
@@ -58,22 +57,22 @@ def note(
 
 
 def _healing(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The main parameters; what was set in trainer.args is what the trainer got."""
+    """Return the main parameters; one in trainer.args is what the trainer used."""
     given = parameters["trainer"]["args"]
     return {key: given.get(key, parameters[key]) for key in HEALING}
 
 
 def _fingerprint(plan: Plan) -> str | None:
-    """Of the larger model's weights, where no commit of the hub names them."""
+    """Hash the larger model's weights if no commit on the hub identifies them."""
     return weights_fingerprint(plan.source) if plan.source and plan.source.is_local else None
 
 
 def card(content: dict[str, Any], *, is_adapter: bool) -> str:
-    """Return a model card in the hub's Markdown form.
+    """Return a model card in the hub's Markdown format.
 
     Args:
-        content: Of lamina.json.
-        is_adapter: Whether it stands beside an adapter, which loads its base at a revision.
+        content: Content of lamina.json.
+        is_adapter: Whether the weights are an adapter's, which loads its base.
     """
     source = content["source_model"] or "random weights"
     header = ["---", "library_name: transformers", "tags: [lamina, depth-pruning]"]
@@ -95,7 +94,7 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
             f"Layers that stay (0-based, half-open): {format_layers(content['kept_layers'])}. "
             + _trained(content["adapter"]),
             "",
-            *_table("loss, nats a token", content["evaluation"]),
+            *_table("loss, nats per token", content["evaluation"]),
             *_table("healing", content["healing"]),
             "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",

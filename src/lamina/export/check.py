@@ -1,4 +1,4 @@
-"""The check of what an export wrote: loaded again, it has the loss that the run recorded."""
+"""The check of an export: loaded again, it has the loss that the run recorded."""
 
 import shutil
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from lamina.depth.loading import refuse_misfits
 from lamina.depth.quantization import quantization
 from lamina.errors import ModelError
 from lamina.export.finished_run import FinishedRun
-from lamina.measure.evaluate import row_losses
+from lamina.measure.evaluate import RowLosses, row_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,34 +17,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Losses:
-    """On a few recorded rows, in nats a token."""
+    """Losses on a few recorded rows, in nats per token."""
 
     written: float
-    """Of what was written, loaded again."""
+    """What the written files give, loaded again."""
 
     recorded: float
-    """As the run recorded it."""
+    """What the run recorded."""
 
     unquantized: float | None = None
-    """Of the adapter on its base in its own type, where the run had that in four bits: what a
-    merged model is held against."""
+    """What a qlora adapter gives on the unquantized base: a merged model must match this one."""
 
 
 CHECKED_TOKENS = 512
-"""Recorded tokens that the written model is evaluated on, about."""
+"""About how many recorded tokens are evaluated."""
 
 TOLERANCES = {"same": 1e-4, "rounded": 0.03}
-"""Allowed difference of the loss, in nats a token, and its share of the loss: where the model was
-measured in float32 and is written in it, and where bfloat16 rounds."""
+"""Allowed difference, as a share of 1 + the loss: for a model measured and written in float32, and
+for one that bfloat16 rounds."""
 
 
 def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:
     """Load a written model and evaluate it; its weights stay on disk until a layer needs them.
 
     Args:
-        run: What it was written from.
-        folder: Where it is.
-        dtype: torch's name of its type; None where it kept its own.
+        run: The run it comes from.
+        folder: The written model.
+        dtype: torch's name for its type; None if it kept its own.
 
     Raises:
         ModelError: Its loss is not the recorded one.
@@ -59,28 +58,23 @@ def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | No
         device_map={"": "disk"},
         offload_folder=offloaded,
     )
-    plain = None
+    unquantized = None
     if run.in_4bit and run.rows:
-        plain = _mean(_adapted(run, run.final, dtype=model.dtype), _rows(run))[0]
-    losses = _checked(run, model, dtype, plain)
+        adapted = _load_adapter(run, run.final, dtype=model.dtype)
+        unquantized = _evaluate(adapted, _few_rows(run)).mean()
+    losses = _checked(run, model, dtype, unquantized)
     shutil.rmtree(offloaded, ignore_errors=True)
     return losses
 
 
 def adapter_loss(run: FinishedRun, folder: Path) -> Losses | None:
-    """Load a written adapter as its card says and evaluate it, in the base's own type.
+    """Load a written adapter as its card says and evaluate it.
 
-    One that was trained beside four bits gets those.
-
-    That maps the base's files. An offloaded base is of no use here: PEFT 0.21 would leave the
-    adapter without weights.
-
-    Args:
-        run: What it was written from.
-        folder: Where it is.
+    Its base is loaded in its own type, or in four bits if the adapter was trained on those. It is
+    never offloaded: PEFT 0.21 would then leave the adapter without weights.
 
     Raises:
-        ModelError: It does not fit the base, or its loss is not the recorded one.
+        ModelError: The adapter does not fit the base, or its loss is not the recorded one.
     """
     import torch
 
@@ -88,31 +82,25 @@ def adapter_loss(run: FinishedRun, folder: Path) -> Losses | None:
     if run.in_4bit:
         dtype = getattr(torch, run.dtype or "bfloat16")
         settings = {"dtype": dtype, "quantization_config": quantization(dtype)}
-    model = _adapted(run, folder, **settings)
+    model = _load_adapter(run, folder, **settings)
     return _checked(run, model, str(model.dtype).removeprefix("torch."), None)
 
 
-def _adapted(run: FinishedRun, folder: Path, **settings: Any) -> "PreTrainedModel":
-    """Load an adapter's folder.
-
-    Raises:
-        ModelError: It does not fit the base.
-    """
+def _load_adapter(run: FinishedRun, folder: Path, **settings: Any) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         **{"dtype": "auto", **settings},
-        revision=run.note["revision"] or "main",
+        revision=run.manifest["revision"] or "main",
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    refuse_misfits(f"{run.final} on {run.note['source_model']}", info)
+    refuse_misfits(f"{run.final} on {run.manifest['source_model']}", info)
     return model
 
 
-def _rows(run: FinishedRun) -> list[dict[str, Any]]:
-    """Return a few rows that the run recorded."""
+def _few_rows(run: FinishedRun) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for row in run.rows:
         if rows and sum(len(r["input_ids"]) for r in [*rows, row]) > CHECKED_TOKENS:
@@ -121,31 +109,30 @@ def _rows(run: FinishedRun) -> list[dict[str, Any]]:
     return rows
 
 
-def _mean(model: "PreTrainedModel", rows: list[dict[str, Any]]) -> tuple[float, tuple[int, ...]]:
-    """Return a model's loss on rows, and how many tokens of each count."""
-    losses = row_losses(model, rows, max_tokens=CHECKED_TOKENS)
-    return losses.mean(), losses.tokens
+def _evaluate(model: "PreTrainedModel", rows: list[dict[str, Any]]) -> RowLosses:
+    return row_losses(model, rows, max_tokens=CHECKED_TOKENS)
 
 
 def _checked(
     run: FinishedRun, model: "PreTrainedModel", dtype: str | None, unquantized: float | None
 ) -> Losses | None:
-    """Evaluate what was written, loaded again, on a few rows that the run recorded.
+    """Compare a loaded export with the run's record; None if the run recorded no rows.
 
     Raises:
         ModelError: Its loss is not the recorded one.
     """
-    if not (rows := _rows(run)):
+    if not (rows := _few_rows(run)):
         return None
-    loss, counts = _mean(model, rows)
-    recorded = sum(row["loss"] * n for row, n in zip(rows, counts, strict=True)) / sum(counts)
+    found = _evaluate(model, rows)
+    loss, pairs = found.mean(), zip(rows, found.tokens, strict=True)
+    recorded = sum(row["loss"] * count for row, count in pairs) / sum(found.tokens)
     expected = recorded if unquantized is None else unquantized
     same = dtype == run.dtype == "float32" and (unquantized is not None or not run.in_4bit)
     allowed = TOLERANCES["same" if same else "rounded"] * (1 + expected)
     if not abs(loss - expected) <= allowed:
+        reference = "the run recorded" if unquantized is None else "its adapter has"
         raise ModelError(
-            f"{run.final}: loaded again, what was written has a loss of {loss:.6g}; "
-            f"{'the run recorded' if unquantized is None else 'its adapter has'} {expected:.6g} on "
-            "the same rows: nothing was kept of it; please report this"
+            f"{run.final}: loaded again, the export has a loss of {loss:.6g}, but {reference} "
+            f"{expected:.6g} on the same rows: the export was deleted; please report this"
         )
     return Losses(loss, recorded, unquantized)

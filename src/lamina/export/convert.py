@@ -1,4 +1,4 @@
-"""Any form of a run's result, made later: a whole model in any type, or the adapter."""
+"""`lamina export`: a finished run's result in another form, a whole model or the adapter."""
 
 import shutil
 from collections import defaultdict
@@ -19,12 +19,11 @@ from lamina.export.folder import (
     new_folder,
     outgoing,
     refuse_output,
-    write_beside,
     write_config,
+    write_manifest,
     write_weights,
 )
-from lamina.export.magnitudes import make_readable
-from lamina.export.merge import WEIGHTS_FILE, AdapterUpdates, adapter_updates
+from lamina.export.merge import WEIGHTS_FILE, AdapterUpdates, adapter_updates, rename_magnitudes
 from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
 from lamina.weights.source import Source, resolve
@@ -41,7 +40,7 @@ class Exported:
     output: Path
     form: str
     dtype: str | None
-    """torch's name of the weights' type; None where they kept their own."""
+    """torch's name for the weights' type; None if they kept their own."""
 
     loss: Losses | None
     """On a few recorded rows; None without rows."""
@@ -54,19 +53,19 @@ def export(
     dtype: str | None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Exported:
-    """Write a run's result in another form, and load it to see that it is what the run measured.
+    """Write a run's result in another form, and check that it loads as the model that was measured.
 
     Args:
         run: A run folder, or the folder of a model that Lamina wrote.
         output: New or empty folder.
         form: merged for a whole model, adapter for what PEFT loads onto the untouched base.
-        dtype: torch's name of the weights' type; None for the one that the run measured in.
-        max_shard_bytes: Size from which on a model's weights are split into several files.
+        dtype: torch's name for the weights' type; None for the type the run measured.
+        max_shard_bytes: Most bytes in one file of weights.
 
     Raises:
-        ConfigError: There is no such run, or the form does not fit it.
-        ModelError: The base or the adapter is not what it was, or what was written does not load.
-        OutputError: The output is a source, is not empty or cannot be written.
+        ConfigError: There is no such run, or it does not have that form.
+        ModelError: The base or the adapter has changed, or the export does not load.
+        OutputError: The output is a source, is not empty, or cannot be written.
     """
     finished = finished_run(run)
     refuse_output("--output", Path(output), finished.final, Path(run).expanduser())
@@ -81,20 +80,21 @@ def _export_adapter(run: FinishedRun, output: Path, dtype: str | None) -> Export
         raise ConfigError(f"--dtype={dtype} goes with --form merged: an adapter keeps its own")
     if run.adapter is None:
         raise ConfigError(f"--form adapter: {run.final} has no adapter; choose --form merged")
-    smaller = reduction(run.checked_base(), run.note["kept_layers"])
-    reduced = len(run.note["kept_layers"]) < run.note["num_layers"]
-    if reduced and not adapter_form_is_exact(smaller.blueprint):
+    kept_layers = run.manifest["kept_layers"]
+    reduced = reduction(run.checked_base(), kept_layers)
+    is_reduced = len(kept_layers) < run.manifest["num_layers"]
+    if is_reduced and not adapter_form_is_exact(reduced.blueprint):
         raise ConfigError(
             "--form adapter: an adapter cannot rebuild this set of layers of this architecture "
             "exactly; choose --form merged"
         )
-    adapter_updates(run.adapter, smaller)
+    adapter_updates(run.adapter, reduced)
     with new_folder(output) as folder:
         for name in (ADAPTER_FILE, WEIGHTS_FILE):
             shutil.copyfile(run.adapter / name, folder / name)
-        make_readable(folder / WEIGHTS_FILE)
-        copy_tokenizer(_beside(run), folder)
-        write_beside(folder, run.note, is_adapter=True)
+        rename_magnitudes(folder / WEIGHTS_FILE)
+        copy_tokenizer(_tokenizer_source(run), folder)
+        write_manifest(folder, run.manifest, is_adapter=True)
         loss = adapter_loss(run, folder)
     return Exported(output, "adapter", None, loss)
 
@@ -104,51 +104,50 @@ def _export_model(
 ) -> Exported:
     import torch
 
-    origin = _origin(run)
-    refuse_output("--output", output, origin.source.folder)
+    inputs = _inputs(run)
+    refuse_output("--output", output, inputs.source.folder)
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
     with new_folder(output) as folder:
-        write_config(folder, origin.reduction.content, origin.source, dtype)
-        copy_tokenizer(_beside(run), folder)
-        write_beside(folder, run.note)
-        with tensor_slices(origin.source, origin.mapping) as slices:
-            tensors = _tensors(origin, slices, wanted)
-            write_weights(folder, tensors, max_shard_bytes)
+        write_config(folder, inputs.reduction.content, inputs.source, dtype)
+        copy_tokenizer(_tokenizer_source(run), folder)
+        write_manifest(folder, run.manifest)
+        with tensor_slices(inputs.source, inputs.mapping) as slices:
+            write_weights(folder, _tensors(inputs, slices, wanted), max_shard_bytes)
         loss = model_loss(run, folder, dtype)
     return Exported(output, "merged", dtype, loss)
 
 
 @dataclass(frozen=True)
-class _Origin:
+class _Inputs:
     """What a whole model is written from."""
 
     source: Source
     mapping: dict[str, str]
-    """Names of the source's tensors, and those of the model."""
+    """The source's tensor names, and the model's."""
 
     reduction: Reduction
     updates: AdapterUpdates | None
 
 
-def _origin(run: FinishedRun) -> _Origin:
-    """A model is its own origin; an adapter has the base and its updates."""
+def _inputs(run: FinishedRun) -> _Inputs:
+    """Return final/ itself if it is a model, or its base and the adapter's updates."""
     source = run.checked_base() if run.final_is_adapter else resolve(str(run.final))
     count = layer_count(source.config)
-    kept = run.note["kept_layers"] if run.final_is_adapter else range(count)
-    smaller = reduction(source, kept)
-    updates = adapter_updates(run.final, smaller) if run.final_is_adapter else None
-    return _Origin(source, kept_tensors(source.weight_map, kept, source.config), smaller, updates)
+    kept = run.manifest["kept_layers"] if run.final_is_adapter else range(count)
+    reduced = reduction(source, kept)
+    updates = adapter_updates(run.final, reduced) if run.final_is_adapter else None
+    return _Inputs(source, kept_tensors(source.weight_map, kept, source.config), reduced, updates)
 
 
-def _beside(run: FinishedRun) -> Source:
-    """final/ as a source of files: the tokenizer there is the one that was trained with."""
+def _tokenizer_source(run: FinishedRun) -> Source:
+    """Return final/, whose tokenizer is the one of the training."""
     return Source(name=str(run.final), revision=None, folder=run.final)
 
 
 def _tensors(
-    origin: _Origin, slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None"
+    inputs: _Inputs, slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None"
 ) -> dict[str, Outgoing]:
-    """Make every tensor ready, layer after layer, with an adapter's updates where it has them."""
+    """Return every tensor, layer after layer, with the adapter's updates if there is one."""
     tensors = outgoing(slices, dtype)
     groups: dict[int | None, list[str]] = defaultdict(list)
     for name in slices:
@@ -156,8 +155,8 @@ def _tensors(
     ordered: dict[str, Outgoing] = {}
     for layer in sorted(groups, key=lambda index: -1 if index is None else index):
         group = {name: tensors[name] for name in groups[layer]}
-        if origin.updates and layer in origin.updates.updates:
-            group = _merging(origin.updates, layer, slices, group)
+        if inputs.updates and layer in inputs.updates.updates:
+            group = _merging(inputs.updates, layer, slices, group)
         ordered.update(group)
     return ordered
 
@@ -168,11 +167,10 @@ def _merging(
     slices: Mapping[str, TensorSlice],
     group: Mapping[str, Outgoing],
 ) -> dict[str, Outgoing]:
-    """Merge a layer when its first tensor is written, and let go of it with the last."""
+    """Merge a layer when its first tensor is written; each tensor is freed as it is written."""
     merged: dict[str, torch.Tensor] = {}
 
     def blocks(name: str) -> Iterator[memoryview]:
-        """Give one tensor's bytes; the first call merges the layer."""
         if not merged:
             merged.update(updates.merged(layer, {name: slices[name] for name in group}))
         yield as_bytes(merged.pop(name), torch_dtype_of(group[name].stored))

@@ -1,4 +1,4 @@
-"""A finished run, found again from its files: what was kept of which model, and where it lies."""
+"""A finished run, found by its files: which layers of which model it kept, and its result."""
 
 import json
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import ConfigError, ModelError
-from lamina.export.folder import NOTE_FILE
+from lamina.export.folder import MANIFEST_FILE
 from lamina.measure.results import ROWS_FILE, read_result
 from lamina.weights.reading import weights_fingerprint
 from lamina.weights.source import Source, read_json, resolve
@@ -16,23 +16,23 @@ ADAPTER_FILE = "adapter_config.json"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run, or `lamina cut`, left."""
+    """The result of a run, or of `lamina cut`."""
 
     final: Path
-    """The folder with its result: a model or an adapter."""
+    """Folder of the resulting model or adapter."""
 
-    note: dict[str, Any]
+    manifest: dict[str, Any]
     """Content of its lamina.json."""
 
     result: dict[str, Any] | None
-    """Content of result.json; None where only the model's folder was given."""
+    """Content of result.json; None if only the model's folder was given."""
 
     rows: list[dict[str, Any]]
-    """Evaluated rows of eval.jsonl, each with the loss of final/ on it; empty without them."""
+    """Rows of eval.jsonl, each with final/'s loss on it; empty without them."""
 
     @property
     def adapter(self) -> Path | None:
-        """Folder of the run's adapter: final/, or else its best checkpoint."""
+        """Folder of the run's adapter: final/, or the best checkpoint of a merged run."""
         if (self.final / ADAPTER_FILE).is_file():
             return self.final
         best = _best_checkpoint(self.final.parent)
@@ -40,52 +40,52 @@ class FinishedRun:
 
     @property
     def final_is_adapter(self) -> bool:
-        """Whether final/ needs its base to load."""
+        """Whether final/ is an adapter, which needs its base to load."""
         return (self.final / ADAPTER_FILE).is_file()
 
     @property
     def in_4bit(self) -> bool:
-        """Whether final/ is an adapter that was trained, and measured, on a base in four bits."""
-        return self.final_is_adapter and self.note["adapter"] == "qlora"
+        """Whether final/ is an adapter that was trained and measured on a four-bit base."""
+        return self.final_is_adapter and self.manifest["adapter"] == "qlora"
 
     @property
     def dtype(self) -> str | None:
-        """Torch's name of the type that final/ was measured in; None where nobody recorded it."""
+        """Type that final/ was measured in, by torch's name; None if it is not recorded."""
         return self.result["dtype"] if self.result else None
 
     def base(self) -> Source:
-        """Find the larger model again.
+        """Find the larger model.
 
         Raises:
             ModelError: It is gone, or there was none.
         """
-        name, revision = self.note["source_model"], self.note["revision"]
+        name, revision = self.manifest["source_model"], self.manifest["revision"]
         if name is None:
             raise ModelError(f"{self.final} was trained from scratch: it has no larger model")
         return resolve(name, revision)
 
     def checked_base(self) -> Source:
-        """Find the larger model again, with the weights that it had.
+        """Find the larger model and check that it still has the weights the run started from.
 
         Raises:
-            ModelError: It is gone, or its weights are no longer those that the run started from.
+            ModelError: It is gone, or its weights have changed.
         """
         source = self.base()
-        expected = self.note.get("source_fingerprint")
+        expected = self.manifest.get("source_fingerprint")
         if source.is_local and expected and weights_fingerprint(source) != expected:
             raise ModelError(
                 f"{source.name} has other weights than when the adapter in {self.final} was "
-                "trained on it: an adapter for another base gives wrong numbers; bring the old "
-                "weights back"
+                "trained on it, and an adapter on another base gives wrong numbers: restore the "
+                "old weights"
             )
         return source
 
 
 def finished_run(given: str) -> FinishedRun:
-    """Find a run by its folder, or by the folder of the model that it left.
+    """Find a run by its folder, or by the folder of its model.
 
     Raises:
-        ConfigError: There is no run, it left no model, or the folder does not say what it is.
+        ConfigError: There is no run, or it did not finish.
     """
     folder = Path(given).expanduser().resolve()
     if not folder.is_dir():
@@ -94,15 +94,17 @@ def finished_run(given: str) -> FinishedRun:
     if result is not None:
         if not result.get("final") or not (folder / result["final"]).is_dir():
             raise ConfigError(
-                f"{given}: the run left no final/ (status {result['status']}); start it again "
-                "with the same command and hydra.run.dir to finish it"
+                f"{given}: the run left no final/ (status {result['status']}); run the same "
+                "command with the same hydra.run.dir to finish it"
             )
         final = (folder / result["final"]).resolve()
     else:
         final = folder
-    if not (final / NOTE_FILE).is_file():
-        raise ConfigError(f"{given}: neither a run folder nor a model of ours (no {NOTE_FILE})")
-    return FinishedRun(final, read_json(final / NOTE_FILE), result, _rows(folder))
+    if not (final / MANIFEST_FILE).is_file():
+        raise ConfigError(
+            f"{given}: neither a run folder nor a model that Lamina wrote (no {MANIFEST_FILE})"
+        )
+    return FinishedRun(final, read_json(final / MANIFEST_FILE), result, _rows(folder))
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
@@ -114,7 +116,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _best_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint that the trainer of a folder found best."""
+    """Return the best checkpoint in a folder, by its trainer's state."""
     states = list(folder.glob("checkpoint-*/trainer_state.json"))
     if not states:
         return None

@@ -1,4 +1,4 @@
-"""A model as a folder that anything reads: standard files, written as a stream."""
+"""A model's folder in the standard layout; its weights are written as a stream."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ from lamina.depth.loading import refuse_unloadable
 from lamina.depth.surgery import reduced_generation_config
 from lamina.errors import OutputError
 from lamina.export.card import card
+from lamina.runtime.files import replacing
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, TensorSlice, byte_blocks
 from lamina.weights.source import Source, read_json
@@ -19,42 +20,36 @@ from lamina.weights.writing import Outgoing, write_shards
 if TYPE_CHECKING:
     import torch
 
-CARD_FILE, NOTE_FILE = "README.md", "lamina.json"
+CARD_FILE, MANIFEST_FILE = "README.md", "lamina.json"
 
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json vocab.json "
     "vocab.txt merges.txt added_tokens.json chat_template.jinja chat_template.json"
 ).split()
-"""What a tokenizer and its chat template may consist of."""
+"""Files of a tokenizer and its chat template."""
 
 
-def write_beside(folder: Path, note: dict[str, Any], *, is_adapter: bool = False) -> None:
-    """Write lamina.json and the model card.
-
-    Args:
-        folder: Where the weights are.
-        note: Content of lamina.json; see `lamina.export.card.note`.
-        is_adapter: Whether the weights are an adapter's.
-    """
-    (folder / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")
-    (folder / CARD_FILE).write_text(card(note, is_adapter=is_adapter))
+def write_manifest(folder: Path, manifest: dict[str, Any], *, is_adapter: bool = False) -> None:
+    """Write lamina.json (see `lamina.export.card.manifest`) and the model card."""
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / CARD_FILE).write_text(card(manifest, is_adapter=is_adapter))
 
 
 def copy_tokenizer(source: Source, folder: Path) -> None:
-    """Copy the files of a model's tokenizer as they are."""
+    """Copy the files of a model's tokenizer unchanged."""
     for name in TOKENIZER_FILES:
         if path := source.fetch(name, required=False):
             shutil.copyfile(path, folder / name)
 
 
 def write_config(folder: Path, content: dict[str, Any], source: Source, dtype: str | None) -> None:
-    """Write config.json, and generation_config.json where the source has one.
+    """Write config.json, and generation_config.json if the source has one.
 
     Args:
-        folder: Where to.
-        content: Of config.json.
+        folder: The model's folder.
+        content: Content of config.json.
         source: The larger model.
-        dtype: torch's name of the weights' new type; None if it stays.
+        dtype: torch's name for the weights' new type; None keeps theirs.
     """
     names = {"dtype", "torch_dtype"} & content.keys() or {"dtype"}
     changed = {**content, **(dict.fromkeys(names, dtype) if dtype else {})}
@@ -65,11 +60,11 @@ def write_config(folder: Path, content: dict[str, Any], source: Source, dtype: s
 
 
 def outgoing(slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None") -> dict[str, Outgoing]:
-    """Make tensors ready to be written as they are read.
+    """Return tensors that are read and converted only as they are written.
 
     Args:
-        slices: Of `tensor_slices`, by the names that they are written under.
-        dtype: What real numbers are converted to; None leaves them.
+        slices: From `tensor_slices`, by the names to write them under.
+        dtype: What floating-point numbers are converted to; None keeps theirs.
     """
     return {name: _outgoing(piece, dtype) for name, piece in slices.items()}
 
@@ -83,15 +78,15 @@ def _outgoing(piece: TensorSlice, dtype: "torch.dtype | None") -> Outgoing:
 
 
 def refuse_output(key: str, output: Path, *sources: Path) -> None:
-    """Refuse to write where something is, or into a model that is read.
+    """Refuse an output folder that is not empty, or is one of the folders to read from.
 
     Args:
-        key: The option that an error names.
-        output: Folder that is to be written.
-        sources: Folders that are read.
+        key: The option for the message.
+        output: Folder to write.
+        sources: Folders to read from.
 
     Raises:
-        OutputError: The folder is one of the sources, lies in one, or is not empty.
+        OutputError: The folder is refused.
     """
     place = output.expanduser().resolve()
     for source in sources:
@@ -103,40 +98,33 @@ def refuse_output(key: str, output: Path, *sources: Path) -> None:
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Give a temporary folder beside the output; once whole and loadable it becomes the output.
+    """Yield a temporary folder that becomes the output once the body has succeeded.
 
     Raises:
-        OutputError: It cannot be written, for instance because no space is left.
+        OutputError: It cannot be written, for instance because the disk is full.
     """
-    place = output.expanduser().resolve()
-    partial = place.with_name(f".{place.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if place.exists():
-            place.rmdir()
-        partial.rename(place)
+        with replacing(output.expanduser().resolve()) as partial:
+            partial.mkdir()
+            yield partial
+    except OutputError:
+        raise
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
         raise OutputError(
-            f"{output} cannot be written: {error.strerror or error}; nothing is left of it"
+            f"{output} cannot be written: {error.strerror or error}; nothing of it remains"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Outgoing], max_shard_bytes: int) -> None:
-    """Write a model's tensors with a progress bar, and let transformers take them.
+    """Write a model's tensors with a progress bar, and check that transformers loads them.
 
     Args:
-        folder: With config.json.
-        tensors: In the order in which they are read best.
-        max_shard_bytes: Size from which on the files are split.
+        folder: Holds config.json already.
+        tensors: In the order that reads fastest.
+        max_shard_bytes: Most bytes in one file.
 
     Raises:
-        ModelError: What was written does not load.
+        ModelError: The written model does not load.
     """
     with _progress(tensors) as advance:
         write_shards(folder, tensors, advance, max_shard_bytes)
@@ -148,6 +136,6 @@ def _progress(tensors: Mapping[str, Outgoing]) -> Iterator[Callable[[int], objec
     from tqdm import tqdm
 
     total = sum(tensor.stored.nbytes for tensor in tensors.values())
-    # disable=None: quiet where the console is a file.
+    # disable=None: no bar unless the console is a terminal.
     with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=None) as bar:
         yield bar.update

@@ -12,7 +12,6 @@ from lamina.depth.loading import load_single_layer
 from lamina.depth.reduction import Reduction
 from lamina.depth.tensor_names import layer_of, with_layer
 from lamina.errors import ModelError
-from lamina.export.magnitudes import as_written
 
 if TYPE_CHECKING:
     import torch
@@ -21,33 +20,50 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
+MAGNITUDE, READABLE = "lora_magnitude_vector", "lora_magnitude_vector.weight"
+"""Suffixes of DoRA's magnitudes: as PEFT 0.21 writes them, and as both PEFT and transformers 5.17
+read them. transformers leaves the former untrained, with no more than a warning."""
+
+
+def rename_magnitudes(path: Path) -> None:
+    """Rename DoRA's magnitudes in an adapter's file, so that transformers reads them too."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    if any(name.endswith(MAGNITUDE) for name in tensors):
+        renamed = {
+            f"{name}.weight" if name.endswith(MAGNITUDE) else name: tensor
+            for name, tensor in tensors.items()
+        }
+        save_file(renamed, path, metadata={"format": "pt"})
+
 
 @dataclass(frozen=True)
 class AdapterUpdates:
-    """An adapter's tensors, by the layer of the reduced model that they change."""
+    """An adapter's tensors, by the layer of the reduced model that they update."""
 
     folder: Path
-    """Where the adapter lies."""
+    """The adapter's folder."""
 
     config: "LoraConfig"
     """PEFT's settings."""
 
     updates: dict[int | None, dict[str, "torch.Tensor"]]
-    """Tensors by their names in the adapter's file, those of a layer as if it were the only one;
-    None stands for what is in no layer."""
+    """Tensors by their names in the adapter's file; those of a layer as if it were the only one.
+    None holds the tensors outside of all layers."""
 
     reduction: Reduction
     """The reduced model that the adapter belongs to."""
 
     def merged(self, layer: int | None, slices: Mapping[str, Any]) -> dict[str, "torch.Tensor"]:
-        """Return one layer's weights with their updates, in float32.
+        """Return one layer's updated weights, in float32.
 
-        Transformers loads the layer as a model of its own, PEFT merges the adapter into it, and
-        transformers gives the weights back under their names in the checkpoint.
+        transformers loads the layer as a model of its own, PEFT merges the adapter into it, and
+        transformers returns the weights under their names in the checkpoint.
 
         Args:
-            layer: 0-based index in the reduced model; None for what is in no layer.
-            slices: Its tensors of the base, by their names in the reduced checkpoint.
+            layer: 0-based index in the reduced model; None for what is outside of all layers.
+            slices: The base's tensors, by their names in the reduced checkpoint.
 
         Raises:
             ModelError: The adapter does not fit.
@@ -63,13 +79,13 @@ class AdapterUpdates:
         for name in slices:
             # Some checkpoints leave out the base model's prefix.
             stored = with_layer(name, 0)
-            given = weights.get(stored, weights.get(prefix + stored))
-            if given is None:
+            weight = weights.get(stored, weights.get(prefix + stored))
+            if weight is None:
                 raise ModelError(
                     f"{self.folder}: {name} cannot be merged layer by layer: train again with "
                     "export.form=merged"
                 )
-            found[name] = given
+            found[name] = weight
         return found
 
     def _with_updates(self, layer: int | None, model: Any) -> Any:
@@ -77,7 +93,7 @@ class AdapterUpdates:
 
         try:
             with warnings.catch_warnings():
-                # A layer without experts, among those that have some, misses target_parameters.
+                # A layer without experts, among others with experts, misses target_parameters.
                 warnings.simplefilter("ignore")
                 wrapped = PeftModel(model, copy(self.config))
             outcome = set_peft_model_state_dict(wrapped, self.updates[layer])
@@ -97,12 +113,12 @@ class AdapterUpdates:
         )
 
 
-def adapter_updates(folder: Path, smaller: Reduction) -> AdapterUpdates:
+def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
     """Read an adapter.
 
     Args:
-        folder: With adapter_config.json and adapter_model.safetensors.
-        smaller: The reduced model that it belongs to.
+        folder: Holds adapter_config.json and adapter_model.safetensors.
+        reduced: The reduced model that it belongs to.
 
     Raises:
         ModelError: The adapter cannot be read, or has layers that the model does not have.
@@ -120,10 +136,11 @@ def adapter_updates(folder: Path, smaller: Reduction) -> AdapterUpdates:
     config.layer_replication = None  # the layers below are those of the reduced model already
     updates: dict[int | None, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
-        name = as_written(key.removeprefix(PREFIX))
+        name = key.removeprefix(PREFIX)
+        name = name.removesuffix(".weight") if name.endswith(READABLE) else name
         updates[layer_of(name)][PREFIX + with_layer(name, 0)] = tensor
-    found = AdapterUpdates(folder, config, dict(updates), smaller)
-    depth = smaller.config.num_hidden_layers
+    found = AdapterUpdates(folder, config, dict(updates), reduced)
+    depth = reduced.config.num_hidden_layers
     if beyond := [layer for layer in updates if layer is not None and layer >= depth]:
         raise found._other_base(f"it changes layer {max(beyond)} of {depth}")
     return found

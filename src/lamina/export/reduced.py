@@ -1,4 +1,4 @@
-"""A reduced model without healing, straight from the larger one's files to its own."""
+"""`lamina cut`: a reduced model without healing, straight from the larger one's files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from lamina.depth.selection import NoScores, ScoresNeededError, Selector
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import DepthDefaults, Variant
 from lamina.errors import ConfigError
-from lamina.export.card import note
+from lamina.export.card import manifest
 from lamina.export.folder import (
     copy_tokenizer,
     new_folder,
     outgoing,
     refuse_output,
-    write_beside,
     write_config,
+    write_manifest,
     write_weights,
 )
 from lamina.runtime.console import quiet_libraries
@@ -34,10 +34,9 @@ NO_TEXT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What `lamina cut` does: read the kept tensors of a model, write them under their new names.
+    """Settings of `lamina cut`: read the kept tensors of a model, write them under their new names.
 
-    The weights keep their bytes and types; no more than a few megabytes of them are in memory at
-    once.
+    The weights keep their bytes and types; at most a few megabytes of them are in memory at once.
     """
 
     model_name: str
@@ -47,16 +46,16 @@ class Cut:
     """Which layers stay."""
 
     selector: Selector
-    """Which layers model=pruned keeps: by position, for there is no text to score them on."""
+    """Which layers model=pruned keeps, by position: there is no text to score them on."""
 
     depth: DepthDefaults
-    """What the variant's own keys default to."""
+    """Defaults of the variant's own keys."""
 
     output: str
     """Folder for the reduced model; new or empty."""
 
     def execute(self) -> Plan:
-        """Write the reduced model, and return what stayed.
+        """Write the reduced model and return its plan.
 
         Raises:
             LaminaError: The layers do not fit the model, it cannot be reduced exactly, or the
@@ -74,21 +73,12 @@ class Cut:
 
 
 def write_cut(plan: Plan, output: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write the reduced model of a plan.
-
-    Args:
-        plan: Which layers of which model stay.
-        output: New or empty folder.
-        max_shard_bytes: Size from which on the weights are split into several files.
-
-    Raises:
-        ModelError: The model cannot be reduced exactly, or a file of it is not whole.
-        OutputError: The output cannot be written.
-    """
-    source = plan.source
-    assert source is not None
-    # Behind the weights: the fingerprint's few pages, once cached, set off reading ahead.
-    write_reduced(source, plan.kept_layers, output, max_shard_bytes, lambda: note(plan))
+    """Write the reduced model of a plan, with its manifest and card; see `write_reduced`."""
+    assert plan.source is not None
+    # After the weights: reading the fingerprint's few pages before them would set off readahead.
+    write_reduced(
+        plan.source, plan.kept_layers, output, max_shard_bytes, make_manifest=lambda: manifest(plan)
+    )
 
 
 def write_reduced(
@@ -96,7 +86,7 @@ def write_reduced(
     kept_layers: Sequence[int],
     output: Path,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    noted: Callable[[], dict[str, Any]] | None = None,
+    make_manifest: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
     """Write a model with only its kept layers.
 
@@ -104,11 +94,11 @@ def write_reduced(
         source: The larger model's files.
         kept_layers: 0-based indices, ascending.
         output: New or empty folder.
-        max_shard_bytes: Size from which on the weights are split into several files.
-        noted: Gives the content of lamina.json, which then stands beside the weights with a card.
+        max_shard_bytes: Most bytes in one file of weights.
+        make_manifest: Returns the content of lamina.json; None writes neither it nor a card.
 
     Raises:
-        ModelError: The model cannot be reduced exactly, or a file of it is not whole.
+        ModelError: The model cannot be reduced exactly, or one of its files is incomplete.
         OutputError: The output cannot be written.
     """
     quiet_libraries()
@@ -119,5 +109,5 @@ def write_reduced(
         copy_tokenizer(source, folder)
         with tensor_slices(source, mapping) as slices:
             write_weights(folder, outgoing(slices, None), max_shard_bytes)
-        if noted is not None:
-            write_beside(folder, noted())
+        if make_manifest is not None:
+            write_manifest(folder, make_manifest())

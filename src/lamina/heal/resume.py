@@ -9,6 +9,7 @@ from typing import Any
 
 from lamina.errors import ConfigError, OutputError
 from lamina.measure.results import read_result
+from lamina.runtime import distributed
 from lamina.runtime.files import PARTIAL, copy_folder, disk_errors, write_json
 
 STEP = re.compile(r"checkpoint-(\d+)$")
@@ -134,6 +135,68 @@ def _result(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError):
         above = (read_result(parent) for parent in folder.parents[:3])
         return next((result for result in above if result), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run starts: at its first step, or at a checkpoint."""
+
+    checkpoint: Path | None
+    """The checkpoint to continue from; None at the first step."""
+
+    recorded: dict[str, Any]
+    """result.json of the run that wrote the checkpoint; empty without one."""
+
+    resume: str
+    """The parameter."""
+
+    resumed_from: str | None
+    """The absolute path that resume=PATH gave, now or in an earlier start."""
+
+    @property
+    def path(self) -> str | None:
+        """The checkpoint's path, as the trainer takes it."""
+        return str(self.checkpoint) if self.checkpoint else None
+
+    def refuse_other_data(self, fingerprint: str) -> None:
+        """Refuse to continue on other data than the checkpoint's.
+
+        Raises:
+            OutputError: The data has changed.
+        """
+        if self.checkpoint is not None and self.recorded:
+            now, before = {"data_fingerprint": fingerprint}, self.recorded["provenance"]
+            refuse_changes(self.checkpoint, before, now, self.resume)
+
+
+def start_of(
+    folder: Path, run_dir: Path, resume: str, previous: dict[str, Any], now: dict[str, Any]
+) -> Start:
+    """Take a checkpoint folder, in the first process before the others; see `claim`.
+
+    Args:
+        folder: Folder of checkpoint-{step}/ and final/.
+        run_dir: The run folder.
+        resume: auto, never or a path.
+        previous: What an earlier start in the run folder recorded; empty if there was none.
+        now: Fields that must not have changed since.
+    """
+    named = origin(resume)
+    earlier = {**previous, **previous.get("settings", {})}
+    checkpoint = distributed.in_turn(
+        "claim",
+        lambda: (
+            claim(folder, run_dir, resume, named, earlier, now)
+            if distributed.is_first()
+            else last_whole_checkpoint(folder)
+        ),
+    )
+    return Start(
+        checkpoint=checkpoint,
+        recorded=named.recorded if named else previous,
+        resume=resume,
+        resumed_from=named.given if named else previous.get("resumed_from"),
+    )
 
 
 def claim(

@@ -17,7 +17,7 @@ from lamina.errors import ConfigError
 from lamina.launch.layout import Layout, is_another_node, layout, use_one_device
 from lamina.launch.processes import Job, explained_timeouts, start, wait_for_requeue
 from lamina.measure.results import Record
-from lamina.run import Pipeline
+from lamina.run import run
 from lamina.runtime import distributed
 from lamina.runtime.lock import owned
 
@@ -47,7 +47,9 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> Record | 
             if isolated or found.has_to_start:
                 _start(job, found, record)
             else:
-                _pipeline(config, job, found, record).execute()
+                if found.processes > 1:
+                    _announce(job)
+                run(instantiate(config), record)
     return record
 
 
@@ -100,17 +102,18 @@ def _start(job: Job, found: Layout, record: Record) -> None:
         wait_for_requeue()
 
 
-def _pipeline(config: DictConfig, job: Job, found: Layout, record: Record) -> Pipeline:
-    """Return the run of this process, alone or as the first of a user's own torchrun."""
-    if found.processes == 1:
-        return Pipeline(instantiate(config), record)
+def _announce(job: Job) -> None:
+    """Hand the job to the other processes of a user's own torchrun.
+
+    Raises:
+        ConfigError: It is one of a sweep.
+    """
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError(
             "--multirun starts the processes of each job itself: leave torchrun out, and give "
             "distributed=NUMBER"
         )
     distributed.store().set(KEY, job.dumps())
-    return distributed.in_turn("plan", lambda: Pipeline(instantiate(config), record))
 
 
 def awaited_job() -> Job:

@@ -62,15 +62,14 @@ def work(job: Job) -> None:
 def _execute(job: Job, config: Any) -> None:
     from hydra.utils import instantiate
 
-    from lamina.run import Pipeline
+    from lamina.run import run
 
-    run = instantiate(config)
+    experiment = instantiate(config)
     record = Record(Path(job.folder), job.overrides)
     record.content["notes"] = job.notes
-    pipeline = distributed.in_turn("plan", lambda: Pipeline(run, record))
     try:
-        with run.backend.quietly():
-            pipeline.execute()
+        with experiment.backend.quietly():
+            run(experiment, record)
     except SystemExit:
         record.update(status="requeued")
         raise

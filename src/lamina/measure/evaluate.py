@@ -1,7 +1,7 @@
-"""Loss and answers of a model on given rows, by one protocol for every variant.
+"""Loss and answers of a model: the same computation for every variant.
 
-A loss is the sum of the negative log-likelihoods of all trained tokens over their number, in nats.
-A mean of batch means, which trainers report, depends on how rows fall into batches.
+A loss is the summed negative log-likelihood of all trained tokens divided by their number, in nats
+per token. The mean of batch means that trainers report depends on how rows fall into batches.
 """
 
 import math
@@ -16,43 +16,47 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PROTOCOL = 1
+"""Version of `row_losses`. Raise it when the same model gets another loss on the same rows: cached
+losses are found by it."""
+
 SAMPLE_ROWS = 200
-"""Rows at most in eval.jsonl."""
+"""Most rows in eval.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured besides the trainer's own evaluations."""
+    """What to measure besides the trainer's own evaluations."""
 
     baseline: bool
     """Evaluate the untouched model."""
 
     reduced: bool
-    """Evaluate after removal, before healing."""
+    """Evaluate the reduced model before healing."""
 
     reload: bool
-    """Evaluate final/ reloaded the way a user would."""
+    """Evaluate final/, loaded the way a user would."""
 
     num_samples: Annotated[int, NOT_NEGATIVE]
-    """Prompts that are answered before and after healing."""
+    """Prompts to answer before and after healing."""
 
     max_new_tokens: Annotated[int, WHOLE_TOKENS]
-    """Tokens at most in one answer."""
+    """Most tokens in one answer."""
 
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Each row's summed negative log-likelihood (nats) and its number of trained tokens."""
+    """Each row's summed negative log-likelihood, in nats, and its number of trained tokens."""
 
     nll: tuple[float, ...]
     tokens: tuple[int, ...]
 
     def mean(self, rows: int | None = None) -> float:
-        """Return the loss in nats a token, over all rows or the first `rows` of them."""
+        """Return the loss in nats per token over all rows, or over the first `rows`."""
         return math.fsum(self.nll[:rows]) / sum(self.tokens[:rows])
 
     def row_means(self) -> list[float | None]:
-        """Return each row's loss in nats a token; None for a row without trained tokens."""
+        """Return each row's loss in nats per token; None for a row without trained tokens."""
         pairs = zip(self.nll, self.tokens, strict=True)
         return [nll / tokens if tokens else None for nll, tokens in pairs]
 
@@ -67,12 +71,12 @@ def perplexity(loss: float | None) -> float | None:
 def row_losses(
     model: "PreTrainedModel", rows: Sequence[dict[str, Any]], *, max_tokens: int
 ) -> RowLosses:
-    """Evaluate a model on tokenized rows; several processes share the work, and all get the losses.
+    """Evaluate a model on tokenized rows; processes share the work, and each gets all losses.
 
     Args:
-        model: On the device where it is to run; on the processor if its weights are on disk.
+        model: On the device to run on; inputs stay on the CPU if its weights are on disk.
         rows: Each with input_ids and labels; a label of -100 is not counted.
-        max_tokens: Tokens at most in one forward pass, padding included; one row always goes.
+        max_tokens: Most tokens in one forward pass, padding included; a longer row goes alone.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -89,8 +93,8 @@ def row_losses(
             targets = labels[position, 1:]
             losses = cross_entropy(logits[position, :-1].float(), targets, reduction="sum")
             nll[index], tokens[index] = losses.item(), int((targets != -100).sum())
-    every = distributed.summed([*nll, *tokens])
-    return RowLosses(tuple(every[: len(rows)]), tuple(map(int, every[len(rows) :])))
+    totals = distributed.summed([*nll, *tokens])
+    return RowLosses(tuple(totals[: len(rows)]), tuple(map(int, totals[len(rows) :])))
 
 
 def answers(
@@ -99,7 +103,7 @@ def answers(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> list[str]:
-    """Return the model's greedy answer to each prompt, given and cut off as token ids."""
+    """Return the model's greedy answer to each prompt, a sequence of token ids."""
     import torch
 
     model.eval()
@@ -130,7 +134,7 @@ def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Group row indices so that each group, padded to its longest row, holds at most max_tokens."""
+    """Group row indices, longest first: a padded group holds at most max_tokens."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
@@ -144,7 +148,7 @@ def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
 def _padded(
     rows: Sequence[dict[str, Any]], device: "torch.device"
 ) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-    """Return input_ids, labels and attention_mask, each (batch, tokens), padded on the right."""
+    """Return input_ids, labels and attention_mask, each (batch, tokens), right-padded."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 

@@ -1,133 +1,244 @@
-"""The measurements around a healing: before removal, after it, and of what was written."""
+"""How every model of a run is measured: a value names it in any form, one function measures it."""
 
+import json
+import logging
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth import loading
+from lamina.depth.quantization import quantization
+from lamina.errors import TrainingError
 from lamina.measure.evaluate import (
+    PROTOCOL,
     SAMPLE_ROWS,
-    Evaluation,
     RowLosses,
     answers,
     perplexity,
     row_losses,
 )
-from lamina.measure.isolated import Elsewhere
 from lamina.measure.results import ROWS_FILE, Record
 from lamina.runtime import distributed
-from lamina.runtime.device import on_device
-from lamina.runtime.files import write_rows
+from lamina.runtime.cache import Entry, cached, folder_of
+from lamina.runtime.device import compute_device, device_name, on_device, release
+from lamina.runtime.files import write_json, write_rows
+from lamina.runtime.memory import memory_errors
+from lamina.weights.reading import identity
+from lamina.weights.source import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+REQUEST_FILE, FIGURES_FILE = "request.json", "figures.json"
+"""What passes between this process and `python -m lamina.measure.isolated`."""
+
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Meter:
-    """Measures models on the same rows and prompts, and writes the figures into the record."""
+class ModelRef:
+    """A model in any form, as plain transformers loads it."""
 
-    evaluation: Evaluation
-    """What is asked for."""
+    name: str
+    """Hub id or folder."""
+
+    revision: str | None
+    """Commit on the hub; for an adapter, that of its base."""
+
+    kept_layers: Sequence[int] | None
+    """0-based indices of the layers to load, ascending; None loads a model or adapter as saved."""
+
+    dtype: str
+    """torch's name for the type of the weights, or of an adapter's base."""
+
+    in_4bit: bool
+    """Whether the linear layers, or those of an adapter's base, are quantized to four bits."""
+
+    def load(self) -> "PreTrainedModel":
+        """Load the model the way a user would.
+
+        An adapter trained on a four-bit base gets that base again: it learnt to correct it, and
+        there may not be memory for more.
+        """
+        dtype = loading.torch_dtype(self.dtype, automatic=self.dtype)
+        if self.kept_layers is not None:
+            return loading.load_model(
+                resolve(self.name, self.revision),
+                self.kept_layers,
+                dtype=dtype,
+                device=compute_device(),
+                in_4bit=self.in_4bit,
+            )
+        from transformers import AutoModelForCausalLM
+
+        # transformers 5.17 ignores the base's revision in adapter_config.json: without this, an
+        # adapter would get another base once the hub has moved on.
+        settings: dict[str, Any] = {"dtype": dtype, "revision": self.revision or "main"}
+        if self.in_4bit:
+            settings["quantization_config"] = quantization(dtype)
+        return AutoModelForCausalLM.from_pretrained(self.name, **settings)
+
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Load the tokenizer from the same place."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.name, revision=self.revision or "main")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """On what, and how, every model of a run is measured."""
 
     rows: Sequence[dict[str, Any]]
-    """Tokenized evaluation rows."""
+    """Tokenized evaluation rows; without any, no loss is computed."""
 
-    prompts: Sequence[tuple[str, list[int]]]
-    """Sample prompts: as people read them, and as token ids up to the answer."""
+    prompts: Sequence[tuple[str, Sequence[int]]]
+    """Each as people read it, and as token ids up to the answer."""
 
     max_tokens: int
-    """Tokens at most in one forward pass."""
+    """Most tokens in one forward pass."""
 
-    record: Record
-    """Where the figures go."""
+    max_new_tokens: int
+    """Most tokens in one answer."""
 
-    def elsewhere(
-        self,
-        name: str,
-        revision: str | None,
-        kept_layers: Sequence[int] | None,
-        dtype: str,
-        *,
-        in_4bit: bool,
-    ) -> Elsewhere:
-        """Return a model that is measured in a process of its own; see `Elsewhere`."""
-        return Elsewhere(
-            name=name,
-            revision=revision,
-            kept_layers=None if kept_layers is None else list(kept_layers),
-            dtype=dtype,
-            in_4bit=in_4bit,
-            rows=list(self.rows),
-            prompts=[ids for _, ids in self.prompts],
-            max_tokens=self.max_tokens,
-            max_new_tokens=self.evaluation.max_new_tokens,
-        )
+    isolated: bool
+    """Whether to load models in a separate process, because a backend has patched the model classes
+    of this one: nobody else who loads the model would get the same numbers."""
 
-    def loss(self, model: "PreTrainedModel | Elsewhere") -> float:
-        """Return a model's loss on the rows, in nats a token."""
-        return self._losses(model).mean()
 
-    def reduced(
-        self,
-        model: "PreTrainedModel | Elsewhere",
-        tokenizer: "PreTrainedTokenizerBase",
-        *,
-        parameters: int,
-        untouched: bool,
-    ) -> None:
-        """Evaluate after removal, before healing.
+@dataclass(frozen=True)
+class Figures:
+    """What measuring a model gives."""
 
-        Args:
-            model: Before it gets an adapter.
-            tokenizer: Its own.
-            parameters: How many it has.
-            untouched: Whether this is the larger model itself, of which no layer went: then its
-                loss is the baseline too.
-        """
-        wanted = {"reduced_eval_loss": self.evaluation.reduced}
-        wanted["baseline_eval_loss"] = self.evaluation.baseline and untouched
-        if any(wanted.values()):
-            loss = self.loss(model)
-            self.record.measured(**{name: loss for name, asked in wanted.items() if asked})
-        answered = zip(self.prompts, self._answers(model, tokenizer), strict=True)
-        self.record.update(
-            num_parameters=parameters,
-            samples=[{"prompt": p, "before": text, "after": None} for (p, _), text in answered],
-        )
+    losses: RowLosses
+    answers: Sequence[str]
+    """One for each prompt; empty texts in all processes but the first."""
 
-    def final(
-        self, model: "PreTrainedModel | Elsewhere", tokenizer: "PreTrainedTokenizerBase | None"
-    ) -> None:
-        """Evaluate final/ as it was read back, not the object that was trained.
 
-        eval.jsonl then has its loss on each row, in nats a token.
-        """
-        losses = self._losses(model)
-        self.record.measured(
-            eval_loss=losses.mean(),
-            perplexity=perplexity(losses.mean()),
-            eval_sample_loss=losses.mean(SAMPLE_ROWS),
-        )
-        pairs = zip(self.rows, losses.row_means(), strict=True)
-        sample_rows = [{**row, "loss": loss} for row, loss in islice(pairs, SAMPLE_ROWS)]
-        if distributed.is_first():
-            write_rows(self.record.path.with_name(ROWS_FILE), sample_rows)
-        after = self._answers(model, tokenizer)
-        for sample, text in zip(self.record.content["samples"], after, strict=True):
-            sample["after"] = text
+def figures(ref: ModelRef, protocol: Protocol) -> Figures:
+    """Load a model as plain transformers does, and measure it.
 
-    def _losses(self, model: "PreTrainedModel | Elsewhere") -> RowLosses:
-        if isinstance(model, Elsewhere):
-            return model.found[0]
-        return row_losses(on_device(model), self.rows, max_tokens=self.max_tokens)
+    Raises:
+        TrainingError: The separate process of an isolated protocol failed.
+    """
+    if not protocol.rows and not protocol.prompts:
+        return Figures(RowLosses((), ()), [])
+    if protocol.isolated:
+        return _isolated_figures(ref, protocol)
+    model = ref.load()
+    found = loaded_figures(model, ref.load_tokenizer(), protocol)
+    del model
+    release()
+    return found
 
-    def _answers(
-        self, model: "PreTrainedModel | Elsewhere", tokenizer: "PreTrainedTokenizerBase | None"
-    ) -> list[str]:
-        if not distributed.is_first() or not self.prompts:
-            return [""] * len(self.prompts)
-        if isinstance(model, Elsewhere):
-            return model.found[1]
-        prompts, limit = [ids for _, ids in self.prompts], self.evaluation.max_new_tokens
-        return answers(on_device(model), tokenizer, prompts, limit)
+
+def loaded_figures(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", protocol: Protocol
+) -> Figures:
+    """Measure a model in memory; processes share the losses, and the first one answers."""
+    model, losses = on_device(model), RowLosses((), ())
+    if protocol.rows:
+        losses = row_losses(model, protocol.rows, max_tokens=protocol.max_tokens)
+    prompts = [ids for _, ids in protocol.prompts]
+    if not prompts or not distributed.is_first():
+        return Figures(losses, [""] * len(prompts))
+    return Figures(losses, answers(model, tokenizer, prompts, protocol.max_new_tokens))
+
+
+def _isolated_figures(ref: ModelRef, protocol: Protocol) -> Figures:
+    with TemporaryDirectory(prefix="lamina-") as name:
+        folder = Path(name)
+        request = {"ref": asdict(ref), "protocol": asdict(replace(protocol, isolated=False))}
+        write_json(folder / REQUEST_FILE, request)
+        command = [sys.executable, "-m", "lamina.measure.isolated", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            # Through the root logger's handlers: into the log file, not onto the console.
+            logging.getLogger("isolated").warning("%s", done.stderr)
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise TrainingError(f"{ref.name} could not be measured: {reason}; see train.log")
+        found = json.loads((folder / FIGURES_FILE).read_text())
+    losses = RowLosses(tuple(found["losses"]["nll"]), tuple(found["losses"]["tokens"]))
+    return Figures(losses, found["answers"])
+
+
+def baseline(record: Record, protocol: Protocol, untouched: ModelRef) -> None:
+    """Measure the loss of the untouched model.
+
+    It is cached: the first job of a sweep computes it, the others read it.
+
+    Raises:
+        TrainingError: The model does not fit into memory, or the separate process failed.
+    """
+    parts = [
+        *identity(resolve(untouched.name, untouched.revision)),
+        record.content["eval_fingerprint"],
+        f"{untouched.dtype} {protocol.max_tokens} {device_name()}",
+        *([f"4 bits, bitsandbytes {version('bitsandbytes')}"] if untouched.in_4bit else []),
+        *(f"{name} {version(name)}" for name in ("torch", "transformers")),
+        f"protocol {PROTOCOL}",
+    ]
+    folder, first = folder_of("baselines", parts), distributed.is_first()
+    with cached(folder, "baseline.json") if first else nullcontext(Entry(folder, None)) as entry:
+        loss = distributed.from_first(entry.content["loss"] if entry.content else None)
+        if loss is None:
+            logger.info("evaluating %s, untouched", untouched.name)
+            with memory_errors("the untouched model", lambda: "give evaluation.baseline=false"):
+                loss = figures(untouched, replace(protocol, prompts=())).losses.mean()
+            entry.content = {"loss": loss}
+    record.measured(baseline_eval_loss=loss)
+    record.write()
+
+
+def reduced(
+    record: Record,
+    protocol: Protocol,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    ref: ModelRef | None,
+    metrics: Sequence[str],
+) -> None:
+    """Measure the reduced model before healing.
+
+    Args:
+        record: The run's.
+        protocol: The run's.
+        model: The model in memory, before it gets an adapter.
+        tokenizer: Its tokenizer.
+        ref: What to load and measure instead, if the model in memory is not what others would load.
+        metrics: Names to record its loss under; without any, none is computed.
+    """
+    parameters = model.num_parameters()
+    protocol = protocol if metrics else replace(protocol, rows=())
+    found = figures(ref, protocol) if ref else loaded_figures(model, tokenizer, protocol)
+    if metrics:
+        record.measured(**dict.fromkeys(metrics, found.losses.mean()))
+    answered = zip(protocol.prompts, found.answers, strict=True)
+    samples = [{"prompt": text, "before": said, "after": None} for (text, _), said in answered]
+    record.update(num_parameters=parameters, samples=samples)
+
+
+def final(record: Record, protocol: Protocol, ref: ModelRef) -> None:
+    """Measure final/ as a user would load it; eval.jsonl gets its loss on each row.
+
+    Raises:
+        TrainingError: The separate process of an isolated protocol failed.
+    """
+    logger.info("evaluating %s", ref.name)
+    found = figures(ref, protocol)
+    loss = found.losses.mean()
+    sample_loss = found.losses.mean(SAMPLE_ROWS)
+    record.measured(eval_loss=loss, perplexity=perplexity(loss), eval_sample_loss=sample_loss)
+    if distributed.is_first():
+        pairs = islice(zip(protocol.rows, found.losses.row_means(), strict=True), SAMPLE_ROWS)
+        rows = [{**row, "loss": mean} for row, mean in pairs]
+        write_rows(record.path.with_name(ROWS_FILE), rows)
+    for sample, text in zip(record.content["samples"], found.answers, strict=True):
+        sample["after"] = text

@@ -1,4 +1,4 @@
-"""result.json: the only thing that a sweep, a report or a resumed job reads of a run."""
+"""result.json: all that sweeps, reports and resumed jobs read of a run."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -33,15 +33,10 @@ METRICS = (
 
 
 class Record:
-    """One run's result.json, held in memory and written as a whole."""
+    """One run's result.json, kept in memory and written atomically."""
 
     def __init__(self, folder: Path, overrides: Sequence[str]) -> None:
-        """Begin a record without writing it.
-
-        Args:
-            folder: The run folder.
-            overrides: The command line's arguments, for the record.
-        """
+        """Start a record in a run folder; `overrides` are the command line's arguments."""
         self.path = folder / RESULT_FILE
         self.previous = read_result(folder)
         self.content: dict[str, Any] = {
@@ -76,39 +71,39 @@ class Record:
         self.write()
 
     def measured(self, **metrics: Any) -> None:
-        """Set metrics of the record; `update` or the end of the run writes them."""
+        """Set metrics; `update` or the end of the run writes them."""
         unknown = metrics.keys() - set(METRICS)
         assert not unknown, f"not metrics of result.json: {unknown}"
         self.content["metrics"].update(metrics)
 
     def write(self) -> None:
-        """Write the file atomically; of several processes the first one does.
+        """Write the file, in the first process only.
 
         Raises:
-            OutputError: It cannot be written, for instance because no space is left.
+            OutputError: It cannot be written, for instance because the disk is full.
         """
         if distributed.is_first():
             write_json(self.path, self.content)
 
     def adopt(self) -> None:
-        """Take over what another process has written into the file since it was read."""
+        """Take over what another process has written since this one read the file."""
         now = read_result(self.path.parent)
         if now is not None and now != self.previous:
             self.content = now
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
-        """Record how the body ends: as completed, or as failed with the reason.
+        """Record how the body ends: completed, requeued, or failed with the reason.
 
-        A body that is refused at the start, or fails to go on from a completed run, must not take
-        the place of the earlier result in the same folder.
+        A start that is refused, or fails to resume a completed run, leaves the earlier result of
+        the same folder in place.
         """
         try:
             yield
         except SystemExit:
-            self.update(status="requeued")  # by submitit: the same job comes back to its folder
+            self.update(status="requeued")  # by submitit: the job will return to this folder
             raise
-        # Ctrl-C and exits too: result.json must not say running for ever; the error goes on.
+        # Ctrl-C too: result.json must not say "running" forever.
         except BaseException as error:
             self._fail(error)
             raise
@@ -126,12 +121,12 @@ class Record:
         try:
             self.update(status="failed", error=reason)
         except OutputError:
-            # The reason is on its way to the console; a full disk must not replace it.
+            # A full disk must not hide the reason, which is on its way to the console.
             return
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return a run folder's result.json, or None where there is none that can be read."""
+    """Return a run folder's result.json; None if it is missing or unreadable."""
     try:
         content: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text())
     except (OSError, ValueError):

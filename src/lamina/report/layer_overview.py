@@ -14,7 +14,7 @@ from lamina.depth.layer_sets import format_layers
 from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count
 from lamina.depth.tensor_names import layer_of
 from lamina.export.finished_run import FinishedRun, finished_run
-from lamina.export.folder import NOTE_FILE
+from lamina.export.folder import MANIFEST_FILE
 from lamina.measure.results import RESULT_FILE
 from lamina.weights.header import StoredTensor
 from lamina.weights.source import Source, resolve
@@ -42,7 +42,7 @@ def overview(given: str) -> RenderableType:
         ModelError: The model is not found, or its files are incomplete.
     """
     folder = Path(given).expanduser()
-    if (folder / RESULT_FILE).is_file() or (folder / NOTE_FILE).is_file():
+    if (folder / RESULT_FILE).is_file() or (folder / MANIFEST_FILE).is_file():
         return _of_run(finished_run(given))
     source = resolve(given)
     parts = parts_of(source)
@@ -74,11 +74,13 @@ def _part(config: dict[str, Any], index: int | None, tensors: Sequence[StoredTen
 
 
 def _of_run(run: FinishedRun) -> RenderableType:
-    note = run.note
-    kept, total = note["kept_layers"], note["num_layers"]
+    manifest = run.manifest
+    kept, total = manifest["kept_layers"], manifest["num_layers"]
     strip = Text("".join("■" if index in kept else "□" for index in range(total)))
     lines: list[RenderableType] = [
-        Text(f"{note['model_type']}: {len(kept)} of {total} layers of {note['source_model']}"),
+        Text(
+            f"{manifest['model_type']}: {len(kept)} of {total} layers of {manifest['source_model']}"
+        ),
         Text(),
         strip,
         Text(f"kept: {format_layers(kept)}  (0-based, half-open)", style="dim"),
