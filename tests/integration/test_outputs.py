@@ -114,7 +114,7 @@ def test_tensorboard_and_wandb_each_get_their_run(pruned: Finished) -> None:
     assert len(list((pruned.folder / "wandb").glob("offline-run-*"))) == 1
 
 
-def test_the_time_of_a_training_is_split_and_its_speed_is_logged(pruned: Finished) -> None:
+def test_training_time_is_split_and_speed_is_logged(pruned: Finished) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     metrics, seconds = pruned.metrics, pruned.metrics["seconds"]
@@ -158,7 +158,7 @@ def test_no_secret_is_written(tmp_path: Path) -> None:
     assert [path for path in files if key.encode() in path.read_bytes()] == []
 
 
-def test_both_forms_stand_beside_each_other(tmp_path: Path) -> None:
+def test_both_forms_are_written_side_by_side(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     done = train(tmp_path / "run", *SHORT, "export.form=both", "evaluation=none")
@@ -168,7 +168,7 @@ def test_both_forms_stand_beside_each_other(tmp_path: Path) -> None:
     assert merged.config.num_hidden_layers == 8
 
 
-def test_a_final_of_another_run_is_never_overwritten(tmp_path: Path) -> None:
+def test_another_runs_final_is_never_overwritten(tmp_path: Path) -> None:
     shared = (*SHORT, "max_steps=1", "evaluation=none", f"output_dir={tmp_path / 'shared'}")
     first = train(tmp_path / "one", *shared)
     assert first.code == 0, first.errors

@@ -64,7 +64,7 @@ def test_nothing_is_counted_backward_below_the_lowest_adapter(part: str) -> None
     assert by_formula(model) == counted(model) - 2 * 2 * LENGTH
 
 
-def test_the_last_layers_alone_are_trained() -> None:
+def test_only_the_last_layers_are_trained() -> None:
     model = model_of("qwen3").requires_grad_(False)
     model.model.layers[4:].requires_grad_(True)
     model.model.layers[4].input_layernorm.requires_grad_(False)
@@ -72,12 +72,12 @@ def test_the_last_layers_alone_are_trained() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["qwen3_moe", "gpt_oss"])
-def test_of_experts_the_active_ones_count(architecture: str) -> None:
+def test_only_active_experts_count(architecture: str) -> None:
     model = model_of(architecture)
     assert by_formula(model) == counted(model) - 2 * 2 * LENGTH
 
 
-def test_attention_counts_once_for_each_pair_that_may_see_each_other() -> None:
+def test_attention_counts_each_visible_pair_once() -> None:
     flops = training_flops(model_of("qwen3"))
     assert flops.per_pair == {None: 3 * 12 * 4 * 4, 4: 3 * 12 * 4 * 4}
     assert flops.of(0, 0, {None: 10, 4: 0}) == 10 * 3 * 12 * 4 * 4
@@ -96,7 +96,7 @@ QWEN3_8B = {
 3 x 4096 x 12,288 behind them: 192,937,984 weights."""
 
 
-def test_qwen3_8b_cut_to_24_layers_trained_as_a_whole() -> None:
+def test_full_training_of_qwen3_8b_cut_to_24_layers() -> None:
     model = blueprint(Qwen3Config(**QWEN3_8B, num_hidden_layers=24))
     flops = training_flops(model)
     assert flops.per_token == 6 * 24 * 192_937_984
@@ -154,11 +154,11 @@ def test_a_known_device_has_its_dense_bfloat16_peak(device: str, tera: float) ->
         "AMD Instinct MI300X",
     ],
 )
-def test_a_device_of_a_similar_name_has_none(device: str) -> None:
+def test_a_device_with_a_similar_name_has_no_peak(device: str) -> None:
     assert peak_flops(device, "bfloat16") is None
 
 
-def test_a_type_has_its_own_peak_or_none() -> None:
+def test_each_type_has_its_own_peak_or_none() -> None:
     assert peak_flops("NVIDIA H200", "tf32") == pytest.approx(494.7e12)
     assert peak_flops("NVIDIA H200", "float32") == pytest.approx(66.9e12)
     assert peak_flops("Tesla V100-SXM2-16GB", "float16") == 125e12
@@ -175,7 +175,7 @@ def test_a_type_has_its_own_peak_or_none() -> None:
         (False, False, "float32", "highest", 66.9),
     ],
 )
-def test_the_peak_is_that_of_the_type_that_is_multiplied(
+def test_the_peak_is_that_of_the_compute_type(
     bf16: bool,
     fp16: bool,
     weights: str,
@@ -189,5 +189,5 @@ def test_the_peak_is_that_of_the_type_that_is_multiplied(
     assert compute_peak(bf16=bf16, fp16=fp16, weights=weights) == pytest.approx(tera * 1e12)
 
 
-def test_without_an_accelerator_there_is_none() -> None:
+def test_without_an_accelerator_there_is_no_peak() -> None:
     assert compute_peak(bf16=False, fp16=False, weights="float32") is None
