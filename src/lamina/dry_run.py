@@ -52,7 +52,7 @@ ONE_STEP = {
 """Training arguments that differ from the run's."""
 
 
-def rehearse(config: "DictConfig", folder: Path, processes: int) -> None:
+def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
     """Print what a run would do and take, and write it to dry_run.json.
 
     Args:

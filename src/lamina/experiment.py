@@ -127,9 +127,8 @@ class Experiment(Parameters):
 
         if distributed.count() == 1 or self.parallel == "ddp":
             return False
-        return self.parallel == "fsdp" or (
-            self.adapter.name == "full" and torch.cuda.is_available()
-        )
+        is_full = self.adapter.name == "full"
+        return self.parallel == "fsdp" or (is_full and torch.cuda.is_available())
 
     @property
     def liger(self) -> bool:

@@ -125,7 +125,7 @@ def test_qlora_goes_on_to_the_same_losses(qlora: Finished, tmp_path: Path) -> No
 
 
 @NEEDS_BITSANDBYTES
-def test_qlora_is_rehearsed_with_what_four_bits_take(tmp_path: Path) -> None:
+def test_a_dry_run_of_qlora_counts_four_bits(tmp_path: Path) -> None:
     done = train(tmp_path / "run", *SHORT, "adapter=qlora", "dry_run=true")
     assert done.code == 0, done.errors
     report = json.loads((tmp_path / "run" / "dry_run.json").read_text())

@@ -33,7 +33,7 @@ FORMS = {
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Finished, Finished]:
-    """The rehearsal of a run, and the run."""
+    """The dry run of a run, and the run."""
     folder = tmp_path_factory.mktemp("dry")
     chosen = (*PRUNED, *FORMS[request.param])
     dry = train(folder / "dry", *chosen, "dry_run=true")

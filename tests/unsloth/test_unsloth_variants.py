@@ -1,4 +1,4 @@
-"""Runs on backend=unsloth: each variant, a rehearsal, and how they end."""
+"""Runs on backend=unsloth: each variant, a dry run, and how they end."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_every_variant_is_healed(overrides: tuple[str, ...], layers: int, tmp_pa
     assert found["layers"] == found["stack"] == layers
 
 
-def test_a_rehearsal_takes_one_step_and_leaves_a_report(tmp_path: Path) -> None:
+def test_a_dry_run_takes_one_step_and_leaves_a_report(tmp_path: Path) -> None:
     done = train(tmp_path / "run", *RUN, "dry_run=true")
     assert done.code == 0, done.errors
     assert NO_PACKING in done.errors

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lamina.config.backend_choice import needs_own_process, settle
 from lamina.config.preflight import preflight
-from lamina.dry_run import rehearse
+from lamina.dry_run import print_dry_run
 from lamina.errors import ConfigError
 from lamina.launch.layout import Layout, is_another_node, layout, use_one_device
 from lamina.launch.processes import Job, explained_timeouts, start, wait_for_requeue
@@ -54,7 +54,7 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> Record | 
 
 
 def dry_run_job(config: DictConfig, folder: Path, overrides: list[str]) -> None:
-    """Rehearse a job in one process, here if its backend allows it.
+    """Do a dry run of a job in one process, here if its backend allows it.
 
     Raises:
         LaminaError: The config is refused, or the run could not work.
@@ -64,7 +64,7 @@ def dry_run_job(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     if needs_own_process(config):
         start(job, found)
     else:
-        rehearse(config, folder, found.processes)
+        print_dry_run(config, folder, found.processes)
 
 
 def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Job, Layout]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lamina.dry_run import rehearse
+from lamina.dry_run import print_dry_run
 from lamina.errors import OutputError
 from lamina.launch.processes import Job, record_failure
 from lamina.measure.results import Record
@@ -54,7 +54,7 @@ def work(job: Job) -> None:
     config, folder = OmegaConf.create(job.config), Path(job.folder)
     instantiate(config.backend).prepare(folder)
     if config.dry_run:
-        rehearse(config, folder, processes=1)
+        print_dry_run(config, folder, processes=1)
     else:
         _execute(job, config)
 

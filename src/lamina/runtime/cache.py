@@ -63,12 +63,3 @@ def cache_folder() -> Path:
     if given := os.environ.get("LAMINA_CACHE"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "lamina"
-
-
-def code_version(package: str, modules: tuple[str, ...]) -> str:
-    """Return a hash of modules that figures depend on; PROTOCOL numbers are to replace it."""
-    folder = Path(__file__).resolve().parents[1] / package
-    digest = sha256()
-    for name in modules:
-        digest.update((folder / f"{name}.py").read_bytes())
-    return digest.hexdigest()[:16]
