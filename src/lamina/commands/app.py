@@ -147,6 +147,6 @@ def fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
-def shown(folder: Path) -> Path:
+def short_path(folder: Path) -> Path:
     """Return a folder as people read it: relative to the current one if it lies below it."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

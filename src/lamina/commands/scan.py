@@ -6,7 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lamina.commands.app import app, shown
+from lamina.commands.app import app, short_path
 from lamina.config.preflight import preflight
 from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError
@@ -43,6 +43,6 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
     draw(found, folder / "scan.png")
     console = Console()
     console.print(scan_table(found))
-    files = f"{shown(folder)}/scan.json, scan.csv, scan.png"
+    files = f"{short_path(folder)}/scan.json, scan.csv, scan.png"
     console.print(files, style="dim", highlight=False)
     return found

@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     folder = Path(job.runtime.output_dir)
     found = scan(config, folder)
     layers = cheapest(found, config.scan.candidates)
-    heal(layers, job.overrides.task, job.overrides.hydra, folder / "healing")
+    heal_each(layers, job.overrides.task, job.overrides.hydra, folder / "healing")
     show(found, layers, folder / "healing")
 
 
@@ -32,7 +32,7 @@ def cheapest(found: Statistics, number: int) -> list[int]:
     return sorted(range(found.num_layers), key=lambda index: (losses[index], index))[:number]
 
 
-def heal(
+def heal_each(
     layers: Sequence[int], overrides: Sequence[str], hydra_overrides: Sequence[str], folder: Path
 ) -> None:
     """Run the sweep in a separate process: Hydra runs one app at a time.

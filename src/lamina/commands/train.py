@@ -7,8 +7,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.commands.app import app, errors_in_one_line, shown
-from lamina.launch.job import awaited_job, dry_run_job, run_job
+from lamina.commands.app import app, errors_in_one_line, short_path
+from lamina.launch.job import awaited_spec, dry_run_job, run_job
 from lamina.launch.sweep import close_sweep, is_done
 from lamina.launch.worker import work
 from lamina.legacy.flag import take_old
@@ -30,14 +30,14 @@ def train(config: DictConfig) -> None:
 
         from lamina.report.run_summary import summary
 
-        Console().print(summary(record.content, shown(folder)))
+        Console().print(summary(record.content, short_path(folder)))
 
 
 def main() -> None:
     """Run the command."""
     with errors_in_one_line():
         if not distributed.is_first():
-            work(awaited_job())  # of a user's own torchrun, whose first process reads the config
+            work(awaited_spec())  # of a user's own torchrun, whose first process reads the config
             return
         sys.argv[1:] = take_old(sys.argv[1:])
     train()

@@ -15,14 +15,14 @@ from lamina.config.preflight import preflight
 from lamina.dry_run import print_dry_run
 from lamina.errors import ConfigError
 from lamina.launch.layout import Layout, is_another_node, layout, use_one_device
-from lamina.launch.processes import Job, explained_timeouts, start, wait_for_requeue
+from lamina.launch.processes import WorkerSpec, explained_timeouts, start, wait_for_requeue
 from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
 from lamina.runtime.lock import owned
 
-KEY = "lamina/job"
-"""The job's key in torchrun's store."""
+KEY = "lamina/spec"
+"""The spec's key in torchrun's store."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +39,16 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> Record | 
     with owned(folder, "hydra.run.dir"):
         record = Record(folder, overrides)
         with record.outcome(), explained_timeouts():
-            job, found = prepare(config, folder, overrides)
-            record.content["notes"] = job.notes
+            spec, found = prepare(config, folder, overrides)
+            record.content["notes"] = spec.notes
             isolated = needs_own_process(config)
             if isolated:
                 _ = instantiate(config).plan  # scores the layers here, where nothing is patched
             if isolated or found.has_to_start:
-                _start(job, found, record)
+                _start(spec, found, record)
             else:
                 if found.processes > 1:
-                    _announce(job)
+                    _announce(spec)
                 run(instantiate(config), record)
     return record
 
@@ -59,15 +59,15 @@ def dry_run_job(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     Raises:
         LaminaError: The config is refused, or the run could not work.
     """
-    job, found = prepare(config, folder, overrides)
+    spec, found = prepare(config, folder, overrides)
     use_one_device()
     if needs_own_process(config):
-        start(job, found)
+        start(spec, found)
     else:
         print_dry_run(config, folder, found.processes)
 
 
-def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Job, Layout]:
+def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[WorkerSpec, Layout]:
     """Check a config, decide its processes, and settle its backend in place.
 
     Raises:
@@ -82,7 +82,7 @@ def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Job
     if found.processes == 1:
         use_one_device()
     logs = HydraConfig.get().job_logging
-    job = Job(
+    spec = WorkerSpec(
         config=OmegaConf.to_container(config, resolve=True),
         overrides=overrides,
         notes=notes,
@@ -90,34 +90,34 @@ def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Job
         logging=OmegaConf.to_container(logs, resolve=True) if logs else None,
         requeues=callable(signal.getsignal(distributed.REQUEUE_SIGNAL)),
     )
-    return job, found
+    return spec, found
 
 
-def _start(job: Job, found: Layout, record: Record) -> None:
+def _start(spec: WorkerSpec, found: Layout, record: Record) -> None:
     try:
-        start(job, found)
+        start(spec, found)
     finally:
         record.adopt()  # the first of the processes kept it
     if record.content["status"] == "requeued":
         wait_for_requeue()
 
 
-def _announce(job: Job) -> None:
-    """Hand the job to the other processes of a user's own torchrun.
+def _announce(spec: WorkerSpec) -> None:
+    """Hand the spec to the other processes of a user's own torchrun.
 
     Raises:
-        ConfigError: It is one of a sweep.
+        ConfigError: The run is a job of a sweep.
     """
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError(
             "--multirun starts the processes of each job itself: leave torchrun out, and give "
             "distributed=NUMBER"
         )
-    distributed.store().set(KEY, job.dumps())
+    distributed.store().set(KEY, spec.dumps())
 
 
-def awaited_job() -> Job:
-    """Wait for the job that the first process of a user's own torchrun announces."""
+def awaited_spec() -> WorkerSpec:
+    """Wait for the spec that the first process of a user's own torchrun announces."""
     store = distributed.store()
     store.wait([KEY], timedelta(hours=1))
-    return Job.loads(store.get(KEY).decode())
+    return WorkerSpec.loads(store.get(KEY).decode())

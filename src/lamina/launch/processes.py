@@ -42,8 +42,8 @@ REQUEUE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One run, as its processes receive it."""
+class WorkerSpec:
+    """What each process of a run receives."""
 
     config: dict[str, Any]
     """The settled config, interpolations resolved."""
@@ -64,17 +64,17 @@ class Job:
     """Whether SLURM's signal requests a checkpoint and a requeue."""
 
     def dumps(self) -> str:
-        """Return the job as JSON."""
+        """Return the JSON that `loads` reads."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def loads(cls, text: str) -> "Job":
-        """Read the JSON of `dumps`."""
+    def loads(cls, text: str) -> "WorkerSpec":
+        """Read the JSON that `dumps` returned."""
         return cls(**json.loads(text))
 
 
-def start(job: Job, layout: Layout) -> None:
-    """Run a job in separate processes.
+def start(spec: WorkerSpec, layout: Layout) -> None:
+    """Run the processes of a run, and wait for them.
 
     Raises:
         LaminaError: A process failed, which ended the others.
@@ -83,10 +83,10 @@ def start(job: Job, layout: Layout) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     failure, ended_by = None, None
-    folder = _node_folder(Path(job.folder), layout)
+    folder = _node_folder(Path(spec.folder), layout)
     with _passing_on_requeue() as requeued, _kept_handlers() as free, _watching(folder):
         try:
-            _launch(job, layout, folder, free)
+            _launch(spec, layout, folder, free)
         except ChildFailedError as error:
             failure = error
         except SignalException as error:
@@ -96,7 +96,7 @@ def start(job: Job, layout: Layout) -> None:
         record_killed(failure, folder)
         if layout.nodes > 1:
             time.sleep(SHARED_FOLDER_S)
-        reason = first_failure(folder.parent, Path(job.folder), layout.processes)
+        reason = first_failure(folder.parent, Path(spec.folder), layout.processes)
     # With several nodes another one may still have to read why this one failed.
     if layout.nodes == 1 or reason is None:
         done = folder.parent if layout.nodes == 1 else folder.parents[1]
@@ -221,14 +221,14 @@ def _node_folder(folder: Path, layout: Layout) -> Path:
     return own
 
 
-def _launch(job: Job, layout: Layout, folder: Path, signals: list[str]) -> None:
+def _launch(spec: WorkerSpec, layout: Layout, folder: Path, signals: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # torchrun's messages address people who typed the torchrun command.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    path = folder / "job.json"
-    path.write_text(job.dumps())
+    path = folder / "spec.json"
+    path.write_text(spec.dumps())
     first = {0} if layout.node == 0 else set()
     quiet = {rank: Std.ALL for rank in range(layout.per_node) if rank not in first}
     config = LaunchConfig(

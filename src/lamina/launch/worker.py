@@ -1,4 +1,4 @@
-"""One process of a run, started by torchrun: `python -m lamina.launch.worker JOB`."""
+"""One process of a run, started by torchrun: `python -m lamina.launch.worker SPEC`."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 from lamina.dry_run import print_dry_run
 from lamina.errors import OutputError
-from lamina.launch.processes import Job, record_failure
+from lamina.launch.processes import WorkerSpec, record_failure
 from lamina.measure.results import Record
 from lamina.runtime import distributed
 
@@ -22,10 +22,10 @@ TORCHRUN = (
 
 
 def main() -> None:
-    """Do this process's share of a job; the process that started it reports an error."""
+    """Do this process's share of a run; the process that started it reports an error."""
     _die_with_parent()
     try:
-        work(Job.loads(Path(sys.argv[1]).read_text()))
+        work(WorkerSpec.loads(Path(sys.argv[1]).read_text()))
     except KeyboardInterrupt:
         sys.exit(1)
     except Exception as error:
@@ -33,9 +33,9 @@ def main() -> None:
         sys.exit(1)
 
 
-def work(job: Job) -> None:
-    """Do this process's share of a job."""
-    if job.requeues:
+def work(spec: WorkerSpec) -> None:
+    """Do this process's share of a spec."""
+    if spec.requeues:
         signal.signal(distributed.REQUEUE_SIGNAL, _exit_for_requeue)
     if distributed.count() == 1:
         _forget_torchrun()
@@ -49,24 +49,24 @@ def work(job: Job) -> None:
     from lamina.runtime.paths import load_environment
 
     load_environment()
-    if distributed.is_first() and job.logging is not None:
-        configure_log(OmegaConf.create(job.logging))
-    config, folder = OmegaConf.create(job.config), Path(job.folder)
+    if distributed.is_first() and spec.logging is not None:
+        configure_log(OmegaConf.create(spec.logging))
+    config, folder = OmegaConf.create(spec.config), Path(spec.folder)
     instantiate(config.backend).prepare(folder)
     if config.dry_run:
         print_dry_run(config, folder, processes=1)
     else:
-        _execute(job, config)
+        _execute(spec, config)
 
 
-def _execute(job: Job, config: Any) -> None:
+def _execute(spec: WorkerSpec, config: Any) -> None:
     from hydra.utils import instantiate
 
     from lamina.run import run
 
     experiment = instantiate(config)
-    record = Record(Path(job.folder), job.overrides)
-    record.content["notes"] = job.notes
+    record = Record(Path(spec.folder), spec.overrides)
+    record.content["notes"] = spec.notes
     try:
         with experiment.backend.quietly():
             run(experiment, record)
@@ -78,7 +78,7 @@ def _execute(job: Job, config: Any) -> None:
             record.write()
         raise
     record.write()
-    if job.requeues:
+    if spec.requeues:
         signal.signal(distributed.REQUEUE_SIGNAL, signal.SIG_IGN)
     if distributed.count() > 1:
         from torch.distributed import destroy_process_group
@@ -102,7 +102,7 @@ def _prepare_torch() -> None:
 
 
 def _exit_for_requeue(*_: object) -> None:
-    """End this process; the one that started it requeues the job."""
+    """End this process; the one that started it requeues the spec."""
     # The signal may come again, and Python restores its handlers while it exits.
     signal.signal(distributed.REQUEUE_SIGNAL, signal.SIG_IGN)
     sys.exit(0)
