@@ -93,7 +93,7 @@ def start(spec: WorkerSpec, layout: Layout) -> None:
             ended_by = error.sigval
     reason = None
     if failure is not None and not requeued:
-        record_killed(failure, folder)
+        _record_killed(failure, folder)
         if layout.nodes > 1:
             time.sleep(SHARED_FOLDER_S)
         reason = first_failure(folder.parent, Path(spec.folder), layout.processes)
@@ -160,7 +160,7 @@ def record_failure(path: Path, rank: int, failure: BaseException | str) -> None:
     write_json(path, {"message": {**note, "time": time.time()}})
 
 
-def record_killed(failure: Any, folder: Path) -> None:
+def _record_killed(failure: Any, folder: Path) -> None:
     """Write the error files of processes that died by a signal and so could not do it.
 
     Args:
