@@ -1,4 +1,4 @@
-"""Under autocast an adapter's input is cast once: the same losses, with less kept in memory."""
+"""Under autocast an adapter's input is cast once: equal losses, less memory."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -73,9 +73,7 @@ def trained(folder: Path, *, bf16: bool, dora: bool) -> tuple[Watch, int, dict[s
     return watch, sum(kept.values()), weights
 
 
-def test_the_training_is_the_same_to_the_last_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_is_equal_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     once, kept, weights = trained(tmp_path, bf16=True, dora=False)
     monkeypatch.setattr(
         "lamina.heal.trainer.disable_input_dtype_casting", lambda *_, **__: nullcontext()
@@ -89,8 +87,6 @@ def test_the_training_is_the_same_to_the_last_bit(
 
 
 @pytest.mark.parametrize(("bf16", "dora"), [(False, False), (True, True)])
-def test_without_autocast_and_with_dora_peft_casts_as_ever(
-    bf16: bool, dora: bool, tmp_path: Path
-) -> None:
+def test_peft_casts_without_autocast_and_with_dora(bf16: bool, dora: bool, tmp_path: Path) -> None:
     watch, _, _ = trained(tmp_path, bf16=bf16, dora=dora)
     assert watch.casts == {True}

@@ -1,4 +1,4 @@
-"""Where a training's time goes, and the speed of its steady steps, on a clock set by hand."""
+"""The split of a training's time and the speed after warm-up, with a fake clock."""
 
 import itertools
 from typing import Any
@@ -17,12 +17,12 @@ FLOPS = Flops(per_token=100, per_target=10, per_pair={None: 1, 2: 1000})
     ("steps", "warm_up"),
     [(0, 0), (1, 0), (2, 1), (3, 2), (20, 2), (30, 3), (95, 10), (5000, 10)],
 )
-def test_a_tenth_of_the_steps_warms_up_but_one_always_counts(steps: int, warm_up: int) -> None:
+def test_a_tenth_of_the_steps_is_warm_up_but_the_last_one_counts(steps: int, warm_up: int) -> None:
     assert warm_up_steps(steps) == warm_up
 
 
 class Training:
-    """A training in which every phase takes as long as it is told."""
+    """A training whose phases take the given seconds."""
 
     def __init__(self, clock: StepClock, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock, self.now, self.state = clock, 0.0, TrainerState(max_steps=30)
@@ -50,7 +50,7 @@ class Training:
             self.now += seconds
 
 
-def test_warm_up_evaluations_and_saves_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_excludes_warm_up_evaluations_and_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(StepClock(FLOPS), monkeypatch)
     training.on("train_begin")
     for number in range(30):
@@ -86,7 +86,7 @@ def test_a_resumed_training_counts_only_its_own_steps(monkeypatch: pytest.Monkey
     assert (reading.seconds, reading.tokens) == (16, 160)
 
 
-def test_a_second_training_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_training_starts_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(StepClock(FLOPS), monkeypatch)
     for _ in range(2):
         training.state = TrainerState(max_steps=30)
@@ -98,7 +98,7 @@ def test_a_second_training_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum(training.clock.seconds.values()) == 40
 
 
-def test_nothing_is_measured_where_no_tokens_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_token_counts_there_is_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(StepClock(FLOPS), monkeypatch)
     training.on("train_begin")
     for _ in range(5):
@@ -124,7 +124,7 @@ def seen(lengths: list[int], window: int) -> int:
     )
 
 
-def test_documents_of_a_pack_count_by_themselves() -> None:
+def test_documents_of_a_pack_count_separately() -> None:
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 0, 1, 2]])
     labels = torch.tensor([[-100, 5, 5, 5, -100, 5, -100, 5, 5]])
     found = pairs(StepClock(FLOPS), {"labels": labels, "position_ids": positions})

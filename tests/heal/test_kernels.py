@@ -1,4 +1,4 @@
-"""Attention and kernels, held against a model's family."""
+"""Attention and kernels, checked against a model's family."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +37,7 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "installed_flash", lambda: "flash_attention_2")
 
 
-def test_auto_is_what_transformers_chooses_where_there_is_no_gpu() -> None:
+def test_auto_is_the_default_of_transformers_without_a_gpu() -> None:
     assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") is None
 
 
@@ -48,7 +48,7 @@ def test_auto_is_flex_on_a_gpu_without_flash_attention() -> None:
 
 
 @pytest.mark.usefixtures("gpu", "flash")
-def test_auto_is_flash_where_it_is_installed_and_the_weights_are_half() -> None:
+def test_auto_is_flash_if_installed_and_the_weights_are_half_precision() -> None:
     assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") == "flash_attention_2"
     assert kernels.attention_kernel("auto", model_class(QWEN3), "float32") == "flex_attention"
 
@@ -64,7 +64,7 @@ def test_flash_attention_is_found_by_its_package(monkeypatch: pytest.MonkeyPatch
     assert kernels.installed_flash() is None
 
 
-def test_a_family_that_does_not_take_it_is_refused() -> None:
+def test_a_family_without_support_is_refused() -> None:
     family: Any = type(
         "Plain",
         (),
@@ -83,7 +83,7 @@ def test_a_family_that_does_not_take_it_is_refused() -> None:
     assert kernels.attention_kernel("auto", family, "float32") is None
 
 
-def test_a_model_gets_the_attention_that_is_asked_for() -> None:
+def test_a_model_uses_the_configured_attention() -> None:
     from lamina.depth.loading import load_model
     from lamina.weights.source import resolve
 
@@ -98,7 +98,7 @@ def test_a_model_gets_the_attention_that_is_asked_for() -> None:
         assert (model(ids).logits - before).abs().max() < 1e-4
 
 
-def test_a_model_that_does_not_change_its_attention_is_refused() -> None:
+def test_a_model_that_keeps_its_own_attention_is_refused() -> None:
     kind = type("Fixed", (), {"_supports_sdpa": True, "set_attn_implementation": lambda *_: None})
     model: Any = kind()
     model.config = SimpleNamespace(_attn_implementation="eager")
@@ -108,7 +108,7 @@ def test_a_model_that_does_not_change_its_attention_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("flash")
-def test_a_family_with_flash_attention_of_its_own_does_not_take_the_package() -> None:
+def test_a_family_with_its_own_flash_attention_refuses_the_package() -> None:
     family = model_class({"model_type": "gpt_oss"})
     with pytest.raises(ConfigError, match="attention=flash: GptOssForCausalLM does not support it"):
         kernels.attention_kernel("flash", family, "bfloat16")
@@ -116,7 +116,7 @@ def test_a_family_with_flash_attention_of_its_own_does_not_take_the_package() ->
 
 @pytest.fixture
 def liger(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of the same layout, which cannot be imported here without Triton."""
+    """A stand-in of the same layout: the package needs Triton."""
     table = 'MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": f, "qwen3": g}\n'
     (tmp_path / "transformers").mkdir()
     (tmp_path / "transformers" / "monkey_patch.py").write_text(f"import triton\n\n{table}")
@@ -135,7 +135,7 @@ def test_a_family_without_kernels_is_refused() -> None:
     )
 
 
-def test_what_kernels_change_for_the_process_is_put_back() -> None:
+def test_patches_of_the_process_are_undone() -> None:
     from transformers.models.qwen3 import modeling_qwen3
 
     before = modeling_qwen3.apply_rotary_pos_emb

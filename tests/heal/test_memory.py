@@ -1,4 +1,4 @@
-"""Where memory is short: the next settings to try, in order, with what each saves."""
+"""When memory is short: the next settings to try, in order, with what each saves."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,10 +9,8 @@ import torch
 from lamina.depth.loading import load_model
 from lamina.depth.quantization import QUANTIZED_BYTES
 from lamina.depth.reduction import reduction
-from lamina.errors import TrainingError
 from lamina.heal.adapters import Full, QLora
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice, savings
-from lamina.runtime.memory import is_memory_error, memory_errors
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE
 
@@ -59,7 +57,7 @@ def test_the_next_three_settings_are_named_with_what_they_save() -> None:
     )
 
 
-def test_what_costs_least_comes_first_and_what_changes_results_last() -> None:
+def test_the_cheapest_come_first_and_those_that_change_results_last() -> None:
     estimate = replace(LORA, chunked_loss=False, masked=True, computed_bytes=4)
     assert settings(estimate) == [
         "kernels=liger",
@@ -73,18 +71,18 @@ def test_what_costs_least_comes_first_and_what_changes_results_last() -> None:
     ]
 
 
-def test_all_logits_are_what_liger_saves() -> None:
+def test_liger_saves_all_logits() -> None:
     saved = dict(savings(replace(LORA, chunked_loss=False)))
     # In bfloat16, and in float32 with a gradient in float32.
     assert saved["kernels=liger"] == 4 * 4096 * 151936 * (2 + 4 + 4)
 
 
-def test_a_mask_is_saved_where_another_attention_needs_none() -> None:
+def test_attention_auto_saves_the_mask() -> None:
     estimate = replace(LORA, masked=True, batch=16, checkpointing=True)
     assert dict(savings(estimate))["attention=auto"] == (16 * 4096) ** 2
 
 
-def test_every_weight_that_is_trained_has_a_gradient_and_two_values() -> None:
+def test_each_trained_weight_has_a_gradient_and_two_optimizer_values() -> None:
     saved = dict(savings(FULL))
     count = FULL.trained
     assert saved["parallel=fsdp"] == round(count * 2 * 4 * 7 / 8)
@@ -93,13 +91,13 @@ def test_every_weight_that_is_trained_has_a_gradient_and_two_values() -> None:
     assert "adapter=qlora" not in saved
 
 
-def test_an_optimizer_with_eight_bits_has_two_bytes_a_weight() -> None:
+def test_an_8_bit_optimizer_takes_two_bytes_per_weight() -> None:
     eight = replace(FULL, optim="adamw_8bit")
     assert eight.optimizer == 2 * FULL.trained
     assert dict(savings(eight))["optim=paged_adamw_8bit"] == 2 * FULL.trained
 
 
-def test_what_is_set_or_cannot_be_had_is_left_out() -> None:
+def test_settings_in_use_or_unavailable_are_left_out() -> None:
     poor = replace(
         FULL,
         batch=1,
@@ -127,7 +125,7 @@ def test_the_effective_batch_stays(batch: int, fewer: int, more: int) -> None:
     assert given in settings(replace(LORA, batch=batch))
 
 
-def test_a_model_that_does_not_load_is_made_smaller() -> None:
+def test_a_model_that_does_not_load_gets_advice() -> None:
     assert loading_advice(LORA) == (
         "try, in this order: adapter=qlora (saves about 6.87 GB); one layer less (saves about 490 "
         "MB)"
@@ -138,49 +136,7 @@ def test_a_model_that_does_not_load_is_made_smaller() -> None:
     assert loading_advice(packed).startswith("try, in this order: dtype=bfloat16 (saves about 200")
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't "
-                     "allocate memory: you tried to allocate 40 bytes."),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    ],
-)  # fmt: skip
-def test_an_error_of_memory_is_known(error: Exception) -> None:
-    assert is_memory_error(error)
-    with (
-        pytest.raises(TrainingError, match=r"^out of memory: the training does not fit; do less$"),
-        memory_errors("the training", lambda: "do less"),
-    ):
-        raise error
-
-
-def test_the_processor_s_own_error_is_known() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_memory_error(caught.value)
-
-
-def test_an_error_that_says_what_to_do_stays_as_it_is() -> None:
-    with (
-        pytest.raises(TrainingError, match=r"^out of memory: the training does not fit; do less$"),
-        memory_errors("the model", lambda: "do more"),
-        memory_errors("the training", lambda: "do less"),
-    ):
-        raise MemoryError
-
-
-def test_another_error_stays_as_it_is() -> None:
-    with (
-        pytest.raises(RuntimeError, match="shapes"),
-        memory_errors("it", lambda: "do less"),
-    ):
-        raise RuntimeError("shapes cannot be multiplied")
-
-
-def test_a_need_is_read_from_the_model_and_the_arguments() -> None:
+def test_an_estimate_follows_from_the_model_and_the_arguments() -> None:
     arguments = {
         "bf16": False,
         "per_device_train_batch_size": 2,

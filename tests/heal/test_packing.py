@@ -1,4 +1,4 @@
-"""Packed documents do not see each other; where they would, training does not begin."""
+"""Packed documents do not see each other, or training does not start."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ ROWS = Dataset.from_list([{"input_ids": list(range(start, start + 20))} for star
 
 
 def trainer(folder: Path, *, padding_free: bool = True, attention: str = "sdpa") -> Any:
-    """What the probe needs of a trainer, around a real model and TRL's own collator."""
+    """The parts of a trainer that the check uses, with a real model and TRL's collator."""
     return SimpleNamespace(
         model=AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention
@@ -31,11 +31,11 @@ def trainer(folder: Path, *, padding_free: bool = True, attention: str = "sdpa")
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "olmo3", "qwen3_moe"])
-def test_documents_are_kept_apart(name: str, tmp_path: Path) -> None:
+def test_documents_stay_apart(name: str, tmp_path: Path) -> None:
     refuse_leaking_packs(trainer(save(name, tmp_path)), ROWS)
 
 
-def test_the_reference_model_keeps_them_apart_with_an_adapter_too() -> None:
+def test_documents_stay_apart_with_an_adapter() -> None:
     probed = trainer(REFERENCE)
     probed.model = get_peft_model(probed.model, LoraConfig(target_modules="all-linear"))
     probed.model.train()
@@ -43,13 +43,13 @@ def test_the_reference_model_keeps_them_apart_with_an_adapter_too() -> None:
     assert probed.model.training
 
 
-def test_a_collator_that_knows_no_documents_is_found_out() -> None:
+def test_a_collator_that_ignores_documents_is_refused() -> None:
     message = r"packed documents would see each other in this model \(qwen3, attention sdpa"
     with pytest.raises(ConfigError, match=message):
         refuse_leaking_packs(trainer(REFERENCE, padding_free=False), ROWS)
 
 
-def test_a_model_whose_layers_carry_a_state_across_documents_is_found_out(tmp_path: Path) -> None:
+def test_a_model_with_state_across_documents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\(qwen3_next, attention sdpa.* give packing=false"):
         refuse_leaking_packs(trainer(save("qwen3_next", tmp_path)), ROWS)
 

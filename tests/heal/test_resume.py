@@ -1,4 +1,4 @@
-"""What a run goes on from, and what it never takes."""
+"""Which checkpoint a run resumes from, and which folders it refuses."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 
 from lamina.errors import ConfigError, OutputError
 from lamina.heal.resume import Origin, claim, origin
-from lamina.runtime.files import replacing
 
 NOW = {"kept_layers": [0, 1], "adapter": "lora", "base": "abc"}
 
@@ -24,7 +23,7 @@ def checkpoint(folder: Path, step: int, *, best: int | None = None, whole: bool 
 
 
 def run(folder: Path, *steps: int, **changes: Any) -> Path:
-    """A run folder with checkpoints; return the folder of them."""
+    """Make a run folder; return the folder of its checkpoints."""
     inside = folder / "checkpoints" / "pruned"
     for step in steps:
         checkpoint(inside, step, best=steps[0])
@@ -39,19 +38,19 @@ def claimed(folder: Path, resume: str, before: dict[str, Any] | None = None) -> 
 
 
 @pytest.mark.parametrize("given", ["", "checkpoints/pruned/checkpoint-6", "checkpoints/pruned"])
-def test_a_checkpoint_that_is_named_comes_into_the_run_folder(tmp_path: Path, given: str) -> None:
+def test_a_named_checkpoint_is_copied_into_the_run_folder(tmp_path: Path, given: str) -> None:
     theirs = run(tmp_path / "theirs", 3, 6)
     checkpoint(theirs, 9, whole=False)
     ours = tmp_path / "ours" / "checkpoints" / "pruned"
     path = str(tmp_path / "theirs" / given)
     assert claimed(ours, path) == ours / "checkpoint-6"
-    # The best one comes along, whatever path it had on its day.
+    # The best one comes along, wherever it was when saved.
     assert sorted(each.name for each in ours.iterdir()) == ["checkpoint-3", "checkpoint-6"]
     for each in ours.rglob("*.*"):
         assert each.samefile(theirs / each.relative_to(ours))
 
 
-def test_the_same_command_again_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
+def test_the_same_command_again_resumes_from_its_own_checkpoint(tmp_path: Path) -> None:
     run(tmp_path / "theirs", 3)
     ours = tmp_path / "ours" / "checkpoints" / "pruned"
     given = str(tmp_path / "theirs")
@@ -60,7 +59,7 @@ def test_the_same_command_again_goes_on_from_its_own_checkpoint(tmp_path: Path) 
     assert claimed(ours, given, {"resumed_from": given}) == later
 
 
-def test_a_path_is_refused_where_the_run_has_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+def test_a_path_is_refused_if_the_run_has_its_own_checkpoint(tmp_path: Path) -> None:
     run(tmp_path / "theirs", 3)
     ours = run(tmp_path / "ours", 2, 4)
     before = json.loads((tmp_path / "ours" / "result.json").read_text())
@@ -88,7 +87,7 @@ def test_a_checkpoint_whose_best_weights_are_gone_is_refused(tmp_path: Path) -> 
         claimed(ours, "auto")
 
 
-def test_what_cut_off_saves_left_goes(tmp_path: Path) -> None:
+def test_remains_of_interrupted_saves_are_removed(tmp_path: Path) -> None:
     ours = run(tmp_path / "ours", 2)
     checkpoint(ours, 4, whole=False)
     (ours / ".checkpoint-6.partial" / "checkpoint-6").mkdir(parents=True)
@@ -97,14 +96,14 @@ def test_what_cut_off_saves_left_goes(tmp_path: Path) -> None:
     assert sorted(each.name for each in ours.iterdir()) == ["checkpoint-2", "checkpoint-of-mine"]
 
 
-def test_a_run_begins_where_there_is_no_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_run_starts_without_a_complete_checkpoint(tmp_path: Path) -> None:
     ours = tmp_path / "ours" / "checkpoints" / "pruned"
     checkpoint(ours, 4, whole=False)
     assert claimed(ours, "auto") is None
     assert claimed(ours, "never") is None
 
 
-def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     inside = run(tmp_path / "run", 3)
     cut = checkpoint(inside, 6, whole=False)
     lonely = checkpoint(tmp_path / "lonely", 3)
@@ -123,34 +122,7 @@ def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     assert found.recorded["base"] == "abc"
 
 
-def test_a_folder_that_fails_half_way_leaves_the_one_before(tmp_path: Path) -> None:
-    def write(folder: Path, name: str, text: str) -> None:
-        folder.mkdir()
-        (folder / name).write_text(text)
-
-    final = tmp_path / "final"
-    for text in ("first", "second"):
-        with replacing(final) as partial:
-            write(partial, "weights", text)
-    (tmp_path / "weights").mkdir()
-    with pytest.raises(IsADirectoryError), replacing(final) as partial:
-        write(partial, "../../weights", "third")
-    (tmp_path / "weights").rmdir()
-    assert [path.name for path in tmp_path.iterdir()] == ["final"]
-    assert (final / "weights").read_text() == "second"
-
-
-def test_a_file_that_is_not_written_to_its_end_leaves_the_one_before(tmp_path: Path) -> None:
-    file = tmp_path / "state"
-    with replacing(file) as partial:
-        partial.write_text("first")
-    with pytest.raises(FileNotFoundError), replacing(file):
-        pass  # the body wrote nothing
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
-    assert file.read_text() == "first"
-
-
-def test_the_owner_of_a_folder_is_known_also_if_it_dies_while_it_takes_it_again(
+def test_a_folder_keeps_its_owner_if_the_owner_dies_while_taking_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, run, another = tmp_path / "shared" / "pruned", tmp_path / "run", tmp_path / "another"

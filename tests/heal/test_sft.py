@@ -81,7 +81,7 @@ def build(plan: Plan, folder: Path, arguments: dict[str, Any], adapter: dict[str
     )
 
 
-def test_every_setting_arrives(plan: Plan, tmp_path: Path) -> None:
+def test_every_setting_reaches_the_trainer(plan: Plan, tmp_path: Path) -> None:
     trainer = build(plan, tmp_path, ARGUMENTS, ADAPTER)
     assert trainer.args.optim == "sgd"
     assert trainer.args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
@@ -127,7 +127,7 @@ def test_every_setting_arrives(plan: Plan, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_change_on_the_way_is_an_error(
+def test_a_setting_changed_by_a_library_is_an_error(
     key: str,
     value: Any,
     message: str,
@@ -140,7 +140,7 @@ def test_a_change_on_the_way_is_an_error(
     before = TokenLossTrainer.__init__
 
     def patched(trainer: Any, *arguments: Any, **options: Any) -> None:
-        """What Unsloth does to TRL: some settings become others."""
+        """Change settings as Unsloth does."""
         before(trainer, *arguments, **options)
         *path, name = key.split(".")
         node = trainer
@@ -154,7 +154,7 @@ def test_a_change_on_the_way_is_an_error(
     assert str(raised.value) == message
 
 
-def test_bfloat16_is_refused_where_the_gpu_has_none(
+def test_bfloat16_is_refused_on_a_gpu_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -164,7 +164,7 @@ def test_bfloat16_is_refused_where_the_gpu_has_none(
         SFT(args={"bf16": True}).arguments(tmp_path)
 
 
-def test_on_a_gpu_unsloth_may_change_what_no_number_depends_on(
+def test_on_a_gpu_unsloth_may_change_defaults_that_affect_no_number(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     ours, common = Unsloth(statistics=False), {"max_seq_length": 64, "gradient_checkpointing": True}

@@ -1,4 +1,4 @@
-"""FSDP2: the settings that would be used. It runs on GPUs only, so this does not run it."""
+"""The settings of FSDP2, which itself runs on GPUs only."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from lamina.heal.sft import SFT
 from tests.conftest import REFERENCE
 
 
-def test_sharded_training_asks_for_fsdp2_and_whole_files(
+def test_sharded_training_uses_fsdp2_and_writes_single_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from accelerate import FullyShardedDataParallelPlugin
@@ -28,7 +28,7 @@ def test_sharded_training_asks_for_fsdp2_and_whole_files(
 
 
 def test_the_first_process_gets_the_whole_model_in_its_own_class() -> None:
-    """The wrappers are stand-ins: what spreads the weights, and gathers them, needs GPUs."""
+    """The wrappers are stand-ins: sharding needs GPUs."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""The same command on both backends: one sweep, and nothing differs but who did it."""
+"""One sweep over both backends: nothing differs but the backend."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_each_job_ran_on_its_backend(sweep: Finished) -> None:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_the_arguments_do_not_differ(adapter: str, sweep: Finished) -> None:
+def test_the_arguments_are_equal(adapter: str, sweep: Finished) -> None:
     files = [
         run.folder / "checkpoints" / "pruned" / f"checkpoint-{STEPS}" / "training_args.bin"
         for run in both(sweep, adapter)
@@ -78,7 +78,7 @@ def test_the_arguments_do_not_differ(adapter: str, sweep: Finished) -> None:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_the_losses_do_not_differ(adapter: str, sweep: Finished) -> None:
+def test_the_losses_are_equal(adapter: str, sweep: Finished) -> None:
     histories = [[entry["loss"] for entry in run.result["history"] if "loss" in entry] for run in
                  both(sweep, adapter)]  # fmt: skip
     assert [len(history) for history in histories] == [STEPS, STEPS]
@@ -104,7 +104,7 @@ def test_the_adapters_are_on_the_same_modules_and_name_the_whole_base(sweep: Fin
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_the_loss_of_final_is_that_of_a_process_without_unsloth(
+def test_the_loss_of_final_is_equal_in_a_process_without_unsloth(
     adapter: str, sweep: Finished
 ) -> None:
     from transformers import AutoModelForCausalLM
@@ -121,7 +121,7 @@ def test_the_loss_of_final_is_that_of_a_process_without_unsloth(
         assert found == pytest.approx(row["loss"], abs=1e-5)
 
 
-def test_nothing_is_left_but_the_run(sweep: Finished) -> None:
+def test_only_the_run_folder_remains(sweep: Finished) -> None:
     assert [path.name for path in sweep.folder.parent.iterdir()] == ["sweep"]
     folder = job(sweep, "unsloth", "lora").folder
     known = {".hydra", "checkpoints", "eval.jsonl", "logs", "result.json", "train.log"}
@@ -183,7 +183,7 @@ print(json.dumps(found))
 """
 
 
-def test_what_is_loaded_is_what_transformers_loads(tmp_path: Path) -> None:
+def test_unsloth_loads_the_same_model_as_transformers(tmp_path: Path) -> None:
     from tests.conftest import REFERENCE
 
     done = subprocess.run(

@@ -43,7 +43,7 @@ def test_the_quickstart_ends_with_the_usual_table(
     assert quickstart.result["provenance"]["versions"]["unsloth"] == "2026.10.9"
 
 
-def test_that_nothing_is_packed_is_said_and_recorded(quickstart: Finished) -> None:
+def test_the_lack_of_packing_is_logged_and_recorded(quickstart: Finished) -> None:
     assert quickstart.errors.splitlines()[0] == NO_PACKING
     assert quickstart.result["notes"] == [NO_PACKING]
     assert quickstart.result["settings"]["trainer.args.packing"] is False
@@ -56,7 +56,7 @@ def test_both_forms_of_final_load_with_plain_transformers(quickstart: Finished) 
         assert found["layers"] == found["stack"] == 8
 
 
-def test_a_run_goes_on_from_its_last_checkpoint(quickstart: Finished, tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_last_checkpoint(quickstart: Finished, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(quickstart.folder, folder)
     for name in ("checkpoint-6", "final", "final-merged"):
@@ -93,7 +93,7 @@ if sys.argv[:1] == ["-m"]:
         file.write(" ".join(sys.orig_argv[1:3]) + "\\n")
 sys.meta_path.insert(0, Finder)
 """
-"""A sitecustomize.py with which Unsloth patches models, as on a GPU, and each start is noted."""
+"""A sitecustomize.py that lets Unsloth patch models, as on a GPU, and logs each start."""
 
 
 def test_patched_models_are_measured_in_separate_processes(

@@ -49,7 +49,7 @@ def test_a_dry_run_takes_one_step_and_leaves_a_report(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_an_error_of_the_run_is_one_line(tmp_path: Path) -> None:
+def test_an_error_of_a_run_is_one_line(tmp_path: Path) -> None:
     done = train(tmp_path / "run", *RUN, "adapter.target_modules=[nowhere]")
     said = (
         "trainer.args, adapter: Target modules {'nowhere'} not found in the base model. Please "
