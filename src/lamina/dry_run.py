@@ -75,7 +75,7 @@ def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
             "says how many the run will have"
         )
     experiment = instantiate(config)
-    with experiment.backend.quietly():
+    with experiment.backend.muted():
         content = dry_run(experiment, processes)
     resolved = OmegaConf.to_container(config, resolve=True)
     write_json(folder / DRY_RUN_FILE, {"config": resolved, **content})

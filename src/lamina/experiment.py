@@ -249,7 +249,7 @@ class Experiment(Parameters):
             prompts=rows.prompts,
             max_tokens=self.max_seq_length,
             max_new_tokens=self.evaluation.max_new_tokens,
-            isolated=self.backend.patches_models,
+            isolated=self.backend.patches_model_classes,
         )
 
     @property
@@ -263,8 +263,8 @@ class Experiment(Parameters):
 
         It will not if the backend patched its classes or multiplies four bits with its own kernels.
         """
-        own_kernels = self.adapter.in_4bit and self.backend.own_four_bits
-        if self.plan.source is None or not (self.backend.patches_models or own_kernels):
+        own_kernels = self.adapter.in_4bit and self.backend.has_4bit_kernels
+        if self.plan.source is None or not (self.backend.patches_model_classes or own_kernels):
             return None
         return self._ref(self.plan.kept_layers)
 

@@ -88,15 +88,15 @@ def test_the_best_weights_are_identical(twins: tuple[Finished, Finished]) -> Non
 
 
 def test_an_incomplete_checkpoint_is_skipped(pruned: Finished, tmp_path: Path) -> None:
-    from lamina.heal.resume import last_whole_checkpoint
+    from lamina.heal.resume import last_checkpoint
 
     folder = tmp_path / "pruned"
     for name, state in (("checkpoint-3", '{"global_step": 3}'), ("checkpoint-6", '{"global_')):
         (folder / name).mkdir(parents=True)
         (folder / name / "trainer_state.json").write_text(state)
     (folder / "checkpoint-9").mkdir()
-    assert last_whole_checkpoint(folder) == folder / "checkpoint-3"
-    assert last_whole_checkpoint(tmp_path) is None
+    assert last_checkpoint(folder) == folder / "checkpoint-3"
+    assert last_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ import importlib.machinery, pathlib, sys
 class Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module):
         super().exec_module(module)
-        module.Unsloth.patches_models = True
+        module.Unsloth.patches_model_classes = True
 
 class Finder:
     @staticmethod

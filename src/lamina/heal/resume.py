@@ -25,13 +25,13 @@ FREE_IN_RESUMING = frozenset(
 """Training arguments that may change on resuming: the length, and what is logged and saved when."""
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path) -> Path | None:
     """Return the complete checkpoint-{step}/ with the highest step."""
-    whole = [path for path in folder.glob("checkpoint-*") if is_whole(path)]
-    return max(whole, key=lambda path: saved_step(path) or 0, default=None)
+    complete = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
+    return max(complete, key=lambda path: saved_step(path) or 0, default=None)
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint is complete.
 
     The trainer writes trainer_state.json last: if it is unreadable or names another step, the save
@@ -107,13 +107,13 @@ def origin(resume: str) -> Origin | None:
 
 def _named_checkpoint(resume: str, path: Path) -> Path:
     if STEP.fullmatch(path.name):
-        if is_whole(path):
+        if is_complete(path):
             return path
-        last = last_whole_checkpoint(path.parent)
+        last = last_checkpoint(path.parent)
         advice = f"give {last}" if last else "there is no complete one beside it"
         raise ConfigError(f"resume={resume}: its save was interrupted; {advice}")
     for folder in _folders(path):
-        if (last := last_whole_checkpoint(folder)) is not None:
+        if (last := last_checkpoint(folder)) is not None:
             return last
     raise ConfigError(
         f"resume={resume}: there is no complete checkpoint; give resume=auto to start"
@@ -188,7 +188,7 @@ def start_of(
         lambda: (
             claim(folder, run_dir, resume, named, earlier, now)
             if distributed.is_first()
-            else last_whole_checkpoint(folder)
+            else last_checkpoint(folder)
         ),
     )
     return Start(
@@ -226,7 +226,7 @@ def claim(
     """
     _own(folder, run_dir)
     _tidy(folder)
-    own = last_whole_checkpoint(folder)
+    own = last_checkpoint(folder)
     if origin is not None:
         refuse_changes(origin.checkpoint, origin.recorded, now, resume)
         if own is None:
@@ -268,7 +268,7 @@ def _refuse_two(origin: Origin, own: Path, resume: str, before: dict[str, Any]) 
 def _refuse_without_best(checkpoint: Path) -> None:
     """Refuse a checkpoint whose best weights are gone: final/ could not hold them."""
     best = best_beside(checkpoint)
-    if not is_whole(best):
+    if not is_complete(best):
         raise OutputError(
             f"{checkpoint} says that {best.name} beside it has the best weights, but it is gone: "
             "restore it, or give another hydra.run.dir to start anew"
@@ -319,5 +319,5 @@ def _own(folder: Path, run_dir: Path) -> None:
 def _tidy(folder: Path) -> None:
     """Remove the remains of interrupted saves, which a full disk needs the room of."""
     for path in (*folder.glob(PARTIAL), *folder.glob("checkpoint-*")):
-        if path.match(PARTIAL) or (STEP.fullmatch(path.name) and not is_whole(path)):
+        if path.match(PARTIAL) or (STEP.fullmatch(path.name) and not is_complete(path)):
             shutil.rmtree(path)

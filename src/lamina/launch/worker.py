@@ -68,7 +68,7 @@ def _execute(spec: WorkerSpec, config: Any) -> None:
     record = Record(Path(spec.folder), spec.overrides)
     record.content["notes"] = spec.notes
     try:
-        with experiment.backend.quietly():
+        with experiment.backend.muted():
             run(experiment, record)
     except SystemExit:
         record.update(status="requeued")

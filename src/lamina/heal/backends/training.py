@@ -46,15 +46,15 @@ class Backend(ABC):
     decides: ClassVar[tuple[str, ...]] = ()
     """Shared parameters that the backend sets itself, whatever the config says."""
 
-    own_four_bits: ClassVar[bool] = False
+    has_4bit_kernels: ClassVar[bool] = False
     """Whether it multiplies 4-bit weights with kernels of its own."""
 
     @property
-    def patches_models(self) -> bool:
+    def patches_model_classes(self) -> bool:
         """Whether models of this process differ from those that plain transformers loads."""
         return False
 
-    def quietly(self) -> AbstractContextManager[None]:
+    def muted(self) -> AbstractContextManager[None]:
         """Keep what the backend prints off the console."""
         return nullcontext()
 

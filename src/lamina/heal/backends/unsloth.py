@@ -92,7 +92,7 @@ class Unsloth(Backend):
         "activation_offloading",
     )
 
-    own_four_bits: ClassVar[bool] = True
+    has_4bit_kernels: ClassVar[bool] = True
 
     def problems(self) -> Iterator[str]:
         """Refuse if Unsloth is not installed."""
@@ -104,7 +104,7 @@ class Unsloth(Backend):
 
     @property
     @override
-    def patches_models(self) -> bool:
+    def patches_model_classes(self) -> bool:
         import torch
 
         # On a CPU it patches single objects; on a GPU, the classes of models.
@@ -112,7 +112,7 @@ class Unsloth(Backend):
 
     @override
     @contextmanager
-    def quietly(self) -> Iterator[None]:
+    def muted(self) -> Iterator[None]:
         with redirect_stdout(_Log()):
             yield
 
@@ -125,7 +125,7 @@ class Unsloth(Backend):
             os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
         # Otherwise bf16=true silently becomes false on CPUs that are slow at it.
         os.environ["UNSLOTH_CPU_BF16"] = "1"
-        with self.quietly():
+        with self.muted():
             import unsloth  # noqa: F401
 
     @override
