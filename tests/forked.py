@@ -83,11 +83,12 @@ def needs_fresh(
 class Server:
     """A process that has imported the libraries, and forks commands one after the other."""
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    def __init__(self, env: Mapping[str, str], *, heavy: bool = True) -> None:
         """Start it.
 
         Args:
             env: The environment in which it imports.
+            heavy: Whether it imports torch and its relatives, or only what a refused command does.
 
         Raises:
             RuntimeError: An import failed, or printed something: no fork would print it.
@@ -95,7 +96,7 @@ class Server:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, TemporaryFile("w+") as printed:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), *["heavy"][:heavy]],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
@@ -163,24 +164,27 @@ def import_all() -> None:
         import_module(name)
 
 
-def _load_environment() -> None:
-    """Turn usage reports off, as a command does before it imports the libraries."""
+def _import(*, heavy: bool) -> dict[str, str]:
+    """Import; return the variables that the imports set."""
     from lamina.runtime.paths import load_environment
 
-    load_environment()
+    load_environment()  # as a command does first
+    before = dict(os.environ)
+    if heavy:
+        import_all()
+    else:
+        import_module("lamina.commands.train")
+    return dict(os.environ.items() - before.items())
 
 
-def _serve(link: socket.socket) -> dict[str, Any]:
+def _serve(link: socket.socket, *, heavy: bool) -> dict[str, Any]:
     """Import, then fork a process for each request; return the request, in its fork alone."""
     # What Ctrl-C sends to the terminal's processes ends the command, and pytest ends this one.
     interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with TemporaryDirectory() as empty:  # no .env is read, and no test's module is imported
         os.chdir(empty)
         del sys.path[0]
-        _load_environment()
-        before = dict(os.environ)
-        import_all()
-        made = dict(os.environ.items() - before.items())
+        made = _import(heavy=heavy)
     threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     assert threads <= {"python", "jemalloc_bg_thd"}, f"an import started threads: {threads}"
     gc.collect()
@@ -209,8 +213,9 @@ def _become(command: list[str], cwd: str, env: dict[str, str]) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.modules["numpy"].random.seed()  # Python's own generator is seeded by the fork
-    sys.modules["torch"].default_generator.seed()
+    if torch := sys.modules.get("torch"):  # Python's own generator is seeded by the fork
+        sys.modules["numpy"].random.seed()
+        torch.default_generator.seed()
     is_module = command[0] == "-m"
     sys.argv = command[is_module:]
     sys.path.insert(0, cwd if is_module else str(Path(command[0]).resolve().parent))
@@ -252,5 +257,5 @@ def _end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    request = _serve(socket.socket(fileno=int(sys.argv[1])))
+    request = _serve(socket.socket(fileno=int(sys.argv[1])), heavy="heavy" in sys.argv[2:])
     _end(_exit_code(lambda: _become(**request)))

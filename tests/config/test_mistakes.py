@@ -1,13 +1,13 @@
 """What a mistake says: all of it, exactly, with the key, the value and what is allowed."""
 
-import json
-import subprocess
-import sys
+from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.conftest import Finished, environment
+from tests.forked import Server
 
 TARGETS = (
     "targets begin with lamina., trl., peft., transformers., torch.optim., torch.utils.tensorboard."
@@ -269,52 +269,30 @@ IN_A_FILE = {
 }
 """Content of an experiment file that builds on the quickstart, and the whole message."""
 
-FORKED = """
-import json, os, sys
+TELLING = """
+import sys
 from lamina.commands.train import main
 
-for folder, arguments in json.load(sys.stdin):
-    os.makedirs(folder)
-    child = os.fork()
-    if child == 0:
-        os.chdir(folder)
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), number)
-        sys.argv = ["train", *arguments]
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        heavy = {"torch", "transformers", "trl", "peft", "datasets", "wandb"} & sys.modules.keys()
-        print("heavy:", *sorted(heavy), flush=True)
-        os._exit(code)
-    with open(f"{folder}/code", "w") as file:
-        file.write(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+try:
+    main()
+finally:
+    heavy = {"torch", "transformers", "trl", "peft", "datasets", "wandb"} & sys.modules.keys()
+    print("heavy:", *sorted(heavy))
 """
-"""The command itself, in a process for each line of arguments, forked once Hydra is imported: a
-third of the time. Each says at its end what it imported."""
+"""The command itself; it says at its end what it imported."""
 
 
 def finished(lines: dict[Path, list[str]]) -> list[Finished]:
     """Run `python -m train` once for each folder, with the arguments given."""
-    subprocess.run(
-        [sys.executable, "-c", FORKED],
-        input=json.dumps([[str(folder), given] for folder, given in lines.items()]),
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=True,
-    )
-    return [
-        Finished(
-            int((folder / "code").read_text()),
-            (folder / "stdout").read_text(),
-            (folder / "stderr").read_text(),
-            folder,
-        )
-        for folder in lines
-    ]
+    env, done = environment(), []
+    with TemporaryDirectory() as folder, closing(Server(env, heavy=False)) as server:
+        script = Path(folder) / "script.py"
+        script.write_text(TELLING)
+        for cwd, given in lines.items():
+            cwd.mkdir()
+            ended = server.run([str(script), *given], cwd=cwd, env=env, timeout=120)
+            done.append(Finished(ended.returncode, ended.stdout, ended.stderr, cwd))
+    return done
 
 
 def experiment(folder: Path, content: str) -> str:
