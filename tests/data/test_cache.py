@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from datasets import Dataset, Features, Value, config
 
-from lamina.data import synthetic, tokenization
+from lamina.data import cache, synthetic, tokenization
 from lamina.data.byte_tokenizer import build_tokenizer
-from lamina.data.cache import kept_rows
+from lamina.data.cache import cached_rows
 from lamina.data.feed import feed
 from lamina.data.sources import Disk, Files, Synthetic
 from lamina.errors import OutputError
@@ -69,7 +69,7 @@ def test_whatever_decides_the_ids_finds_other_rows(
         made(source(rows, eval_fraction=0.25)),
         made(source(rows, max_train_samples=1)),
     ]
-    monkeypatch.setattr(tokenization, "version_of", lambda *_: "another")
+    monkeypatch.setattr(cache, "PROTOCOL", cache.PROTOCOL + 1)
     others.append(made(source(rows)))
     # The held-out rows do not depend on how many of the others are trained on.
     assert others[-2][1] == first[1]
@@ -173,8 +173,8 @@ def test_rows_in_a_folder_that_cannot_be_written_stay_in_memory(
     assert len(made(disk)) == 2
 
 
-def _one_row(code: str) -> Any:
-    yield {"text": code}
+def _one_row(protocol: str) -> Any:
+    yield {"text": protocol}
 
 
 def test_a_cache_that_cannot_be_written_is_named(
@@ -187,4 +187,4 @@ def test_a_cache_that_cannot_be_written_is_named(
         "another HF_DATASETS_CACHE"
     )
     with pytest.raises(OutputError, match=re.escape(message)):
-        kept_rows(_one_row, Features(text=Value("string")), ("files",))
+        cached_rows(_one_row, Features(text=Value("string")))

@@ -87,46 +87,48 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     assert read(write(tmp_path / "rows.jsonl", [{"text": "b"}])) == [{"text": "b"}]
 
 
-PARQUET = "not a whole Parquet file (Parquet magic bytes not found in footer. Either the file is "
+PARQUET = (
+    "damaged, or not a Parquet file (Parquet magic bytes not found in footer. Either the file is "
+)
 
 BROKEN = {
     "cut.jsonl": (
         b'{"text": "a"}\n{"text": "b',
         "{path}, row 2: not JSON (Unterminated string starting at: column 10); expected one JSON "
-        "object a line",
+        "object per line",
     ),
     "latin.jsonl": (
         b'{"text": "a"}\n{"text": "\xfc"}\n',
-        "{path}, row 2: not UTF-8 (byte 11 is 0xfc); expected one JSON object a line",
+        "{path}, row 2: not UTF-8 (byte 11 is 0xfc); expected one JSON object per line",
     ),
     "half.jsonl": (
         b'{"text": "a"}\n{"text": "\\ud83d"}\n',
-        "{path}, row 2: not UTF-8 (half of a surrogate pair); expected one JSON object a line",
+        "{path}, row 2: not UTF-8 (half of a surrogate pair); expected one JSON object per line",
     ),
     "list.jsonl": (
         b'[{"text": "a"}]',
-        "{path}, row 1: found list; expected a JSON object; for a list of objects choose data=json",
+        "{path}, row 1: found list; expected a JSON object; for a list of objects use data=json",
     ),
     "number.jsonl": (b'{"text": "a"}\n3\n', "{path}, row 2: found int; expected a JSON object"),
     "nan.jsonl": (
         b'{"text": NaN}\n',
-        "{path}, row 1: not JSON (NaN); expected one JSON object a line",
+        "{path}, row 1: not JSON (NaN); expected one JSON object per line",
     ),
     "empty.jsonl": (b"", "data.train={path}: the file is empty"),
     "blank.jsonl": (b"\n\n", "data.train={path}: no rows"),
     "ragged.csv": (
         b"text,more\na,b\nc\n",
-        "{path}, row 2: found 1 cells; expected 2, one for each column",
+        "{path}, row 2: found 1 cells; expected 2, one per column",
     ),
     "latin.csv": (b"text\na\n\xfc\n", "{path}, row 2: column 'text' is not UTF-8; expected UTF-8"),
     "quote.csv": (
         b'text\na\n"b\nc\n',
-        "data.train={path}, row 2: a quote is opened and never closed; the rest of the file would "
-        "be one row",
+        "data.train={path}, row 2: a quote is never closed, so the rest of the file would be one "
+        "row; close it, or double a quote that is text",
     ),
     "twice.csv": (
         b"text,text\na,b\n",
-        "data.train={path}: found the header 'text', 'text'; expected column names that differ, in "
+        "data.train={path}: found the header 'text', 'text'; expected distinct column names in "
         "UTF-8",
     ),
     "header.csv": (b"text\n", "data.train={path}: no rows"),
@@ -135,9 +137,9 @@ BROKEN = {
     "cut.json": (
         b'[{"text": "a"}, {"te',
         "data.train={path}: not JSON (Unterminated string starting at: column 18); expected a list "
-        "of objects; for one object a line choose data=jsonl",
+        "of objects; for one object per line use data=jsonl",
     ),
-    "text.parquet": (b"PAR1", "data.train={path}: not a whole Parquet file ("),
+    "text.parquet": (b"PAR1", "data.train={path}: damaged, or not a Parquet file ("),
 }
 
 
@@ -178,10 +180,10 @@ def test_a_saved_data_set_that_is_not_whole_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         damaged(tmp_path / "missing", Path.unlink).load()
     assert str(refused.value) == (
-        f"data.path={tmp_path / 'missing'}: the saved data set is not whole, "
+        f"data.path={tmp_path / 'missing'}: the saved data set is incomplete, "
         "data-00000-of-00001.arrow is missing"
     )
-    with pytest.raises(DataError, match=r"/cut: the saved data set is not whole \("):
+    with pytest.raises(DataError, match=r"/cut: the saved data set is damaged \("):
         damaged(tmp_path / "cut", lambda path: path.write_bytes(path.read_bytes()[:-300])).load()
     shutil.rmtree(tmp_path / "cut")
 

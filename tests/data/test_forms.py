@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from lamina.data.forms import conversion_of
-from lamina.data.rows import BadRowError
+from lamina.data.forms import BadRowError, conversion_of
 from lamina.errors import DataError
 
 CHAT = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
@@ -80,8 +79,8 @@ FORMS = (
         (
             "text messages",
             {},
-            "a.csv, row 1: found columns text, messages, which can be read as messages, or text: "
-            "say which, for instance with 'data.columns={messages: messages}'",
+            "a.csv, row 1: found columns text, messages, which fit messages, or text: "
+            "choose one, for instance with 'data.columns={messages: messages}'",
         ),
         (
             "prompt answer reply",
@@ -125,14 +124,14 @@ NO_ROLE = {"role": "narrator", "content": "a"}
             "message 1 is from 'narrator'; expected human, user, gpt, assistant, system, tool",
         ),
         ({"messages": ["a"]}, "message 1 is 'a'; expected an object with role and content"),
-        ({"messages": CHAT[:1]}, "no message has the role assistant in column 'messages'; expec"),
+        ({"messages": CHAT[:1]}, "no message in column 'messages' has the role assistant; expec"),
         (
             {"messages": [CHAT[0], {"role": "assistant", "content": " "}]},
-            "no message of the assistant has text in column 'messages'; expected one",
+            "no assistant message in column 'messages' has text; expected at least one",
         ),
         (
             {"messages": [*CHAT, {"role": "user", "content": ["a"]}]},
-            "message 3 holds list as content; expected text",
+            "message 3 has list as content; expected text",
         ),
         ({"instruction": "a", "input": 3, "output": "b"}, "column 'input' holds int; expected te"),
     ],

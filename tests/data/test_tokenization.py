@@ -84,7 +84,7 @@ def test_a_row_without_a_trained_token_in_reach_is_dropped_and_counted() -> None
 
 
 def test_no_trained_token_at_all_is_an_error() -> None:
-    with pytest.raises(DataError, match="no trained token within max_seq_length=4"):
+    with pytest.raises(DataError, match="no trained token within max_seq_length=4; raise it"):
         trained(split({"messages": TURNS}), max_seq_length=4)
 
 
@@ -103,7 +103,7 @@ def test_the_prompt_ends_where_the_answer_begins() -> None:
         ({"text": ""}, "row 2: column 'text' is empty or missing"),
         ({"text": None}, "row 2: column 'text' is empty or missing"),
         ({"messages": []}, "row 2: column 'messages' is empty or missing"),
-        ({"messages": TURNS[:2]}, "row 2: no message has the role assistant"),
+        ({"messages": TURNS[:2]}, "row 2: no message in column 'messages' has the role assistant"),
         ({"messages": [{"role": "assistant", "content": None}]}, "row 2: message 1 has no role"),
         ({"messages": [{"role": "assistant"}]}, "row 2: message 1 is .* expected an object with"),
         ({"prompt": "a", "completion": None}, "row 2: column 'completion' is empty or missing"),
@@ -153,25 +153,25 @@ def tokenized(max_seq_length: int) -> TokenizedSplit:
 
 def test_losing_more_than_is_allowed_is_refused_with_the_lengths_that_lose_less() -> None:
     with pytest.raises(DataError) as refused:
-        tokenized(64).refuse_losses(0.01, 64)
+        tokenized(64).check_truncation(0.01, 64)
     assert str(refused.value) == (
-        "rows.jsonl: 61.8% of the tokens (349 of 565) lie beyond max_seq_length=64, and "
-        "data.max_dropped=0.01 is allowed: max_seq_length=413 loses none, 408 no more than that; "
-        "or raise data.max_dropped"
+        "rows.jsonl: 61.8% of the tokens (349 of 565) lie beyond max_seq_length=64, but "
+        "data.max_dropped=0.01: max_seq_length=413 drops none, 408 no more than allowed; or "
+        "raise data.max_dropped"
     )
     for length, allowed in ((413, 0.0), (408, 0.01), (64, 0.7)):
-        tokenized(length).refuse_losses(allowed, length)
+        tokenized(length).check_truncation(allowed, length)
     for length, allowed in ((412, 0.0), (407, 0.01)):
-        with pytest.raises(DataError, match="loses none"):
-            tokenized(length).refuse_losses(allowed, length)
+        with pytest.raises(DataError, match="drops none"):
+            tokenized(length).check_truncation(allowed, length)
 
 
 def test_a_row_whose_answer_is_out_of_reach_is_lost_as_a_whole() -> None:
     rows = split({"prompt": "A" * 90, "completion": "B" * 9}, {"prompt": "A", "completion": "B"})
     done = Tokenization(build_tokenizer(), "auto", 90, rows)(rows)
     assert (done.count.tokens_in, done.count.tokens_dropped) == (103, 100)
-    with pytest.raises(DataError, match=r"max_seq_length=100 loses none, 99 no more than that"):
-        done.refuse_losses(0.01, 90)
+    with pytest.raises(DataError, match=r"max_seq_length=100 drops none, 99 no more than allowed"):
+        done.check_truncation(0.01, 90)
 
 
 def test_skipped_rows_are_counted_and_listed() -> None:
@@ -192,9 +192,7 @@ def test_messages_that_the_template_does_not_take_are_a_bad_row() -> None:
     )
     tokenizer.chat_template = refuse + tokenizer.chat_template
     rows = split(chat(2), {"messages": TURNS})
-    message = (
-        r"^rows\.jsonl, row 2: the model's chat template does not take these messages \(no sys"
-    )
+    message = r"^rows\.jsonl, row 2: the model's chat template refuses these messages \(no sys"
     with pytest.raises(DataError, match=message):
         Tokenization(tokenizer, "auto", 64, rows)(rows)
     done = Tokenization(tokenizer, "auto", 64, rows)(replace(rows, skips=True))

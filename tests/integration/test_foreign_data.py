@@ -1,10 +1,14 @@
-"""The real command on real rows in a file as people have it, with two bad rows in it."""
+"""The real command on users' own data: a CSV file with two bad rows, and a saved data set."""
 
 import csv
 import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from datasets import DatasetDict, load_dataset
 
 from tests.conftest import ROOT, Finished, train
 
@@ -76,7 +80,7 @@ def test_rows_are_trained_on_and_their_tokens_accounted_for(trained: Finished) -
 
 def test_skipped_rows_are_listed(trained: Finished, table: Path) -> None:
     empty = "column 'antwort' is empty or missing (found frage); expected text"
-    ragged = "found 3 cells; expected 2, one for each column"
+    ragged = "found 3 cells; expected 2, one per column"
     listed = (trained.folder / "skipped_rows.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in listed] == [
         {"origin": str(table), "row": 5, "problem": ragged},
@@ -96,11 +100,49 @@ def test_a_bad_row_ends_the_run_unless_it_may_be_skipped(
     done = train(table.parent / "refused", *given, "max_seq_length=1024")
     assert done.code == 1
     assert done.errors.splitlines()[-1] == (
-        f"error: {table}, row 5: found 3 cells; expected 2, one for each column"
+        f"error: {table}, row 5: found 3 cells; expected 2, one per column"
     )
 
 
 def test_a_run_that_would_lose_tokens_is_refused(table: Path, given: tuple[str, ...]) -> None:
     done = train(table.parent / "lost", *given, "data.on_bad_row=skip", "max_seq_length=256")
     assert done.code == 1
-    assert "lie beyond max_seq_length=256, and data.max_dropped=0.01 is allowed" in done.errors
+    assert "lie beyond max_seq_length=256, but data.max_dropped=0.01: " in done.errors
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and change of all paths; a folder's time tells of files that came and went."""
+    found = {path: path.stat() for path in (folder, *folder.rglob("*"))}
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Make a folder read-only: by permissions, and for root by a mount where it may mount."""
+    for path in (*folder.rglob("*"), folder):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    for options in (("--bind", str(folder)), ("-o", "remount,ro,bind")):
+        subprocess.run(["mount", *options, str(folder)], check=False, capture_output=True)
+    yield
+    subprocess.run(["umount", str(folder)], check=False, capture_output=True)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o700)
+
+
+def test_a_saved_data_set_is_only_read(tmp_path: Path) -> None:
+    saved, cache = tmp_path / "saved", tmp_path / "cache"
+    rows = load_dataset("json", data_files=str(SAMPLE), split="train[:40]")
+    DatasetDict(train=rows, eval=rows.select(range(8))).save_to_disk(saved)
+    before, content = listing(saved), {p: p.read_bytes() for p in saved.rglob("*.*")}
+    given = (*STEPS, "data=disk", f"data.path={saved}", "max_seq_length=1024")
+    for folder, more in (("dry", ["dry_run=true"]), ("run", [])):
+        done = train(tmp_path / folder, *given, *more, HF_DATASETS_CACHE=str(cache))
+        assert done.code == 0, done.errors
+        assert listing(saved) == before
+    assert {p: p.read_bytes() for p in saved.rglob("*.*")} == content
+    assert {path.parent for path in cache.rglob("*.arrow")} == {cache / "lamina"}
+    with read_only(saved):
+        again = train(tmp_path / "again", *given, HF_DATASETS_CACHE=str(tmp_path / "other"))
+        assert listing(saved) == before
+    assert again.code == 0, again.errors
+    assert again.result["history"] == done.result["history"]

@@ -1,4 +1,4 @@
-"""What became of a split's rows and tokens, and how much of them may be lost."""
+"""Token counts of a split, and the check of how many tokens truncation drops."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,35 +13,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """What became of a split's tokens."""
+    """Rows and tokens of a split that are kept and lost."""
 
     rows: int
     """Rows that are trained or evaluated on."""
     rows_skipped: int
-    """Rows that cannot be used, with data.on_bad_row=skip."""
+    """Unusable rows, with data.on_bad_row=skip."""
     rows_dropped: int
-    """Rows with no trained token within the first max_seq_length tokens."""
+    """Rows without a trained token in the first max_seq_length tokens."""
     tokens_in: int
-    """Tokens of all rows that can be used."""
+    """Tokens of all usable rows."""
     tokens: int
-    """Tokens of them that are kept."""
+    """Tokens kept."""
     tokens_dropped: int
-    """Tokens beyond max_seq_length, or in dropped rows."""
+    """Tokens beyond max_seq_length or in dropped rows."""
     tokens_trained: int
     """Tokens whose prediction is trained."""
 
 
 @dataclass(frozen=True)
 class TokenizedSplit:
-    """A split as token ids: a data set with the columns input_ids and labels."""
+    """A split as token ids."""
 
     rows: "Dataset"
+    """Columns input_ids and labels."""
     origin: str
     count: TokenCount
     skipped: tuple[dict[str, Any], ...]
-    """Origin, row (1-based) and problem of each row that cannot be used."""
+    """Origin, row (1-based) and problem of each unusable row."""
     lengths: Sequence[int]
-    """Tokens of each row before the cut."""
+    """Tokens of each row before truncation."""
     starts: Sequence[int]
     """0-based place of each row's first trained token."""
 
@@ -49,30 +50,31 @@ class TokenizedSplit:
         """Return the counts for result.json."""
         return asdict(self.count)
 
-    def refuse_losses(self, allowed: float, max_seq_length: int) -> None:
-        """Refuse to lose more than a share of the tokens.
+    def check_truncation(self, allowed: float, max_seq_length: int) -> None:
+        """Refuse to drop more than a share of the tokens.
 
         Args:
-            allowed: The share, 0 to 1: data.max_dropped.
-            max_seq_length: Tokens at which rows were cut.
+            allowed: data.max_dropped, 0 to 1.
+            max_seq_length: Tokens to which rows were cut.
 
         Raises:
-            DataError: More is lost; the message says at which max_seq_length it would be less.
+            DataError: More are dropped; the message suggests values of max_seq_length.
         """
         lost, total = self.count.tokens_dropped, self.count.tokens_in
         if lost <= allowed * total:
             return
-        lengths = f"max_seq_length={self._length_that_loses(0)} loses none"
-        if (enough := self._length_that_loses(allowed)) < self._length_that_loses(0):
-            lengths += f", {enough} no more than that"
+        complete, enough = self._length_that_drops(0), self._length_that_drops(allowed)
+        lengths = f"max_seq_length={complete} drops none"
+        if enough < complete:
+            lengths += f", {enough} no more than allowed"
         raise DataError(
             f"{self.origin}: {lost / total:.1%} of the tokens ({lost:,} of {total:,}) lie beyond "
-            f"max_seq_length={max_seq_length}, and data.max_dropped={allowed:g} is allowed: "
-            f"{lengths}; or raise data.max_dropped"
+            f"max_seq_length={max_seq_length}, but data.max_dropped={allowed:g}: {lengths}; or "
+            "raise data.max_dropped"
         )
 
-    def _length_that_loses(self, allowed: float) -> int:
-        """Return the smallest max_seq_length with which no more than a share is lost."""
+    def _length_that_drops(self, allowed: float) -> int:
+        """Return the smallest max_seq_length that drops no more than a share of the tokens."""
         import numpy
 
         lengths, starts = numpy.asarray(self.lengths), numpy.asarray(self.starts)
@@ -88,17 +90,17 @@ class TokenizedSplit:
 
 
 def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> TokenizedSplit:
-    """Leave out the rows without a trained token, and count what is lost.
+    """Drop the rows without a trained token, and count.
 
     Args:
-        split: The rows as they came.
-        tokenized: What `lamina.data.tokenization` made of each of them.
-        max_seq_length: Tokens at which they were cut.
+        split: The rows.
+        tokenized: The result of `lamina.data.tokenization` for each of them.
+        max_seq_length: Tokens to which rows were cut.
 
     Raises:
-        DataError: Nothing is left.
+        DataError: No row is left.
     """
-    problems = tokenized["problem"][:]  # iterated as it is, each row would be decoded by itself
+    problems = tokenized["problem"][:]  # iterating over the column would decode row by row
     skipped = tuple(
         {**dict(zip(("origin", "row"), split.where(index), strict=True)), "problem": problem}
         for index, problem in enumerate(problems)
@@ -107,11 +109,12 @@ def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> Tokenize
     readable = tokenized
     if skipped:
         readable = tokenized.select([i for i, problem in enumerate(problems) if problem is None])
-    trained = readable["trained"][:]
-    usable = [index for index, count in enumerate(trained) if count]
+    usable = [index for index, trained in enumerate(readable["trained"][:]) if trained]
     kept = readable if len(usable) == len(readable) else readable.select(usable)
     if len(kept) == 0:
-        raise DataError(f"{split.origin}: no trained token within max_seq_length={max_seq_length}")
+        raise DataError(
+            f"{split.origin}: no trained token within max_seq_length={max_seq_length}; raise it"
+        )
     lengths = readable["length"][:]
     left = sum(min(length, max_seq_length) for length in kept["length"][:])
     count = TokenCount(
@@ -128,18 +131,15 @@ def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> Tokenize
 
 
 def pack_fill(rows: "Dataset", counted: TokenCount, length: int) -> float | None:
-    """Return how full the packs are, once the trainer has made them.
+    """Return the share of the packs' places that hold a token, 0 to 1; None without packing.
 
     Args:
-        rows: The trainer's; a pack has the column seq_lengths.
-        counted: The tokens that it was given.
-        length: Tokens that fit into one pack.
-
-    Returns:
-        The share of the packs' places that hold a token; None without packing.
+        rows: The trainer's; packs have the column seq_lengths.
+        counted: The rows that the trainer was given.
+        length: Tokens that one pack holds.
 
     Raises:
-        ConfigError: The trainer has other tokens than were counted.
+        ConfigError: The trainer's rows have another number of tokens.
     """
     import pyarrow.compute as compute
 

@@ -1,4 +1,4 @@
-"""The tokenizer of models trained from scratch: byte-level, with the generator's words whole."""
+"""The byte-level tokenizer of models trained from scratch, with the generator's words as tokens."""
 
 from typing import TYPE_CHECKING
 
@@ -22,10 +22,10 @@ WORDS = [
     "rotate",
     "swap",
 ]
-"""Words that become one token each; Ġ is a leading space. All other text is split into bytes.
+"""Words of one token each; Ġ is a leading space. All other text is split into bytes.
 
-Those with a space come first: merges apply in this order, and an `fo` of `follow` would split
-`Ġfor`.
+Merges apply in this order, so words with a space come first: the merge `fo` of `follow` would
+split `Ġfor`.
 """
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -40,14 +40,14 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
-"""ChatML; the end-of-turn token of an assistant message counts as generated, so it is trained."""
+"""ChatML; the assistant's end-of-turn token is marked as generated, so it is trained."""
 
 
 def build_tokenizer() -> "PreTrainedTokenizerBase":
-    """Build the tokenizer of a model trained from scratch; the same every time, with no files read.
+    """Build the tokenizer, always the same, without reading a file.
 
-    Byte-level BPE (Radford et al. 2019) whose merges spell out `WORDS` from left to right: any text
-    can be encoded, and upper-case letters and digits stay one token a character.
+    Byte-level BPE (Radford et al. 2019) whose merges spell out `WORDS` from left to right: it
+    encodes any text, and upper-case letters and digits are one token per character.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

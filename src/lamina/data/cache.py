@@ -1,51 +1,60 @@
-"""Rows that are made once: the `datasets` library keeps them, for all jobs on a file system."""
+"""The cache of prepared rows, kept by the `datasets` library for all jobs that share it.
+
+Every file lies in HF_DATASETS_CACHE, never beside the user's own data.
+"""
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.data.versions import version_of
 from lamina.runtime.files import disk_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
+PROTOCOL = 1
+"""What cached rows are: raise it when code changes how rows are generated, read or tokenized.
 
-def kept_rows(
-    generate: Callable[..., Iterator[dict[str, Any]]],
-    features: "Features",
-    code: tuple[str, ...],
-    **arguments: Any,
+The library identifies code by name alone; without a new number it would return the old rows.
+"""
+
+LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers", "trl")
+"""They read, render, tokenize and pack rows."""
+
+
+def cached_rows(
+    generate: Callable[..., Iterator[dict[str, Any]]], features: "Features", **arguments: Any
 ) -> "Dataset":
-    """Return what a generator yields, or yielded before with the same arguments and code.
+    """Return the rows that a generator yields, from the cache if its arguments are the same.
 
-    The library writes under a temporary name and renames; a lock lets one process do it.
+    The library writes to a temporary name, renames, and locks the file against other processes.
 
     Args:
-        generate: A function of a module: the library knows it by its name. What it raises is
+        generate: A module's function, called with `arguments` and `protocol`. Its errors are
             raised here.
         features: Types of the columns.
-        code: Modules of this package that decide what is yielded.
-        arguments: Of the generator; it is given the code's version as `code`, too.
+        arguments: Identify the rows.
 
     Raises:
-        OutputError: The library's cache cannot be written.
+        OutputError: HF_DATASETS_CACHE cannot be written.
     """
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
+    given = {**arguments, "protocol": _protocol(PROTOCOL)}
     with cache_errors(), _without_progress():
         try:
-            return Dataset.from_generator(
-                generate, features=features, gen_kwargs={**arguments, "code": version_of(*code)}
-            )
+            return Dataset.from_generator(generate, features=features, gen_kwargs=given)
         except DatasetGenerationError as error:
             raise error.__cause__ or error from None
 
 
-def kept_map(
+def cached_map(
     rows: "Dataset",
     make: Callable[..., dict[str, Any]],
     *,
@@ -53,22 +62,27 @@ def kept_map(
     desc: str,
     **arguments: Any,
 ) -> "Dataset":
-    """Return what a function makes of each row and its index, or made before of the same rows.
+    """Map each row and its index to a new row, or return the cached result of the same call.
 
-    The library keeps it beside the rows; where nothing can be written there, it stays in memory.
+    Without a writable HF_DATASETS_CACHE the result stays in memory.
 
     Args:
-        rows: What it is found by, with everything that `make` refers to and its arguments.
+        rows: Identify the result, with `make`, all objects that it refers to, and `arguments`.
         make: Returns all columns of the new row.
         features: Types of the new columns.
-        desc: Beside the progress bar.
-        arguments: Of `make`; the version of its code should be one, for the library knows it by
-            its name.
+        desc: Label of the progress bar.
+        arguments: Passed to `make`.
 
     Raises:
-        OutputError: The library's cache cannot be written.
+        OutputError: The disk is full.
     """
-    beside = [Path(file["filename"]).parent for file in rows.cache_files]
+    from datasets.fingerprint import update_fingerprint
+
+    folder = _datasets_cache() / "lamina"
+    identity = {**arguments, "protocol": _protocol(PROTOCOL)}
+    fingerprint = update_fingerprint(rows._fingerprint, make, identity)
+    # The default place is the folder of the rows: with data=disk, the user's.
+    place = {"cache_file_name": str(folder / f"{fingerprint}.arrow")}
     with cache_errors():
         return rows.map(
             make,
@@ -77,21 +91,40 @@ def kept_map(
             remove_columns=rows.column_names,
             features=features,
             desc=desc,
-            keep_in_memory=not all(os.access(folder, os.W_OK) for folder in beside),
+            new_fingerprint=fingerprint,
+            **(place if _is_writable(folder) else {"keep_in_memory": True}),
         )
 
 
 @contextmanager
 def cache_errors() -> Iterator[None]:
-    """Say in one line that the library could not write its cache.
+    """Report a failed write of the library as one that names HF_DATASETS_CACHE.
 
     Raises:
-        OutputError: The body could not.
+        OutputError: The body could not write.
     """
+    with disk_errors(_datasets_cache(), "HF_DATASETS_CACHE"):
+        yield
+
+
+def _datasets_cache() -> Path:
     from datasets import config
 
-    with disk_errors(Path(config.HF_DATASETS_CACHE), "HF_DATASETS_CACHE"):
-        yield
+    return Path(config.HF_DATASETS_CACHE)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+@cache
+def _protocol(number: int) -> str:
+    libraries = (f"{name} {version(name)}" for name in LIBRARIES)
+    return ", ".join((str(number), f"python {platform.python_version()}", *libraries))
 
 
 @contextmanager

@@ -1,30 +1,22 @@
-"""Messages as token ids, by a tokenizer's chat template."""
+"""Chat messages to token ids, by a tokenizer's chat template."""
 
 from typing import TYPE_CHECKING, Any
 
-from lamina.data.rows import BadRowError
+from lamina.data.forms import BadRowError
 from lamina.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def show_chat(
+def encode_chat(
     tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], **options: Any
 ) -> Any:
-    """Apply a chat template.
-
-    Args:
-        tokenizer: Has the template, unless `options` gives one.
-        messages: With role and content.
-        options: Of apply_chat_template.
-
-    Returns:
-        input_ids, and what else the options ask for.
+    """Return `apply_chat_template`'s dictionary with input_ids; `options` are its own.
 
     Raises:
-        BadRowError: The template does not take these messages: some want turns to alternate, some
-            have no system role.
+        BadRowError: The template refuses the messages: some require alternating turns, some have
+            no system role.
     """
     from jinja2 import TemplateError
 
@@ -32,13 +24,13 @@ def show_chat(
         return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
     except TemplateError as error:
         raise BadRowError(
-            f"the model's chat template does not take these messages ({error}); expected roles in "
-            "an order that it takes"
+            f"the model's chat template refuses these messages ({error}); expected roles and an "
+            "order that it supports"
         ) from error
 
 
 def training_template(tokenizer: "PreTrainedTokenizerBase", loss_on: str) -> str | None:
-    """Return a chat template that marks the assistant's tokens, or None for the model's own.
+    """Return a chat template that marks the assistant's tokens; None: use the tokenizer's own.
 
     Args:
         tokenizer: The model's.
@@ -55,8 +47,8 @@ def training_template(tokenizer: "PreTrainedTokenizerBase", loss_on: str) -> str
 
     if tokenizer.chat_template is None:
         raise ConfigError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template, which rows "
-            "with messages need: give rows with text, or a model that was tuned for chat"
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template, which rows with "
+            "messages need: give rows with text, or a model tuned for chat"
         )
     if loss_on == "all":
         return None

@@ -1,4 +1,4 @@
-"""What a training eats: both splits as token ids, and the prompts that show what it learnt."""
+"""The tokenized rows of a training, and the prompts for its samples."""
 
 import logging
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Feed:
     train: TokenizedSplit
     eval: TokenizedSplit
     prompts: tuple[tuple[str, list[int]], ...]
-    """What the first evaluation rows ask: as people read it, and as tokens up to the answer."""
+    """Questions of the first evaluation rows: readable text, and all tokens before the answer."""
 
     def eval_rows(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the first `limit` tokenized evaluation rows, or all of them."""
@@ -36,7 +36,7 @@ class Feed:
         return list(rows if limit is None else rows.select(range(min(limit, len(rows)))))
 
     def write(self, folder: Path, limit: int) -> None:
-        """Write eval.jsonl, the first `limit` evaluated rows, and skipped_rows.jsonl if any were.
+        """Write the first `limit` evaluation rows to eval.jsonl, skipped ones to their own file.
 
         Raises:
             OutputError: A file cannot be written.
@@ -46,18 +46,18 @@ class Feed:
             write_rows(folder / SKIPPED_FILE, skipped)
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Return what became of each split's tokens."""
+        """Return each split's token counts."""
         return {"train": self.train.as_dict(), "eval": self.eval.as_dict()}
 
     def packed(self, made: "Mapping[str, Dataset]", length: int) -> dict[str, dict[str, Any]]:
-        """Return the counts, and how full the packs are.
+        """Return the counts with each split's pack_fill.
 
         Args:
-            made: What became of train and eval in the trainer.
-            length: Tokens that fit into one pack.
+            made: The trainer's rows of train and eval.
+            length: Tokens that one pack holds.
 
         Raises:
-            ConfigError: It cut rows that were not to be cut.
+            ConfigError: The trainer has cut rows.
         """
         return {
             name: {**split.as_dict(), "pack_fill": pack_fill(made[name], split.count, length)}
@@ -66,7 +66,7 @@ class Feed:
 
 
 LONG = 10_000
-"""Rows from which on tokenizing takes more than a second or two, and shows a progress bar."""
+"""From this many rows on, tokenizing takes over a second and shows a progress bar."""
 
 
 def feed(
@@ -79,44 +79,42 @@ def feed(
     """Load a data set and tokenize it.
 
     Args:
-        data: Where the rows come from.
+        data: The source.
         tokenizer: The model's.
-        max_seq_length: Tokens at which a row is cut.
-        num_prompts: Prompts to take from the evaluation rows.
+        max_seq_length: Rows are cut to this many tokens.
+        num_prompts: Number of prompts to take from the evaluation rows.
 
     Raises:
-        DataError: The data set is missing, empty, or has a row that cannot be used, or too much of
-            it lies beyond max_seq_length.
-        ConfigError: data.loss_on does not go with the rows or the chat template.
+        DataError: The data set is missing, empty or has an unusable row, or truncation drops too
+            many tokens.
+        ConfigError: The rows or the chat template do not support data.loss_on.
     """
     splits = data.load()
     _show_progress(len(splits.train.rows) + len(splits.eval.rows))
     tokenize = Tokenization(tokenizer, data.loss_on, max_seq_length, splits.train)
-    _say_conversion(splits.train)
+    _log_conversion(splits.train)
     train, held = tokenize(splits.train), tokenize(splits.eval)
     for split in (train, held):
-        split.refuse_losses(data.max_dropped, max_seq_length)
-        _say_skipped(split)
-    # A row in which the assistant speaks first can be trained on, but asks nothing.
+        split.check_truncation(data.max_dropped, max_seq_length)
+        _warn_of_skipped(split)
+    # A row that starts with the assistant can be trained on, but asks nothing.
     asking = replace(splits.eval, skips=True).each(tokenize.prompt)
     prompts = tuple(islice(asking, num_prompts))
     return Feed(train=train, eval=held, prompts=prompts)
 
 
 SHOWN = 3
-"""Skipped rows that are said on the console; the run folder's file lists all of them."""
+"""Skipped rows on the console; skipped_rows.jsonl lists all of them."""
 
 
-def _say_conversion(split: Split) -> None:
-    """Say how rows are read that do not come as they are trained."""
+def _log_conversion(split: Split) -> None:
     conversion = split.conversion
     if conversion.form != conversion.columns:
         trained = " and ".join(conversion.columns)
         logger.info("reading %s as %s", conversion.description, trained)
 
 
-def _say_skipped(split: TokenizedSplit) -> None:
-    """Say how many rows were skipped, and why the first ones."""
+def _warn_of_skipped(split: TokenizedSplit) -> None:
     if not split.skipped:
         return
     lines = [f"{row['origin']}, row {row['row']}: {row['problem']}" for row in split.skipped]

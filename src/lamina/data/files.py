@@ -1,58 +1,64 @@
 """Files of rows: CSV, JSON, JSON lines and Parquet, one file or a folder of them.
 
-`lamina.data.formats` parses them, and the `datasets` library keeps the rows.
+Each reader yields every row with its number and, for a broken one, the problem. The libraries'
+readers lose one or the other: `datasets` and `pyarrow.json` guess types (a CSV answer of 72 becomes
+a number, a text like a date a date) and stop at the first broken line. `pyarrow.csv` 26 reads all
+that follows an unclosed quote as one row and `"a"b` as `ab`, stops at a cell that is not UTF-8, and
+refuses a row longer than its block.
 """
 
-from collections.abc import Iterator
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.data.cache import kept_rows
-from lamina.data.formats import READERS
+from lamina.data.cache import cached_rows
 from lamina.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Stamp = tuple[str, str, int, int]
-"""Name of a file as given, its whole path, its size and when it was changed (nanoseconds)."""
+"""A file's path as given, its absolute path, size in bytes and change time in nanoseconds."""
+
+Read = tuple[int, dict[str, Any], str | None]
+"""A row's 1-based number in its file, its content, and the problem that makes it unusable.
+
+JSON lines are numbered as in an editor. In CSV neither the header nor a blank line has a number.
+"""
 
 
 def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...]]":
-    """Read a file, or the files of one kind in a folder, in the order of their names.
+    """Read a file, or a folder's files of one kind in the order of their names.
 
     Args:
-        key: Config key that named it, for an error.
+        key: Config key that gives the path, for errors.
         name: Path of the file or folder.
-        kind: csv, json, jsonl or parquet; in a folder also what the files' names end in.
+        kind: csv, json, jsonl or parquet; the suffix of the files in a folder.
 
     Returns:
         A data set with the columns file (0-based), row (1-based), content and problem, and the
-        files' names. What is no row has empty content and a problem.
+        files' names. A broken row has empty content and a problem.
 
     Raises:
         DataError: There is no such file, or one cannot be read as a whole.
     """
     from datasets import Features, Json, Value
 
-    paths = paths_of(key, name, kind)
-    stamps = tuple(map(_stamp, paths))
+    paths = find_files(key, name, kind)
     columns = {"file": Value("int32"), "row": Value("int64"), "content": Json()}
     features = Features({**columns, "problem": Value("string")})
-    rows = kept_rows(_rows, features, ("files", "formats"), key=key, kind=kind, stamps=stamps)
+    rows = cached_rows(_rows, features, key=key, kind=kind, stamps=tuple(map(_stamp, paths)))
     return rows, tuple(map(str, paths))
 
 
-def paths_of(key: str, name: str, kind: str) -> list[Path]:
-    """Return the files that a path stands for; none of them is read.
-
-    Args:
-        key: Config key that named it, for an error.
-        name: Path of the file or folder.
-        kind: In a folder, what the files' names end in.
+def find_files(key: str, name: str, kind: str) -> list[Path]:
+    """Return the files at a path, without reading them; `read_files` explains the arguments.
 
     Raises:
-        DataError: There is none, or one is empty.
+        DataError: There are none, or one is empty.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -74,11 +80,164 @@ def _stamp(path: Path) -> Stamp:
     return str(path), str(path.resolve()), found.st_size, found.st_ctime_ns
 
 
-def _rows(key: str, kind: str, stamps: tuple[Stamp, ...], code: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of all files; by the arguments the library finds rows that it kept."""
+def _rows(
+    key: str, kind: str, stamps: tuple[Stamp, ...], protocol: str
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all files; the arguments are the cache's key."""
     for number, (name, *_) in enumerate(stamps):
         row = 0
         for row, content, problem in READERS[kind](Path(name), f"{key}={name}"):
             yield {"file": number, "row": row, "content": content, "problem": problem}
         if row == 0:
             raise DataError(f"{key}={name}: no rows")
+
+
+def _jsonl(path: Path, named: str) -> Iterator[Read]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, *_object(line, number)
+
+
+def _object(line: bytes, number: int) -> tuple[dict[str, Any], str | None]:
+    is_list = number == 1 and line.lstrip().startswith(b"[")
+    hint = "; for a list of objects use data=json" if is_list else ""
+    try:
+        content = _parse_json(_decode(line, is_start=number == 1).strip())
+    except ValueError as error:
+        return {}, f"{error}; expected one JSON object per line{hint}"
+    if not isinstance(content, dict):
+        return {}, f"found {type(content).__name__}; expected a JSON object{hint}"
+    return content, None
+
+
+def _json(path: Path, named: str) -> Iterator[Read]:
+    try:
+        content = _parse_json(_decode(path.read_bytes(), is_start=True))
+    except ValueError as error:
+        raise DataError(
+            f"{named}: {error}; expected a list of objects; for one object per line use data=jsonl"
+        ) from error
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        if len(lists) == 1:
+            content = lists[0]
+        elif content and all(isinstance(value, dict) for value in content.values()):
+            content = list(content.values())
+    if not isinstance(content, list):
+        raise DataError(f"{named}: found {type(content).__name__}; expected a list of objects")
+    for number, row in enumerate(content, 1):
+        if isinstance(row, dict):
+            yield number, row, None
+        else:
+            yield number, {}, f"found {type(row).__name__}; expected a JSON object"
+
+
+def _csv(path: Path, named: str) -> Iterator[Read]:
+    csv.field_size_limit(sys.maxsize)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        rows = csv.reader(lines, strict=True)
+        header = next(filter(None, rows), [])
+        if len(set(header)) < len(header) or not all(map(_is_utf8, header)):
+            raise DataError(
+                f"{named}: found the header {', '.join(map(ascii, header))}; expected distinct "
+                "column names in UTF-8"
+            )
+        number = 0
+        while True:
+            try:
+                cells = next(rows, None)
+            except csv.Error as error:
+                number += 1
+                if "end of data" in str(error):
+                    raise DataError(
+                        f"{named}, row {number}: a quote is never closed, so the rest of the file "
+                        "would be one row; close it, or double a quote that is text"
+                    ) from error
+                yield number, {}, f"not CSV ({error}); expected cells separated by commas"
+                continue
+            if cells is None:
+                return
+            if cells:
+                number += 1
+                yield number, *_cells(cells, header)
+
+
+def _cells(cells: list[str], header: list[str]) -> tuple[dict[str, Any], str | None]:
+    if len(cells) != len(header):
+        return {}, f"found {len(cells)} cells; expected {len(header)}, one per column"
+    for name, cell in zip(header, cells, strict=True):
+        if not _is_utf8(cell):
+            return {}, f"column {name!r} is not UTF-8; expected UTF-8"
+    return dict(zip(header, cells, strict=True)), None
+
+
+def _parquet(path: Path, named: str) -> Iterator[Read]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, json.loads(json.dumps(row, default=_as_object)), None
+    except (ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{named}: damaged, or not a Parquet file ({reason})") from error
+
+
+def _as_object(value: Any) -> dict[str, str]:
+    """Keep a value that JSON lacks (a date, bytes) from passing for text."""
+    return {type(value).__name__: str(value)}
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[Read]]] = {
+    "csv": _csv,
+    "json": _json,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+}
+"""Kinds of file; a reader takes the path and `KEY=PATH` for errors."""
+
+
+def _decode(content: bytes, *, is_start: bool) -> str:
+    try:
+        return content.decode("utf-8-sig" if is_start else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"not UTF-8 (byte {error.start + 1} is 0x{content[error.start]:02x})"
+        ) from error
+
+
+def _parse_json(text: str) -> Any:
+    """Parse JSON, refusing NaN and lone surrogates, which Python's parser accepts.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+        if "\\ud" in text.lower():
+            json.dumps(content, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno} " if error.lineno > 1 else ""
+        raise ValueError(f"not JSON ({error.msg}: {line}column {error.colno})") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("not UTF-8 (half of a surrogate pair)") from error
+    except RecursionError as error:
+        raise ValueError("not JSON (nested too deeply)") from error
+    return content
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"not JSON ({constant})")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

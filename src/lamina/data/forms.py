@@ -1,14 +1,13 @@
-"""The forms that rows come in, told by their columns, and how each is turned into what is trained.
+"""Forms of rows: recognised by their columns, checked, and converted to the trained columns.
 
-Training knows three: `messages`, `prompt` with `completion`, and `text`. The others become one of
-them. Texts that a conversion joins are set apart by a blank line.
+Training reads `messages`, `prompt` with `completion`, or `text`; every other form becomes one of
+them. A blank line separates texts that a conversion joins.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamina.data.rows import BadRowError, check_answered, check_filled, check_turns
 from lamina.errors import DataError, nearest
 
 TRAINED: dict[str, tuple[str, ...]] = {
@@ -16,7 +15,7 @@ TRAINED: dict[str, tuple[str, ...]] = {
     "completion": ("prompt", "completion"),
     "all": ("text",),
 }
-"""What is trained by default in rows that have these columns."""
+"""The trained columns, by what data.loss_on=auto trains in them."""
 
 FORMS: dict[tuple[str, ...], str] = {
     ("messages",): "assistant",
@@ -27,17 +26,18 @@ FORMS: dict[tuple[str, ...], str] = {
     ("question", "answer"): "completion",
     ("text",): "all",
 }
-"""The columns of every form, and the key of `TRAINED` that it becomes."""
+"""Each form's columns, and the key of `TRAINED` that it is converted to."""
 
 OPTIONAL: dict[tuple[str, ...], tuple[str, ...]] = {
     ("messages",): ("tools",),
     ("conversations",): ("system", "tools"),
     ("instruction", "output"): ("input",),
 }
-"""Columns that a form uses where a row has them."""
+"""Columns that a form uses if a row has them."""
 
 EXPECTED = ", or ".join(" and ".join(form) for form in FORMS)
-"""The columns that a data set may have, said in an error."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 SPEAKERS = {
     "human": "user",
@@ -47,108 +47,115 @@ SPEAKERS = {
     "system": "system",
     "tool": "tool",
 }
-"""Roles of the names in a conversation's `from`."""
+"""Role of each `from` in a conversation."""
 
 LISTS = ("messages", "conversations")
-"""Columns that hold messages; the others hold text."""
+"""Columns of messages; all others but `EITHER` hold text."""
 
 EITHER = ("prompt", "completion", "response")
-"""Columns that hold text or messages."""
+"""Columns of text or messages."""
+
+
+class BadRowError(Exception):
+    """An unusable row; the message says what was found and what is expected."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Reads rows of one form."""
+    """Converts rows of one form."""
 
     form: tuple[str, ...]
     """A key of `FORMS`."""
 
-    own: Mapping[str, str]
-    """The data set's name of each column that is not called as in the form."""
+    names: Mapping[str, str]
+    """data.columns: the data set's name of each column that it does not call as the form does."""
 
     @property
     def trained(self) -> str:
-        """Key of `TRAINED` that rows of this form become."""
+        """Key of `TRAINED`."""
         return FORMS[self.form]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that `__call__` fills."""
+        """Columns of a converted row."""
         return TRAINED[self.trained]
 
     @property
     def description(self) -> str:
-        """The form's columns as the data set calls them."""
-        return " and ".join(self.own.get(name, name) for name in self.form)
+        """The form's columns under the data set's names."""
+        return " and ".join(map(self._name, self.form))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return a row in the columns that training knows.
+        """Convert a row.
 
         Raises:
-            BadRowError: A column is missing, empty or holds something else.
+            BadRowError: A column is missing, empty or of the wrong type.
         """
         values = {}
-        for name in self.form:
-            column = self.own.get(name, name)
-            check_filled(column, row.get(column), row, _kinds(name))
-            values[name] = row[column]
-        for name in OPTIONAL.get(self.form, ()):
-            values[name] = row.get(self.own.get(name, name))
+        for column in self.form:
+            name = self._name(column)
+            _check_filled(name, row.get(name), row, _types(column))
+            values[column] = row[name]
+        for column in OPTIONAL.get(self.form, ()):
+            values[column] = row.get(self._name(column))
         if self.trained == "assistant":
             return self._chat(values)
         if self.trained == "completion":
             return self._pair(values)
         return values
 
+    def _name(self, column: str) -> str:
+        return self.names.get(column, column)
+
     def _chat(self, values: dict[str, Any]) -> dict[str, Any]:
-        name = self.form[0]
-        turns = values[name]
-        if name == "conversations":
-            turns = [_turn(turn, number) for number, turn in enumerate(turns, 1)]
+        column = self.form[0]
+        messages = values[column]
+        if column == "conversations":
+            messages = [_message(turn, number) for number, turn in enumerate(messages, 1)]
             if system := values["system"]:
-                check_filled(self.own.get("system", "system"), system, values, (str,))
-                turns = [{"role": "system", "content": system}, *turns]
-        check_turns(turns)
-        check_answered(turns, self.own.get(name, name))
-        return {"messages": turns, "tools": values["tools"]}
+                _check_filled(self._name("system"), system, values, (str,))
+                messages = [{"role": "system", "content": system}, *messages]
+        _check_messages(messages)
+        _check_answered(messages, self._name(column))
+        return {"messages": messages, "tools": values["tools"]}
 
     def _pair(self, values: dict[str, Any]) -> dict[str, Any]:
-        prompt, completion = (values[name] for name in self.form)
+        prompt, completion = (values[column] for column in self.form)
         if self.form[0] in ("instruction", "question"):
             if given := values.get("input"):
-                check_filled(self.own.get("input", "input"), given, values, (str,))
+                _check_filled(self._name("input"), given, values, (str,))
                 prompt = f"{prompt}\n\n{given}"
             return {"prompt": f"{prompt}\n\n", "completion": completion}
-        names = [self.own.get(name, name) for name in self.form]
+        names = list(map(self._name, self.form))
         if type(prompt) is not type(completion):
-            kinds = ["text" if isinstance(v, str) else "messages" for v in (prompt, completion)]
+            types = ["text" if isinstance(v, str) else "messages" for v in (prompt, completion)]
             raise BadRowError(
-                f"column {names[0]!r} holds {kinds[0]} and column {names[1]!r} {kinds[1]}; "
+                f"column {names[0]!r} holds {types[0]} and column {names[1]!r} {types[1]}; "
                 "expected the same in both"
             )
         if isinstance(prompt, list):
-            check_turns(prompt)
-            check_turns(completion)
-            check_answered(completion, names[1])
+            _check_messages(prompt)
+            _check_messages(completion)
+            _check_answered(completion, names[1])
         return {"prompt": prompt, "completion": completion}
 
 
 def conversion_of(columns: Sequence[str], names: Mapping[str, str], place: str) -> Conversion:
-    """Choose the form that columns call for; where several would do, it must be said which.
+    """Recognise the one form that fits some columns.
 
     Args:
         columns: The data set's.
-        names: Its own names by those of a form: data.columns. Only forms that use them all count.
-        place: Where the columns were found, for an error.
+        names: data.columns; a form fits only if it uses all of them.
+        place: Where the columns were found, for errors.
 
     Raises:
-        DataError: No form fits, or several do, or `names` has columns that are not there.
+        DataError: No form fits, or several do, or a column of `names` does not exist.
     """
-    for name, own in names.items():
-        if own not in columns:
+    for column, name in names.items():
+        if name not in columns:
             raise DataError(
-                f"data.columns.{name}={own}: {place} has no such column{nearest(own, columns)}; "
-                f"found columns {', '.join(columns)}"
+                f"data.columns.{column}={name}: {place} has no such column"
+                f"{nearest(name, columns)}; found columns {', '.join(columns)}"
             )
     present = {*columns, *names}
     fitting = [
@@ -160,11 +167,11 @@ def conversion_of(columns: Sequence[str], names: Mapping[str, str], place: str) 
         return Conversion(fitting[0], dict(names))
     found = f"{place}: found columns {', '.join(columns)}"
     if fitting:
-        both = ", or ".join(" and ".join(form) for form in fitting)
-        chosen = ", ".join(f"{name}: {names.get(name, name)}" for name in fitting[0])
+        choices = ", or ".join(" and ".join(form) for form in fitting)
+        first = ", ".join(f"{column}: {names.get(column, column)}" for column in fitting[0])
         raise DataError(
-            f"{found}, which can be read as {both}: say which, for instance with "
-            f"'data.columns={{{chosen}}}'"
+            f"{found}, which fit {choices}: choose one, for instance with "
+            f"'data.columns={{{first}}}'"
         )
     raise DataError(
         f"{found}; expected {EXPECTED}; name yours in data.columns, for instance "
@@ -172,14 +179,14 @@ def conversion_of(columns: Sequence[str], names: Mapping[str, str], place: str) 
     )
 
 
-def _kinds(name: str) -> tuple[type, ...]:
-    if name in LISTS:
+def _types(column: str) -> tuple[type, ...]:
+    if column in LISTS:
         return (list,)
-    return (str, list) if name in EITHER else (str,)
+    return (str, list) if column in EITHER else (str,)
 
 
-def _turn(turn: Any, number: int) -> Any:
-    """Return a conversation's turn as a message; what is neither is left for the checks."""
+def _message(turn: Any, number: int) -> Any:
+    """Convert a conversation's turn; `_check_messages` reports one that is something else."""
     if not isinstance(turn, dict) or turn.get("from") is None:
         return turn
     speaker = turn["from"]
@@ -188,3 +195,51 @@ def _turn(turn: Any, number: int) -> Any:
             f"message {number} is from {str(speaker)[:40]!r}; expected {', '.join(SPEAKERS)}"
         )
     return {"role": SPEAKERS[speaker], "content": turn.get("value")}
+
+
+def _check_filled(name: str, value: Any, row: dict[str, Any], types: tuple[type, ...]) -> None:
+    expected = " or ".join("text" if each is str else "a list of messages" for each in types)
+    blank = isinstance(value, str) and not value.strip()
+    if value is None or value == [] or blank:
+        found = ", ".join(column for column, content in row.items() if content) or "nothing"
+        raise BadRowError(
+            f"column {name!r} is empty or missing (found {found}); expected {expected}"
+        )
+    if not isinstance(value, types):
+        raise BadRowError(f"column {name!r} holds {type(value).__name__}; expected {expected}")
+
+
+def _check_messages(messages: list[Any]) -> None:
+    """Refuse messages that a chat template would drop or render as something else."""
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise BadRowError(
+                f"message {number} is {_excerpt(message)}; expected an object with role and content"
+            )
+        role, content = message["role"], message["content"]
+        if role is None or (content is None and not message.get("tool_calls")):
+            raise BadRowError(f"message {number} has no role or no content; expected both as text")
+        if role not in ROLES:
+            allowed = f"{', '.join(ROLES[:-1])} or {ROLES[-1]}"
+            raise BadRowError(f"message {number} has the role {_excerpt(role)}; expected {allowed}")
+        if content is not None and not isinstance(content, str):
+            raise BadRowError(
+                f"message {number} has {type(content).__name__} as content; expected text"
+            )
+
+
+def _check_answered(messages: list[dict[str, Any]], name: str) -> None:
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise BadRowError(
+            f"no message in column {name!r} has the role assistant; expected at least one"
+        )
+    if not any((each["content"] or "").strip() or each.get("tool_calls") for each in answers):
+        raise BadRowError(
+            f"no assistant message in column {name!r} has text; expected at least one"
+        )
+
+
+def _excerpt(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

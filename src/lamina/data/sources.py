@@ -1,17 +1,18 @@
-"""Data sets: where training and evaluation rows come from. Each source loads two splits of rows.
+"""Data sources: each loads a training and an evaluation split.
 
-Rows are not looked into here; `lamina.data.tokenization` reads each of them and names the one that
-cannot be used.
+Sources do not look into rows; `lamina.data.tokenization` does, and names an unusable one.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from lamina.data.files import paths_of, read_files
-from lamina.data.splits import Split, Splits, first_rows, held_out
+from typing_extensions import override
+
+from lamina.data.files import find_files, read_files
+from lamina.data.splits import Split, Splits, hold_out
 from lamina.errors import DataError
 from lamina.limits import AT_LEAST_ONE, Limit, one_of
 from lamina.weights.hub import is_reachable
@@ -29,30 +30,30 @@ MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "give 0 to 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What all sources of foreign rows have in common."""
+    """Settings of every source but the generator."""
 
     eval: str | None
-    """Where the evaluation rows are, in the same words as `train`; None holds out `eval_fraction`
-    of the training rows."""
+    """The evaluation rows, given as in `train`; None holds out `eval_fraction` of the training
+    rows."""
 
     eval_fraction: float
-    """Share of the training rows that is held out where `eval` is None, above 0 and below 1."""
+    """Fraction of the training rows to hold out if `eval` is None, above 0 and below 1."""
 
     max_train_samples: MaxTrainSamples
-    """Training rows to use at most, the first ones behind the hold-out; None for all."""
+    """Use only the first training rows, counted after the hold-out; None for all."""
 
     columns: dict[str, str | None]
-    """The data set's own name of each column of a form in `lamina.data.forms`; None where it has
-    that very name, or no such column."""
+    """The data set's name of each column of a form in `lamina.data.forms`; None if it is the same,
+    or if there is no such column."""
 
     loss_on: LossOn
-    """Tokens that are trained: assistant, completion, all or auto."""
+    """Tokens to train: assistant, completion, all or auto."""
 
     on_bad_row: Annotated[str, one_of("error", "skip")]
-    """What a row that cannot be used does: error, or skip to leave it out and list it."""
+    """What an unusable row does: error, or skip to leave it out and list it."""
 
     max_dropped: MaxDropped
-    """Share of a split's tokens that may be lost beyond max_seq_length, 0 to 1."""
+    """Share of a split's tokens that truncation to max_seq_length may drop, 0 to 1."""
 
     def problems(self) -> Iterator[str]:
         """Refuse a hold-out that leaves one side empty."""
@@ -63,24 +64,25 @@ class Rows:
             )
 
     def find(self) -> None:
-        """Look for what is read from this machine's disk: a DataError says if it is not there."""
+        """Check that local files exist; raises DataError."""
 
     def split(self, rows: "Dataset", origin: str, files: tuple[str, ...] = ()) -> Split:
-        """Return rows as a split that is read as these settings say."""
-        names = {name: str(own) for name, own in self.columns.items() if own is not None}
+        """Return rows as a split with these settings."""
+        names = {column: str(name) for column, name in self.columns.items() if name is not None}
         return Split(rows, origin, files=files, names=names, skips=self.on_bad_row == "skip")
 
     def splits(self, train: Split, evaluation: Split | None = None) -> Splits:
-        """Hold out rows where there are none for evaluation, and use no more than asked for.
+        """Hold out evaluation rows if there are none, then apply `max_train_samples`.
 
         Raises:
-            DataError: One side would be empty.
+            DataError: A split would be empty.
         """
-        if evaluation is None:
-            found = held_out(train, self.eval_fraction)
-        else:
-            found = Splits(train, evaluation)
-        return first_rows(found, self.max_train_samples)
+        splits = Splits(train, evaluation) if evaluation else hold_out(train, self.eval_fraction)
+        if self.max_train_samples is None:
+            return splits
+        train = splits.train
+        first = range(min(self.max_train_samples, len(train.rows)))
+        return replace(splits, train=train.select(first, train.origin))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,21 +95,17 @@ class Files(Rows):
     train: str
     """File of the training rows, or a folder of such files, read in the order of their names."""
 
+    @override
     def find(self) -> None:
-        """Look for the files.
-
-        Raises:
-            DataError: There are none.
-        """
         for key, name in (("data.train", self.train), ("data.eval", self.eval)):
             if name is not None:
-                paths_of(key, name, self.format)
+                find_files(key, name, self.format)
 
     def load(self) -> Splits:
         """Read the files.
 
         Raises:
-            DataError: A file is missing, empty, or cannot be read as a whole.
+            DataError: A file is missing, empty or cannot be read as a whole.
         """
         train = self._read("data.train", self.train)
         return self.splits(train, self._read("data.eval", self.eval) if self.eval else None)
@@ -125,7 +123,7 @@ class Hub(Rows):
     """Hub id."""
 
     config: str | None
-    """Its configuration, where it has several."""
+    """Its configuration, if it has several."""
 
     train: str
     """Split with the training rows."""
@@ -134,7 +132,7 @@ class Hub(Rows):
         """Download the splits, or take them from the cache.
 
         Raises:
-            DataError: The hub cannot be reached, or has no such data set or split, or the data set
+            DataError: The hub cannot be reached or has no such data set or split, or the data set
                 cannot be read.
         """
         names = [name for name in (self.train, self.eval) if name is not None]
@@ -167,17 +165,13 @@ class Disk(Rows):
     """A folder written by `save_to_disk`."""
 
     path: str
-    """The folder."""
+    """The folder; nothing is written to it."""
 
     train: str
     """Split with the training rows."""
 
+    @override
     def find(self) -> None:
-        """Look for the folder.
-
-        Raises:
-            DataError: There is none.
-        """
         if not Path(self.path).is_dir():
             raise DataError(f"data.path={self.path}: no such folder")
 
@@ -185,7 +179,8 @@ class Disk(Rows):
         """Open the folder.
 
         Raises:
-            DataError: It is missing, is no saved data set, or lacks a split.
+            DataError: It is missing or damaged, was not written by `save_to_disk`, or lacks a
+                split.
         """
         from datasets import DatasetDict, load_from_disk
 
@@ -197,8 +192,8 @@ class Disk(Rows):
         if not isinstance(saved, DatasetDict):
             if self.eval is not None:
                 raise DataError(
-                    f"data.eval={self.eval}: {self.path} has no splits: give data.eval=null, and "
-                    "data.eval_fraction of its rows are held out"
+                    f"data.eval={self.eval}: {self.path} has no splits: give data.eval=null to "
+                    "hold out data.eval_fraction of its rows"
                 )
             return self.splits(self.split(saved, self.path))
         for key, name in (("train", self.train), ("eval", self.eval)):
@@ -210,32 +205,32 @@ class Disk(Rows):
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """The project's own generator; see `lamina.data.synthetic`."""
+    """The embedded generator, `lamina.data.synthetic`."""
 
     train_rows: Annotated[int, AT_LEAST_ONE]
-    """Rows for training."""
+    """Number of training rows."""
 
     eval_rows: Annotated[int, AT_LEAST_ONE]
-    """Held-out rows; no question stands in both."""
+    """Number of evaluation rows; they share no question with the training rows."""
 
     seed: int
-    """Of the rows."""
+    """Seed of the rows."""
 
     loss_on: LossOn
-    """Tokens that are trained: assistant, all or auto."""
+    """Tokens to train: assistant, all or auto."""
 
     max_dropped: MaxDropped
-    """Share of a split's tokens that may be lost beyond max_seq_length, 0 to 1."""
+    """Share of a split's tokens that truncation to max_seq_length may drop, 0 to 1."""
 
     def find(self) -> None:
-        """Look for nothing: the rows are made here."""
+        """Check nothing: the rows are generated."""
 
     def load(self) -> Splits:
         """Generate both splits."""
-        from lamina.data.synthetic import kept_split
+        from lamina.data.synthetic import cached_split
 
-        train = kept_split("train", self.train_rows, self.seed)
-        held = kept_split("eval", self.eval_rows, self.seed)
+        train = cached_split("train", self.train_rows, self.seed)
+        held = cached_split("eval", self.eval_rows, self.seed)
         return Splits(Split(train, "synthetic train"), Split(held, "synthetic eval"))
 
 
@@ -244,18 +239,18 @@ DataSource = Files | Hub | Disk | Synthetic
 
 
 def _damage(error: Exception) -> str:
-    """Say what is wrong with a folder that should hold a saved data set."""
+    """Explain why a folder cannot be opened as a saved data set."""
     name = str(getattr(error, "filename", None) or "")
     if name.endswith(".arrow"):
-        return f"the saved data set is not whole, {Path(name).name} is missing"
+        return f"the saved data set is incomplete, {Path(name).name} is missing"
     if isinstance(error, FileNotFoundError):
         return "not written by save_to_disk"
-    return f"the saved data set is not whole ({str(error).splitlines()[0].rstrip('.')})"
+    return f"the saved data set is damaged ({str(error).splitlines()[0].rstrip('.')})"
 
 
 @contextmanager
 def _offline_unless_reachable() -> Iterator[None]:
-    """Have datasets look into its cache at once where the hub does not answer."""
+    """Keep the library from retrying for minutes before it turns to its cache."""
     from datasets import config
 
     before = config.HF_HUB_OFFLINE

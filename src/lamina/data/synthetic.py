@@ -1,9 +1,8 @@
-"""The embedded data: a deterministic generator of five task families that need more than one layer.
+"""The embedded data: a deterministic generator of five task families that need several layers.
 
-Every row is one question and its answer in the `messages` format, plus the name of its `family`.
-Operands are upper-case letters and digits, which the reference tokenizer never merges, so that one
-character is one token. A row belongs to the evaluation split if the hash of its question says so:
-the two splits are disjoint whatever their sizes and seeds are.
+A row is one question and its answer as `messages`, plus its `family`. Operands are upper-case
+letters and digits, which the reference tokenizer never merges: one character is one token. The hash
+of its question assigns a row to a split, so the splits are disjoint for any sizes and seeds.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from lamina.data.cache import kept_rows
+from lamina.data.cache import cached_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,16 +21,16 @@ Split = Literal["train", "eval"]
 Row = dict[str, Any]
 
 LETTERS = string.ascii_uppercase[:8]
-"""The letters of questions: few, for a small model soon learns to match letters it sees often."""
+"""Few letters, because a small model learns to match those that it sees often."""
 
 EVAL_SHARE = 16
-"""One question in this many belongs to the evaluation split."""
+"""One question in this many is in the evaluation split."""
 
 
 def arithmetic(rng: random.Random) -> tuple[str, str]:
-    """Add and take away one to three, three or four times, on a clock of ten hours.
+    """Add or subtract one to three, three or four times, modulo ten.
 
-    The answer writes out every step with the hour after it: each needs the one before it.
+    The answer spells out every step and its result, which the next step needs.
     """
     hour = rng.randrange(10)
     question = answer = str(hour)
@@ -43,14 +42,14 @@ def arithmetic(rng: random.Random) -> tuple[str, str]:
 
 
 def sorting(rng: random.Random) -> tuple[str, str]:
-    """Put four to seven different digits into ascending or descending order."""
+    """Sort four to seven distinct digits in ascending or descending order."""
     digits = rng.sample(string.digits, rng.randint(4, 7))
     order = rng.choice(["up", "down"])
     return f"sort {order} {''.join(digits)}", "".join(sorted(digits, reverse=order == "down"))
 
 
 def recall(rng: random.Random) -> tuple[str, str]:
-    """Find the letters that belong to two or three out of three to five letters."""
+    """Look up the values of two or three out of three to five keys."""
     keys = rng.sample(LETTERS, rng.randint(3, 5))
     facts = {key: key + rng.choice(LETTERS) for key in keys}
     queries = rng.sample(keys, rng.randint(2, 3))
@@ -59,9 +58,9 @@ def recall(rng: random.Random) -> tuple[str, str]:
 
 
 def multi_hop(rng: random.Random) -> tuple[str, str]:
-    """Follow two or three links from a letter to the end; at most one more link leads elsewhere.
+    """Follow two or three links from a letter; there is at most one link beside the path.
 
-    The answer is the path, with the letter that it starts from.
+    The answer is the path, including its first letter.
     """
     hops, others = rng.randint(2, 3), rng.randint(0, 1)
     letters = rng.sample(LETTERS, hops + 1 + 2 * others)
@@ -73,7 +72,7 @@ def multi_hop(rng: random.Random) -> tuple[str, str]:
 
 
 def string_operation(rng: random.Random) -> tuple[str, str]:
-    """Reverse, copy, rotate or swap the ends of a word of three to six letters."""
+    """Copy, reverse or rotate a word of three to six letters, or swap its ends."""
     word = "".join(rng.choices(LETTERS, k=rng.randint(3, 6)))
     operations: dict[str, str] = {
         "copy": word,
@@ -92,22 +91,17 @@ FAMILIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "multi_hop": multi_hop,
     "string": string_operation,
 }
-"""Each family's name and its generator of one (question, answer) pair."""
+"""Generators of one (question, answer) pair."""
 
 
 def split_of(question: str) -> Split:
-    """Say which split a question belongs to, from the question alone."""
+    """Return the split of a question."""
     digest = hashlib.sha256(question.encode()).digest()
     return "eval" if int.from_bytes(digest[:4], "big") % EVAL_SHARE == 0 else "train"
 
 
 def generate(split: Split, seed: int) -> Iterator[Row]:
-    """Yield rows of one split without end; families take turns, so that their shares are equal.
-
-    Args:
-        split: "train" or "eval"; no question stands in both.
-        seed: Seed of the generator; the same seed and split give the same rows.
-    """
+    """Yield rows of one split without end, from each family in turn."""
     rng = random.Random(f"{split}-{seed}")
     while True:
         for family, make in FAMILIES.items():
@@ -126,15 +120,14 @@ def generate_rows(split: Split, num_rows: int, seed: int) -> list[Row]:
     return list(islice(generate(split, seed), num_rows))
 
 
-def kept_split(split: Split, num_rows: int, seed: int) -> "Dataset":
-    """Return the same rows as a data set, generated once."""
+def cached_split(split: Split, num_rows: int, seed: int) -> "Dataset":
+    """Return the same rows as a data set, from the cache if they are in it."""
     from datasets import Features, List, Value
 
     message = {"role": Value("string"), "content": Value("string")}
     features = Features(family=Value("string"), messages=List(message))
-    asked = {"split_name": split, "num_rows": num_rows, "seed": seed}
-    return kept_rows(_rows, features, ("synthetic",), **asked)
+    return cached_rows(_rows, features, split_name=split, num_rows=num_rows, seed=seed)
 
 
-def _rows(split_name: Split, num_rows: int, seed: int, code: str) -> Iterator[Row]:
+def _rows(split_name: Split, num_rows: int, seed: int, protocol: str) -> Iterator[Row]:
     yield from islice(generate(split_name, seed), num_rows)

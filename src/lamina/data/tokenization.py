@@ -1,21 +1,15 @@
-"""Rows to token ids and labels: which tokens are read, which are trained, which are lost.
+"""Rows to token ids and labels: a label is the token's id where it is trained, -100 elsewhere."""
 
-Rows of every form become one of three: `messages` (a chat), `prompt` with `completion`, or `text`.
-A label is the token's id where it is trained and -100 where it is not.
-"""
-
-from collections.abc import Callable, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.accounting import TokenizedSplit, account
-from lamina.data.cache import kept_map
-from lamina.data.chat import show_chat, training_template
-from lamina.data.endings import Endings
-from lamina.data.forms import Conversion
-from lamina.data.rows import BadRowError
-from lamina.data.splits import Split, read
-from lamina.data.versions import version_of
+from lamina.data.cache import cached_map
+from lamina.data.chat import encode_chat, training_template
+from lamina.data.forms import BadRowError, Conversion
+from lamina.data.splits import Split, convert
 from lamina.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -24,9 +18,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that is not trained."""
-
-CODE = ("tokenization", "splits", "forms", "rows", "chat", "endings")
-"""Modules that decide what a row becomes."""
 
 
 class _RefusedError(Exception):
@@ -38,22 +29,22 @@ class _RefusedError(Exception):
 
 
 class Tokenization:
-    """How rows of one form become token ids with one tokenizer."""
+    """Tokenizes rows of one form with one tokenizer."""
 
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", loss_on: str, max_seq_length: int, split: Split
     ) -> None:
-        """Decide the form from a split's columns.
+        """Take the form from a split's columns.
 
         Args:
             tokenizer: The model's, with its chat template.
-            loss_on: assistant, completion, all, or auto for what suits the form.
-            max_seq_length: Tokens at which a row is cut.
-            split: Decides the form; all splits must have it.
+            loss_on: assistant, completion, all, or auto for the form's default.
+            max_seq_length: Rows are cut to this many tokens.
+            split: All splits must have its form.
 
         Raises:
-            DataError: The columns are of no known form, or there are no rows.
-            ConfigError: `loss_on` does not go with the form or the chat template.
+            DataError: There are no rows, or the columns fit no known form.
+            ConfigError: The form or the chat template does not support `loss_on`.
         """
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
@@ -74,7 +65,7 @@ class Tokenization:
         """Tokenize every row of a split.
 
         Raises:
-            DataError: A row cannot be used, or none has a trained token.
+            DataError: A row is unusable, or no row has a trained token.
             ConfigError: The end of a row's answer would not be trained.
         """
         if split.conversion.columns != self.columns:
@@ -83,7 +74,7 @@ class Tokenization:
                 f"{' and '.join(self.columns)}: give both the same columns"
             )
         try:
-            tokenized = kept_map(
+            tokenized = cached_map(
                 split.rows,
                 self._encoded,
                 features=_features(),
@@ -91,18 +82,17 @@ class Tokenization:
                 conversion=split.conversion,
                 from_files=bool(split.files),
                 skips=split.skips,
-                code=version_of(*CODE),
             )
         except _RefusedError as refused:
-            raise split.refusal(refused.index, refused.reason) from refused
+            raise split.error(refused.index, refused.reason) from refused
         self.endings.check(split, tokenized["unended"][:])
         return account(split, tokenized, self.max_seq_length)
 
     def prompt(self, row: dict[str, Any]) -> tuple[str, list[int]]:
-        """Return what a row asks, as text for people and as all tokens up to the answer.
+        """Return a row's question as readable text, and all its tokens before the answer.
 
         Raises:
-            BadRowError: Nobody asks, or the chat template does not take it.
+            BadRowError: There is no question, or the chat template refuses it.
         """
         if "messages" in self.columns:
             turns = list(takewhile(lambda m: m["role"] != "assistant", row["messages"]))
@@ -119,15 +109,12 @@ class Tokenization:
         return self.tokenizer.decode(ids), ids
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Tokenize one row.
-
-        Args:
-            row: Its columns, after the split's conversion.
+        """Tokenize one converted row.
 
         Returns:
-            input_ids and labels, cut to max_seq_length; trained: how many of them are; length:
-            before the cut; start: the first trained one's 0-based place; unended: whether the end
-            of an answer is left untrained.
+            input_ids and labels, cut to max_seq_length; trained: number of trained tokens in them;
+            length: tokens before the cut; start: 0-based place of the first trained token;
+            unended: whether the end of an answer is not trained.
         """
         encode: dict[str, Callable[[dict[str, Any]], tuple[list[int], Sequence[int]]]] = {
             "messages": self._messages,
@@ -136,18 +123,16 @@ class Tokenization:
         }
         ids, mask = encode[self.columns[0]](row)
         labels = [i if kept else IGNORED for i, kept in zip(ids, mask, strict=True)]
-        unended = not self.endings.are_trained(ids, mask, self._is_chat(row))
-        labels = labels[: self.max_seq_length]
-        # A first token is never predicted, so it is not a trained one.
+        is_chat = not isinstance(row[self.columns[0]], str)
+        # The first token is never predicted, so it does not count as trained.
         places = [at for at, kept in enumerate(mask) if kept and at > 0]
-        trained = sum(at < self.max_seq_length for at in places)
         return {
             "input_ids": ids[: self.max_seq_length],
-            "labels": labels,
-            "trained": trained,
+            "labels": labels[: self.max_seq_length],
+            "trained": sum(at < self.max_seq_length for at in places),
             "length": len(ids),
             "start": places[0] if places else len(ids),
-            "unended": unended,
+            "unended": not self.endings.are_trained(ids, mask, is_chat),
         }
 
     def _encoded(
@@ -157,18 +142,14 @@ class Tokenization:
         conversion: Conversion,
         from_files: bool,
         skips: bool,
-        code: str,
     ) -> dict[str, Any]:
         try:
-            return {**self.row(read(row, conversion, from_files)), "problem": None}
+            return {**self.row(convert(row, conversion, from_files)), "problem": None}
         except BadRowError as error:
             if not skips:
                 raise _RefusedError(index, error) from error
             none = {"trained": 0, "length": 0, "start": 0, "unended": False}
             return {"input_ids": [], "labels": [], **none, "problem": str(error)}
-
-    def _is_chat(self, row: dict[str, Any]) -> bool:
-        return not isinstance(row[self.columns[0]], str)
 
     def _messages(self, row: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
         masked = self.loss_on == "assistant"
@@ -186,7 +167,7 @@ class Tokenization:
             ids = self._chat(row["prompt"] + row["completion"])["input_ids"]
         if self.loss_on == "all":
             return ids, [1] * len(ids)
-        # Tokens may merge across the border: the completion starts where the two first differ.
+        # Tokens may merge across the boundary: the completion starts where the two first differ.
         same = takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, ids, strict=False))
         start = sum(1 for _ in same)
         return ids, [0] * start + [1] * (len(ids) - start)
@@ -201,15 +182,76 @@ class Tokenization:
         return list(self._chat(prompt, add_generation_prompt=True)["input_ids"])
 
     def _chat(self, messages: list[dict[str, Any]], **options: Any) -> Any:
-        return show_chat(self.tokenizer, messages, chat_template=self.template, **options)
+        return encode_chat(self.tokenizer, messages, chat_template=self.template, **options)
 
     def _ended(self, text: str) -> str:
         end = self.tokenizer.eos_token or ""
         return text if text.endswith(end) else text + end
 
 
+@dataclass(frozen=True)
+class Endings:
+    """Checks that the token that ends an answer is trained: without it no model learns to stop.
+
+    Plain text must end with the end-of-text token. In a chat every run of trained tokens must end
+    with an added token, blanks behind it aside, as in TRL's check of templates. A chat that is
+    trained on all tokens is not checked.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    ends: frozenset[int]
+    """Ids that end an answer in a chat; empty if nothing is checked."""
+
+    @classmethod
+    def of(
+        cls, tokenizer: "PreTrainedTokenizerBase", columns: tuple[str, ...], loss_on: str
+    ) -> "Endings":
+        """Return the check for converted rows with these columns."""
+        if columns == ("messages",) and loss_on == "all":
+            return cls(tokenizer, frozenset())
+        ends = set(tokenizer.get_added_vocab().values())
+        if tokenizer.eos_token_id is not None:
+            ends.add(tokenizer.eos_token_id)
+        return cls(tokenizer, frozenset(ends))
+
+    def are_trained(self, ids: Sequence[int], mask: Sequence[int], is_chat: bool) -> bool:
+        """Return whether every answer of a row ends with a trained end token.
+
+        Args:
+            ids: All tokens of the row.
+            mask: 1 for each trained token.
+            is_chat: Whether a chat template rendered the row.
+        """
+        if not is_chat:
+            return bool(ids) and bool(mask[-1]) and ids[-1] == self.tokenizer.eos_token_id
+        if not self.ends:
+            return True
+        pairs = zip(mask, ids, strict=True)
+        runs = [[i for _, i in run] for kept, run in groupby(pairs, lambda p: p[0]) if kept]
+        return bool(runs) and all(self._last_visible(run) in self.ends for run in runs)
+
+    def check(self, split: Split, unended: Iterable[bool]) -> None:
+        """Refuse a split with a row for which `are_trained` was False.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        for index, missing in enumerate(unended):
+            if missing:
+                raise ConfigError(
+                    f"{split.place(index)}: the token that ends an answer would not be trained, so "
+                    "the model would not learn to stop; the tokenizer of "
+                    f"{self.tokenizer.name_or_path} has eos_token={self.tokenizer.eos_token}: give "
+                    "a model whose tokenizer or chat template ends an answer with it"
+                )
+
+    def _last_visible(self, run: list[int]) -> int | None:
+        visible = (i for i in reversed(run) if i in self.ends or self.tokenizer.decode([i]).strip())
+        return next(visible, None)
+
+
 def _features() -> "Features":
-    """Types of what a row becomes; the library would take them from the first rows alone."""
+    """Return the columns of `_encoded`; the library would guess them from the first rows."""
     from datasets import Features, List, Value
 
     return Features(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from lamina.data.chat import show_chat
+from lamina.data.chat import encode_chat
 from lamina.data.splits import Split
 from lamina.data.tokenization import IGNORED, Tokenization
 from lamina.errors import ConfigError, DataError
@@ -175,4 +175,4 @@ def _row_ids(
             "messages need: give rows with text"
         )
     messages = [message for part in parts for message in part]
-    return list(show_chat(tokenizer, messages)["input_ids"])
+    return list(encode_chat(tokenizer, messages)["input_ids"])
