@@ -143,6 +143,62 @@ def test_comments_go_with_their_keys(tmp_path: Path) -> None:
     assert "  alpha: 32   # twice the rank" in lines
 
 
+COMMENTED = """\
+# The head.
+
+# Above extends.
+_extends: base.yaml
+model_type: pruned  # beside
+# Far above.
+
+# Above.
+keep_layers: 8
+lora:  # beside lora
+  # above r
+  r: 4
+report_to:
+  - wandb  # in the list
+  # in the list, too
+  - tensorboard
+wandb_run_name: |  # no text
+  # text
+# Below a block.
+seed: 3
+
+# The end.
+"""
+
+
+def test_every_comment_is_kept(tmp_path: Path) -> None:
+    path = old(tmp_path, base="# Of the base.\n\nseed: 1  # its seed\n", old=COMMENTED)
+    assert experiment(resolve(path)).splitlines() == [
+        "# @package _global_",
+        "# From a config of the older form: old.yaml < base.yaml",
+        "# The head.",
+        "# Above extends.",
+        "defaults:",
+        "  - override /model: pruned   # beside",
+        "  - override /adapter: lora",
+        "  # in the list, too",
+        "  - override /logger: both   # in the list",
+        "",
+        "# Below a block.",
+        "seed: 3",
+        "depth:",
+        "  # Far above.",
+        "  # Above.",
+        "  keep_layers: 8",
+        "logger:",
+        "  wandb:",
+        '    name: "# text\\n"   # no text',
+        "lora:",
+        "  # beside lora",
+        "  # above r",
+        "  r: 4",
+        "# The end.",
+    ]
+
+
 REFUSED = {
     "": "@: model_type is missing: give original, dropped or pruned",
     "model_type: prunned": "@: model_type=prunned: give original, dropped or pruned; "
@@ -166,21 +222,20 @@ REFUSED = {
     "or all, or a list of them without none",
     "lora: 16": "@: lora=16: expected a mapping with r and alpha",
     "lora: {r: 8.5}": "@: lora.r=8.5: expected a whole number",
-    "fp16: true\nbf16: true": "@: fp16=true and bf16=true: one at most",
+    "fp16: true\nbf16: true": "@: fp16=true and bf16=true: give one of them",
     "model_type: dropped\nlayer_to_drop: ~": "@: layer_to_drop=null: model_type=dropped needs a "
     "whole number",
     "model_type: pruned\nkeep_layers: null": "@: keep_layers=null: model_type=pruned needs a "
     "whole number",
-    "seed: 1\nseed: 2": "@, line 3: seed stands twice; leave one of them",
-    "seed: [1": "@: line 2: no YAML: expected ',' or ']', but got '<stream end>'",
-    "seed: !!timestamp x": "@, line 2: the value is not what its tag says",
-    "seed: !!python/name:os.system": "@: line 2: no YAML: could not determine a constructor for "
-    "the tag 'tag:yaml.org,2002:python/name:os.system'",
-    "? [a]\n: b": "@, line 2: a key must be a text",
-    "<<: {[a]: b}": "@, line 2: a key must be a text",
-    "a: &a {<<: *a}": "@: a={}: no such key\n"
-    "lamina migrate --force leaves out the keys that there are not",
-    "- a": "@: line 2: no YAML: expected <block end>, but found '-'",
+    "seed: 1\nseed: 2": '@, line 3: invalid YAML: found duplicate key "seed" with value "2" '
+    '(original value: "1")',
+    "seed: [1": "@, line 2: invalid YAML: expected ',' or ']', but got '<stream end>'",
+    "seed: !!timestamp x": '@, line 2: invalid YAML: failed to construct timestamp from "x"',
+    "seed: !!python/name:os.system": "@: seed has a tag: leave it out",
+    "? [a]\n: b": "@: a key must be a text, not a list or a mapping",
+    "<<: {[a]: b}": "@: a key must be a text, not a list or a mapping",
+    "a: &a {<<: *a}": "@: a mapping merges itself with <<",
+    "- a": "@, line 2: invalid YAML: expected <block end>, but found '-'",
     "_extends: [a, b]": "@: _extends=['a', 'b']: expected the path of one file",
     "_extends: nowhere.yaml": "@: _extends=%/nowhere.yaml: no such file or directory",
     "_extends: .": "@: _extends=%: is a directory",
@@ -205,7 +260,7 @@ def test_a_list_is_no_config(tmp_path: Path) -> None:
 
 def test_a_file_nested_without_end_is_named(tmp_path: Path) -> None:
     path = old(tmp_path, old=f"model_type: original\nseed: {'[' * 5000}")
-    with pytest.raises(ConfigError, match="nested without end"):
+    with pytest.raises(ConfigError, match="nested too deeply"):
         resolve(path)
 
 
@@ -222,7 +277,7 @@ def test_all_unknown_keys_are_listed_and_force_leaves_them_out(tmp_path: Path) -
     assert refused.errors.splitlines() == [
         f"error: {listed[0]}",
         *listed[1:],
-        "lamina migrate --force leaves out the keys that there are not",
+        "lamina migrate --force leaves out unknown keys",
     ]
     assert not (tmp_path / "migrated").exists()
     forced = lamina("migrate", "child.yaml", "--force", cwd=tmp_path)
@@ -248,8 +303,8 @@ def test_a_circle_is_named(tmp_path: Path) -> None:
     refused = lamina("migrate", "a.yaml", cwd=tmp_path)
     assert refused.code == 1
     assert refused.errors == (
-        "error: _extends goes in a circle: a.yaml -> b.yaml -> c.yaml -> a.yaml; "
-        "one of them must not extend\n"
+        "error: _extends forms a circle: a.yaml -> b.yaml -> c.yaml -> a.yaml; "
+        "remove it from one of them\n"
     )
 
 
@@ -328,7 +383,8 @@ MISTAKES = {
     "--old": "--old: give the path of a config of the older form",
     "--old --cfg job": "--old: give the path of a config of the older form",
     "--old nowhere.yaml": "nowhere.yaml: no such file or directory",
-    "--old old.yaml --old=old.yaml": "--old: give it once, it was old.yaml, old.yaml",
+    "--old old.yaml --old=old.yaml": "--old is given more than once: old.yaml, old.yaml; give one "
+    "file",
     "--old old.yaml experiment=pruned": "--old old.yaml and experiment=pruned: give one of them",
     "--old old.yaml sed=3": "sed=3: no such key; did you mean seed?",
 }

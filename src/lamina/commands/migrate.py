@@ -1,4 +1,4 @@
-"""`lamina migrate OLD.yaml`: a config of the older form as an experiment file."""
+"""`lamina migrate OLD.yaml`: turn a config of the older form into an experiment file."""
 
 import argparse
 import shlex
@@ -20,22 +20,17 @@ def main() -> None:
     with errors_in_one_line():
         older = resolve(asked.old, drop_unknown=asked.force)
         written = write(experiment(older), asked.output, experiment_name(asked.old))
-    for said in older.dropped:
-        sys.stdout.write(f"left out: {said}\n")
+    for message in older.dropped:
+        sys.stdout.write(f"left out: {message}\n")
     sys.stdout.write(f"{written}: from {' < '.join(str(read.path) for read in older.files)}\n")
     sys.stdout.write(f"{command(written)}\n")
 
 
 def write(text: str, output: Path, name: str) -> Path:
-    """Write an experiment file where Hydra finds it.
-
-    Args:
-        text: Its content.
-        output: A folder of configs, or the folder `experiment` in one.
-        name: Of the experiment.
+    """Write an experiment file to a folder of configs, or to the folder `experiment` in one.
 
     Raises:
-        OutputError: There is such a file already, or it cannot be written.
+        OutputError: The file exists or cannot be written.
     """
     folder = output if output.name == GROUP else output / GROUP
     path = folder / f"{name}.yaml"
@@ -53,16 +48,16 @@ def write(text: str, output: Path, name: str) -> Path:
 def command(written: Path) -> str:
     """Return the command that runs an experiment file."""
     configs = written.parent.parent
-    own = configs.resolve() == conf_dir().resolve()
-    found = "" if own else f"--config-dir {shlex.quote(str(configs))} "
-    return f"python -m train {found}experiment={written.stem}"
+    shipped = configs.resolve() == conf_dir().resolve()
+    place = "" if shipped else f"--config-dir {shlex.quote(str(configs))} "
+    return f"python -m train {place}experiment={written.stem}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lamina migrate",
         description="Turn a config of the older form, with all that it extends, into an experiment "
-        "file, and print the command that runs it. python -m train --old OLD.yaml runs it at once.",
+        "file, and print the command that runs it. python -m train --old OLD.yaml runs it.",
     )
     parser.add_argument("old", metavar="OLD.yaml", type=Path, help="config of the older form")
     parser.add_argument(
@@ -73,6 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of configs; the file goes to DIR/experiment (default: migrated)",
     )
     parser.add_argument(
-        "--force", action="store_true", help="leave out keys without a meaning; they are listed"
+        "--force", action="store_true", help="leave out unknown keys, and list them"
     )
     return parser

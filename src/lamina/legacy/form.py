@@ -1,4 +1,4 @@
-"""The older form of a config: flat keys, `_extends`, and what each key may say."""
+"""The older form of a config: flat keys, `_extends`, and the values that each key takes."""
 
 import math
 import re
@@ -17,24 +17,23 @@ REPORTS = ("none", "tensorboard", "wandb", "all")
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 Kind = Callable[[Entry], Any]
-"""Returns what an entry means, or raises a ConfigError that says what is expected."""
+"""Returns an entry's meaning, or raises a ConfigError that says what is expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OlderForm:
-    """What a file of the older form resolves to, with all that it extends."""
+    """A file of the older form, resolved with all that it extends."""
 
     values: dict[str, Any]
-    """Of each key that is given, in the order of KEYS; those of `lora` are dotted."""
+    """Of each key given, in the order of KEYS; those of `lora` are dotted."""
 
     entries: dict[str, Entry]
-    """Where each of them stands, with its comments."""
 
     files: tuple[OlderFile, ...]
-    """The file itself, then what it extends."""
+    """The file itself, then those it extends."""
 
     dropped: tuple[str, ...]
-    """What was said about each key that has no meaning."""
+    """A message for each unknown key."""
 
 
 def resolve(path: Path, *, drop_unknown: bool = False) -> OlderForm:
@@ -42,10 +41,10 @@ def resolve(path: Path, *, drop_unknown: bool = False) -> OlderForm:
 
     Args:
         path: The file.
-        drop_unknown: Whether keys without a meaning are left out instead of refused.
+        drop_unknown: Leave out unknown keys instead of refusing them.
 
     Raises:
-        ConfigError: A file cannot be read, or keys or values have no meaning; all are named.
+        ConfigError: A file cannot be read, or keys or values are wrong; the message lists all.
     """
     files = read_chain(path)
     merged: dict[str, Entry] = {}
@@ -53,16 +52,19 @@ def resolve(path: Path, *, drop_unknown: bool = False) -> OlderForm:
         merged |= older.entries
     values, problems = _values(merged)
     problems += _contradictions(path, merged, values)
-    unknown = tuple(_unknown(*item) for item in merged.items() if item[0] not in (*KEYS, "lora"))
+    unknown = tuple(
+        f"{entry.file}: {key}={entry.shown}: no such key{nearest(key, KEYS)}"
+        for key, entry in merged.items()
+        if key not in (*KEYS, "lora")
+    )
     if unknown and not drop_unknown:
-        problems += [*unknown, "lamina migrate --force leaves out the keys that there are not"]
+        problems += [*unknown, "lamina migrate --force leaves out unknown keys"]
     if problems:
         raise ConfigError(joined(problems))
     return OlderForm(values=values, entries=merged, files=tuple(files), dropped=unknown)
 
 
 def _values(merged: dict[str, Entry]) -> tuple[dict[str, Any], list[str]]:
-    """What the known keys say, and what is wrong with them."""
     values: dict[str, Any] = {}
     problems: list[str] = []
     for key, kind in KEYS.items():
@@ -77,12 +79,7 @@ def _values(merged: dict[str, Entry]) -> tuple[dict[str, Any], list[str]]:
     return values, problems
 
 
-def _unknown(key: str, entry: Entry) -> str:
-    return f"{entry.file}: {key}={entry.shown}: no such key{nearest(key, KEYS)}"
-
-
 def _contradictions(path: Path, merged: dict[str, Entry], values: dict[str, Any]) -> list[str]:
-    """What the values lack or contradict together."""
     problems = []
     if "model_type" not in merged:
         problems.append(f"{path}: model_type is missing: give {_or(MODEL_TYPES)}")
@@ -91,14 +88,14 @@ def _contradictions(path: Path, merged: dict[str, Entry], values: dict[str, Any]
             where = merged[key].file
             problems.append(f"{where}: {key}=null: model_type={model_type} needs a whole number")
     if values.get("fp16") and values.get("bf16"):
-        problems.append(f"{path}: fp16=true and bf16=true: one at most")
+        problems.append(f"{path}: fp16=true and bf16=true: give one of them")
     return problems
 
 
 def _text(entry: Entry) -> str:
     if entry.text is None:
         raise ConfigError("expected a text" + _no_null(entry))
-    # OmegaConf has no way to say this text: it stands for a missing value.
+    # To OmegaConf this text is a missing value; it cannot be escaped.
     if entry.text == "???":
         raise ConfigError("expected a value")
     return entry.text
@@ -135,7 +132,6 @@ def _flag(entry: Entry) -> bool:
 
 
 def _reports(entry: Entry) -> tuple[str, ...]:
-    """The names of a text or a list; of `all`, every one of them."""
     given = entry.value if isinstance(entry.value, list) else [entry.text]
     names = tuple(dict.fromkeys(str(name) for name in given))
     if not set(names) <= set(REPORTS) or ("none" in names and len(names) > 1):
@@ -145,10 +141,9 @@ def _reports(entry: Entry) -> tuple[str, ...]:
 
 def _choice(allowed: tuple[str, ...]) -> Kind:
     def chosen(entry: Entry) -> str:
-        # The text as written: YAML takes no for false.
+        # The text as written: YAML reads no as false.
         if entry.text not in allowed:
-            guess = nearest(entry.text or "", allowed)
-            raise ConfigError(f"give {_or(allowed)}{guess}")
+            raise ConfigError(f"give {_or(allowed)}{nearest(entry.text or '', allowed)}")
         return entry.text
 
     return chosen
@@ -205,4 +200,4 @@ KEYS: dict[str, Kind] = {
     "fp16": _flag,
     "wandb_run_name": _unset_or(_text),
 }
-"""Every key of the older form. Those that conf/base.yaml has as well mean the same there."""
+"""Every key of the older form. One that conf/base.yaml has as well means the same there."""

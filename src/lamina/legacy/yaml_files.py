@@ -1,48 +1,49 @@
-"""YAML files of the older form: read with their comments, and with what they extend.
+"""YAML files of the older form: read with their comments, and with the files they extend.
 
-A value is kept as YAML reads it and as it was written, because YAML 1.1 takes `1e-4` for a text,
-`no` for false and `2024-05-01` for a date, and only the key says what was meant.
+ruamel.yaml gives each scalar as written. What it means depends on its key: the older loader was
+`yaml.safe_load`, to which `1e-4` is a text, `no` is false and `2024-05-01` is a date.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
+from ruamel.yaml.tag import Tag
+from typing_extensions import override
 
 from lamina.errors import ConfigError
 
 EXTENDS = "_extends"
-"""The key that names the file whose values this one starts from."""
-
-_BLOCK_TEXT = ("|", ">")
-_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+"""The key that names the file to start from."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Entry:
-    """One key of one file."""
+    """A key's value in one file."""
 
     value: Any
-    """As YAML reads it."""
+    """None, bool, int or float as YAML 1.1 reads them, otherwise the text, list or mapping."""
 
     text: str | None
-    """A scalar as it was written, without quotes; None for lists, mappings and null."""
+    """A scalar as written, without quotes; None for lists, mappings and null."""
 
     file: Path
-    """Where it stands."""
 
-    comments: tuple[str, ...] = ()
-    """The comment lines directly above it, from `#` on."""
+    above: list[str] = field(default_factory=list)
+    """The comment lines above the key, from `#` on."""
 
     beside: str = ""
-    """The comment behind it, from `#` on."""
+    """The comment on the key's line, from `#` on."""
 
     @property
     def shown(self) -> str:
-        """The value for a message, shortened."""
+        """The value for a message, on one line and shortened."""
         shown = self.text if self.text is not None else "null"
         if self.text is None and self.value is not None:
             shown = str(self.value)
@@ -50,34 +51,34 @@ class Entry:
         return line if len(line) <= 60 else f"{line[:57]}..."
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class OlderFile:
-    """One file: its keys, those of a mapping dotted, and the comments at its head."""
+    """One file of the older form."""
 
     path: Path
-    extends: Path | None
-    header: tuple[str, ...]
-    entries: dict[str, Entry] = field(default_factory=dict)
+    extends: Path | None = None
+    entries: dict[str, Entry]
+    """By key; one of a nested mapping is dotted."""
+
+    header: list[str] = field(default_factory=list)
+    """Comment lines at the head, set apart by an empty line."""
+
+    footer: list[str] = field(default_factory=list)
+    """Comment lines below the last key."""
 
 
 def read_chain(path: Path) -> list[OlderFile]:
-    """Read a file and all that it extends.
-
-    Args:
-        path: The file; what it extends is relative to its folder.
-
-    Returns:
-        The files, the given one first.
+    """Read a file and all that it extends, the file itself first.
 
     Raises:
-        ConfigError: A file is missing or no mapping, or the files extend each other in a circle.
+        ConfigError: A file is missing or is no mapping, or the files extend each other in a circle.
     """
     chain: list[OlderFile] = []
     following: Path | None = path
     while following is not None:
         if any(following.resolve() == read.path.resolve() for read in chain):
             circle = " -> ".join(str(p) for p in [*(read.path for read in chain), following])
-            raise ConfigError(f"{EXTENDS} goes in a circle: {circle}; one of them must not extend")
+            raise ConfigError(f"{EXTENDS} forms a circle: {circle}; remove it from one of them")
         try:
             chain.append(_read(following))
         except OSError as error:
@@ -87,108 +88,122 @@ def read_chain(path: Path) -> list[OlderFile]:
     return chain
 
 
+class _AsWritten(VersionedResolver):
+    """Takes every plain scalar for a text."""
+
+    @override
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is ScalarNode and implicit[0] and value != "<<":
+            return Tag(suffix="tag:yaml.org,2002:str")
+        return super().resolve(kind, value, implicit)
+
+
 def _read(path: Path) -> OlderFile:
+    parser = YAML(pure=True)
+    parser.preserve_quotes = True  # a plain scalar is then a str itself, others of a subclass
+    parser.Resolver = _AsWritten
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        loader = yaml.SafeLoader(text)
-        root = loader.get_single_node()
-        entries = _entries(loader, root, path, _LINE_BREAK.split(text)) if root else {}
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {_said(error)}") from error
-    extends = entries.pop(EXTENDS, None)
-    if extends is not None and not extends.text:
-        raise ConfigError(f"{path}: {EXTENDS}={extends.shown}: expected the path of one file")
-    return OlderFile(
-        path=path,
-        extends=path.parent / extends.text if extends and extends.text else None,
-        header=_header(_LINE_BREAK.split(text)),
-        entries=entries,
-    )
-
-
-def _said(error: Exception) -> str:
-    """What a parser says, in one line."""
-    if isinstance(error, RecursionError):
-        return "nested without end"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: no YAML: {error.problem}"
-    return " ".join(str(error).split())
-
-
-def _entries(
-    loader: yaml.SafeLoader, root: yaml.Node, path: Path, lines: list[str]
-) -> dict[str, Entry]:
-    """The keys of a file's mapping; a mapping below one of them gives `key.inner`."""
-    found: dict[str, Entry] = {}
-    for name, inner, comments in _pairs(loader, root, path, lines):
-        key = repr(name) if "." in name else name  # such a key is not that of a mapping
-        mapping = isinstance(inner, yaml.MappingNode)
-        parts = list(_pairs(loader, inner, path, lines)) if mapping else []
-        if not parts:
-            found[key] = _entry(loader, inner, path, lines, comments)
-        for part, value, below in parts:
-            found[f"{key}.{part}"] = _entry(loader, value, path, lines, (*comments, *below))
-            comments = ()
-    return found
-
-
-def _pairs(
-    loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: list[str]
-) -> Iterator[tuple[str, yaml.Node, tuple[str, ...]]]:
-    """Key, value and the comments above the key, of each pair of a mapping."""
-    if not isinstance(node, yaml.MappingNode):
+        root = parser.load(path.read_text(encoding="utf-8-sig"))
+    except (YAMLError, ValueError, RecursionError, AttributeError) as error:
+        raise ConfigError(f"{path}{_reason(error)}") from error
+    if root is None:
+        return OlderFile(path=path, entries={})
+    if not isinstance(root, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values")
-    seen: set[str] = set()
-    for key, _ in node.value:
-        name = _name(key, path)
-        if name in seen:
-            line = key.start_mark.line + 1
-            raise ConfigError(f"{path}, line {line}: {name} stands twice; leave one of them")
-        seen.add(name)
-    loader.flatten_mapping(node)
-    block_above = False
-    # What `<<` brings comes first: a key of the mapping itself wins.
-    for key, value in node.value:
-        apart = not (block_above or node.flow_style)
-        yield _name(key, path), value, _above(lines, key.start_mark.line) if apart else ()
-        # The lines of a block text may look like comments.
-        block_above = isinstance(value, yaml.ScalarNode) and value.style in _BLOCK_TEXT
+    leaves = list(_leaves(path, root))
+    read = OlderFile(path=path, entries={key: entry for key, entry, _ in leaves})
+    _attach_comments(read, leaves, root)
+    if extends := read.entries.pop(EXTENDS, None):
+        if not extends.text:
+            raise ConfigError(f"{path}: {EXTENDS}={extends.shown}: expected the path of one file")
+        read.extends = path.parent / extends.text
+        read.header += extends.above
+    return read
 
 
-def _name(key: yaml.Node, path: Path) -> str:
-    if not isinstance(key, yaml.ScalarNode):
-        raise ConfigError(f"{path}, line {key.start_mark.line + 1}: a key must be a text")
-    return str(key.value)
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return ": nested too deeply"
+    if isinstance(error, AttributeError):  # from ruamel.yaml 0.19.1, for `a: &a {<<: *a}`
+        return ": a mapping merges itself with <<"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f", line {error.problem_mark.line + 1}: invalid YAML: {error.problem}"
+    return f": {' '.join(str(error).split())}"
 
 
-def _entry(
-    loader: yaml.SafeLoader, node: yaml.Node, path: Path, lines: list[str], above: tuple[str, ...]
-) -> Entry:
-    try:
-        value = loader.construct_object(node, deep=True)
-    except (AttributeError, IndexError, KeyError) as error:
-        # What PyYAML 6.0.3 raises for !!timestamp, !!int and !!bool before a text that is none.
-        line = node.start_mark.line + 1
-        raise ConfigError(f"{path}, line {line}: the value is not what its tag says") from error
-    text = node.value if isinstance(node, yaml.ScalarNode) and value is not None else None
-    behind = lines[node.end_mark.line][node.end_mark.column :].strip()
-    on_its_line = isinstance(node, yaml.ScalarNode) and node.style not in _BLOCK_TEXT
-    beside = behind if on_its_line and behind.startswith("#") else ""
-    return Entry(value=value, text=text, file=path, comments=above, beside=beside)
+Leaf = tuple[str, Entry, range]
+"""Key, value, and the 0-based lines from the key to the value's end."""
 
 
-def _above(lines: list[str], line: int) -> tuple[str, ...]:
-    """The comment lines directly above a line."""
-    first = line
-    while first and lines[first - 1].lstrip().startswith("#"):
-        first -= 1
-    return tuple(above.strip() for above in lines[first:line])
+def _leaves(path: Path, mapping: Any, prefix: str = "") -> Iterator[Leaf]:
+    value: Any
+    for name, value in mapping.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}: a key must be a text, not a list or a mapping")
+        # A key with a dot is not that of a nested mapping.
+        key = prefix + (repr(str(name)) if "." in name else name)
+        if isinstance(value, dict) and value and not prefix:
+            yield from _leaves(path, value, f"{key}.")
+            continue
+        if not isinstance(value, str | list | dict):
+            raise ConfigError(f"{path}: {key} has a tag: leave it out")
+        text = str(value) if isinstance(value, str) else None
+        if type(value) is str and (value := _meaning(value)) is None:
+            text = None
+        entry = Entry(value=value, text=text, file=path)
+        # What `<<` merges in stands elsewhere.
+        line = mapping.lc.data[name][0] if name in mapping.lc.data else -1
+        items = len(value) if isinstance(value, list) else 0
+        last = mapping[name].lc.item(items - 1)[0] if items else line
+        yield key, entry, range(line, last + 1)
 
 
-def _header(lines: list[str]) -> tuple[str, ...]:
-    """The comment at the head of a file, if an empty line sets it apart from what follows."""
-    count = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    apart = count < len(lines) and not lines[count].strip()
-    return tuple(line.strip() for line in lines[:count]) if apart else ()
+def _meaning(text: str) -> Any:
+    """Return what YAML 1.1 makes of a plain scalar; dates stay texts."""
+    loader = yaml.SafeLoader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    if tag.endswith((":null", ":bool", ":int", ":float")):
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    return text
+
+
+def _attach_comments(read: OlderFile, leaves: list[Leaf], root: Any) -> None:
+    """Give each entry the comments above it and in its lines."""
+    comments = dict(sorted(_comments(root)))
+    first = min((lines.start for _, _, lines in leaves), default=0)
+    for line, (text, is_alone) in comments.items():
+        found = next(((entry, lines) for _, entry, lines in leaves if lines.stop > line), None)
+        if found is None:
+            read.footer.append(text)
+            continue
+        entry, lines = found
+        if line in lines and not is_alone and not entry.beside:
+            entry.beside = text
+        elif len(read.header) == line and any(n not in comments for n in range(line, first)):
+            read.header.append(text)
+        else:
+            entry.above.append(text)
+
+
+def _comments(node: Any) -> Iterator[tuple[int, tuple[str, bool]]]:
+    """Yield each comment's 0-based line, its text, and whether it has the line to itself.
+
+    ruamel.yaml attaches a comment, with all comment lines that follow, to the node before it.
+    """
+    places: list[tuple[Any, int]] = [([node.ca.comment, node.ca.end], node.lc.line)]
+    places += [(found, node.lc.data[key][0]) for key, found in node.ca.items.items()]
+    while places:
+        token, line = places.pop()
+        if isinstance(token, list):
+            places += [(inner, line) for inner in token]
+        elif isinstance(token, str):  # behind the sign of a block text
+            yield line, (token.strip(), False)
+        elif token is not None:
+            # A line break in front is not counted in the token's own line.
+            alone = token.value.startswith("\n") or token.column == 0
+            for number, text in enumerate(token.value.removeprefix("\n").split("\n")):
+                if text.strip():
+                    yield token.start_mark.line + number, (text.strip(), alone or number > 0)
+    for child in node.values() if isinstance(node, dict) else node:
+        if hasattr(child, "ca"):
+            yield from _comments(child)
