@@ -1,4 +1,4 @@
-"""Rows that are made once: what finds them again, and what does not."""
+"""The cache of prepared rows: what it reuses, and what it prepares again."""
 
 import json
 import os
@@ -35,13 +35,13 @@ def source(path: Path, **changes: Any) -> Files:
 
 
 def made(data: Any, tokenizer: Any = None, length: int = 64) -> list[str]:
-    """Tokenize; return the files that hold both splits."""
+    """Tokenize, and return the cache files of both splits."""
     tokenizer = tokenizer or build_tokenizer()
     fed = feed(data, tokenizer, max_seq_length=length, num_prompts=1)
     return [file["filename"] for side in (fed.train, fed.eval) for file in side.rows.cache_files]
 
 
-def test_the_same_rows_are_tokenized_once(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_rows_are_tokenized_once(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = made(source(rows))
     assert len(first) == 2
     monkeypatch.setattr(tokenization.Tokenization, "row", None)
@@ -50,7 +50,7 @@ def test_the_same_rows_are_tokenized_once(rows: Path, monkeypatch: pytest.Monkey
         made(source(rows, loss_on="all"))
 
 
-def test_whatever_decides_the_ids_finds_other_rows(
+def test_all_that_determines_the_ids_is_part_of_the_cache_key(
     rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = made(source(rows))
@@ -77,7 +77,7 @@ def test_whatever_decides_the_ids_finds_other_rows(
     assert len(set(found)) == len(found)
 
 
-def test_a_changed_file_of_the_same_size_and_time_finds_other_rows(rows: Path) -> None:
+def test_a_file_changed_without_a_new_size_or_time_is_read_again(rows: Path) -> None:
     first, before = made(source(rows)), rows.stat()
     rows.write_text(rows.read_text().replace("copy AB", "copy BA"))
     os.utime(rows, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -85,7 +85,7 @@ def test_a_changed_file_of_the_same_size_and_time_finds_other_rows(rows: Path) -
     assert not set(made(source(rows))) & set(first)
 
 
-def test_generated_rows_are_found_by_their_number_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_rows_are_cached_by_number_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def generated(**changes: Any) -> list[str]:
         given = {"train_rows": 20, "eval_rows": 10, "seed": 1, **changes}
         return made(Synthetic(**given, loss_on="auto", max_dropped=0.01))
@@ -109,7 +109,7 @@ print([file["filename"] for side in (fed.train, fed.eval) for file in side.rows.
 """
 
 
-def test_processes_share_rows_also_when_they_start_at_once(tmp_path: Path) -> None:
+def test_processes_share_rows_even_if_they_start_together(tmp_path: Path) -> None:
     env = environment(HF_DATASETS_CACHE=str(tmp_path))
 
     def started() -> subprocess.Popen[str]:
@@ -144,7 +144,7 @@ def killed(after, call):
 """
 
 
-def test_a_process_that_is_killed_leaves_nothing_half(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_partial_rows(tmp_path: Path) -> None:
     def run(script: str) -> tuple[int, list[list[int]]]:
         script += 'print([row["input_ids"] for row in fed.train.rows])'
         env = environment(HF_DATASETS_CACHE=str(tmp_path))
@@ -161,7 +161,7 @@ def test_a_process_that_is_killed_leaves_nothing_half(tmp_path: Path) -> None:
     assert run(FEED) == (0, [row["input_ids"] for row in fed.train.rows])
 
 
-def test_rows_in_a_folder_that_cannot_be_written_stay_in_memory(
+def test_without_a_writable_cache_rows_stay_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Dataset.from_list([{"messages": TURNS}] * 4).save_to_disk(tmp_path / "saved")
@@ -177,9 +177,7 @@ def _one_row(protocol: str) -> Any:
     yield {"text": protocol}
 
 
-def test_a_cache_that_cannot_be_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
     message = (

@@ -1,4 +1,4 @@
-"""Files of rows: what each kind gives, and what a broken one says."""
+"""Files of rows: what each kind reads, and how a broken one is reported."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ ROWS = [{"prompt": "a, b", "completion": "72"}, {"prompt": 'say "ü"', "completi
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Write rows in the form that the file's name calls for."""
+    """Write rows in the format of the file's suffix."""
     if path.suffix == ".parquet":
         Dataset.from_list(rows).to_parquet(path)
     elif path.suffix == ".csv":
@@ -30,7 +30,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def source(path: Path, evaluation: Path | None = None, **more: Any) -> Files:
-    """Rows of a file, or of a folder that is called after the kind of its files."""
+    """Rows of a file, or of a folder named after the kind of its files."""
     kind = (path.suffix or path.name).removeprefix(".")
     given = {**FOREIGN, "eval": str(evaluation or path), **more}
     return Files(format=kind, train=str(path), **given)
@@ -69,12 +69,12 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path, kind: str) -
         '\ufeff[{"text": "a"}]',
     ],
 )
-def test_json_may_hold_its_rows_in_an_object(tmp_path: Path, content: str) -> None:
+def test_json_rows_may_be_inside_an_object(tmp_path: Path, content: str) -> None:
     (tmp_path / "rows.json").write_text(content)
     assert read(tmp_path / "rows.json") == [{"text": "a"}]
 
 
-def test_a_byte_order_mark_and_blank_lines_are_no_content(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('\ufefftext\r\n"a\nb"\r\n\r\nc\r\n')
     assert read(tmp_path / "rows.csv") == [{"text": "a\nb"}, {"text": "c"}]
     (tmp_path / "rows.jsonl").write_text('\ufeff{"text": "a"}\n\n{"text": 3}\n')
@@ -82,7 +82,7 @@ def test_a_byte_order_mark_and_blank_lines_are_no_content(tmp_path: Path) -> Non
         read(tmp_path / "rows.jsonl")
 
 
-def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert read(write(tmp_path / "rows.jsonl", [{"text": "a"}])) == [{"text": "a"}]
     assert read(write(tmp_path / "rows.jsonl", [{"text": "b"}])) == [{"text": "b"}]
 
@@ -144,7 +144,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_said(tmp_path: Path, name: str) -> None:
+def test_a_broken_file_is_reported(tmp_path: Path, name: str) -> None:
     content, message = BROKEN[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as refused:
@@ -154,7 +154,7 @@ def test_a_broken_file_is_said(tmp_path: Path, name: str) -> None:
     assert said.startswith(expected) if expected.endswith("(") else said == expected
 
 
-def test_a_parquet_file_cut_short_is_said(tmp_path: Path) -> None:
+def test_a_truncated_parquet_file_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.parquet", ROWS)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError) as refused:
@@ -162,7 +162,7 @@ def test_a_parquet_file_cut_short_is_said(tmp_path: Path) -> None:
     assert str(refused.value).startswith(f"data.train={path}: {PARQUET}")
 
 
-def test_a_folder_without_such_files_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_such_files_is_reported(tmp_path: Path) -> None:
     folder = tmp_path / "csv"
     folder.mkdir()
     with pytest.raises(DataError, match=rf"^data\.train={folder}: no file in this folder ends in"):
@@ -176,7 +176,7 @@ def damaged(folder: Path, damage: Callable[[Path], object]) -> Disk:
     return Disk(path=str(folder), train="train", **{**FOREIGN, "eval": "eval"})
 
 
-def test_a_saved_data_set_that_is_not_whole_is_said(tmp_path: Path) -> None:
+def test_a_damaged_saved_data_set_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         damaged(tmp_path / "missing", Path.unlink).load()
     assert str(refused.value) == (
@@ -188,7 +188,7 @@ def test_a_saved_data_set_that_is_not_whole_is_said(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cut")
 
 
-def test_only_the_first_rows_behind_the_hold_out_are_trained_on(tmp_path: Path) -> None:
+def test_max_train_samples_keeps_the_first_rows_after_the_hold_out(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", [{"text": str(number)} for number in range(20)])
     every = source(path, eval=None, eval_fraction=0.25).load()
     few = source(path, eval=None, eval_fraction=0.25, max_train_samples=4).load()
@@ -205,7 +205,7 @@ def test_a_held_out_row_is_named_by_its_place_in_the_file(tmp_path: Path) -> Non
         [*splits.train.usable(), *splits.eval.usable()]
 
 
-def test_bad_rows_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_on_bad_row_skip_leaves_bad_rows_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('oops\n{"other": 1}\n{"text": "a"}\n[]\n{"text": ""}\n{"text": "b"}\n')
     assert read(path, on_bad_row="skip") == [{"text": "a"}, {"text": "b"}]

@@ -1,4 +1,4 @@
-"""The forms of rows: how each is read, and what is said of rows that have none of them."""
+"""Forms of rows: how each is converted, and how rows of no form are reported."""
 
 import re
 from typing import Any
@@ -55,7 +55,7 @@ def test_a_form_is_read(row: dict[str, Any], read: dict[str, Any] | None) -> Non
         ({"output": "out", "instruction": "ask"}, {"ask": "2+2", "out": "4"}, APART),
     ],
 )
-def test_columns_can_have_names_of_their_own(
+def test_columns_can_be_renamed(
     names: dict[str, str], row: dict[str, Any], read: dict[str, Any]
 ) -> None:
     assert conversion_of(list(row), names, "rows, row 1")(row) == read
@@ -90,7 +90,7 @@ FORMS = (
         ),
     ],
 )
-def test_columns_that_call_for_no_form_are_said(
+def test_columns_that_fit_no_form_are_reported(
     columns: str, names: dict[str, str], message: str
 ) -> None:
     with pytest.raises(DataError) as refused:

@@ -44,7 +44,7 @@ def test_every_form_has_its_golden_row() -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
-def test_real_rows_come_out_the_same_from_every_kind_of_file(
+def test_real_rows_are_equal_from_every_kind_of_file(
     kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     rows = [json.loads(line) for line in SAMPLE.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Where rows come from, and what is said when they do not."""
+"""Data sources, and how a missing one is reported."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_a_bad_line_is_named(tmp_path: Path, lines: list[str], message: str) -> 
         list(source(path, path).load().train.usable())
 
 
-def test_a_row_of_another_kind_is_named(tmp_path: Path) -> None:
+def test_a_row_of_another_type_is_named(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", '{"text": "a"}', '{"text": {"b": 1}}')
     held = jsonl(tmp_path / "b.jsonl", '{"text": "c"}')
     train = source(path, held).load().train
@@ -90,21 +90,21 @@ def test_a_missing_file_and_an_empty_file_are_named(tmp_path: Path) -> None:
         source(jsonl(tmp_path / "a.jsonl")).load()
 
 
-def test_a_saved_data_set_works_as_it_is(tmp_path: Path) -> None:
+def test_a_saved_data_set_is_loaded(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"text": "a"}])
     DatasetDict(train=rows, eval=rows).save_to_disk(tmp_path / "saved")
     disk = Disk(path=str(tmp_path / "saved"), train="train", **{**FOREIGN, "eval": "eval"})
     assert texts(disk.load().eval) == ["a"]
 
 
-def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_split_is_named(tmp_path: Path) -> None:
     DatasetDict(train=Dataset.from_list([{"text": "a"}])).save_to_disk(tmp_path / "saved")
     disk = Disk(path=str(tmp_path / "saved"), train="train", **{**FOREIGN, "eval": "test"})
     with pytest.raises(DataError, match=r"data\.eval=test: .* has the splits train"):
         disk.load()
 
 
-def test_a_saved_data_set_without_splits_is_divided_only_if_no_split_is_asked_for(
+def test_a_saved_data_set_without_splits_is_divided_only_without_data_eval(
     tmp_path: Path,
 ) -> None:
     Dataset.from_list([{"text": "a"}, {"text": "b"}]).save_to_disk(tmp_path / "saved")
@@ -114,7 +114,7 @@ def test_a_saved_data_set_without_splits_is_divided_only_if_no_split_is_asked_fo
         Disk(**options, **{**FOREIGN, "eval": "test"}).load()
 
 
-def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
     options = {**FOREIGN, "train": "train"}
     with pytest.raises(DataError, match="not written by save_to_disk"):
         Disk(path=str(tmp_path), **options).load()

@@ -1,4 +1,4 @@
-"""Which tokens are read and which are trained."""
+"""Token ids and labels: which tokens are kept and which are trained."""
 
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,7 @@ def trained(rows: Split, loss_on: str = "auto", max_seq_length: int = 512) -> li
     ]  # fmt: skip
 
 
-def test_only_the_assistant_is_trained_and_its_end_of_turn_too() -> None:
+def test_the_assistant_is_trained_with_its_end_of_turn() -> None:
     assert trained(split({"messages": TURNS})) == ["12<|im_end|>AB<|im_end|>"]
 
 
@@ -47,7 +47,7 @@ def test_all_tokens_can_be_trained() -> None:
     ]
 
 
-def test_only_the_completion_is_trained_and_its_end_too() -> None:
+def test_the_completion_is_trained_with_its_end() -> None:
     rows = split({"prompt": "sort up 21 ", "completion": "12"})
     assert trained(rows) == ["12<|im_end|>"]
     assert trained(rows, "all") == ["sort up 21 12<|im_end|>"]
@@ -62,7 +62,7 @@ def test_text_is_trained_as_a_whole() -> None:
     assert trained(split({"text": "sort up 21"})) == ["sort up 21<|im_end|>"]
 
 
-def test_what_overflows_is_cut_and_counted() -> None:
+def test_overflowing_tokens_are_cut_and_counted() -> None:
     rows = split({"text": "A" * 10}, {"text": "B" * 3})
     done = Tokenization(build_tokenizer(), "auto", 6, rows)(rows)
     assert [len(row["input_ids"]) for row in done.rows] == [6, 4]
@@ -77,7 +77,7 @@ def test_what_overflows_is_cut_and_counted() -> None:
     }
 
 
-def test_a_row_without_a_trained_token_in_reach_is_dropped_and_counted() -> None:
+def test_a_row_without_a_trained_token_before_the_cut_is_dropped_and_counted() -> None:
     rows = split({"messages": TURNS}, {"messages": TURNS[1:3]})
     done = Tokenization(build_tokenizer(), "auto", 20, rows)(rows)
     assert (done.count.rows, done.count.rows_dropped) == (1, 1)
@@ -125,7 +125,7 @@ def test_loss_on_the_assistant_needs_messages() -> None:
         trained(split({"text": "a"}), "assistant")
 
 
-def test_a_template_without_marks_is_refused_with_the_way_out() -> None:
+def test_a_template_without_marks_is_refused_with_a_way_out() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     rows = split({"messages": TURNS})
@@ -151,7 +151,7 @@ def tokenized(max_seq_length: int) -> TokenizedSplit:
     return Tokenization(build_tokenizer(), "auto", max_seq_length, rows)(rows)
 
 
-def test_losing_more_than_is_allowed_is_refused_with_the_lengths_that_lose_less() -> None:
+def test_dropping_too_many_tokens_is_refused_with_lengths_that_drop_fewer() -> None:
     with pytest.raises(DataError) as refused:
         tokenized(64).check_truncation(0.01, 64)
     assert str(refused.value) == (
@@ -166,7 +166,7 @@ def test_losing_more_than_is_allowed_is_refused_with_the_lengths_that_lose_less(
             tokenized(length).check_truncation(allowed, length)
 
 
-def test_a_row_whose_answer_is_out_of_reach_is_lost_as_a_whole() -> None:
+def test_a_row_whose_answer_is_cut_off_is_dropped_as_a_whole() -> None:
     rows = split({"prompt": "A" * 90, "completion": "B" * 9}, {"prompt": "A", "completion": "B"})
     done = Tokenization(build_tokenizer(), "auto", 90, rows)(rows)
     assert (done.count.tokens_in, done.count.tokens_dropped) == (103, 100)
@@ -185,7 +185,7 @@ def test_skipped_rows_are_counted_and_listed() -> None:
     )
 
 
-def test_messages_that_the_template_does_not_take_are_a_bad_row() -> None:
+def test_messages_that_the_template_refuses_are_a_bad_row() -> None:
     tokenizer = build_tokenizer()
     refuse = (
         "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system') }}{%- endif -%}"
@@ -199,7 +199,7 @@ def test_messages_that_the_template_does_not_take_are_a_bad_row() -> None:
     assert (done.count.rows, done.count.rows_skipped) == (1, 1)
 
 
-def test_a_row_in_which_the_assistant_speaks_first_asks_nothing() -> None:
+def test_a_row_that_starts_with_the_assistant_has_no_prompt() -> None:
     rows = split({"messages": TURNS[2:]}, chat(2))
     tokenize = Tokenization(build_tokenizer(), "auto", 64, rows)
     assert tokenize(rows).count.rows == 2

@@ -1,4 +1,4 @@
-"""Bad input that only a started run can see: one clear error, a failed result, nothing lost."""
+"""Bad input that only a running job can detect: one clear error and a failed result."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     refused(done, "at step", "lower learning_rate=1e+30")
 
 
-def test_a_form_that_would_not_be_exact_is_refused_before_training(tmp_path: Path) -> None:
+def test_an_export_that_would_not_be_exact_is_refused_before_training(tmp_path: Path) -> None:
     given = (*SHORT, "model=scratch", "adapter=lora", "export.form=adapter")
     done = train(tmp_path / "run", *given)
     refused(done, "export.form=adapter: an adapter cannot rebuild scratch-12of12")

@@ -48,7 +48,7 @@ def trained(table: Path, given: tuple[str, ...]) -> Finished:
     return train(table.parent / "run", *given, "data.on_bad_row=skip", *limit)
 
 
-def test_rows_are_trained_on_and_their_tokens_accounted_for(trained: Finished) -> None:
+def test_rows_are_trained_and_their_tokens_counted(trained: Finished) -> None:
     assert trained.code == 0, trained.errors
     # Of the 60 rows 6 are held out, row 3 among them; row 5 is in the first 20 of the others, and
     # the longest of those has 1,033 tokens.
@@ -94,9 +94,7 @@ def test_skipped_rows_are_listed(trained: Finished, table: Path) -> None:
         ) in trained.errors
 
 
-def test_a_bad_row_ends_the_run_unless_it_may_be_skipped(
-    table: Path, given: tuple[str, ...]
-) -> None:
+def test_a_bad_row_ends_the_run_by_default(table: Path, given: tuple[str, ...]) -> None:
     done = train(table.parent / "refused", *given, "max_seq_length=1024")
     assert done.code == 1
     assert done.errors.splitlines()[-1] == (
@@ -104,21 +102,21 @@ def test_a_bad_row_ends_the_run_unless_it_may_be_skipped(
     )
 
 
-def test_a_run_that_would_lose_tokens_is_refused(table: Path, given: tuple[str, ...]) -> None:
+def test_a_run_that_would_drop_tokens_is_refused(table: Path, given: tuple[str, ...]) -> None:
     done = train(table.parent / "lost", *given, "data.on_bad_row=skip", "max_seq_length=256")
     assert done.code == 1
     assert "lie beyond max_seq_length=256, but data.max_dropped=0.01: " in done.errors
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and change of all paths; a folder's time tells of files that came and went."""
+    """Size and time of all paths; a folder's time also shows files that were removed again."""
     found = {path: path.stat() for path in (folder, *folder.rglob("*"))}
     return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Make a folder read-only: by permissions, and for root by a mount where it may mount."""
+    """Make a folder read-only by permissions, and by a mount for root if it may mount."""
     for path in (*folder.rglob("*"), folder):
         path.chmod(0o500 if path.is_dir() else 0o400)
     for options in (("--bind", str(folder)), ("-o", "remount,ro,bind")):

@@ -1,4 +1,4 @@
-"""A config of the older form trains, alone and as a sweep of jobs that a launcher starts."""
+"""A config of the older form trains, alone and in the jobs of a launcher."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def child(folder: Path, text: str) -> str:
     return "child.yaml"
 
 
-def test_old_trains_what_the_file_says(folder: Path) -> None:
+def test_old_trains_as_the_file_says(folder: Path) -> None:
     path = child(
         folder, "model_type: dropped\nlayer_to_drop: 8\nuse_lora: true\nlora: {alpha: 8}\n"
     )

@@ -1,4 +1,4 @@
-"""Configs of the older form: a base and six children, migrated, hold the values they held."""
+"""Configs of the older form: a base and six children keep their values when migrated."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ SAME = {
     "dataset_path": "data.path",
     "wandb_run_name": "logger.wandb.name",
 }
-"""Where the keys stand whose names have changed."""
+"""Today's places of renamed keys."""
 
 LOGGERS = {
     "none": set(),
@@ -49,7 +49,7 @@ MEANT = {
     "wandb_run_name": lambda value: "auto" if value is None else str(value),
     "eval_strategy": lambda value: "no" if value is False else value,
 }
-"""What was meant where YAML 1.1 reads something else; null leaves a run's name to us."""
+"""The intended value where YAML 1.1 reads another; with null Lamina names the run."""
 
 
 def old_resolution(path: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def old(folder: Path, **files: str) -> Path:
 
 
 @pytest.mark.parametrize("child", CHILDREN)
-def test_a_migrated_child_composes_to_what_it_resolved_to(child: str, tmp_path: Path) -> None:
+def test_a_migrated_child_composes_to_its_resolved_values(child: str, tmp_path: Path) -> None:
     migrated = lamina("migrate", OLDER / child, cwd=tmp_path)
     assert migrated.code == 0, migrated.errors
     printed = migrated.output.splitlines()[-1]
@@ -252,13 +252,13 @@ def test_a_mistake_is_named(text: str, tmp_path: Path) -> None:
     assert str(refused.value) == said
 
 
-def test_a_list_is_no_config(tmp_path: Path) -> None:
+def test_a_list_is_refused(tmp_path: Path) -> None:
     path = old(tmp_path, old="- a\n- b\n")
     with pytest.raises(ConfigError, match="expected a mapping of keys to values"):
         resolve(path)
 
 
-def test_a_file_nested_without_end_is_named(tmp_path: Path) -> None:
+def test_a_file_nested_too_deeply_is_named(tmp_path: Path) -> None:
     path = old(tmp_path, old=f"model_type: original\nseed: {'[' * 5000}")
     with pytest.raises(ConfigError, match="nested too deeply"):
         resolve(path)
@@ -322,7 +322,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     assert (folder / "old.yaml").read_text() == "mine"
 
 
-def test_the_command_fits_the_place(tmp_path: Path) -> None:
+def test_the_command_names_the_config_folder_unless_it_ships(tmp_path: Path) -> None:
     assert command(conf_dir() / "experiment" / "x.yaml") == "python -m train experiment=x"
     assert command(tmp_path / "a b" / "experiment" / "x.yaml") == (
         f"python -m train --config-dir '{tmp_path}/a b' experiment=x"
@@ -338,7 +338,7 @@ def test_the_command_fits_the_place(tmp_path: Path) -> None:
         ("é.yaml", "old__"),
     ],
 )
-def test_a_name_that_hydra_cannot_read_is_changed(file: str, name: str, tmp_path: Path) -> None:
+def test_a_name_that_hydra_cannot_parse_is_changed(file: str, name: str, tmp_path: Path) -> None:
     assert experiment_name(Path(file)) == name
     (tmp_path / file).write_text("model_type: pruned\nkeep_layers: 5\n")
     printed = lamina("migrate", file, cwd=tmp_path).output.splitlines()[-1]
@@ -346,7 +346,7 @@ def test_a_name_that_hydra_cannot_read_is_changed(file: str, name: str, tmp_path
     assert OmegaConf.create(composed.output).model.keep_layers == 5
 
 
-def test_what_is_left_out_is_lamina_s_default(tmp_path: Path) -> None:
+def test_missing_keys_have_laminas_defaults(tmp_path: Path) -> None:
     path = old(tmp_path, old="model_type: original\n")
     assert experiment(resolve(path)).splitlines()[2:] == [
         "defaults:",
@@ -355,7 +355,7 @@ def test_what_is_left_out_is_lamina_s_default(tmp_path: Path) -> None:
     ]
 
 
-def test_what_would_contradict_the_defaults_is_added(tmp_path: Path) -> None:
+def test_defaults_that_would_contradict_are_overridden(tmp_path: Path) -> None:
     head = "model_type: original\n"
     for given, added in {
         "fp16: true": "bf16: false",
@@ -366,13 +366,13 @@ def test_what_would_contradict_the_defaults_is_added(tmp_path: Path) -> None:
         assert [line for line in lines if line.split("   #")[0] == added] != []
 
 
-def test_a_run_s_name_without_wandb_stays_as_a_comment(tmp_path: Path) -> None:
+def test_a_run_name_without_wandb_becomes_a_comment(tmp_path: Path) -> None:
     path = old(tmp_path, old="model_type: original\nwandb_run_name: mine\nreport_to: none\n")
     last = experiment(resolve(path)).splitlines()[-1]
     assert last == "# wandb_run_name: mine has no effect without the logger wandb"
 
 
-def test_the_keys_that_base_yaml_has_too_keep_their_places() -> None:
+def test_keys_that_base_yaml_shares_keep_their_places() -> None:
     shared = yaml.safe_load((ROOT / "conf" / "base.yaml").read_text())
     shared |= yaml.safe_load((ROOT / "conf" / "reduction.yaml").read_text())
     known = {key.split(".")[0] for key in KEYS} - {"model_type", "use_lora", "report_to"}

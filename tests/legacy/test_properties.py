@@ -1,4 +1,4 @@
-"""Whatever a chain of files of the older form says, the migrated experiment composes to it."""
+"""Property: any chain of older files composes to its resolved values when migrated."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from lamina.legacy.form import resolve
 from lamina.runtime.paths import conf_dir
 
 Written = tuple[str, Any]
-"""A value as it stands in the file, and what it means."""
+"""A value as written in the file, and its meaning."""
 
 TRICKY = [
     "${seed}",
@@ -65,7 +65,7 @@ TEXTS: st.SearchStrategy[Written] = st.one_of(
         [(text, text) for text in ("2024-05-01", "yes", "1e5", "0.5", "${seed}", "a-b")]
     ),
 )
-"""Quoted, and unquoted where YAML takes a text for something else."""
+"""Quoted, and unquoted where YAML reads a text as something else."""
 
 WHOLE: st.SearchStrategy[Written] = st.one_of(
     st.integers(-(10**20), 10**20).map(lambda n: (str(n), n)),
@@ -150,7 +150,7 @@ FILES = st.lists(st.fixed_dictionaries({}, optional=KEYS), min_size=1, max_size=
 """Files of a chain, the last base first; each with any of the keys."""
 
 LAMINA = {"use_lora": True, "report_to": {"tensorboard"}, "dataset_path": None, "bf16": True}
-"""What holds where a chain says nothing."""
+"""The defaults of keys that a chain leaves out."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,7 +188,7 @@ def at(config: DictConfig, place: str) -> Any:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(files=FILES, model_type=KEYS["model_type"])
-def test_a_chain_composes_to_what_it_resolves_to(
+def test_a_chain_composes_to_its_resolved_values(
     files: list[dict[str, Written]], model_type: Written, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     files[0].setdefault("model_type", model_type)
@@ -216,7 +216,7 @@ def test_a_chain_composes_to_what_it_resolves_to(
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(text=st.sampled_from(TRICKY) | st.text(max_size=20))
-def test_a_text_is_written_so_that_hydra_reads_that_very_text(text: str) -> None:
+def test_omegaconf_reads_the_very_text_that_was_written(text: str) -> None:
     line = f"key: {scalar(text)}"
     assert "\n" not in line
     if text != "???":
