@@ -1,9 +1,9 @@
-"""dry_run=true: the first steps of a run and one optimizer step; no file but a report."""
+"""dry_run=true: the first steps of a run and one optimizer step; it writes only a report."""
 
 import logging
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from lamina.data.tokenization import IGNORED
 from lamina.depth.quantization import scale_bytes
 from lamina.errors import ConfigError
 from lamina.experiment import Experiment
-from lamina.heal.memory import Footprint, refuse_too_large
+from lamina.heal.memory import refuse_too_large
 from lamina.heal.packing import batch_size, packed, total_steps
 from lamina.measure.results import DRY_RUN_FILE
 from lamina.run import feed, load, plan
@@ -107,7 +107,6 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
         trainer = one_step.build_trainer(model, tokenizer, longest, own, [])
         step = take_step(experiment, trainer)
         steps = total_steps(len(packs["train"]), arguments, processes)
-        footprint = footprint_of(experiment, trainer, form, scratch, steps, free)
         shown = rows.train.rows.select(range(min(SAMPLE_ROWS, len(rows.train.rows))))
         return {
             "num_layers": experiment.plan.num_layers,
@@ -117,7 +116,7 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
             "form": form,
             "device": device_name(),
             "step": step,
-            "footprint": {**asdict(footprint), "disk": footprint.disk},
+            "footprint": footprint_of(experiment, trainer, form, scratch, steps, free),
             "steps": steps,
             "processes": processes,
             "batch": batch_size(arguments, processes),
@@ -157,12 +156,12 @@ def footprint_of(
     scratch: Path,
     steps: int,
     free: int,
-) -> Footprint:
-    """Return what the run takes in memory and on disk, after the step of its trainer.
+) -> dict[str, int]:
+    """Return the memory and disk that the run takes, in bytes, after its trainer took a step.
 
     Args:
         experiment: The run's.
-        trainer: The trainer that took a step.
+        trainer: Has taken one step.
         form: What final/ will hold.
         scratch: A temporary folder.
         steps: Optimizer steps of the run.
@@ -175,21 +174,23 @@ def footprint_of(
     tokenizer = folder_bytes(scratch / "tokenizer")
     # Merging adds no weights: the adapter's disappear into the model's.
     parameters = model.num_parameters() - (0 if is_full else trainer.trainable_parameters())
-    adapter, whole = (
-        gradients + tokenizer,
-        parameters * experiment.export_dtype.itemsize + tokenizer,
-    )
-    return Footprint(
-        weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
-        peak_memory=peak_memory_bytes(),
-        free_memory=free,
-        checkpoint=(weights if is_full else gradients) + optimizer + tokenizer,
-        checkpoints=most_checkpoints(experiment.save_total_limit, steps, experiment.eval_steps),
-        final={"adapter": adapter, "both": adapter + whole}.get(form, whole),
-        free_disk=free_disk_bytes(experiment.folder),
-    )
+    adapter = gradients + tokenizer
+    whole = parameters * experiment.export_dtype.itemsize + tokenizer
+    final = {"adapter": adapter, "both": adapter + whole}.get(form, whole)
+    checkpoint = (weights if is_full else gradients) + optimizer + tokenizer
+    checkpoints = most_checkpoints(experiment.save_total_limit, steps, experiment.eval_steps)
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "peak_memory": peak_memory_bytes(),  # activations included
+        "free_memory": free,
+        "checkpoint": checkpoint,
+        "checkpoints": checkpoints,  # most on disk at once, the one being written included
+        "final": final,  # with final-merged/, if both are written
+        "free_disk": free_disk_bytes(experiment.folder),
+        "disk": checkpoint * checkpoints + final,
+    }
 
 
 def spans(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:

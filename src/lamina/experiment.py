@@ -154,7 +154,7 @@ class Experiment(Parameters):
         source = self.plan.source
         family = loading.model_class(source.config if source else self.architecture)
         kernels.attention_kernel(self.attention, family, self.weights_dtype)
-        kernels.refuse_family(self.kernels, family.config_class.model_type)
+        kernels.refuse_unsupported_family(self.kernels, family.config_class.model_type)
 
     def refuse_unwritable(self) -> None:
         """Refuse folders that cannot be written, before the weights are read.

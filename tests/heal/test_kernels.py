@@ -126,10 +126,10 @@ def liger(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("liger")
 def test_a_family_without_kernels_is_refused() -> None:
-    kernels.refuse_family("liger", "qwen3")
-    kernels.refuse_family("none", "gpt2")
+    kernels.refuse_unsupported_family("liger", "qwen3")
+    kernels.refuse_unsupported_family("none", "gpt2")
     with pytest.raises(ConfigError) as caught:
-        kernels.refuse_family("liger", "gpt2")
+        kernels.refuse_unsupported_family("liger", "gpt2")
     assert str(caught.value) == (
         "kernels=liger: liger-kernel has none for gpt2; leave it out (it has: llama, qwen3)"
     )
@@ -140,6 +140,6 @@ def test_patches_of_the_process_are_undone() -> None:
 
     before = modeling_qwen3.apply_rotary_pos_emb
     model: Any = modeling_qwen3.Qwen3ForCausalLM.__new__(modeling_qwen3.Qwen3ForCausalLM)
-    with kernels.contained(model):
+    with kernels.undoing_patches(model):
         modeling_qwen3.apply_rotary_pos_emb = None
     assert modeling_qwen3.apply_rotary_pos_emb is before

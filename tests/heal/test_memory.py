@@ -77,6 +77,14 @@ def test_liger_saves_all_logits() -> None:
     assert saved["kernels=liger"] == 4 * 4096 * 151936 * (2 + 4 + 4)
 
 
+def test_bfloat16_halves_activations_but_not_the_float32_logits() -> None:
+    single = replace(LORA, computed_bytes=4)
+    assert dict(savings(single))["bf16=true"] == single.activations / 2
+    values = 4 * 4096 * 151936
+    unchunked = replace(single, chunked_loss=False)
+    assert dict(savings(unchunked))["bf16=true"] == single.activations / 2 + values * 2
+
+
 def test_attention_auto_saves_the_mask() -> None:
     estimate = replace(LORA, masked=True, batch=16, checkpointing=True)
     assert dict(savings(estimate))["attention=auto"] == (16 * 4096) ** 2

@@ -22,7 +22,7 @@ IN_4BIT = (
     'in_4bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
     'bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")',
 )
-"""Lines on the card of an adapter that was trained and measured on a four-bit base."""
+"""Lines on the card of an adapter trained and measured on a four-bit base."""
 
 
 def manifest(
@@ -35,9 +35,9 @@ def manifest(
     """Return the content of lamina.json: where a model comes from.
 
     Args:
-        plan: Which layers of which model stay.
+        plan: The model's.
         adapter: Name of the adapter option; None for a model that was not healed.
-        parameters: The run's parameters, all of them; None without a run.
+        parameters: All of the run's parameters; None without a run.
         record: Content of result.json so far; None without a run.
     """
     return {
@@ -57,7 +57,7 @@ def manifest(
 
 
 def _healing(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the main parameters; one in trainer.args is what the trainer used."""
+    """Return the main parameters; a value in trainer.args is the one the trainer used."""
     given = parameters["trainer"]["args"]
     return {key: given.get(key, parameters[key]) for key in HEALING}
 
@@ -72,7 +72,7 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
 
     Args:
         content: Content of lamina.json.
-        is_adapter: Whether the weights are an adapter's, which loads its base.
+        is_adapter: Whether the weights are an adapter's, loaded onto its base.
     """
     source = content["source_model"] or "random weights"
     header = ["---", "library_name: transformers", "tags: [lamina, depth-pruning]"]

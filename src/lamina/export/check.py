@@ -1,4 +1,4 @@
-"""The check of an export: loaded again, it has the loss that the run recorded."""
+"""Check that an export, loaded again, has the loss that the run recorded."""
 
 import shutil
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ class Losses:
     """Losses on a few recorded rows, in nats per token."""
 
     written: float
-    """What the written files give, loaded again."""
+    """Of the written files, loaded again."""
 
     recorded: float
-    """What the run recorded."""
+    """Of final/, as the run recorded it."""
 
     unquantized: float | None = None
-    """What a qlora adapter gives on the unquantized base: a merged model must match this one."""
+    """Of a qlora adapter on the unquantized base, which a merged model must match."""
 
 
 CHECKED_TOKENS = 512
 """About how many recorded tokens are evaluated."""
 
 TOLERANCES = {"same": 1e-4, "rounded": 0.03}
-"""Allowed difference, as a share of 1 + the loss: for a model measured and written in float32, and
-for one that bfloat16 rounds."""
+"""Largest difference of losses, as a share of 1 + the loss, for a model measured and written in
+float32, and for one rounded to bfloat16."""
 
 
 def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:
@@ -42,8 +42,8 @@ def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | No
 
     Args:
         run: The run it comes from.
-        folder: The written model.
-        dtype: torch's name for its type; None if it kept its own.
+        folder: The written model's.
+        dtype: torch's name for the weights' new type; None if they kept theirs.
 
     Raises:
         ModelError: Its loss is not the recorded one.
@@ -70,8 +70,8 @@ def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | No
 def adapter_loss(run: FinishedRun, folder: Path) -> Losses | None:
     """Load a written adapter as its card says and evaluate it.
 
-    Its base is loaded in its own type, or in four bits if the adapter was trained on those. It is
-    never offloaded: PEFT 0.21 would then leave the adapter without weights.
+    Its base is loaded in its own type, or in four bits if the adapter was trained on those, and
+    never offloaded: PEFT 0.21 would leave the adapter without weights.
 
     Raises:
         ModelError: The adapter does not fit the base, or its loss is not the recorded one.
@@ -116,11 +116,7 @@ def _evaluate(model: "PreTrainedModel", rows: list[dict[str, Any]]) -> RowLosses
 def _checked(
     run: FinishedRun, model: "PreTrainedModel", dtype: str | None, unquantized: float | None
 ) -> Losses | None:
-    """Compare a loaded export with the run's record; None if the run recorded no rows.
-
-    Raises:
-        ModelError: Its loss is not the recorded one.
-    """
+    """Compare a loaded export with the run's record; None if the run recorded no rows."""
     if not (rows := _few_rows(run)):
         return None
     found = _evaluate(model, rows)

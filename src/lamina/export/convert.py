@@ -53,12 +53,12 @@ def export(
     dtype: str | None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Exported:
-    """Write a run's result in another form, and check that it loads as the model that was measured.
+    """Write a run's result in another form, and check that it loads as the measured model.
 
     Args:
         run: A run folder, or the folder of a model that Lamina wrote.
         output: New or empty folder.
-        form: merged for a whole model, adapter for what PEFT loads onto the untouched base.
+        form: merged for a whole model; adapter for one that PEFT loads onto the untouched base.
         dtype: torch's name for the weights' type; None for the type the run measured.
         max_shard_bytes: Most bytes in one file of weights.
 
@@ -119,11 +119,11 @@ def _export_model(
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a whole model is written from."""
+    """The tensors and config that a whole model is written from."""
 
     source: Source
     mapping: dict[str, str]
-    """The source's tensor names, and the model's."""
+    """The written model's tensor names, by the source's."""
 
     reduction: Reduction
     updates: AdapterUpdates | None
@@ -131,23 +131,23 @@ class _Inputs:
 
 def _inputs(run: FinishedRun) -> _Inputs:
     """Return final/ itself if it is a model, or its base and the adapter's updates."""
-    source = run.checked_base() if run.final_is_adapter else resolve(str(run.final))
-    count = layer_count(source.config)
-    kept = run.manifest["kept_layers"] if run.final_is_adapter else range(count)
+    is_adapter = run.final_is_adapter
+    source = run.checked_base() if is_adapter else resolve(str(run.final))
+    kept = run.manifest["kept_layers"] if is_adapter else range(layer_count(source.config))
     reduced = reduction(source, kept)
-    updates = adapter_updates(run.final, reduced) if run.final_is_adapter else None
+    updates = adapter_updates(run.final, reduced) if is_adapter else None
     return _Inputs(source, kept_tensors(source.weight_map, kept, source.config), reduced, updates)
 
 
 def _tokenizer_source(run: FinishedRun) -> Source:
-    """Return final/, whose tokenizer is the one of the training."""
+    """Return final/, which has the tokenizer used in training."""
     return Source(name=str(run.final), revision=None, folder=run.final)
 
 
 def _tensors(
     inputs: _Inputs, slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None"
 ) -> dict[str, Outgoing]:
-    """Return every tensor, layer after layer, with the adapter's updates if there is one."""
+    """Return every tensor, layer by layer, with the adapter's updates if there are any."""
     tensors = outgoing(slices, dtype)
     groups: dict[int | None, list[str]] = defaultdict(list)
     for name in slices:
@@ -167,7 +167,7 @@ def _merging(
     slices: Mapping[str, TensorSlice],
     group: Mapping[str, Outgoing],
 ) -> dict[str, Outgoing]:
-    """Merge a layer when its first tensor is written; each tensor is freed as it is written."""
+    """Merge a layer when its first tensor is written, and free each tensor once it is written."""
     merged: dict[str, torch.Tensor] = {}
 
     def blocks(name: str) -> Iterator[memoryview]:

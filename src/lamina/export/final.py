@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Form = Literal["adapter", "merged", "both", "model"]
-"""model: full training, without an adapter. The others say what to write of an adapter."""
+"""model: all of full training's weights. The others are the forms of a trained adapter."""
 
 FINAL = "final"
 
@@ -75,13 +75,13 @@ def save_final(
 
     Args:
         model: The best weights; a PEFT model if there is an adapter.
-        tokenizer: Saved with its chat template.
+        tokenizer: Saved beside each form.
         folder: Parent of final/.
         form: What final/ holds.
         dtype: Type of a whole model's weights.
         manifest: Content of lamina.json.
-        unquantized: Loads the reduced model in its own type, to merge an adapter that was trained
-            on a four-bit base; None for any other.
+        unquantized: Loads the reduced model in its own type, to merge an adapter trained on a
+            four-bit base into it; None for any other.
 
     Raises:
         OutputError: The files cannot be written, for instance because the disk is full.
@@ -92,18 +92,16 @@ def save_final(
     if distributed.is_first():
         model.config.use_cache = True  # the trainer turned it off; generation needs it
         if has_adapter:
-            with _writing(final, weight_bytes(trained(model))) as partial:
+            with _writing(final, tokenizer, weight_bytes(trained(model))) as partial:
                 model.save_pretrained(partial)
                 rename_magnitudes(partial / WEIGHTS_FILE)
-                tokenizer.save_pretrained(partial)
                 write_manifest(partial, manifest, is_adapter=True)
         if form in ("merged", "both"):
             model = _merged(model, unquantized)
         if form != "adapter":
             whole = final.with_name(f"{FINAL}-merged") if form == "both" else final
-            with _writing(whole, model.num_parameters() * dtype.itemsize) as partial:
+            with _writing(whole, tokenizer, model.num_parameters() * dtype.itemsize) as partial:
                 model.to(dtype).save_pretrained(partial)
-                tokenizer.save_pretrained(partial)
                 write_manifest(partial, manifest)
     distributed.wait_for_all()
     return ModelRef(
@@ -118,19 +116,20 @@ def save_final(
 def _merged(
     model: "PreTrainedModel", unquantized: "Callable[[], PreTrainedModel] | None"
 ) -> "PreTrainedModel":
-    """Merge an adapter into its base, never into four bits: the sum would be rounded again."""
+    """Merge an adapter into its base; not into four bits, which would round the sum again."""
     if unquantized is None:
         return model.merge_and_unload()
     from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     config = copy(model.peft_config["default"])
-    config.layer_replication = None  # this base has only the kept layers already
+    config.layer_replication = None  # this base already has only the kept layers
     whole = PeftModel(unquantized(), config)
     set_peft_model_state_dict(whole, get_peft_model_state_dict(model))
     return whole.merge_and_unload()
 
 
 @contextmanager
-def _writing(folder: Path, needed: int) -> Iterator[Path]:
+def _writing(folder: Path, tokenizer: "PreTrainedTokenizerBase", needed: int) -> Iterator[Path]:
     with disk_errors(folder, "output_dir", lambda: needed), replacing(folder) as partial:
         yield partial
+        tokenizer.save_pretrained(partial)

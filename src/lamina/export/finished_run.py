@@ -1,4 +1,4 @@
-"""A finished run, found by its files: which layers of which model it kept, and its result."""
+"""A finished run, read from its files: the layers it kept of a model, and its result."""
 
 import json
 from dataclasses import dataclass
@@ -25,32 +25,32 @@ class FinishedRun:
     """Content of its lamina.json."""
 
     result: dict[str, Any] | None
-    """Content of result.json; None if only the model's folder was given."""
+    """Content of result.json; None if the given folder is only a model's."""
 
     rows: list[dict[str, Any]]
-    """Rows of eval.jsonl, each with final/'s loss on it; empty without them."""
+    """Rows of eval.jsonl, each with final/'s loss; empty without such a file."""
 
     @property
     def adapter(self) -> Path | None:
         """Folder of the run's adapter: final/, or the best checkpoint of a merged run."""
-        if (self.final / ADAPTER_FILE).is_file():
+        if self.final_is_adapter:
             return self.final
         best = _best_checkpoint(self.final.parent)
         return best if best and (best / ADAPTER_FILE).is_file() else None
 
     @property
     def final_is_adapter(self) -> bool:
-        """Whether final/ is an adapter, which needs its base to load."""
+        """Whether final/ is an adapter, which loads onto its base."""
         return (self.final / ADAPTER_FILE).is_file()
 
     @property
     def in_4bit(self) -> bool:
-        """Whether final/ is an adapter that was trained and measured on a four-bit base."""
+        """Whether final/ is an adapter trained and measured on a four-bit base."""
         return self.final_is_adapter and self.manifest["adapter"] == "qlora"
 
     @property
     def dtype(self) -> str | None:
-        """Type that final/ was measured in, by torch's name; None if it is not recorded."""
+        """Type that final/ was measured in, as torch names it; None if it is not recorded."""
         return self.result["dtype"] if self.result else None
 
     def base(self) -> Source:
@@ -116,7 +116,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _best_checkpoint(folder: Path) -> Path | None:
-    """Return the best checkpoint in a folder, by its trainer's state."""
+    """Return the best checkpoint in a folder according to the last trainer's state."""
     states = list(folder.glob("checkpoint-*/trainer_state.json"))
     if not states:
         return None

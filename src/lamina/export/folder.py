@@ -1,4 +1,4 @@
-"""A model's folder in the standard layout; its weights are written as a stream."""
+"""Writing a model's folder in the standard layout, with its weights as a stream."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def write_config(folder: Path, content: dict[str, Any], source: Source, dtype: s
     Args:
         folder: The model's folder.
         content: Content of config.json.
-        source: The larger model.
+        source: The larger model's.
         dtype: torch's name for the weights' new type; None keeps theirs.
     """
     names = {"dtype", "torch_dtype"} & content.keys() or {"dtype"}
@@ -60,11 +60,11 @@ def write_config(folder: Path, content: dict[str, Any], source: Source, dtype: s
 
 
 def outgoing(slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None") -> dict[str, Outgoing]:
-    """Return tensors that are read and converted only as they are written.
+    """Return tensors that are read and converted only when they are written.
 
     Args:
         slices: From `tensor_slices`, by the names to write them under.
-        dtype: What floating-point numbers are converted to; None keeps theirs.
+        dtype: New type of floating-point tensors; None keeps theirs.
     """
     return {name: _outgoing(piece, dtype) for name, piece in slices.items()}
 
@@ -78,27 +78,24 @@ def _outgoing(piece: TensorSlice, dtype: "torch.dtype | None") -> Outgoing:
 
 
 def refuse_output(key: str, output: Path, *sources: Path) -> None:
-    """Refuse an output folder that is not empty, or is one of the folders to read from.
+    """Refuse an output folder that is not empty, or is one of the source folders.
 
     Args:
-        key: The option for the message.
-        output: Folder to write.
+        key: The output's option or config key.
+        output: May be missing.
         sources: Folders to read from.
-
-    Raises:
-        OutputError: The folder is refused.
     """
     place = output.expanduser().resolve()
     for source in sources:
         if place == source.resolve():
             raise OutputError(f"{key}={output} is the source itself: give another folder")
-    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise OutputError(f"{key}={output} is not empty: give a new or empty folder")
 
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes the output once the body has succeeded.
+    """Yield a temporary folder that becomes the output if the body succeeds.
 
     Raises:
         OutputError: It cannot be written, for instance because the disk is full.
@@ -119,7 +116,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Outgoing], max_shard_bytes
     """Write a model's tensors with a progress bar, and check that transformers loads them.
 
     Args:
-        folder: Holds config.json already.
+        folder: Already holds config.json.
         tensors: In the order that reads fastest.
         max_shard_bytes: Most bytes in one file.
 

@@ -1,4 +1,4 @@
-"""An adapter's updates, merged by PEFT itself into one layer of the model at a time."""
+"""An adapter's updates, which PEFT itself merges into one layer of the model at a time."""
 
 import warnings
 from collections import defaultdict
@@ -22,7 +22,7 @@ PREFIX = "base_model.model."
 
 MAGNITUDE, READABLE = "lora_magnitude_vector", "lora_magnitude_vector.weight"
 """Suffixes of DoRA's magnitudes: as PEFT 0.21 writes them, and as both PEFT and transformers 5.17
-read them. transformers leaves the former untrained, with no more than a warning."""
+read them. transformers leaves the former untrained and only warns."""
 
 
 def rename_magnitudes(path: Path) -> None:
@@ -40,7 +40,7 @@ def rename_magnitudes(path: Path) -> None:
 
 @dataclass(frozen=True)
 class AdapterUpdates:
-    """An adapter's tensors, by the layer of the reduced model that they update."""
+    """An adapter's tensors, by the layer of the reduced model they update."""
 
     folder: Path
     """The adapter's folder."""
@@ -49,8 +49,8 @@ class AdapterUpdates:
     """PEFT's settings."""
 
     updates: dict[int | None, dict[str, "torch.Tensor"]]
-    """Tensors by their names in the adapter's file; those of a layer as if it were the only one.
-    None holds the tensors outside of all layers."""
+    """Tensors by their names in the adapter's file, each layer's as if it were the only one. None
+    holds the tensors outside the layers."""
 
     reduction: Reduction
     """The reduced model that the adapter belongs to."""
@@ -62,7 +62,7 @@ class AdapterUpdates:
         transformers returns the weights under their names in the checkpoint.
 
         Args:
-            layer: 0-based index in the reduced model; None for what is outside of all layers.
+            layer: 0-based index in the reduced model; None for tensors outside the layers.
             slices: The base's tensors, by their names in the reduced checkpoint.
 
         Raises:
@@ -93,7 +93,7 @@ class AdapterUpdates:
 
         try:
             with warnings.catch_warnings():
-                # A layer without experts, among others with experts, misses target_parameters.
+                # In a model with experts, a layer without them misses target_parameters.
                 warnings.simplefilter("ignore")
                 wrapped = PeftModel(model, copy(self.config))
             outcome = set_peft_model_state_dict(wrapped, self.updates[layer])
@@ -133,7 +133,7 @@ def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{folder}: the adapter cannot be read ({reason})") from error
-    config.layer_replication = None  # the layers below are those of the reduced model already
+    config.layer_replication = None  # the tensors' layers are already the reduced model's
     updates: dict[int | None, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)

@@ -1,4 +1,4 @@
-"""`lamina cut`: a reduced model without healing, straight from the larger one's files."""
+"""`lamina cut`: a reduced model without healing, copied from the larger one's files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ NO_TEXT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Settings of `lamina cut`: read the kept tensors of a model, write them under their new names.
+    """Settings of `lamina cut`, which copies the kept tensors of a model under their new names.
 
-    The weights keep their bytes and types; at most a few megabytes of them are in memory at once.
+    The weights keep their bytes and types; only a few megabytes are in memory at a time.
     """
 
     model_name: str
@@ -52,7 +52,7 @@ class Cut:
     """Defaults of the variant's own keys."""
 
     output: str
-    """Folder for the reduced model; new or empty."""
+    """New or empty folder for the reduced model."""
 
     def execute(self) -> Plan:
         """Write the reduced model and return its plan.
@@ -75,7 +75,7 @@ class Cut:
 def write_cut(plan: Plan, output: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Write the reduced model of a plan, with its manifest and card; see `write_reduced`."""
     assert plan.source is not None
-    # After the weights: reading the fingerprint's few pages before them would set off readahead.
+    # After the weights: reading the fingerprint's few pages first would trigger readahead.
     write_reduced(
         plan.source, plan.kept_layers, output, max_shard_bytes, make_manifest=lambda: manifest(plan)
     )

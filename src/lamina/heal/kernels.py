@@ -1,6 +1,6 @@
-"""Attention implementations and liger-kernel, checked against the machine and the model.
+"""Attention implementations and liger-kernel: what the machine and the model support.
 
-Losses before and after healing are measured with transformers' default attention, whatever the
+Losses before and after healing are measured with transformers' default attention, whatever
 training uses, so that they stay comparable.
 """
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FLASH = {"flash-attn-3": "flash_attention_3", "flash-attn": "flash_attention_2"}
-"""Packages of flash attention, the faster one first, with transformers' names for them."""
+"""Packages of flash attention, the fastest first, with transformers' names for them."""
 
 SUPPORTS = {
     "flash": "_supports_flash_attn",
     "flex": "_supports_flex_attn",
     "sdpa": "_supports_sdpa",
 }
-"""Attributes by which a model's class says what it supports; all support eager."""
+"""Attributes of a model's class that say what it supports; every class supports eager."""
 
 MASKED = ("sdpa", "eager")
 """Implementations that need a mask of one byte per pair of a batch's tokens."""
@@ -37,7 +37,7 @@ LIGER_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
 
 
 def attention_problem(kind: str, dtype: str) -> str | None:
-    """Return why this machine cannot compute attention so, or None; torch is not imported.
+    """Return why this machine cannot use a kind of attention, or None; torch is not imported.
 
     Args:
         kind: Value of attention.
@@ -72,15 +72,12 @@ def installed_flash() -> str | None:
 
 
 def attention_kernel(kind: str, model: "type[PreTrainedModel]", dtype: str) -> str | None:
-    """Choose the implementation of a model's attention.
+    """Return transformers' name of the attention implementation to use; None for its default.
 
     Args:
         kind: auto, flash, flex, sdpa or eager.
         model: The model's class.
         dtype: torch's name of the weights' type.
-
-    Returns:
-        transformers' name; None for its default.
 
     Raises:
         ConfigError: The model's family does not support it.
@@ -98,8 +95,8 @@ def attention_kernel(kind: str, model: "type[PreTrainedModel]", dtype: str) -> s
 
     if not torch.cuda.is_available():  # CUDA_VISIBLE_DEVICES may name absent devices
         return None
-    able = (each for each in ("flash", "flex") if attention_problem(each, dtype) is None)
-    return next((name for each in able if (name := _name(each, model))), None)
+    usable = (each for each in ("flash", "flex") if attention_problem(each, dtype) is None)
+    return next((name for each in usable if (name := _name(each, model))), None)
 
 
 def use_attention(kind: str, model: "PreTrainedModel", dtype: str) -> None:
@@ -122,17 +119,18 @@ def use_attention(kind: str, model: "PreTrainedModel", dtype: str) -> None:
 
 
 def _name(kind: str, model: "type[PreTrainedModel]") -> str | None:
-    """Return transformers' name of a kind, if the model's class supports it."""
+    """Return transformers' name of a kind of attention, if the model's class supports it."""
     if kind in SUPPORTS and not getattr(model, SUPPORTS[kind]):
         return None
     if kind == "flash":
-        name, only = installed_flash(), getattr(model, "_compatible_flash_implementations", None)
-        return name if only is None or name in only else None
+        name = installed_flash()
+        compatible = getattr(model, "_compatible_flash_implementations", None)
+        return name if compatible is None or name in compatible else None
     return "flex_attention" if kind == "flex" else kind
 
 
 def liger_problems(arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Name what kernels=liger does not support of SFTConfig's fields, or lacks on this machine."""
+    """Refuse fields of SFTConfig and machines that kernels=liger does not support."""
     if arguments.get("loss_type") == "chunked_nll":
         yield (
             "trainer.args.loss_type=chunked_nll has no effect with kernels=liger, which "
@@ -149,38 +147,30 @@ def liger_problems(arguments: Mapping[str, Any]) -> Iterator[str]:
         yield "kernels=liger needs liger-kernel: pip install liger-kernel, or leave it out"
 
 
-def refuse_family(kernels: str, model_type: str) -> None:
-    """Refuse a model that liger-kernel would leave unchanged with only a warning.
-
-    Raises:
-        ConfigError: liger-kernel has no kernels for the family.
-    """
-    if kernels == "liger" and model_type not in (known := families()):
+def refuse_unsupported_family(kernels: str, model_type: str) -> None:
+    """Refuse a model that liger-kernel would leave unchanged with only a warning."""
+    if kernels == "liger" and model_type not in (known := liger_families()):
         raise ConfigError(
             f"kernels=liger: liger-kernel has none for {model_type}; leave it out (it has: "
             f"{', '.join(sorted(known))})"
         )
 
 
-def families() -> set[str]:
+def liger_families() -> set[str]:
     """Return liger-kernel's model families, read from its source: importing it needs Triton."""
     spec = importlib.util.find_spec("liger_kernel")
     assert spec is not None
     assert spec.origin is not None
     source = Path(spec.origin).parent / "transformers" / "monkey_patch.py"
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        named = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == LIGER_TABLE
-        if named and isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == LIGER_TABLE:
+            assert isinstance(node.value, ast.Dict)
             return {str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)}
     return set()
 
 
 def refuse_adapted_head(model: "PreTrainedModel") -> None:
-    """Refuse an adapter on the output head: liger-kernel's loss reads only the head's own weights.
-
-    Raises:
-        ConfigError: There is one.
-    """
+    """Refuse an adapter on the output head: liger-kernel's loss reads only the head's weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
@@ -191,13 +181,10 @@ def refuse_adapted_head(model: "PreTrainedModel") -> None:
 
 
 @contextmanager
-def contained(model: "PreTrainedModel") -> Iterator[None]:
+def undoing_patches(model: "PreTrainedModel") -> Iterator[None]:
     """Undo liger-kernel's process-wide patches after the body: final/ is measured without them.
 
-    Besides the model itself it patches functions and classes in the module of its architecture.
-
-    Args:
-        model: Unwrapped.
+    Besides the (unwrapped) model it patches functions and classes in its architecture's module.
     """
     module = vars(sys.modules[type(model).__module__])
     before = dict(module)

@@ -1,4 +1,4 @@
-"""Process-wide state of the libraries during a run: imports, seeds, threads, logging."""
+"""Process-wide state of the libraries during a run: imports, seeds, threads and logging."""
 
 import gc
 import logging
@@ -11,10 +11,10 @@ from importlib import import_module
 
 @cache
 def import_heavy() -> None:
-    """Import torch and its relatives with garbage collection off, which saves a second of four.
+    """Import torch and the libraries on it without garbage collection: one second less of four.
 
-    Imports leave no garbage, yet the collector would scan all they create again and again. Only
-    once per process: later, freezing would keep what a sweep's earlier job left.
+    Imports leave no garbage, yet the collector scans all that they create again and again. Once per
+    process: a later freeze would keep what a sweep's earlier job left.
     """
     gc.disable()
     try:
@@ -27,12 +27,9 @@ def import_heavy() -> None:
 
 @contextmanager
 def prepared(seed: int, num_threads: int | None) -> Iterator[None]:
-    """Seed all random generators and send the libraries' notices to the run's log only.
+    """Seed Python, NumPy and torch, and send the libraries' notices to the run's log only.
 
-    Args:
-        seed: For Python, NumPy and torch.
-        num_threads: torch's threads on a CPU; None for its default. The last bits of sums depend
-            on it.
+    The last bits of sums depend on `num_threads`, torch's threads on a CPU (None: its default).
     """
     import_heavy()
     import torch

@@ -1,6 +1,6 @@
-"""The memory of a training, estimated, and the settings that would need less.
+"""Estimates of a training's memory, and the settings that need less.
 
-An estimate is good enough to choose by, not to plan with: dry_run=true measures one step. It counts
+An estimate ranks settings; for a figure to rely on, dry_run=true measures one step. It counts
 
     weights       their bytes; four bits and their scales with adapter=qlora
     gradients     of each trained weight, in its type
@@ -11,11 +11,11 @@ An estimate is good enough to choose by, not to plan with: dry_run=true measures
                   with TRL's chunked loss or liger-kernel's
     mask          a byte per pair of a batch's tokens, with packing and attention=sdpa or eager
 
-and leaves out what the libraries need for themselves.
+and leaves out what the libraries themselves need.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PACKAGES = ("bitsandbytes", "liger_kernel")
-"""Import names of the packages that a suggestion may need."""
+"""Import names of packages that suggested settings need."""
 
 SUGGESTIONS = 3
-"""Settings in a message."""
+"""Most settings in a message."""
 
 WORTHWHILE = 0.02
-"""Share of the total that a suggestion saves at least."""
+"""Least share of the total that a suggested setting saves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,71 +46,42 @@ class MemoryEstimate:
     """The memory of a training on one device, and what it depends on."""
 
     parameters: int
-    """Number of weights, those of an adapter yet to be added excluded."""
-
+    """Number of weights, without those of an adapter that is not added yet."""
     weights: int
-    """Their bytes."""
-
+    """Bytes of all weights."""
     linear_weights: int
-    """Weights that adapter=qlora quantizes."""
-
+    """Number of weights that adapter=qlora quantizes."""
     linear_bytes: int
-    """Bytes of one of them unquantized."""
-
+    """Bytes of each of them, unquantized."""
     trained: int
-    """Weights that are trained."""
-
+    """Number of trained weights."""
     trained_bytes: int
-    """Bytes of one of them."""
-
+    """Bytes of each of them."""
     hidden: int
     """Values per token between two layers."""
-
     intermediate: int
     """Values per token inside a layer's MLP."""
-
     layers: int
-    """Decoder layers."""
-
     vocabulary: int
-    """Tokens."""
-
     computed_bytes: int
     """Bytes of one computed value: 2 with bfloat16."""
-
     batch: int
     """Sequences in one forward pass."""
-
     accumulation: int
     """Forward passes in one optimizer step."""
-
     length: int
     """Tokens in one sequence."""
-
     adapter: str
-    """Name of the option."""
-
     optim: str
-    """transformers' name of the optimizer."""
-
     checkpointing: bool
-    """gradient_checkpointing."""
-
     offloading: bool
-    """activation_offloading."""
-
     chunked_loss: bool
     """Whether the loss never holds all logits at once."""
-
     masked: bool
     """Whether attention takes a mask of all pairs of a batch's tokens."""
-
     gpus: int
-    """Visible ones."""
-
     sharded: bool
     """Whether weights are sharded over the processes."""
-
     installed: frozenset[str]
     """Those of `PACKAGES` that are installed."""
 
@@ -128,29 +99,28 @@ class MemoryEstimate:
         """Estimate the memory of a training.
 
         Args:
-            model: With its adapter; or on the meta device, where it is given one here.
-            arguments: Of SFTConfig.
+            model: With its adapter; on the meta device, without: it gets the adapter here.
+            arguments: Fields of SFTConfig.
             adapter: Which weights are trained.
             dtype: Type of the unquantized weights.
             liger: Whether liger-kernel computes the loss.
             sharded: Whether weights are sharded over the processes.
         """
         config, linear = model.config.get_text_config(), linear_weights(model)
-        parameters = model.num_parameters()
-        attention, planned = config._attn_implementation, model.device.type == "meta"
-        weights = weight_bytes(model.parameters()) + scale_bytes(model)
-        if planned:
-            weights = parameters * dtype.itemsize
-            weights = expected_bytes(model, dtype) if adapter.in_4bit else weights
-            model = _adapted(model, adapter)
-        own = trained(model)
+        parameters, weights = model.num_parameters(), _weight_bytes(model, adapter, dtype)
+        attention, trained_bytes = config._attn_implementation, dtype.itemsize
+        if model.device.type == "meta":
+            own = trained(_adapted(model, adapter))
+        else:
+            own = trained(model)
+            trained_bytes = own[0].itemsize
         return cls(
             parameters=parameters,
             weights=weights,
             linear_weights=linear,
             linear_bytes=dtype.itemsize,
             trained=sum(parameter.numel() for parameter in own),
-            trained_bytes=dtype.itemsize if planned else own[0].itemsize,
+            trained_bytes=trained_bytes,
             hidden=config.hidden_size,
             intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             layers=config.num_hidden_layers,
@@ -190,14 +160,13 @@ class MemoryEstimate:
 
     @property
     def gradients(self) -> int:
-        """Bytes of the gradients."""
+        """Bytes of the trained weights' gradients."""
         return self.trained * self.trained_bytes
 
     @property
     def optimizer(self) -> int:
         """Bytes of the optimizer's state."""
-        each = 1 if "8bit" in self.optim else self.trained_bytes
-        return self.trained * 2 * each
+        return 2 * self.trained * (1 if "8bit" in self.optim else self.trained_bytes)
 
     @property
     def held(self) -> int:
@@ -206,7 +175,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Bytes of everything."""
+        """Peak bytes."""
         return self.held + self.activations + self.logits + self.mask
 
     @property
@@ -214,50 +183,13 @@ class MemoryEstimate:
         """Tokens in one forward pass."""
         return self.batch * self.length
 
-
-@dataclass(frozen=True, kw_only=True)
-class Footprint:
-    """The memory and disk of a training in bytes, as its first step has them."""
-
-    weights: int
-    """Of the model, its adapter included."""
-
-    gradients: int
-    """Of the trained weights."""
-
-    optimizer: int
-    """Of the optimizer's state."""
-
-    peak_memory: int
-    """Peak use of the accelerator or this process, activations included."""
-
-    free_memory: int
-    """Free on the accelerator, or the machine, before the model was loaded."""
-
-    checkpoint: int
-    """Of one checkpoint: trained weights, optimizer state, tokenizer."""
-
-    checkpoints: int
-    """Most checkpoints on disk at once, the one being written included."""
-
-    final: int
-    """Of final/, and of final-merged/ if both are written."""
-
-    free_disk: int
-    """Free on the disk of output_dir."""
-
-    @property
-    def disk(self) -> int:
-        """Most bytes of all files at once."""
-        return self.checkpoint * self.checkpoints + self.final
+    def saved_by(self, **changes: Any) -> int:
+        """Return the bytes that the training needs less with some fields changed."""
+        return self.total - replace(self, **changes).total
 
 
 def refuse_too_large(estimate: MemoryEstimate, free: int) -> None:
-    """Refuse a training whose weights and gradients alone exceed the free memory, in bytes.
-
-    Raises:
-        ConfigError: They do.
-    """
+    """Refuse a training whose weights and gradients alone exceed the free memory, in bytes."""
     needed = estimate.weights + estimate.gradients
     if needed > free:
         raise ConfigError(
@@ -265,6 +197,14 @@ def refuse_too_large(estimate: MemoryEstimate, free: int) -> None:
             f"least {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: keep fewer "
             "layers, or choose adapter=lora or dtype=bfloat16"
         )
+
+
+def _weight_bytes(model: "PreTrainedModel", adapter: Adapter, dtype: "torch.dtype") -> int:
+    if model.device.type != "meta":
+        return weight_bytes(model.parameters()) + scale_bytes(model)
+    if adapter.in_4bit:
+        return expected_bytes(model, dtype)
+    return model.num_parameters() * dtype.itemsize
 
 
 def _adapted(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
@@ -281,54 +221,42 @@ def _adapted(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
 def savings(estimate: MemoryEstimate) -> list[tuple[str, int]]:
     """Return settings that need less memory, each with the bytes it saves.
 
-    The cheapest come first: those that are free or faster, then slower ones, then those that change
-    results. Settings already in use or unavailable here are left out.
+    The cheapest come first: those that cost no time, then slower ones, then those that change
+    results. Settings already in use or unavailable on this machine are left out.
     """
     found = ((setting, round(saved)) for setting, saved in _settings(estimate))
     return [each for each in found if each[1] >= WORTHWHILE * estimate.total]
 
 
 def _settings(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
-    moving = e.activations + e.logits
     if e.masked and e.gpus:
-        yield "attention=auto", e.mask
+        yield "attention=auto", e.saved_by(masked=False)
     if e.gpus and "liger_kernel" in e.installed:
-        yield "kernels=liger", e.logits
+        yield "kernels=liger", e.saved_by(chunked_loss=True)
     if e.batch > 1:
         fewer = max(n for n in range(1, e.batch) if e.batch % n == 0)
-        share = fewer / e.batch
-        yield (
-            f"per_device_train_batch_size={fewer} "
-            f"gradient_accumulation_steps={e.accumulation * e.batch // fewer}",
-            moving * (1 - share) + e.mask * (1 - share**2),
-        )
+        accumulation = e.accumulation * e.batch // fewer
+        setting = f"per_device_train_batch_size={fewer} gradient_accumulation_steps={accumulation}"
+        yield setting, e.saved_by(batch=fewer)
     if e.gpus > 1 and e.adapter == "full" and not e.sharded:
         yield "parallel=fsdp", e.held * (1 - 1 / e.gpus)
-    yield from _slower(e)
-    yield from _different(e, moving)
-
-
-def _slower(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
-    """Settings that compute or move the same values more often."""
     if not e.checkpointing:
-        layer = 8 * e.hidden + 4 * e.intermediate
-        kept = (e.layers * e.hidden + layer) / (e.layers * layer)
-        yield "gradient_checkpointing=true", e.activations * (1 - kept)
+        yield "gradient_checkpointing=true", e.saved_by(checkpointing=True)
     if e.gpus and not e.offloading:
         yield "activation_offloading=true", e.activations
+    yield from _changing_results(e)
 
 
-def _different(e: MemoryEstimate, moving: int) -> Iterator[tuple[str, float]]:
-    """Settings that change results."""
+def _changing_results(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
     if e.computed_bytes > 2:
-        yield "bf16=true", moving / 2
+        yield "bf16=true", e.saved_by(computed_bytes=2)
     if e.gpus and "bitsandbytes" in e.installed and "paged" not in e.optim:
         yield "optim=paged_adamw_8bit", e.optimizer
     if e.adapter == "full":
         yield "adapter=lora", e.gradients + e.optimizer
     else:
         yield from _quantized(e)
-    yield f"max_seq_length={e.length // 2}", moving / 2 + e.mask * 3 / 4
+    yield f"max_seq_length={e.length // 2}", e.saved_by(length=e.length // 2)
     yield "one layer less", (e.held + e.activations) / e.layers
 
 

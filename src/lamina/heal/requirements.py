@@ -21,18 +21,18 @@ OPTIMIZERS = {
     "grokadamw": "grokadamw",
     "stable_adamw": "torch-optimi",
 }
-"""transformers' optimizers that live in other packages."""
+"""The package of each transformers optimizer that needs another one."""
 
 OPTIMIZER_FAMILIES = {
     "galore": "galore-torch",
     "apollo": "apollo-torch",
     "schedule_free": "schedulefree",
 }
-"""The same, by the prefix of their names."""
+"""The same, by the prefix of the optimizers' names."""
 
 
 def missing(arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Name each argument of SFTConfig that this machine cannot honour."""
+    """Refuse fields of SFTConfig that need a package, device or compiler this machine lacks."""
     if arguments.get("activation_offloading") is True and not visible_devices():
         yield "activation_offloading=true needs a GPU: leave it out"
     if arguments.get("torch_compile") is True:
@@ -41,8 +41,7 @@ def missing(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _compiler() -> Iterator[str]:
-    """torch.compile emits C++ on a CPU and Triton on a GPU."""
-    if visible_devices():
+    if visible_devices():  # torch.compile emits Triton on a GPU and C++ on a CPU
         if importlib.util.find_spec("triton") is None:
             yield "torch_compile=true needs Triton on a GPU: pip install triton, or leave it out"
     elif shutil.which(os.environ.get("CXX", "g++")) is None:

@@ -1,7 +1,7 @@
-"""Equal shares of the rows for each process, none counted twice.
+"""Equal shares of the rows for each process, with no row counted twice.
 
-Accelerate 1.15 fills the last batches with rows from the beginning. Here rows without a trained
-token fill them, so that losses equal those of one process.
+Accelerate 1.15 completes the last batches with rows from the beginning. Here rows without a trained
+token complete them, so that losses equal those of one process.
 """
 
 from collections.abc import Iterator
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 
-def filled(rows: "Dataset", multiple: int, padding: int) -> "Dataset":
-    """Append rows without trained tokens until their number is a multiple.
+def with_padding_rows(rows: "Dataset", multiple: int, padding: int) -> "Dataset":
+    """Append rows without trained tokens until the number of rows is a multiple.
 
     Args:
         rows: Tokenized, packed or not.
         multiple: Rows that all processes take at once.
-        padding: Token id the appended rows consist of, so that no count includes them.
+        padding: The padding token's id: as the appended rows have no other, no count includes them.
     """
     from datasets import Dataset, concatenate_datasets
 
     missing = -len(rows) % multiple
     if not missing:
         return rows
-    silent = {"input_ids": [padding] * 2, "labels": [IGNORED] * 2, "seq_lengths": [2]}
-    columns = {name: [silent[name]] * missing for name in rows.column_names}
+    values = {"input_ids": [padding] * 2, "labels": [IGNORED] * 2, "seq_lengths": [2]}
+    columns = {name: [values[name]] * missing for name in rows.column_names}
     return concatenate_datasets([rows, Dataset.from_dict(columns, features=rows.features)])
 
 
@@ -48,17 +48,11 @@ def set_epoch(loader: "DataLoader", epoch: int) -> None:
         node.sampler.set_epoch(epoch)
 
 
-class ShuffledThenFilled(Sampler[int]):
-    """The order in which one process would take the rows, then the rows that fill up."""
+class ShuffledThenPadding(Sampler[int]):
+    """The order in which one process would take the rows, then the padding rows."""
 
     def __init__(self, rows: "Dataset", multiple: int, seed: int | None) -> None:
-        """Shuffle rows that are not filled up yet.
-
-        Args:
-            rows: The rows.
-            multiple: See `filled`.
-            seed: Seed of the first epoch's order.
-        """
+        """Shuffle `rows`, which `with_padding_rows` has not completed to the multiple yet."""
         self.shuffled = SeedableRandomSampler(rows, data_seed=seed)
         self.total = len(rows) + -len(rows) % multiple
 

@@ -21,7 +21,7 @@ from lamina.runtime.sizes import trained
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import PeftConfig
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig
 
@@ -39,7 +39,7 @@ FSDP2: dict[str, Any] = {
         "cpu_ram_efficient_loading": False,
     },
 }
-"""Fields of SFTConfig that shard every decoder layer over the processes."""
+"""Fields of SFTConfig that shard each decoder layer over the processes."""
 
 NO_COMPILED_SHARDS = (
     "torch_compile=true does not work with parallel=fsdp in this version: leave it out, or give "
@@ -56,10 +56,10 @@ LIMITS: dict[str, Limit] = {
     "dataloader_num_workers": NOT_NEGATIVE,
     "dataloader_prefetch_factor": AT_LEAST_ONE,
 }
-"""Limits of SFTConfig's numbers that no shared parameter sets."""
+"""Limits of fields of SFTConfig that no shared parameter sets."""
 
 BOOLEANS = {"include_num_input_tokens_seen": {True: "all", False: "no"}}
-"""Fields for which transformers replaces true and false by words."""
+"""Fields in which transformers replaces true and false by words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class SFT:
     """Fields of TRL's SFTConfig, except where outputs and reports go."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse arguments that contradict each other or that this machine cannot honour."""
+        """Refuse arguments that contradict each other, or that this machine does not support."""
         for name, limit in LIMITS.items():
             value = self.args.get(name)
             if type(value) in (int, float) and not limit.fits(value):
@@ -84,10 +84,10 @@ class SFT:
         yield from missing(self.args)
 
     def misfits(self, adapter: Adapter, parallel: str, distributed: int | str) -> Iterator[str]:
-        """Refuse what parallel=fsdp does not go with.
+        """Refuse adapters, arguments and numbers of processes that parallel=fsdp cannot use.
 
         Args:
-            adapter: What is trained.
+            adapter: Which weights are trained.
             parallel: auto, ddp or fsdp.
             distributed: Number of processes, auto or none.
         """
@@ -163,19 +163,7 @@ class SFT:
         plan: Plan,
         callbacks: Sequence["TrainerCallback"],
     ) -> "TokenLossTrainer":
-        """Build the trainer.
-
-        Args:
-            arguments: From `arguments`.
-            model: The reduced model.
-            tokenizer: Its tokenizer.
-            train: Tokenized training rows: input_ids and labels.
-            eval: Tokenized evaluation rows.
-            backend: Adds the adapter.
-            training: What the backend needs to know for that.
-            plan: Its kept layers go into the adapter's config, so that the adapter and every
-                checkpoint rebuild the reduced model from the untouched base.
-            callbacks: In the order of their calls.
+        """Add the adapter to the reduced model and build its trainer from tokenized rows.
 
         Raises:
             OutputError: The cache of data sets cannot be written.
@@ -184,7 +172,7 @@ class SFT:
         """
         from lamina.heal.trainer import TokenLossTrainer
 
-        made = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
+        before = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
         try:
             adapted, left_to_trl = backend.add_adapter(model, training)
             with cache_errors():  # TRL caches packs, too
@@ -202,18 +190,13 @@ class SFT:
             raise ConfigError(f"trainer.args, adapter: {reason}") from error
         expected = {
             key: value
-            for key, value in {**made, **self.args}.items()
+            for key, value in {**before, **self.args}.items()
             if backend.preserves(key, training, given=key in self.args)
         }
         refuse_changed("trainer.args.", expected, trainer.args)
-        if training.adapter.in_4bit:
-            # TRL 1.14 makes an adapter beside 4-bit weights bfloat16; elsewhere it is float32.
-            for weights in trained(trainer.model):
-                weights.data = weights.data.float()
         if arguments.use_liger_kernel:
             refuse_adapted_head(trainer.model)
-        if given := training.adapter.settings():
-            _complete(trainer.model.peft_config["default"], given, plan)
+        _finish_adapter(trainer.model, training.adapter, plan)
         if arguments.packing:
             refuse_leaking_packs(trainer, train)
         return trainer
@@ -267,8 +250,15 @@ def _positive(value: Any) -> bool:
     return type(value) in (int, float) and value > 0
 
 
-def _complete(used: "PeftConfig", given: dict[str, Any], plan: Plan) -> None:
-    """Check the adapter's settings, and add what rebuilds the reduced base."""
+def _finish_adapter(model: "PreTrainedModel | PeftModel", adapter: Adapter, plan: Plan) -> None:
+    """Check the adapter's settings; add what rebuilds the reduced model from the untouched base."""
+    if adapter.in_4bit:
+        # TRL 1.14 makes an adapter beside 4-bit weights bfloat16; elsewhere it is float32.
+        for weights in trained(model):
+            weights.data = weights.data.float()
+    if not (given := adapter.settings()):
+        return
+    used = model.peft_config["default"]
     if given["target_modules"] == ALL_LINEAR:
         del given["target_modules"]  # PEFT replaces it by the names it found
     refuse_changed("adapter.", given, used)
@@ -277,7 +267,7 @@ def _complete(used: "PeftConfig", given: dict[str, Any], plan: Plan) -> None:
 
 
 def _defaults(settings: type) -> dict[str, Any]:
-    """Return the defaults of TRL's own SFTConfig, which a subclass of Unsloth's overrides."""
+    """Return the defaults of TRL's own SFTConfig, which Unsloth's subclass overrides."""
     own = next(each for each in settings.__mro__ if each.__module__ == "trl.trainer.sft_config")
     values = {
         field.name: field.default if field.default_factory is MISSING else field.default_factory()
@@ -298,16 +288,13 @@ def refuse_changed(path: str, given: Mapping[str, Any], used: Any) -> None:
     """Refuse settings that a library changed on the way to the trainer.
 
     TRL, transformers and PEFT change some, and so does a backend that patches them. A null leaves
-    the choice to the library. JSON strings are compared by content, and of a mapping that becomes a
-    settings object only the given keys are.
+    the choice to the library. JSON strings are compared by content; where a mapping becomes a
+    settings object, only the given keys are compared.
 
     Args:
         path: Prefix of the settings' config keys, with its final dot.
         given: The settings by their names in `used`.
-        used: The library's settings object in use.
-
-    Raises:
-        ConfigError: One differs.
+        used: The library's settings object.
     """
     if differing := list(_differing(path, given, used)):
         raise ConfigError(joined(differing))
@@ -338,7 +325,7 @@ def _same(given: Any, used: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a config writes it: enumerations by value, sets as sorted lists."""
+    """Return a value as a config has it: enumerations by value, sets as sorted lists."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, (set, frozenset)):

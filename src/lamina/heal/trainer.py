@@ -18,8 +18,8 @@ from lamina.data.tokenization import IGNORED
 from lamina.depth.reduction import blueprint
 from lamina.heal.callbacks.clock import STEP, StepClock
 from lamina.heal.callbacks.saving import Checkpointing, SaveAndRequeue, saved_best
-from lamina.heal.kernels import contained
-from lamina.heal.sampling import ShuffledThenFilled, filled, set_epoch
+from lamina.heal.kernels import undoing_patches
+from lamina.heal.sampling import ShuffledThenPadding, set_epoch, with_padding_rows
 from lamina.measure.evaluate import perplexity
 from lamina.measure.speed import compute_peak, training_flops
 from lamina.runtime import distributed
@@ -27,7 +27,7 @@ from lamina.runtime.files import disk_errors, partial_path, replacing
 from lamina.runtime.sizes import state_bytes, trained, weight_bytes
 
 SPEED = ("tokens_per_second", "flops_per_second", "mfu")
-"""Logged and recorded figures of speed; mfu only if the accelerator's peak is known."""
+"""Metrics of speed, logged and recorded; mfu only if the accelerator's peak is known."""
 
 
 class TokenLossTrainer(SFTTrainer):
@@ -50,13 +50,13 @@ class TokenLossTrainer(SFTTrainer):
     @override
     def train(self, *arguments: Any, **options: Any) -> Any:
         # PEFT 0.21 casts an adapter's input to float32 and autocast casts it back: two copies, one
-        # of them kept for the backward pass. With autocast both casts can go and every product is
-        # the same, except in DoRA, which computes more in between.
+        # of which stays for the backward pass. Under autocast the products are the same without
+        # both casts, except in DoRA, which computes more in between.
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        kernels = contained(base) if self.args.use_liger_kernel else nullcontext()
-        variants = any(getattr(module, "lora_variant", None) for module in self.model.modules())
-        once = (self.args.bf16 or self.args.fp16) and not variants
-        with kernels, disable_input_dtype_casting(self.model, active=once):
+        kernels = undoing_patches(base) if self.args.use_liger_kernel else nullcontext()
+        has_dora = any(getattr(module, "lora_variant", None) for module in self.model.modules())
+        no_cast = (self.args.bf16 or self.args.fp16) and not has_dora
+        with kernels, disable_input_dtype_casting(self.model, active=no_cast):
             return super().train(*arguments, **options)
 
     def trainable_parameters(self) -> int:
@@ -64,7 +64,7 @@ class TokenLossTrainer(SFTTrainer):
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def figures(self) -> dict[str, Any]:
-        """Return the figures of a finished training by their names in result.json."""
+        """Return a finished training's metrics, named as in result.json."""
         seconds = self.clock.seconds
         return {
             "eval_loss": self.state.best_metric,
@@ -101,9 +101,9 @@ class TokenLossTrainer(SFTTrainer):
         return compute_peak(bf16=self.args.bf16, fp16=self.args.fp16, weights=weights)
 
     def best_model(self) -> PreTrainedModel:
-        """Return the unwrapped model, with the best checkpoint's weights.
+        """Return the unwrapped model with the best checkpoint's weights.
 
-        If the weights are sharded, only the first process gets the whole model; all must call it.
+        All processes must call it; if weights are sharded, only the first gets the whole model.
         """
         model = self.accelerator.unwrap_model(self.model)
         if not self.is_fsdp_enabled:
@@ -119,19 +119,19 @@ class TokenLossTrainer(SFTTrainer):
     def _get_dataloader(
         self, dataset: Dataset, description: str, batch_size: int, **options: Any
     ) -> DataLoader:
-        # Accelerate 1.15 repeats rows to fill the last batches of several processes.
+        # Accelerate 1.15 completes the last batches of several processes with repeated rows.
         rows, at_once = dataset, batch_size * distributed.count()
         if distributed.count() > 1 and not self.args.dataloader_drop_last:
-            dataset = filled(rows, at_once, self.processing_class.pad_token_id)
+            dataset = with_padding_rows(rows, at_once, self.processing_class.pad_token_id)
             if isinstance(options["sampler_fn"](rows), RandomSampler):
                 seed = self.args.data_seed
-                options["sampler_fn"] = lambda _: ShuffledThenFilled(rows, at_once, seed)
+                options["sampler_fn"] = lambda _: ShuffledThenPadding(rows, at_once, seed)
         return super()._get_dataloader(dataset, description, batch_size, **options)
 
     @override
     def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
         if distributed.count() > 1 and "attention_mask" in inputs:
-            # Rows that only fill up a batch have no trained token.
+            # Padding rows have no trained token.
             counts = (inputs["labels"] != IGNORED).any(dim=1, keepdim=True)
             inputs = {**inputs, "attention_mask": inputs["attention_mask"] * counts}
         super()._track_num_input_tokens(inputs)
@@ -160,7 +160,7 @@ class TokenLossTrainer(SFTTrainer):
 
     @override
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        # transformers 5.17 writes in place: a save that is cut off looks like a checkpoint.
+        # transformers 5.17 writes in place: an interrupted save looks like a checkpoint.
         folder = Path(self.args.output_dir)
         target = folder / f"checkpoint-{self.state.global_step}"
         saving = replacing(target) if self.args.should_save else nullcontext(partial_path(target))
@@ -207,19 +207,22 @@ class TokenLossTrainer(SFTTrainer):
             loss, logits, labels = super().prediction_step(
                 model, inputs, prediction_loss_only, ignore_keys
             )
-        if tokens:  # none in a batch of rows that only fill up
+        if tokens:  # none in a batch of padding rows
             self._token_nll += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
         return loss, logits, labels
 
     @contextmanager
     def _plain_loss(self) -> Iterator[None]:
-        """Evaluate the batch's mean negative log-likelihood, whatever loss is trained on.
+        """Evaluate the batch's mean negative log-likelihood, whatever the training loss is.
 
-        In evaluation, too, transformers 5.17 smooths labels and gives each of several processes a
-        share of the mean over all, and TRL 1.14 and liger-kernel weight tokens if loss_type=dft.
+        Otherwise transformers 5.17 smooths labels in evaluation, too, and gives each of several
+        processes its share of the overall mean; TRL 1.14 and liger-kernel weight tokens if
+        loss_type=dft.
         """
-        trained_on = {name: getattr(self, name) for name in ("label_smoother", "compute_loss_func")}
-        self.__dict__.update(dict.fromkeys(trained_on))
+        training_loss = {
+            name: getattr(self, name) for name in ("label_smoother", "compute_loss_func")
+        }
+        self.__dict__.update(dict.fromkeys(training_loss))
         plain: dict[str, Any] = {"average_tokens_across_devices": False}
         plain |= {"loss_type": "nll"} if self.args.use_liger_kernel else {}
         arguments = {name: getattr(self.args, name) for name in plain}
@@ -227,7 +230,7 @@ class TokenLossTrainer(SFTTrainer):
         try:
             yield
         finally:
-            self.__dict__.update(trained_on)
+            self.__dict__.update(training_loss)
             self.args.__dict__.update(arguments)
 
     @override
@@ -239,4 +242,4 @@ class TokenLossTrainer(SFTTrainer):
 
     @override
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
-        """Write no card beside checkpoints: final/ gets one that says what was removed."""
+        """Write no card beside checkpoints: final/ has one that says what was removed."""
