@@ -1,4 +1,4 @@
-"""The errors that a user can act on.
+"""Errors that a user can act on.
 
     LaminaError
     |-- ConfigError      the config asks for something impossible
@@ -8,8 +8,7 @@
     `-- TrainingError    the training failed
 
 A message has one to three lines: the config key, the value given, what is allowed, the next step.
-The command line prints it without a traceback. Any other exception is a bug in Lamina and keeps its
-traceback.
+The command line prints it without a traceback. Any other exception is a bug in Lamina.
 """
 
 import difflib
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 
 class LaminaError(Exception):
-    """The base of every error that addresses the user."""
+    """The base of all errors addressed to the user."""
 
 
 class ConfigError(LaminaError, ValueError):
@@ -44,17 +43,17 @@ class Ended(BaseException):
     """Carries an error's message past Hydra, which would add lines of its own."""
 
 
-def joined(problems: Sequence[str]) -> str:
-    """Join several problems into one message, one line each."""
-    return "\n".join(problems)
+def either(names: Sequence[str]) -> str:
+    """Join names into 'a, b or c'."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return '; did you mean X?' for the most similar candidate, or nothing."""
-    close = most_like(name, candidates)
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return '; did you mean X?' for the most similar candidate, or an empty string."""
+    close = closest(name, candidates)
     return f"; did you mean {close}?" if close else ""
 
 
-def most_like(name: str, candidates: Iterable[str]) -> str | None:
+def closest(name: str, candidates: Iterable[str]) -> str | None:
     """Return the most similar candidate, if any is close."""
     return next(iter(difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)), None)

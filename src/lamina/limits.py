@@ -1,26 +1,28 @@
-"""What a settings field takes beyond its type: `learning_rate: Annotated[float, ABOVE_ZERO]`.
+"""Limits on the values of settings fields: `learning_rate: Annotated[float, ABOVE_ZERO]`.
 
-Preflight holds every field of a composed config against its limit and names the config key.
+Preflight checks every field of a composed config and names its key in the message.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lamina.errors import either
+
 
 @dataclass(frozen=True)
 class Limit:
-    """A test of a value; None passes, since a type says whether it may be None."""
+    """A test of a value; None always passes, since the type decides whether it is allowed."""
 
     fits: Callable[[Any], bool]
 
     advice: str
-    """What to give instead, for the end of an error message."""
+    """What to give instead; the end of the error message."""
 
 
 def one_of(*names: str) -> Limit:
-    """Allow a few words."""
-    return Limit(lambda value: value in names, f"give {', '.join(names[:-1])} or {names[-1]}")
+    """Allow only the given names."""
+    return Limit(lambda value: value in names, f"give {either(names)}")
 
 
 ABOVE_ZERO = Limit(lambda value: value > 0, "give more than 0")

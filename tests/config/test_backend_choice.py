@@ -9,7 +9,7 @@ import pytest
 from omegaconf import DictConfig
 
 from lamina.config import backend_choice
-from lamina.config.backend_choice import needs_own_process, settle
+from lamina.config.backend_choice import choose_backend, needs_own_process
 from lamina.config.preflight import preflight
 from lamina.errors import ConfigError
 from lamina.heal.backends import unsloth
@@ -21,10 +21,10 @@ ABSENT = (
     "backend=transformers"
 )
 NO_PACKING = (
-    "backend=unsloth: packing=false: on a CPU Unsloth keeps packed documents apart only by not "
-    "packing them; each sequence is one document, so a step reads fewer tokens"
+    "backend=unsloth sets packing=false: on a CPU Unsloth cannot keep packed documents apart; each "
+    "sequence is one document, so a step reads fewer tokens"
 )
-CHOSEN = "backend=unsloth: it fits this run"
+CHOSEN = "backend=unsloth: it supports this run"
 FAMILIES = "llama, mistral, gemma, gemma2, qwen2, qwen3"
 
 Machine = Callable[..., None]
@@ -119,7 +119,7 @@ def test_auto_chooses_and_says_why(
     machine(installed=installed, gpus=gpus)
     config = composed(*overrides)
     preflight(config)
-    assert settle(config, processes) == [note]
+    assert choose_backend(config, processes) == [note]
     name = note.partition(":")[0].removeprefix("backend=")
     assert config.backend._target_.lower().endswith(name)
     assert needs_own_process(config) == (name == "unsloth")
@@ -130,7 +130,7 @@ def test_auto_leaves_families_without_kernels_to_transformers(machine: Machine, 
     machine(installed=True, gpus=1)
     config = composed(f"model_name={gpt2}")
     said = f"backend=transformers: model_name={gpt2}: Unsloth has no kernels for gpt2, only for "
-    assert settle(config, 1) == [said + FAMILIES]
+    assert choose_backend(config, 1) == [said + FAMILIES]
 
 
 def test_a_chosen_backend_needs_no_note(machine: Machine) -> None:
@@ -138,24 +138,24 @@ def test_a_chosen_backend_needs_no_note(machine: Machine) -> None:
     for name in ("transformers", "unsloth"):
         config = composed(f"backend={name}")
         preflight(config)
-        assert settle(config, 1) == []
+        assert choose_backend(config, 1) == []
 
 
 def test_without_a_gpu_packing_is_off_and_a_note_says_so(machine: Machine) -> None:
     machine(installed=True, gpus=0)
     config = composed("backend=unsloth", "++trainer.args.eval_packing=true")
     preflight(config)
-    assert settle(config, 1) == [NO_PACKING]
+    assert choose_backend(config, 1) == [NO_PACKING]
     assert not config.packing
     assert not config.trainer.args.packing
     assert not config.trainer.args.eval_packing
-    assert settle(composed("backend=unsloth", "packing=false"), 1) == []
+    assert choose_backend(composed("backend=unsloth", "packing=false"), 1) == []
 
 
 def test_several_processes_are_refused(machine: Machine) -> None:
     machine(installed=True, gpus=2)
     with pytest.raises(ConfigError) as raised:
-        settle(composed("backend=unsloth"), 2)
+        choose_backend(composed("backend=unsloth"), 2)
     assert str(raised.value) == (
         "backend=unsloth trains in one process on one GPU, and distributed=auto makes 2: give "
         "distributed=none, or choose backend=transformers"

@@ -30,12 +30,12 @@ MISTAKES = {
     "depth.layer_to_drop=first": "depth.layer_to_drop=first: expected a whole number (0-based), or "
     "auto for the layer that costs least",
     # Keys of another option.
-    "model.layer_to_drop=-1": "model.layer_to_drop=-1: this key goes with model=dropped; "
+    "model.layer_to_drop=-1": "model.layer_to_drop=-1: this key belongs to model=dropped; "
     "model=pruned has keep_layers, selector",
-    "model=original model.keep_layers=3": "model.keep_layers=3: this key goes with model=pruned",
-    "model.architecture.hidden_size=1": "model.architecture.hidden_size=1: this key goes with "
+    "model=original model.keep_layers=3": "model.keep_layers=3: this key belongs to model=pruned",
+    "model.architecture.hidden_size=1": "model.architecture.hidden_size=1: this key belongs to "
     "model=scratch; model=pruned has keep_layers, selector",
-    "adapter=full adapter.use_rslora=true": "adapter.use_rslora=true: this key goes with "
+    "adapter=full adapter.use_rslora=true": "adapter.use_rslora=true: this key belongs to "
     "adapter=lora, dora or qlora",
     "selector=last model=original": "selector chooses the layers of model=pruned: leave it out, or "
     "choose model=pruned",
@@ -61,9 +61,9 @@ MISTAKES = {
     "patienc=3: no such key; did you mean callbacks.early_stopping.patience?",
     "hydra.run.folder=x": "hydra.run.folder=x: no such key; there is dir",
     "qqqqzzz=1": "qqqqzzz=1: no such key; see docs/parameters.md",
-    "use_lora=true": "use_lora=true: no longer a key, choose adapter=lora or adapter=full",
-    "report_to=wandb": "report_to=wandb: no longer a key, choose logger=tb, wandb, both or none",
-    "~learning_rate": "trainer.args.learning_rate: refers to learning_rate, which is not there",
+    "use_lora=true": "use_lora=true: no longer a key; choose adapter=lora or adapter=full",
+    "report_to=wandb": "report_to=wandb: no longer a key; choose logger=tb, wandb, both or none",
+    "~learning_rate": "trainer.args.learning_rate: refers to learning_rate, which does not exist",
     # Fields of SFTConfig.
     "trainer.args.max_grad_nrom=1": "trainer.args.max_grad_nrom=1: no such key; did you mean "
     "max_grad_norm?",
@@ -137,8 +137,8 @@ MISTAKES = {
     "max_steps=ten": "max_steps=ten: expected a whole number",
     "learning_rate=fast": "learning_rate=fast: expected a number",
     "learning_rate=null": "learning_rate=null: give a value",
-    "learning_rate=1e-3,1e-4": "learning_rate=1e-3,1e-4: several values need --multirun; a list "
-    "stands in brackets",
+    "learning_rate=1e-3,1e-4": "learning_rate=1e-3,1e-4: several values need --multirun; write "
+    "a list in brackets",
     "export=merged": "export=merged: a group of keys; give export.NAME=VALUE",
     "max_seq_length=4k": "max_seq_length=4k: give a whole number of tokens, such as 4096",
     "max_seq_length=0": "max_seq_length=0: give a whole number of tokens, such as 4096",
@@ -212,7 +212,7 @@ MISTAKES = {
     "data.max_dropped=2": "data.max_dropped=2.0: give 0 to 1",
     "experiment": "experiment: not of the form NAME=VALUE (quote values with commas or brackets)",
     "model_name=./nowhere": "model_name=./nowhere: no such folder",
-    "model_name=${nowhere}": "model_name: refers to nowhere, which is not there",
+    "model_name=${nowhere}": "model_name: refers to nowhere, which does not exist",
     # Foreign code.
     "++model._target_=os.system": f"model._target_=os.system: not allowed; {TARGETS}",
     "++callbacks.x._target_=lamina.heal.libraries.os.system": "callbacks.x._target_=lamina.heal."

@@ -18,7 +18,7 @@ from lamina.scan.cached import without_holdout
 from lamina.scan.calibration import Calibration
 from lamina.scan.layers import open_stack
 from lamina.scan.passes import Budget, sweep
-from lamina.units import count, size
+from lamina.units import parse_bytes, parse_tokens
 from lamina.weights.source import resolve
 from tests.conftest import FOREIGN, REFERENCE
 
@@ -142,17 +142,17 @@ def test_a_scan_uses_every_row(tmp_path: Path) -> None:
     ("value", "number"), [("16k", 16_000), ("1.6M", 1_600_000), (512, 512), ("2B", 2 * 10**9)]
 )
 def test_counts(value: Any, number: int) -> None:
-    assert count("scan.tokens", value) == number
+    assert parse_tokens("scan.tokens", value) == number
 
 
 @pytest.mark.parametrize("value", ["many", "16K", "-1", 0, "0k", "", None])
 def test_invalid_counts_are_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"scan\.tokens=.*: give a number such as 4096, 16k"):
-        count("scan.tokens", value)
+        parse_tokens("scan.tokens", value)
 
 
 def test_sizes() -> None:
-    assert size("scan.memory", "8GB") == 8 * 10**9
-    assert size("scan.memory", "500MB") == 5 * 10**8
+    assert parse_bytes("scan.memory", "8GB") == 8 * 10**9
+    assert parse_bytes("scan.memory", "500MB") == 5 * 10**8
     with pytest.raises(ConfigError, match=r"scan\.memory=8: give"):
-        size("scan.memory", "8")
+        parse_bytes("scan.memory", "8")

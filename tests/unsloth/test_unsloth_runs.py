@@ -15,8 +15,8 @@ pytestmark = NEEDS_UNSLOTH
 
 RUN = (*SHORT, "backend=unsloth")
 NO_PACKING = (
-    "backend=unsloth: packing=false: on a CPU Unsloth keeps packed documents apart only by not "
-    "packing them; each sequence is one document, so a step reads fewer tokens"
+    "backend=unsloth sets packing=false: on a CPU Unsloth cannot keep packed documents apart; each "
+    "sequence is one document, so a step reads fewer tokens"
 )
 
 

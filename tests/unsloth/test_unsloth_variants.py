@@ -17,7 +17,9 @@ from tests.reload import loaded
 pytestmark = NEEDS_UNSLOTH
 
 RUN = (*SHORT, "backend=unsloth")
-NO_PACKING = "backend=unsloth: packing=false: on a CPU Unsloth keeps packed documents apart only by"
+NO_PACKING = (
+    "backend=unsloth sets packing=false: on a CPU Unsloth cannot keep packed documents apart"
+)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lamina.commands.app import app
-from lamina.config.preflight import resolved
+from lamina.config.preflight import refuse_incomplete
 from lamina.depth.layer_sets import format_layers
 
 
 @app("cut")
 def main(config: DictConfig) -> None:
     """Write one reduced model, and print which layers it has."""
-    resolved(config)
+    refuse_incomplete(config)
     plan = instantiate(config).execute()
     output = Path(config.output)
     weights = sum(path.stat().st_size for path in output.expanduser().glob("*.safetensors"))

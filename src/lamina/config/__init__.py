@@ -1,1 +1,1 @@
-"""What was asked for: schema, checks, messages."""
+"""Turns a composed config into typed settings: schemas, checks, messages, security."""

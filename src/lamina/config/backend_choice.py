@@ -1,26 +1,26 @@
-"""Which backend runs; `lamina.heal.backends` says what each of them can do."""
+"""Chooses a run's backend; `lamina.heal.backends` says what each one supports."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 
 from omegaconf import DictConfig
 
-from lamina.config.binding import bound
+from lamina.config.binding import bind
 from lamina.config.parameters import Parameters
 from lamina.depth.variants import Scratch
-from lamina.errors import ConfigError, joined
+from lamina.errors import ConfigError
 from lamina.heal.backends.transformers import Transformers
 from lamina.heal.backends.unsloth import Auto, Unsloth, family_misfits, is_installed, misfits
 from lamina.runtime.device import visible_devices
 
 WITHOUT_PACKING = (
-    "backend=unsloth: packing=false: on a CPU Unsloth keeps packed documents apart only by not "
-    "packing them; each sequence is one document, so a step reads fewer tokens"
+    "backend=unsloth sets packing=false: on a CPU Unsloth cannot keep packed documents apart; each "
+    "sequence is one document, so a step reads fewer tokens"
 )
 
 
 def problems(run: Parameters) -> Iterator[str]:
-    """Name what Unsloth cannot do of a run that chose it; of models only a local one is read."""
+    """Name what Unsloth does not support in a run that chose it; a hub model is not read."""
     if isinstance(run.backend, Unsloth):
         yield from _misfits(run)
         local = run.model_name.startswith((".", "/", "~"))
@@ -28,32 +28,34 @@ def problems(run: Parameters) -> Iterator[str]:
             yield from family_misfits(run.model_name)
 
 
-def settle(config: DictConfig, processes: int) -> list[str]:
-    """Replace backend=auto by the backend that runs, and adapt the config to its ways.
+def choose_backend(config: DictConfig, processes: int) -> list[str]:
+    """Resolve backend=auto in a checked config, in place; return notes for the log and the record.
 
-    Args:
-        config: The composed config, after preflight; changed here.
-        processes: That share the training.
-
-    Returns:
-        Notes for the log and the record.
+    On a CPU Unsloth also turns packing off.
 
     Raises:
         LaminaError: The model cannot be found, or the chosen backend cannot train it.
     """
     notes: list[str] = []
-    run = bound(config)
+    run = bind(config)
     chosen = run.backend
     if isinstance(chosen, Auto):
-        against = _against(run, processes)
-        chosen = Transformers() if against else Unsloth(statistics=chosen.statistics)
+        obstacle = _obstacle_to_unsloth(run, processes)
+        chosen = Transformers() if obstacle else Unsloth(statistics=chosen.statistics)
         kind = type(chosen)
         config.backend = {"_target_": f"{kind.__module__}.{kind.__name__}", **asdict(chosen)}
-        notes.append(f"backend={chosen.name}: {against or 'it fits this run'}")
+        notes.append(f"backend={chosen.name}: {obstacle or 'it supports this run'}")
     if not isinstance(chosen, Unsloth):
         return notes
-    if refused := [*_several(run, processes), *family_misfits(run.model_name)]:
-        raise ConfigError(joined(refused))
+    refused = list(family_misfits(run.model_name))
+    if processes > 1:
+        refused.insert(
+            0,
+            f"backend=unsloth trains in one process on one GPU, and distributed={run.distributed} "
+            f"makes {processes}: give distributed=none, or choose backend=transformers",
+        )
+    if refused:
+        raise ConfigError("\n".join(refused))
     if not visible_devices() and config.trainer.args.get("packing"):
         config.packing = config.trainer.args.packing = False
         if "eval_packing" in config.trainer.args:
@@ -63,12 +65,12 @@ def settle(config: DictConfig, processes: int) -> list[str]:
 
 
 def needs_own_process(config: DictConfig) -> bool:
-    """Whether a run's backend patches its process, so that no other run may share it."""
-    return isinstance(bound(config.backend), Unsloth)
+    """Whether a run's backend patches its process, which no other run may then share."""
+    return isinstance(bind(config.backend), Unsloth)
 
 
-def _against(run: Parameters, processes: int) -> str | None:
-    """Return the first reason for which auto does not choose Unsloth."""
+def _obstacle_to_unsloth(run: Parameters, processes: int) -> str | None:
+    """Return the first reason why auto does not choose Unsloth."""
     if not is_installed():
         return "Unsloth is not installed"
     if not visible_devices():
@@ -82,11 +84,3 @@ def _against(run: Parameters, processes: int) -> str | None:
 def _misfits(run: Parameters) -> Iterator[str]:
     decided = {key: getattr(run, key) for key in Unsloth.decides}
     return misfits(run.model, run.adapter, run.trainer.args, decided)
-
-
-def _several(run: Parameters, processes: int) -> Iterator[str]:
-    if processes > 1:
-        yield (
-            f"backend=unsloth trains in one process on one GPU, and distributed={run.distributed} "
-            f"makes {processes}: give distributed=none, or choose backend=transformers"
-        )

@@ -1,4 +1,4 @@
-"""From a composed config to typed settings: targets are checked, settings classes are built."""
+"""Builds typed settings from a composed config, and checks its targets and keys."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -6,24 +6,21 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lamina.config.security import ALLOWED_TARGETS, refusal
-from lamina.errors import nearest
-
-MISSING = "???"
-"""What a required value reads as until it is given."""
+from lamina.errors import did_you_mean
 
 
 @dataclass
 class Binding:
-    """Builds settings from a config's content, as far as its form allows."""
+    """Builds settings from a resolved config as far as possible, and collects what is wrong."""
 
     missing: list[str] = field(default_factory=list)
     """Keys without a value; the settings hold MISSING there."""
 
     problems: list[str] = field(default_factory=list)
-    """Targets that are not allowed, and keys that targets do not take."""
+    """Targets that are not allowed, and keys that a target does not accept."""
 
     refused: bool = False
     """Whether a target is not allowed; the settings hold None there."""
@@ -31,9 +28,7 @@ class Binding:
     def build(self, node: Any, path: str = "") -> Any:
         """Return the settings that a node describes; None for an object of another library.
 
-        Args:
-            node: Of a resolved config.
-            path: Its key, with a dot at its end.
+        `path` is the node's key with a trailing dot.
         """
         if isinstance(node, list):
             return [self.build(item, f"{path}{index}.") for index, item in enumerate(node)]
@@ -56,17 +51,17 @@ class Binding:
     def _required(
         self, function: Callable[..., Any], node: dict[str, Any], path: str
     ) -> Iterator[str]:
-        """Return the arguments that a function needs, and name those that it does not take."""
+        """Yield the arguments that a function requires; record the given ones that it lacks."""
         try:
             parameters = inspect.signature(function).parameters
-        except ValueError:  # some classes in C have none
+        except ValueError:  # some C classes have no signature
             return
         kinds = {each.kind for each in parameters.values()}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
-            unknown = [key for key in node if not key.startswith("_") and key not in parameters]
-            for key in unknown:
-                advice = nearest(key, parameters)
-                self.problems.append(f"{path}{key}={node[key]}: no such key{advice}")
+            for key in node:
+                if not key.startswith("_") and key not in parameters:
+                    advice = did_you_mean(key, parameters)
+                    self.problems.append(f"{path}{key}={node[key]}: no such key{advice}")
         if "_args_" in node or node.get("_partial_"):
             return
         for name, each in parameters.items():
@@ -75,13 +70,13 @@ class Binding:
                 yield name
 
 
-def bound(config: DictConfig) -> Any:
+def bind(config: DictConfig) -> Any:
     """Return the settings of a config that passed preflight; other libraries' objects are None."""
     return Binding().build(OmegaConf.to_container(config, resolve=True))
 
 
 def _is_ours(function: Callable[..., Any]) -> bool:
-    """Whether a function is a settings class of Lamina, or a class method that builds one."""
+    """Whether a function is one of Lamina's settings classes, or a class method that builds one."""
     built = getattr(function, "__self__", function)
     return is_dataclass(built) and function.__module__.startswith("lamina.")
 

@@ -1,7 +1,7 @@
-"""Every mistake of a command line and its config files, not only the first one that Hydra meets.
+"""Finds every mistake in a command line and its config files; Hydra stops at the first.
 
-The files are composed once more: defaults lists keep what exists, and a file that cannot be merged
-as a whole is merged value by value. Then each argument of the command line is tried by itself.
+The files are composed again: defaults lists keep only entries that exist, and a file that does not
+merge as a whole is merged value by value. Then each command-line argument is tried by itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,32 +22,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
-from lamina.config.library_fields import either
-from lamina.config.messages import (
-    COMPOSITION_ERRORS,
-    no_option,
-    not_a_group,
-    said,
-    setting_problem,
-)
-from lamina.config.preflight import preflight, resolved
-from lamina.config.security import look_at
-from lamina.errors import LaminaError, joined, most_like, nearest
+from lamina.config import messages
+from lamina.config.messages import COMPOSITION_ERRORS
+from lamina.config.preflight import preflight, refuse_incomplete
+from lamina.config.security import refuse_unsafe
+from lamina.errors import LaminaError, closest, did_you_mean, either
 from lamina.runtime.paths import conf_dir
 
 Keys = tuple[Any, ...]
-"""The keys from the root of the config down to a value."""
+"""Keys from the root of the config down to a value."""
 
 
 def explain(error: Exception, arguments: Sequence[str], config_name: str) -> str:
-    """Say what is wrong with the command line and the config files, all of it.
+    """Return every problem of a command line and its config files, one a line.
 
-    Of a sweep the first job is checked.
-
-    Args:
-        error: What Hydra or OmegaConf raised.
-        arguments: The command line's.
-        config_name: The command's primary config.
+    A sweep is checked by its first job. `error` is what Hydra or OmegaConf raised.
     """
     line = get_args_parser().parse_args(list(arguments))
     loader = _Loader(line.config_dir)
@@ -59,26 +48,26 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str) -> str
         loader.try_values(config)
         if not line.multirun and config.hydra.mode != RunMode.MULTIRUN:
             loader.problems += (
-                f"{swept}: several values need --multirun; a list stands in brackets"
+                f"{swept}: several values need --multirun; write a list in brackets"
                 for swept in loader.swept
             )
-        look_at(config)
+        refuse_unsafe(config)
         HydraConfig.instance().set_config(config)
         content = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-        (preflight if config_name == "config" else resolved)(content)
+        (preflight if config_name == "config" else refuse_incomplete)(content)
     except (LaminaError, *COMPOSITION_ERRORS) as found:
-        loader.problems.append(said(found))
-    return joined(list(dict.fromkeys(loader.problems)) or [said(error)])
+        loader.problems.append(messages.describe(found))
+    return "\n".join(dict.fromkeys(loader.problems)) or messages.describe(error)
 
 
 class _Repository(CachingConfigRepository):
-    """Config files whose defaults lists hold only what exists; the rest is a problem."""
+    """Config files without the entries of their defaults lists that do not exist."""
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
         super().__init__(loader.repository)
         self.problems: list[str] = []
         self.dropped: set[str] = set()
-        """Groups whose option is unknown and like no other: what is set below them is not tried."""
+        """Groups whose unknown option resembles no other; values below them are not tried."""
 
     @override
     def load_config(self, config_path: str) -> Any:
@@ -89,19 +78,19 @@ class _Repository(CachingConfigRepository):
             loaded.defaults_list = [each for each in entries if self._keeps(each, config_path)]
         return loaded
 
-    def chosen(self, group: str, option: str) -> str | None:
-        """Return an option that exists: the one given, or the one most like it, or nothing."""
+    def existing_option(self, group: str, option: str) -> str | None:
+        """Return the given option if it exists, else the most similar one, if any."""
         if self.config_exists(f"{group}/{option}"):
             return option
         options = self.get_group_options(group)
-        self.problems.append(no_option(group, option, options))
-        if meant := most_like(option, options):
+        self.problems.append(messages.no_option(group, option, options))
+        if meant := closest(option, options):
             return meant
         self.dropped.add(group)
         return None
 
     def _keeps(self, entry: Any, config_path: str) -> bool:
-        """Whether an entry of a file's defaults list stays; one that is misspelt is corrected."""
+        """Whether an entry of a defaults list stays; a misspelt one is corrected in place."""
         is_group = isinstance(entry, GroupDefault)
         path = f"{entry.group}/{entry.value}" if is_group else str(entry.path)
         if path == "_self_" or "${" in path or (is_group and not isinstance(entry.value, str)):
@@ -113,11 +102,12 @@ class _Repository(CachingConfigRepository):
             return True
         if not self.group_exists(group):
             groups = [each.name for each in conf_dir().iterdir() if each.is_dir()]
+            advice = did_you_mean(group, groups)
             self.problems.append(
-                f"conf file {config_path}: override /{group}: no such group{nearest(group, groups)}"
+                f"conf file {config_path}: override /{group}: no such group{advice}"
             )
             return False
-        if meant := self.chosen(group, option):
+        if meant := self.existing_option(group, option):
             if meant != option and is_group:
                 entry.value = meant
             elif meant != option:
@@ -126,13 +116,13 @@ class _Repository(CachingConfigRepository):
 
 
 class _Loader(ConfigLoaderImpl):
-    """Composes what is right, and collects what is wrong."""
+    """Composes what is valid, and collects the problems of the rest."""
 
     def __init__(self, config_dir: str | None) -> None:
         search_path = create_config_search_path(str(conf_dir()))
         if config_dir and Path(config_dir).is_dir():
-            place = f"file://{Path(config_dir).absolute()}"
-            search_path.prepend("command-line", place, SearchPathQuery(provider="schema"))
+            url = f"file://{Path(config_dir).absolute()}"
+            search_path.prepend("command-line", url, SearchPathQuery(provider="schema"))
         super().__init__(search_path)
         self.files = _Repository(self)
         self.problems = self.files.problems
@@ -141,7 +131,7 @@ class _Loader(ConfigLoaderImpl):
         self.swept: list[str] = []
 
     def sort(self, config_name: str, arguments: Sequence[str]) -> None:
-        """Sort arguments into choices of options and values; of several values take the first."""
+        """Split arguments into chosen options and values; of swept values take the first."""
         parser, parsed = OverridesParser.create(self), []
         for argument in arguments:
             try:
@@ -152,7 +142,7 @@ class _Loader(ConfigLoaderImpl):
                     (given,) = parser.parse_overrides([f"{given.get_key_element()}={first}"])
                 parsed.append(given)
             except OverrideParseException as error:
-                self.problems.append(said(error))
+                self.problems.append(messages.describe(error))
         self._process_config_searchpath(config_name, parsed, self.files)
         for given in parsed:
             self._sort(given)
@@ -169,8 +159,8 @@ class _Loader(ConfigLoaderImpl):
             options = self.files.get_group_options(group)
             self.problems.append(f"{given.input_line}: choose {either(options)}")
             self.files.dropped.add(group)
-        elif chosen := self.files.chosen(group, value):
-            self.choices.append(f"{given.get_key_element()}={chosen}")
+        elif option := self.files.existing_option(group, value):
+            self.choices.append(f"{given.get_key_element()}={option}")
 
     @override
     def _parse_overrides_and_create_caching_repo(
@@ -193,7 +183,7 @@ class _Loader(ConfigLoaderImpl):
         return config
 
     def _try_leaf(self, config: DictConfig, name: str, keys: Keys, value: Any) -> None:
-        """Merge one value of a file into what is composed so far."""
+        """Merge one value of a file into the config composed so far."""
         if keys[0] in self.files.dropped:
             return
         node = value
@@ -203,15 +193,15 @@ class _Loader(ConfigLoaderImpl):
             config.merge_with(OmegaConf.create(node))
         except OmegaConfBaseException as error:
             if keys[0] == "experiment":
-                said = "its first line must be: # @package _global_"
+                problem = "its first line must be: # @package _global_"
             elif error.full_key:
-                said = setting_problem(error, config)
+                problem = messages.setting_problem(error, config)
             else:  # what OmegaConf raises for a value in place of a group
-                said = not_a_group(".".join(map(str, keys)), value)
-            self.problems.append(f"conf file {name}: {said}")
+                problem = messages.not_a_group(".".join(map(str, keys)), value)
+            self.problems.append(f"conf file {name}: {problem}")
 
     def try_values(self, config: DictConfig) -> None:
-        """Apply the command line's values to a composed config, each by itself."""
+        """Apply each of the command line's values to a composed config by itself."""
         for value in self.values:
             if value.key_or_group.partition(".")[0] in self.files.dropped:
                 continue
@@ -219,11 +209,11 @@ class _Loader(ConfigLoaderImpl):
                 self._apply_overrides_to_config([value], config)
             except COMPOSITION_ERRORS as error:
                 argument = str(value.input_line).lstrip("+~")
-                self.problems.append(said(error, config, argument))
+                self.problems.append(messages.describe(error, config, argument))
 
 
 def _leaves(node: dict[Any, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
-    """Each value that is not a mapping of others, with its keys from the root."""
+    """Yield each value that is not a non-empty mapping, with its keys from the root."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, (*above, key))

@@ -1,18 +1,18 @@
-"""Fields of TRL's SFTConfig and PEFT's LoraConfig that a config passes on, and what each takes.
+"""Checks values that a config passes on to TRL's SFTConfig and PEFT's LoraConfig.
 
-library_fields.json lists them (`make fields`): importing SFTConfig itself takes seconds.
+library_fields.json lists their fields (`make fields`): importing SFTConfig itself takes seconds.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lamina.config.parameters import Parameters
-from lamina.errors import nearest
+from lamina.errors import did_you_mean, either
 from lamina.heal.adapters import Dora, Lora
 
 TYPES: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
@@ -24,10 +24,10 @@ TYPES: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
     "dict": (("a mapping",), (dict,)),
     "null": (("null",), (type(None),)),
 }
-"""What messages call the values of a type, and Python's types of them."""
+"""For each type, its values' names in messages, and its Python types."""
 
-FEW = 12
-"""Choices that a message lists; of more it names the nearest."""
+LISTED_CHOICES = 12
+"""Choices that a message lists at most; beyond that it names only the most similar one."""
 
 LIBRARIES = {"SFTConfig": "trl", "LoraConfig": "peft"}
 """The package of each class."""
@@ -112,7 +112,7 @@ TRAINER_GONE = {
     "push_to_hub_organization": "set trainer.args.hub_model_id=ORGANIZATION/NAME",
     "push_to_hub_token": "set HF_TOKEN in the environment or in .env",
 }
-"""Names that other versions of SFTConfig or SFTTrainer have."""
+"""Names from other versions of SFTConfig or SFTTrainer, and what to set instead."""
 
 ADAPTER_ELSEWHERE = {
     "lora_alpha": "set adapter.alpha",
@@ -126,7 +126,7 @@ ADAPTER_ELSEWHERE = {
     "inference_mode": "an adapter is trained here",
     "layer_replication": "the kept layers decide it: choose model=dropped, pruned or layers",
 }
-"""Fields of LoraConfig that Lamina sets itself or names otherwise."""
+"""Fields of LoraConfig that Lamina sets itself or renames."""
 
 ADAPTER_GONE = {
     "lora_r": "set adapter.r",
@@ -135,23 +135,23 @@ ADAPTER_GONE = {
     "merge_weights": "set export.form=merged",
     "use_qlora": "choose adapter=qlora",
 }
-"""Names that LoRA's settings have in other versions or libraries."""
+"""Names of LoRA's settings in other versions or libraries."""
 
 
 def problems(run: Parameters) -> Iterator[str]:
-    """Name what is wrong with trainer.args and with further settings of the adapter."""
+    """Name what is wrong in trainer.args and in the adapter's fields for PEFT."""
     for key, value in run.trainer.args.items():
-        # An argument that only follows a shared parameter is named by that one's key.
+        # An argument that takes its value from a shared parameter is reported under that key.
         path = "" if key in vars(run) and vars(run)[key] == value else "trainer.args."
-        if said := _problem("SFTConfig", key, value, TRAINER_ELSEWHERE, TRAINER_GONE):
-            yield f"{path}{key}={value}: {said}"
+        if problem := _problem("SFTConfig", key, value, TRAINER_ELSEWHERE, TRAINER_GONE):
+            yield f"{path}{key}={value}: {problem}"
     if isinstance(run.adapter, Lora):
         elsewhere = ADAPTER_ELSEWHERE
         if isinstance(run.adapter, Dora):
             elsewhere = {**elsewhere, "use_dora": "adapter=dora is true, adapter=lora false"}
         for key, value in run.adapter.further.items():
-            if said := _problem("LoraConfig", key, value, elsewhere, ADAPTER_GONE):
-                yield f"adapter.{key}={value}: {said}"
+            if problem := _problem("LoraConfig", key, value, elsewhere, ADAPTER_GONE):
+                yield f"adapter.{key}={value}: {problem}"
 
 
 def _problem(
@@ -164,24 +164,24 @@ def _problem(
         return refusal(known[key], value)
     if key in gone:
         return f"not a field of {name} in {library} {version(library)}: {gone[key]}"
-    guess = nearest(key, sorted({*known} - {*elsewhere}))
+    guess = did_you_mean(key, sorted({*known} - {*elsewhere}))
     return "no such key" + (guess or f"; give a field of {library}'s {name}")
 
 
 @cache
 def fields_of(name: str) -> dict[str, dict[str, Any]]:
-    """Return the fields of a class by name: the types, values, items and keys that each takes."""
+    """Return the fields of a class: the types, values, items and keys that each one accepts."""
     table = Path(__file__).with_name("library_fields.json")
     return dict(json.loads(table.read_text(encoding="utf-8"))[name])
 
 
 def refusal(field: Mapping[str, Any], value: Any) -> str | None:
-    """Say what a field takes, if it does not take a value."""
+    """Say what a field accepts, if it does not accept a value."""
     if _takes(field, value):
         return None
     named = list(dict.fromkeys(_names(field)))
-    if len(named) > FEW:
-        return f"not one of its {len(named)} choices{nearest(str(value), named)}"
+    if len(named) > LISTED_CHOICES:
+        return f"not one of its {len(named)} choices{did_you_mean(str(value), named)}"
     return f"{'give' if 'values' in field else 'expected'} {either(named)}"
 
 
@@ -196,14 +196,14 @@ def _takes(field: Mapping[str, Any], value: Any) -> bool:
 
 
 def _is(value: Any, choice: Any) -> bool:
-    """Whether a value is a choice; a choice such as `pissa_niter_[number]` stands for many."""
+    """Whether a value is a choice; one such as `pissa_niter_[number]` is a pattern."""
     if isinstance(choice, str) and "[" in choice and isinstance(value, str):
         return bool(re.fullmatch(re.sub(r"\[.*?\]", r"\\d+", choice), value))
     return bool(value == choice and type(value) is type(choice))
 
 
 def _names(field: Mapping[str, Any]) -> Iterator[str]:
-    """What messages call the values that a field takes."""
+    """Yield the names, in messages, of the values that a field accepts."""
     yield from (str(value) for value in field.get("values", ()))
     for each in field["types"]:
         if each == "list" and "items" in field:
@@ -212,8 +212,3 @@ def _names(field: Mapping[str, Any]) -> Iterator[str]:
             yield f"a mapping with the keys {'/'.join(field['keys'])}"
         else:
             yield from TYPES[each][0]
-
-
-def either(names: Sequence[str]) -> str:
-    """Join names into 'a, b or c'."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

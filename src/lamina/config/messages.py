@@ -1,4 +1,4 @@
-"""What one error of Hydra or OmegaConf means, in one line where it can be."""
+"""Describes an error of Hydra, OmegaConf or YAML in Lamina's words, in one line if possible."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -9,9 +9,9 @@ from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from lamina.config.library_fields import either, fields_of
+from lamina.config.library_fields import fields_of
 from lamina.config.schema import OPTIONS, is_open, schema_of
-from lamina.errors import LaminaError, nearest
+from lamina.errors import LaminaError, did_you_mean, either
 from lamina.limits import WHOLE_TOKENS
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -21,7 +21,7 @@ DERIVED = {
     "use_lora": "choose adapter=lora or adapter=full",
     "report_to": "choose logger=tb, wandb, both or none",
 }
-"""Keys of an older form that a group decides now."""
+"""Keys of the older form that a group has replaced."""
 
 TOKEN_COUNTS = ("max_seq_length", "evaluation.max_new_tokens")
 """Keys that take plain numbers only: 4k would be 4000 tokens, and people mean 4096."""
@@ -34,14 +34,15 @@ EXPECTED = {
 }
 
 
-def said(error: Exception, config: DictConfig | None = None, argument: str | None = None) -> str:
-    """Say in at most three lines what one error is about.
+def describe(
+    error: Exception, config: DictConfig | None = None, argument: str | None = None
+) -> str:
+    """Describe an error in at most three lines.
 
-    Args:
-        error: What was raised.
-        config: What was composed before it.
-        argument: Of the command line, if the error comes from one.
+    `config` is what was composed before it, `argument` the command-line argument that caused it.
     """
+    if isinstance(error, LaminaError):
+        return str(error)
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: not YAML ({error.problem})"
@@ -53,19 +54,13 @@ def said(error: Exception, config: DictConfig | None = None, argument: str | Non
     if isinstance(cause, OmegaConfBaseException) and cause.full_key and config is not None:
         return setting_problem(cause, config, argument)
     lines = str(error).splitlines() + str(cause or "").splitlines()
-    return "\n".join(dict.fromkeys(lines[:3])) if not isinstance(error, LaminaError) else str(error)
+    return "\n".join(dict.fromkeys(lines[:3]))
 
 
 def setting_problem(
     error: OmegaConfBaseException, config: DictConfig, argument: str | None = None
 ) -> str:
-    """Say what is wrong with a key or its value.
-
-    Args:
-        error: What OmegaConf raised.
-        config: What was composed before it.
-        argument: Of the command line, if it sets the key.
-    """
+    """Describe a wrong key or value; the arguments are those of `describe`."""
     key, value = str(error.full_key), error.value
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         content = OmegaConf.to_container(config, resolve=False)
@@ -84,27 +79,27 @@ def setting_problem(
 
 
 def not_a_group(key: str, value: Any) -> str:
-    """Say that a value stands where keys belong."""
+    """Say that a key holds a value instead of further keys."""
     return f"{key}={value}: a group of keys; give {key}.NAME=VALUE"
 
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
-    """Say that a group has no such option, and which it has."""
-    there_are = f"There are {', '.join(options)}."
-    return f"{group}={option}: no such option{nearest(option, options)}\n{there_are}"
+    """Say that a group lacks an option, and list those that it has."""
+    advice = did_you_mean(option, options)
+    return f"{group}={option}: no such option{advice}\nThere are {', '.join(options)}."
 
 
 def _unknown_key(dotted: str, written: str, settings: str, known: Sequence[str]) -> str:
-    """Say that there is no such key, and what to give instead.
+    """Say that a key does not exist, and what to give instead.
 
     Args:
         dotted: The key.
         written: The key or the whole argument.
         settings: Name of the settings class that lacks it.
-        known: The dotted keys that there are.
+        known: All dotted keys of the config.
     """
     if dotted in DERIVED:
-        return f"{written}: no longer a key, {DERIVED[dotted]}"
+        return f"{written}: no longer a key; {DERIVED[dotted]}"
     group, _, key = dotted.partition(".")
     options = OPTIONS.get(group, {}).items()
     owners = [name for name, option in options if key in _names(option)]
@@ -113,22 +108,22 @@ def _unknown_key(dotted: str, written: str, settings: str, known: Sequence[str])
     if owners:
         chosen = (pair for pair in options if pair[1].__name__ == settings and _names(pair[1]))
         has = "".join(f"; {group}={name} has {', '.join(_names(each))}" for name, each in chosen)
-        return f"{written}: this key goes with {group}={either(owners)}{has}"
+        return f"{written}: this key belongs to {group}={either(owners)}{has}"
     return f"{written}: no such key{_advice(dotted, known)}"
 
 
 def _advice(dotted: str, known: Sequence[str]) -> str:
-    """Name the nearest key, first among those that stand where this one was looked for."""
+    """Suggest the most similar key; keys of the same parent come first."""
     parent, _, name = dotted.rpartition(".")
-    beside = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent]
-    names = [key for key in beside if not key.startswith("_")]
-    if guess := nearest(name, names):
+    siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent]
+    names = [key for key in siblings if not key.startswith("_")]
+    if guess := did_you_mean(name, names):
         return guess.replace("mean ", f"mean {parent}.") if parent else guess
     if parent and names:
         return f"; there is {either(names)}"
-    ending = [key for key in known if key.endswith(f".{name}")]
-    if ending or (guess := nearest(dotted, known)):
-        return f"; did you mean {ending[0]}?" if ending else guess
+    same_name = [key for key in known if key.endswith(f".{name}")]
+    if same_name or (guess := did_you_mean(dotted, known)):
+        return f"; did you mean {same_name[0]}?" if same_name else guess
     return f"; see {'--cfg hydra' if dotted.startswith('hydra.') else 'docs/parameters.md'}"
 
 
@@ -137,7 +132,7 @@ def _names(settings: Any) -> list[str]:
 
 
 def dotted_keys(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the keys of a config's content, groups included, each from its root."""
+    """Yield every key of a config's content from its root, groups included."""
     for key, value in content.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A config's content as typed settings: the shared parameters, and one option of every group.
+"""The typed settings of an experiment: the shared parameters, and one option of every group.
 
 conf/base.yaml describes each shared parameter and holds its default.
 """
@@ -15,14 +15,7 @@ from lamina.heal.backends.training import Backend
 from lamina.heal.callbacks.loggers import LoggerSettings
 from lamina.heal.callbacks.settings import CallbackSettings
 from lamina.heal.sft import SFT
-from lamina.limits import (
-    ABOVE_ZERO,
-    AT_LEAST_ONE,
-    NOT_NEGATIVE,
-    WHOLE_TOKENS,
-    Limit,
-    one_of,
-)
+from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, WHOLE_TOKENS, Limit, one_of
 from lamina.measure.evaluate import Evaluation
 from lamina.scan.passes import ScanSettings
 
@@ -36,7 +29,7 @@ PROCESSES = Limit(
 
 @dataclass(frozen=True, kw_only=True)
 class LoraParameters:
-    """`lora`: what the adapters' own r and alpha default to."""
+    """`lora`: defaults of each adapter's r and alpha."""
 
     r: Annotated[int, AT_LEAST_ONE]
     alpha: Annotated[int, AT_LEAST_ONE]
@@ -44,7 +37,7 @@ class LoraParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorParameters:
-    """`generator`: the size of the embedded data, which data=synthetic reads."""
+    """`generator`: size and seed of the embedded data (data=synthetic)."""
 
     train_rows: Annotated[int, AT_LEAST_ONE]
     eval_rows: Annotated[int, AT_LEAST_ONE]
@@ -107,7 +100,7 @@ class Parameters:
 
     @property
     def weights_dtype(self) -> str:
-        """Torch's name of the type that the weights are loaded in."""
+        """Torch's name of the dtype that weights are loaded in."""
         if self.dtype != "auto":
             return self.dtype
         return "bfloat16" if self.bf16 else "float32"

@@ -1,65 +1,58 @@
-"""Checks of a composed config before anything slow: all problems at once, torch not imported."""
+"""Checks a composed config before anything slow; reports all problems at once, without torch."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lamina.config import library_fields, rules
-from lamina.config.binding import MISSING, Binding
+from lamina.config.binding import Binding
+from lamina.config.messages import not_a_group
 from lamina.config.schema import GROUPS
-from lamina.errors import ConfigError, joined
-from lamina.units import count
+from lamina.errors import ConfigError
+from lamina.units import parse_tokens
 
 
 def preflight(config: DictConfig) -> None:
-    """Refuse a config that cannot run, naming every problem it has.
-
-    Args:
-        config: The composed config; scan.tokens becomes a whole number here.
+    """Refuse a config that cannot run, naming every problem; parse scan.tokens in place.
 
     Raises:
         ConfigError: Values are missing, unknown, out of range or contradict each other, or a
-            `_target_` is not one of ours.
+            `_target_` is not allowed.
     """
     run, problems, missing = _bound(config)
     problems += library_fields.problems(run)
     problems += _setting_problems(run, config)
-    # Rules read no data set, so that one may still be missing; they may read any other value.
+    # Rules read every value except those of data, which may therefore still be missing.
     if all(key.startswith("data.") for key in missing):
         problems += rules.problems(run)
         if not any(problem.startswith(("model.", "depth.")) for problem in problems):
             problems += rules.layer_problems(run)
     _raise(problems)
-    config.scan.tokens = count("scan.tokens", config.scan.tokens)
+    config.scan.tokens = parse_tokens("scan.tokens", config.scan.tokens)
 
 
-def resolved(config: DictConfig) -> None:
-    """Refuse a config that misses a value, or has an unknown key or target.
-
-    Raises:
-        ConfigError: It has.
-    """
+def refuse_incomplete(config: DictConfig) -> None:
+    """Raise a ConfigError if a value is missing, or a key or target unknown."""
     _raise(_bound(config)[1])
 
 
 def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
-    """Return the settings, what is wrong with the config's form, and the keys without a value.
+    """Return the settings, the problems of binding them, and the keys without a value.
 
     Raises:
-        ConfigError: It cannot be looked at further: an interpolation leads nowhere, a value stands
-            in the place of a group, or a target is not allowed.
+        ConfigError: Nothing more can be checked: an interpolation leads nowhere, a group is a
+            plain value, or a target is not allowed.
     """
     try:
         content = OmegaConf.to_container(config, resolve=True)
         for group in (*GROUPS, "trainer.args"):
             node = OmegaConf.select(config, group)
             if group.partition(".")[0] in config and not isinstance(node, DictConfig):
-                shown = "null" if node is None else node
-                raise ConfigError(f"{group}={shown}: a group of keys; give {group}.NAME=VALUE")
+                raise ConfigError(not_a_group(group, "null" if node is None else node))
     except OmegaConfBaseException as error:
         raise ConfigError(_unresolved(error)) from error
     binding = Binding()
@@ -71,9 +64,9 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
 
 
 def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iterator[str]:
-    """Hold each field of a tree of settings against its limits, and apply the classes' own rules.
+    """Check the limits of each field in a tree of settings, and each class's own rules.
 
-    A field that refers to another key is checked there.
+    A field that refers to another key is checked at that key.
     """
     complete = True
     for entry in fields(settings):
@@ -86,9 +79,11 @@ def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iter
         for limit in getattr(entry.type, "__metadata__", ()):
             if value is not None and not limit.fits(value):
                 yield f"{key}={value}: {limit.advice}"
-        for name, nested in value.items() if isinstance(value, dict) else (("", value),):
+        options = value.items() if isinstance(value, dict) else [("", value)]
+        for name, nested in options:
             if is_dataclass(nested):
-                yield from _setting_problems(nested, config, f"{key}.{name}.".replace("..", "."))
+                below = f"{key}.{name}." if name else f"{key}."
+                yield from _setting_problems(nested, config, below)
     if complete and hasattr(settings, "problems"):
         yield from settings.problems()
 
@@ -100,14 +95,14 @@ def _is_reference(config: DictConfig, key: str) -> bool:
 
 
 def _unresolved(error: OmegaConfBaseException) -> str:
-    """Say which key an interpolation stands in, and why it cannot be followed."""
+    """Name the key of an interpolation, and why it cannot be resolved."""
     reason = str(error).splitlines()[0]
     if match := re.search(r"Interpolation key '([^']+)' not found", reason):
-        reason = f"refers to {match[1]}, which is not there"
-    said = reason.removeprefix("ConfigError raised while resolving interpolation: ")
-    return f"{error.full_key}: {said}"
+        reason = f"refers to {match[1]}, which does not exist"
+    reason = reason.removeprefix("ConfigError raised while resolving interpolation: ")
+    return f"{error.full_key}: {reason}"
 
 
 def _raise(problems: list[str]) -> None:
     if problems:
-        raise ConfigError(joined(list(dict.fromkeys(problems))))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))

@@ -1,4 +1,4 @@
-"""Rules over settings of several groups; a rule over one of them is its `problems`."""
+"""Rules that involve several groups; a rule within one group is its settings' `problems`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from lamina.weights.source import resolve
 
 
 def problems(run: Parameters) -> Iterator[str]:
-    """Name settings that do not go together, and what this machine cannot do of them."""
+    """Name settings that contradict each other, or that this machine does not support."""
     arguments = run.trainer.args
     if run.max_steps == -1 and run.num_train_epochs <= 0:
         yield f"num_train_epochs={run.num_train_epochs}: give more than 0"
@@ -23,7 +23,10 @@ def problems(run: Parameters) -> Iterator[str]:
     yield from run.adapter.misfits(run.model, run.export.form)
     if not isinstance(run.selector, First) and not isinstance(run.model, Pruned):
         yield "selector chooses the layers of model=pruned: leave it out, or choose model=pruned"
-    yield from _resume(run.resume)
+    try:
+        origin(run.resume)
+    except LaminaError as error:
+        yield str(error)
     yield from run.trainer.misfits(run.adapter, run.parallel, run.distributed)
     if problem := kernels.attention_problem(run.attention, run.weights_dtype):
         yield problem
@@ -33,10 +36,10 @@ def problems(run: Parameters) -> Iterator[str]:
 
 
 def layer_problems(run: Parameters) -> Iterator[str]:
-    """Name a local model that is not there, and layers that it does not have."""
+    """Name a missing local model, and layers that it does not have."""
     name = run.model_name
     if not Path(name).expanduser().is_dir() and not name.startswith((".", "/", "~")):
-        return  # a hub's config.json is read by the run itself
+        return  # the run itself reads the config.json of a hub model
     try:
         source = resolve(name)
         if not isinstance(run.model, Scratch):
@@ -45,10 +48,3 @@ def layer_problems(run: Parameters) -> Iterator[str]:
         yield str(error)
     except ScoresNeededError:
         return
-
-
-def _resume(resume: str) -> Iterator[str]:
-    try:
-        origin(resume)
-    except LaminaError as error:
-        yield str(error)

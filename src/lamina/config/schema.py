@@ -1,7 +1,7 @@
 """Schemas of every group's options, derived from the settings classes that they instantiate.
 
-Settings classes declare fields and types; conf/ holds every default. A schema is its class with
-`_target_` in front and every value missing. YAML files include theirs with
+Settings classes declare fields and types; conf/ holds every default. A schema has the fields of its
+class, all values missing, and a `_target_`. A YAML file includes its schema with
 `- /schema/GROUP/OPTION@_here_`, so that a wrong key or type fails at composition.
 """
 
@@ -76,10 +76,9 @@ GROUPS = ("model", "selector", "adapter", "backend", "data", "trainer", "evaluat
 
 
 def schema_of(settings: type) -> type:
-    """Derive the schema of a settings class.
+    """Derive the schema of a settings class; its target is the class's `of`, if it has one.
 
-    A new class, because OmegaConf makes nodes of frozen dataclasses read-only. A class with `of`
-    is built by it.
+    A new class, because OmegaConf makes nodes of frozen dataclasses read-only.
     """
     name = f"{settings.__module__}.{settings.__qualname__}{'.of' if is_open(settings) else ''}"
     target = ("_target_", str, field(default=name))
@@ -89,20 +88,20 @@ def schema_of(settings: type) -> type:
 
 
 def is_open(settings: type) -> bool:
-    """Whether a settings class takes more keys than its fields, in its one mapping."""
+    """Whether a settings class accepts keys beyond its fields, which its one mapping collects."""
     return hasattr(settings, "of")
 
 
 def register() -> None:
-    """Put every schema into Hydra's ConfigStore, and conf/'s resolvers into OmegaConf."""
+    """Register every schema with Hydra, and conf/'s `asset` resolver with OmegaConf."""
     store = ConfigStore.instance()
-    # Hydra 1.3.8 copies the whole store for each of the 141 options that --help lists, a second in
-    # all, and copies every node again when it hands it out.
+    # Hydra 1.3.8 copies the whole store for each of the 141 options that --help lists (a second in
+    # all), although it copies every node again on access.
     ConfigStore.__deepcopy__ = lambda store, memo: store
     for group, options in OPTIONS.items():
         for name, option in options.items():
             node = OmegaConf.structured(schema_of(option))
-            if is_open(option):  # preflight checks the keys that it takes besides
+            if is_open(option):  # preflight checks the other keys
                 OmegaConf.set_struct(node, False)
             store.store(group=f"schema/{group}", name=name, node=node)
     store.store(group="schema", name="evaluation", node=schema_of(Evaluation))
@@ -113,18 +112,18 @@ def register() -> None:
 
 
 def _root(name: str, settings: Any) -> type:
-    """Derive the schema of a primary config: how it is instantiated, and its settings' fields."""
+    """Derive the schema of a primary config: Hydra's own keys, and the settings' fields."""
     how = [(key, str, field(default=MISSING)) for key in ("_target_", "_convert_")]
     return make_dataclass(name, [*how, *map(_entry, fields(settings))])
 
 
 def _entry(settings_field: Field[Any]) -> tuple[str, Any, Any]:
-    """Name, type and default of one schema field; Any where a group's option will stand."""
+    """Return name, type and default of a schema field; the type is Any for a group's option."""
     name, annotation = settings_field.name, settings_field.type
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if _is_dict(settings_field):
-        # Of one that holds anything, a library knows the keys; of another the YAML lists them.
+        # dict[str, Any] accepts a library's keys; the YAML file lists those of any other mapping.
         factory = _open_dict if get_args(annotation)[1] is Any else dict
         return name, dict[str, Any], field(default_factory=factory)
     if isinstance(annotation, type) and is_dataclass(annotation) and name not in GROUPS:
@@ -140,5 +139,5 @@ def _is_dict(settings_field: Field[Any]) -> bool:
 
 
 def _open_dict() -> DictConfig:
-    """A mapping that takes any key, on the command line, too."""
+    """Return a mapping to which the command line may add keys."""
     return OmegaConf.create({}, flags={"struct": False})

@@ -1,7 +1,7 @@
-"""Guards on every composed config before Hydra acts on it: no secrets, no foreign code.
+"""Checks every composed config before Hydra acts on it: no secrets, no foreign code.
 
 Hydra creates folders, writes the config and instantiates its launcher, callbacks and log handlers
-before a command sees the config; a hostile experiment file could do harm in any of them.
+before a command sees the config; a hostile experiment file could abuse any of these.
 """
 
 import os
@@ -15,15 +15,15 @@ from hydra.errors import ConfigCompositionException, HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.errors import ConfigError, joined
+from lamina.errors import ConfigError
 
 SECRET_NAMES = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASSWORD", re.IGNORECASE)
-"""Names of environment variables whose values must never reach a file or a folder's name."""
+"""Names of environment variables whose values must never reach a file or a folder name."""
 
 SHORTEST_SECRET = 8
-"""Characters of a value that is searched for; shorter ones occur in many innocent texts."""
+"""Characters; shorter values occur in innocent texts and are not searched for."""
 
-KEPT = "keys stay in the environment or in .env, and are never written"
+SECRET_ADVICE = "keys stay in the environment or in .env, and are never written"
 
 ALLOWED_TARGETS = (
     "lamina.",
@@ -36,10 +36,10 @@ ALLOWED_TARGETS = (
 """Prefixes of what a config may instantiate."""
 
 HYDRA_TARGETS = ("hydra.", "hydra_plugins.", "lamina.")
-"""Prefixes of what Hydra may instantiate: its launcher, sweeper and callbacks."""
+"""Prefixes of what Hydra may instantiate as its launcher, sweeper and callbacks."""
 
 RESOLVERS = ("hydra", "now", "oc.env", "asset")
-"""What interpolations below hydra may call; others could build a node that nobody checks."""
+"""Resolvers allowed below hydra; any other could build a node that nobody checks."""
 
 LOGGING_CLASSES = ("logging.", "colorlog.")
 
@@ -57,61 +57,49 @@ def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
 
     @wraps(load)
     def watched(self: ConfigLoaderImpl, *, overrides: list[str], **options: Any) -> DictConfig:
-        # Hydra 1.3.8 composes once to see whether it is a sweep, and swallows the error.
-        asked = [each for each in overrides if not each.startswith("hydra.mode=")]
-        for loader, given, error in refused:
-            if loader is self and given == asked:
+        # Hydra 1.3.8 composes once to see whether it is a sweep, and swallows that error.
+        given = [each for each in overrides if not each.startswith("hydra.mode=")]
+        for loader, earlier, error in refused:
+            if loader is self and earlier == given:
                 raise error
         try:
             config = load(self, overrides=overrides, **options)
         except HydraException as error:
-            refused.append((self, asked, error))
+            refused.append((self, given, error))
             raise
-        # Hydra 1.3.8 raises these for a group's choice that is not a name, such as adapter=null.
+        # Hydra 1.3.8 raises these for an option that is not a name, such as adapter=null.
         except (TypeError, ValueError) as error:
             raise ConfigCompositionException(str(error)) from error
-        look_at(config)
+        refuse_unsafe(config)
         return config
 
     return watched
 
 
-def look_at(config: DictConfig) -> None:
-    """Check a composed config, its hydra node included.
-
-    Raises:
-        ConfigError: It holds a secret, or names foreign code below hydra.
-    """
+def refuse_unsafe(config: DictConfig) -> None:
+    """Raise a ConfigError if a config holds a secret, or foreign code below its hydra node."""
     content = OmegaConf.to_container(config, resolve=False)
-    if found := list(dict.fromkeys(problems(content))):
-        raise ConfigError(joined(found))
+    if found := dict.fromkeys(_problems(content)):
+        raise ConfigError("\n".join(found))
 
 
-def problems(content: Any) -> Iterator[str]:
-    """Name secrets anywhere in a composed config, and foreign code below hydra.
-
-    Args:
-        content: Of the config with its hydra node, interpolations unresolved.
-    """
+def _problems(content: Any) -> Iterator[str]:
     known = _secrets()
     for path, value in _strings(content, ""):
         if name := _held(value, known):
             shown = path if _held(path, known) is None else "a key of the config"
-            yield f"{shown}: holds the value of {name}; {KEPT}"
-        for name in _secrets_referred_to(value):
-            yield f"{path}: refers to the secret {name}; {KEPT}"
-    yield from _foreign(content.get("hydra") or {}, "hydra.")
+            yield f"{shown}: holds the value of {name}; {SECRET_ADVICE}"
+        for name in re.findall(r"oc\.env:[\s\"']*([\w.-]+)", value):
+            if _is_secret(name):
+                yield f"{path}: refers to the secret {name}; {SECRET_ADVICE}"
+    yield from _foreign_code(content.get("hydra") or {}, "hydra.")
 
 
 def refusal(target: Any, allowed: tuple[str, ...]) -> str | None:
-    """Say why a config may not instantiate something, or return nothing.
+    """Say why a config may not instantiate a dotted path, or return None.
 
-    A dotted path can leave its package through a module that the package imports
-    (lamina.x.os.system), so the object that it leads to must be the package's own.
-
-    Args:
-        target: Dotted path.
-        allowed: Prefixes.
+    A path can leave its package through a module that the package imports (lamina.x.os.system), so
+    the object that it leads to must be the package's own.
     """
     if not str(target).startswith(allowed):
         return f"not allowed; targets begin with {', '.join(allowed)}"
@@ -125,13 +113,13 @@ def refusal(target: Any, allowed: tuple[str, ...]) -> str | None:
 
 
 def argument_problems(arguments: Sequence[str]) -> Iterator[str]:
-    """Name command-line arguments that hold a secret: Hydra writes them to a file."""
+    """Name command-line arguments that hold a secret; Hydra would write them to a file."""
     known = _secrets()
     for argument in arguments:
         if name := _held(argument, known):
             key = argument.partition("=")[0]
             shown = key if _held(key, known) is None else "an argument"
-            yield f"{shown}: holds the value of {name}; {KEPT}"
+            yield f"{shown}: holds the value of {name}; {SECRET_ADVICE}"
 
 
 def _strings(node: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -146,14 +134,14 @@ def _strings(node: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path.rstrip("."), str(node)
 
 
-def _foreign(hydra: dict[str, Any], path: str) -> Iterator[str]:
+def _foreign_code(hydra: dict[str, Any], path: str) -> Iterator[str]:
     for key, value in _strings(hydra, path):
         name = key.rpartition(".")[2]
         if name == value:
             continue  # a key
         logged = key.startswith(("hydra.job_logging.", "hydra.hydra_logging."))
-        if name == "_target_" and (said := refusal(value, HYDRA_TARGETS)):
-            yield f"{key}={value}: {said}"
+        if name == "_target_" and (reason := refusal(value, HYDRA_TARGETS)):
+            yield f"{key}={value}: {reason}"
         elif logged and name in ("()", "class") and not value.startswith(LOGGING_CLASSES):
             yield f"{key}={value}: not allowed; log handlers are those of Python's logging"
         elif logged and "ext://" in value and value not in ("ext://sys.stdout", "ext://sys.stderr"):
@@ -167,7 +155,7 @@ def _foreign(hydra: dict[str, Any], path: str) -> Iterator[str]:
 
 
 def _called(value: str) -> str | None:
-    """The first resolver in a text that may not stand below hydra."""
+    """Return the first resolver in a text that is not allowed below hydra."""
     for match in re.finditer(r"\$\{\s*([^}:]*):", value):
         if match[1] not in RESOLVERS:
             return match[1] or "a resolver"
@@ -183,25 +171,14 @@ def _secrets() -> dict[str, str]:
 
 
 def _held(text: str, known: Mapping[str, str]) -> str | None:
-    """The name of the secret whose value a text contains."""
+    """Return the name of a secret whose value a text contains."""
     return next((name for name, value in known.items() if value in text), None)
 
 
-def _secrets_referred_to(text: str) -> Iterator[str]:
-    """The secrets that a text's interpolations read from the environment."""
-    for match in re.finditer(r"oc\.env:[\s\"']*([\w.-]+)", text):
-        if _is_secret(match[1]):
-            yield match[1]
-
-
 def _environment(name: str, default: str | None = "???") -> str | None:
-    """Resolve `${oc.env:NAME}`, however the name came about.
-
-    Raises:
-        ConfigError: The variable holds a secret, or is not set and there is no default.
-    """
+    """Resolve `${oc.env:NAME}`, where NAME may itself be interpolated; refuse secrets."""
     if _is_secret(name):
         raise ConfigError(f"refers to the secret {name}; keys stay in the environment or in .env")
     if name not in os.environ and default == "???":
-        raise ConfigError(f"the environment has no {name}")
+        raise ConfigError(f"the environment variable {name} is not set")
     return os.environ.get(name, default)

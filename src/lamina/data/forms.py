@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamina.errors import DataError, nearest
+from lamina.errors import DataError, did_you_mean
 
 TRAINED: dict[str, tuple[str, ...]] = {
     "assistant": ("messages",),
@@ -155,7 +155,7 @@ def conversion_of(columns: Sequence[str], names: Mapping[str, str], place: str) 
         if name not in columns:
             raise DataError(
                 f"data.columns.{column}={name}: {place} has no such column"
-                f"{nearest(name, columns)}; found columns {', '.join(columns)}"
+                f"{did_you_mean(name, columns)}; found columns {', '.join(columns)}"
             )
     present = {*columns, *names}
     fitting = [

@@ -8,7 +8,7 @@ from lamina.depth.quantization import quantization
 from lamina.depth.reduction import Reduction, blueprint, reduction, with_derived_lists
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
 from lamina.depth.tensor_names import kept_tensors, with_layer
-from lamina.errors import ModelError, nearest
+from lamina.errors import ModelError, did_you_mean
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
 from lamina.weights.source import Source, read_json, resolve
@@ -142,13 +142,15 @@ def _refuse_unknown_keys(architecture: dict[str, Any]) -> None:
     if kind not in CONFIG_MAPPING:
         raise ModelError(
             f"model.architecture.model_type={kind}: transformers knows no such architecture"
-            f"{nearest(kind, CONFIG_MAPPING)}"
+            f"{did_you_mean(kind, CONFIG_MAPPING)}"
         )
     settings = CONFIG_MAPPING[kind]
     known = {*settings().to_dict(), *settings.attribute_map}
     for key, value in architecture.items():
         if key not in known:
-            raise ModelError(f"model.architecture.{key}={value}: no such key{nearest(key, known)}")
+            raise ModelError(
+                f"model.architecture.{key}={value}: no such key{did_you_mean(key, known)}"
+            )
 
 
 def model_class(content: Mapping[str, Any]) -> "type[PreTrainedModel]":

@@ -25,7 +25,7 @@ from lamina.heal.adapters import Adapter
 from lamina.heal.kernels import MASKED
 from lamina.runtime.device import visible_devices
 from lamina.runtime.sizes import trained, weight_bytes
-from lamina.units import sized
+from lamina.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -283,5 +283,5 @@ def loading_advice(estimate: MemoryEstimate) -> str:
 
 
 def _listed(found: Sequence[tuple[str, float]]) -> str:
-    settings = (f"{setting} (saves about {sized(round(saved))})" for setting, saved in found)
+    settings = (f"{setting} (saves about {format_bytes(round(saved))})" for setting, saved in found)
     return f"try, in this order: {'; '.join(settings)}"

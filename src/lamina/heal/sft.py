@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.data.cache import cache_errors
 from lamina.depth.plan import Plan
-from lamina.errors import ConfigError, joined
+from lamina.errors import ConfigError
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
 from lamina.heal.backends.training import Backend, Training
 from lamina.heal.kernels import refuse_adapted_head
@@ -297,7 +297,7 @@ def refuse_changed(path: str, given: Mapping[str, Any], used: Any) -> None:
         used: The library's settings object.
     """
     if differing := list(_differing(path, given, used)):
-        raise ConfigError(joined(differing))
+        raise ConfigError("\n".join(differing))
 
 
 def _differing(path: str, given: Mapping[str, Any], used: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.config.backend_choice import needs_own_process, settle
+from lamina.config.backend_choice import choose_backend, needs_own_process
 from lamina.config.preflight import preflight
 from lamina.dry_run import print_dry_run
 from lamina.errors import ConfigError
@@ -75,7 +75,7 @@ def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Wor
     """
     preflight(config)
     found = layout(config.distributed, config.parallel)
-    notes = settle(config, found.processes)
+    notes = choose_backend(config, found.processes)
     if found.node == 0:
         for note in notes:
             logger.info("%s", note)

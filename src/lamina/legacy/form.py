@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import ConfigError, joined, nearest
+from lamina.errors import ConfigError, did_you_mean
 from lamina.legacy.yaml_files import Entry, OlderFile, read_chain
 
 MODEL_TYPES = ("original", "dropped", "pruned")
@@ -53,14 +53,14 @@ def resolve(path: Path, *, drop_unknown: bool = False) -> OlderForm:
     values, problems = _values(merged)
     problems += _contradictions(path, merged, values)
     unknown = tuple(
-        f"{entry.file}: {key}={entry.shown}: no such key{nearest(key, KEYS)}"
+        f"{entry.file}: {key}={entry.shown}: no such key{did_you_mean(key, KEYS)}"
         for key, entry in merged.items()
         if key not in (*KEYS, "lora")
     )
     if unknown and not drop_unknown:
         problems += [*unknown, "lamina migrate --force leaves out unknown keys"]
     if problems:
-        raise ConfigError(joined(problems))
+        raise ConfigError("\n".join(problems))
     return OlderForm(values=values, entries=merged, files=tuple(files), dropped=unknown)
 
 
@@ -143,7 +143,7 @@ def _choice(allowed: tuple[str, ...]) -> Kind:
     def chosen(entry: Entry) -> str:
         # The text as written: YAML reads no as false.
         if entry.text not in allowed:
-            raise ConfigError(f"give {_or(allowed)}{nearest(entry.text or '', allowed)}")
+            raise ConfigError(f"give {_or(allowed)}{did_you_mean(entry.text or '', allowed)}")
         return entry.text
 
     return chosen

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lamina.depth.layer_sets import format_layers
 from lamina.errors import ConfigError
-from lamina.units import sized
+from lamina.units import format_bytes
 
 MAX_CHARACTERS = 400
 """Longer pieces of a row are shown by their two ends."""
@@ -49,8 +49,8 @@ def refuse_what_does_not_fit(content: dict[str, Any], output_dir: str) -> None:
     if footprint["disk"] > footprint["free_disk"]:
         raise ConfigError(
             f"output_dir={output_dir}: {footprint['checkpoints']} checkpoints and final/ take "
-            f"{sized(footprint['disk'])}, {sized(footprint['free_disk'])} are free: lower "
-            "save_total_limit, or give another output_dir"
+            f"{format_bytes(footprint['disk'])}, {format_bytes(footprint['free_disk'])} are free: "
+            "lower save_total_limit, or give another output_dir"
         )
 
 
@@ -64,13 +64,17 @@ def _figures(content: dict[str, Any]) -> Table:
     table.add_row("parameters", f"{content['parameters']:,}", "without the adapter's")
     table.add_row("trained", f"{content['trainable_parameters']:,}", f"{share:.2%} of them")
     for name in ("weights", "gradients", "optimizer"):
-        table.add_row(name, sized(footprint[name]), "")
-    free = f"of {sized(footprint['free_memory'])} free, libraries included, {content['device']}"
-    table.add_row("peak memory", sized(footprint["peak_memory"]), free)
+        table.add_row(name, format_bytes(footprint[name]), "")
+    free = (
+        f"of {format_bytes(footprint['free_memory'])} free, libraries included, {content['device']}"
+    )
+    table.add_row("peak memory", format_bytes(footprint["peak_memory"]), free)
     kept = f"at most {footprint['checkpoints']} at a time"
-    table.add_row("one checkpoint", sized(footprint["checkpoint"]), kept)
-    table.add_row("final/", sized(footprint["final"]), content["form"])
-    table.add_row("disk", sized(footprint["disk"]), f"of {sized(footprint['free_disk'])} free")
+    table.add_row("one checkpoint", format_bytes(footprint["checkpoint"]), kept)
+    table.add_row("final/", format_bytes(footprint["final"]), content["form"])
+    table.add_row(
+        "disk", format_bytes(footprint["disk"]), f"of {format_bytes(footprint['free_disk'])} free"
+    )
     processes = content["processes"]
     where = "in one process" if processes == 1 else f"in {processes} processes together"
     table.add_row("batch", f"{content['batch']:,}", f"sequences in one step, {where}")

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamina.units import time_split
+from lamina.units import format_time_split
 
 
 def summary(content: dict[str, Any], folder: Path) -> RenderableType:
@@ -65,7 +65,7 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
     if metrics["mfu"]:
         rows.append(("MFU", f"{metrics['mfu']:.1%}", "of the accelerator's peak"))
     seconds = metrics["seconds"]
-    rows.append(("training", f"{sum(seconds.values()):.1f} s", time_split(seconds)))
+    rows.append(("training", f"{sum(seconds.values()):.1f} s", format_time_split(seconds)))
     rows.append(("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB", "of training"))
     return rows
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from lamina.errors import OutputError
 from lamina.runtime.sizes import free_disk_bytes
-from lamina.units import sized
+from lamina.units import format_bytes
 
 PARTIAL = ".*.partial"
 """Glob of the temporary folders that a killed process leaves behind."""
@@ -125,8 +125,8 @@ def unwritable(path: Path, reason: str, key: str | None = None, needed: int | No
     line = f"{key}: {path}" if key else str(path)
     line += f" cannot be written: {reason}"
     if reason in FULL:
-        room = f"{sized(free_disk_bytes(path))} are free"
-        room += f", {sized(needed)} are needed" if needed is not None else ""
+        room = f"{format_bytes(free_disk_bytes(path))} are free"
+        room += f", {format_bytes(needed)} are needed" if needed is not None else ""
         intact = "earlier checkpoints are intact: " if key == "output_dir" else ""
         return f"{line}; {room}; {intact}make room and start the same command again in that folder"
     return f"{line}; give another {key}" if key and reason in REFUSED else line

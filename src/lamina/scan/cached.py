@@ -22,7 +22,7 @@ from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack
 from lamina.scan.passes import ScanSettings, budget, sweep
 from lamina.scan.taylor import taylor_importance
-from lamina.units import count
+from lamina.units import parse_tokens
 from lamina.weights.reading import identity
 from lamina.weights.source import Source
 
@@ -122,7 +122,7 @@ class CachedScores(LayerScores):
     @cached_property
     def _calibration(self) -> tuple[Windows, tuple[range, ...]]:
         calibration = Calibration(
-            tokens=count("scan.tokens", self.settings.tokens),
+            tokens=parse_tokens("scan.tokens", self.settings.tokens),
             length=self.max_seq_length,
             sets=self.settings.sets,
             seed=self.seed,

@@ -15,7 +15,7 @@ from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
 from lamina.scan.scores import HEAD_BYTES, Scores
 from lamina.scan.streams import TOKENS_AT_ONCE, Streams
-from lamina.units import count, size
+from lamina.units import parse_bytes, parse_tokens
 
 SAVE_SHARE = 0.05
 """Largest share of a scan's time spent on saving its state."""
@@ -58,8 +58,8 @@ class ScanSettings:
     def problems(self) -> Iterator[str]:
         """Refuse quantities that cannot be read."""
         for key, value, read in (
-            ("scan.tokens", self.tokens, count),
-            ("scan.memory", self.memory, size),
+            ("scan.tokens", self.tokens, parse_tokens),
+            ("scan.memory", self.memory, parse_bytes),
         ):
             try:
                 read(key, value)
@@ -111,7 +111,7 @@ def budget(
     Raises:
         ConfigError: scan.memory does not hold one layer and one window.
     """
-    limit = size("scan.memory", settings.memory)
+    limit = parse_bytes("scan.memory", settings.memory)
     kinds = 3 if settings.sublayers else 1
     states = (kinds + 1) * num_kept + 2
     width = stack.shell.model.config.hidden_size

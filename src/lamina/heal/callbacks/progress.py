@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lamina.errors import TrainingError
 from lamina.heal.callbacks.clock import SECONDS
-from lamina.units import time_split
+from lamina.units import format_time_split
 
 HISTORY_FIELDS = ("step", "tokens", "loss", "learning_rate", "eval_loss")
 """Fields of an entry in result.json's history; None if the step did not log it."""
@@ -54,7 +54,7 @@ class ProgressLine(TrainerCallback):
         if "peak_memory_bytes" in logs:
             seconds = {name.removeprefix(SECONDS): logs[name] for name in logs if SECONDS in name}
             self.shown["mem"] = f"{logs['peak_memory_bytes'] / 2**30:.1f}GiB"
-            self.split = {"time": time_split(seconds).replace(",", "")}
+            self.split = {"time": format_time_split(seconds).replace(",", "")}
         self.bar.set_postfix({**self.shown, **self.split}, refresh=False)
 
     @override
