@@ -101,7 +101,7 @@ def new_folder(output: Path) -> Iterator[Path]:
         OutputError: It cannot be written, for instance because the disk is full.
     """
     try:
-        with replacing(output.expanduser().resolve()) as partial:
+        with replacing(output.expanduser().resolve(), flush=False) as partial:
             partial.mkdir()
             yield partial
     except OutputError:

@@ -29,23 +29,25 @@ def partial_path(path: Path, writer: str = "") -> Path:
 
 
 @contextmanager
-def replacing(path: Path, writer: str = "") -> Iterator[Path]:
+def replacing(path: Path, writer: str = "", *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path; the file or folder that the body creates there replaces `path`.
 
-    Its content is flushed first: after a power cut a new name never stands for old or missing
-    content. If the body fails, nothing is left of it, which on a full disk makes room.
+    If the body fails, nothing is left of it, which on a full disk makes room.
 
     Args:
         path: Stays as it was until then.
         writer: Tells apart processes that may write the same path at once. Without it, the next
             start removes what a killed one left.
+        flush: Wait for the disk first: after a power cut a new name never stands for old or
+            missing content. Not for what the same command can make again.
     """
     partial = partial_path(path, writer)
     shutil.rmtree(partial.parent, ignore_errors=True)
     try:
         partial.parent.mkdir(parents=True)
         yield partial
-        _flush(partial)
+        if flush:
+            _flush(partial)
         if path.is_dir() and partial.is_dir():  # a rename replaces files and empty folders only
             path.rename(partial.parent / "before")
         partial.replace(path)

@@ -139,7 +139,7 @@ class Streams:
 
         tensors = {"boundaries": self.boundaries[: self.done + 1]}
         tensors["states"] = self.states[: len(self.removals)]
-        with replacing(path) as partial:
+        with replacing(path, flush=False) as partial:
             save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial, note)
 
     def restore(self, path: Path) -> None:
