@@ -3,7 +3,7 @@
 import pytest
 
 from lamina.errors import ConfigError
-from lamina.launch.layout import PORTS, Layout, layout, meeting_point, use_one_device
+from lamina.launch.layout import PORTS, Layout, decide_layout, rendezvous_address, use_one_device
 from lamina.runtime.device import visible_devices
 
 NAMES = ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "SLURM_NODEID")
@@ -61,9 +61,13 @@ def test_each_device_gets_one_process(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
     for name in STEP:
         monkeypatch.setenv(name, str(nodes))
-    found = layout(distributed, "auto")
-    assert (found.processes, found.per_node, found.nodes) == (expected, expected // nodes, nodes)
-    assert found.has_to_start == (expected > 1)
+    found = decide_layout(distributed, "auto")
+    assert (found.processes, found.processes_per_node, found.nodes) == (
+        expected,
+        expected // nodes,
+        nodes,
+    )
+    assert found.must_start == (expected > 1)
 
 
 @pytest.mark.parametrize(
@@ -132,14 +136,14 @@ def test_a_layout_that_the_machine_does_not_have_is_refused(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as refused:
-        layout(distributed, parallel)
+        decide_layout(distributed, parallel)
     assert str(refused.value) == message
 
 
 def test_processes_of_torchrun_are_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert layout("auto", "auto") == Layout(processes=2, nodes=1, node=0)
-    assert not layout("auto", "auto").has_to_start
+    assert decide_layout("auto", "auto") == Layout(processes=2, nodes=1, node=0)
+    assert not decide_layout("auto", "auto").must_start
 
 
 def test_a_single_process_sees_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +164,6 @@ def test_nodes_meet_at_the_first_one_on_the_jobs_port(
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-08]")
     monkeypatch.setenv("SLURM_JOB_ID", "20123")
-    assert meeting_point() == ("10.0.0.7", PORTS[123])
+    assert rendezvous_address() == ("10.0.0.7", PORTS[123])
     tool.write_text("#!/bin/sh\nexit 1\n")
-    assert meeting_point() == ("gpu07", PORTS[123])
+    assert rendezvous_address() == ("gpu07", PORTS[123])

@@ -25,9 +25,9 @@ def main() -> None:
     with errors_in_one_line():
         from rich.console import Console
 
-        from lamina.launch.sweep import MULTIRUN_FILE, tabled
+        from lamina.launch.sweep import MULTIRUN_FILE, rebuild_summary
         from lamina.report.layer_overview import overview
 
         folder = Path(given).expanduser()
         is_sweep = (folder / MULTIRUN_FILE).is_file()
-        Console().print(tabled(folder) if is_sweep else overview(given))
+        Console().print(rebuild_summary(folder) if is_sweep else overview(given))

@@ -8,8 +8,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.app import app, errors_in_one_line, short_path
-from lamina.launch.job import awaited_spec, dry_run_job, run_job
-from lamina.launch.sweep import close_sweep, is_done
+from lamina.launch.job import dry_run_job, run_job, wait_for_spec
+from lamina.launch.sweep import close_sweep, is_complete
 from lamina.launch.worker import work
 from lamina.legacy.flag import take_old
 from lamina.runtime import distributed
@@ -17,13 +17,13 @@ from lamina.runtime import distributed
 
 @app("config", closing=close_sweep)
 def train(config: DictConfig) -> None:
-    """Run one job, unless an earlier start of the sweep completed it."""
+    """Run one job, unless the sweep completed it in an earlier start."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     overrides = OmegaConf.to_container(job.overrides.task, resolve=False)
     if config.dry_run:
         dry_run_job(config, folder, overrides)
-    elif job.mode == RunMode.MULTIRUN and is_done(folder, overrides):
+    elif job.mode == RunMode.MULTIRUN and is_complete(folder, overrides):
         sys.stderr.write(f"job {job.job.num} is already complete\n")
     elif record := run_job(config, folder, overrides):
         from rich.console import Console
@@ -37,7 +37,7 @@ def main() -> None:
     """Run the command."""
     with errors_in_one_line():
         if not distributed.is_first():
-            work(awaited_spec())  # of a user's own torchrun, whose first process reads the config
+            work(wait_for_spec())  # in a user's own torchrun; its first process reads the config
             return
         sys.argv[1:] = take_old(sys.argv[1:])
     train()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamina.errors import DataError, did_you_mean
+from lamina.errors import DataError, did_you_mean, either
 
 TRAINED: dict[str, tuple[str, ...]] = {
     "assistant": ("messages",),
@@ -220,7 +220,7 @@ def _check_messages(messages: list[Any]) -> None:
         if role is None or (content is None and not message.get("tool_calls")):
             raise BadRowError(f"message {number} has no role or no content; expected both as text")
         if role not in ROLES:
-            allowed = f"{', '.join(ROLES[:-1])} or {ROLES[-1]}"
+            allowed = either(ROLES)
             raise BadRowError(f"message {number} has the role {_excerpt(role)}; expected {allowed}")
         if content is not None and not isinstance(content, str):
             raise BadRowError(

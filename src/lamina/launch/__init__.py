@@ -1,1 +1,1 @@
-"""The processes of a run, and the jobs of a sweep."""
+"""Starts the processes of a run, and follows the jobs of a sweep."""

@@ -1,4 +1,4 @@
-"""Runs one composed config: settles it, decides its processes, and keeps its record."""
+"""Runs one composed config: checks it, decides its backend and processes, keeps its record."""
 
 import logging
 import signal
@@ -14,72 +14,70 @@ from lamina.config.backend_choice import choose_backend, needs_own_process
 from lamina.config.preflight import preflight
 from lamina.dry_run import print_dry_run
 from lamina.errors import ConfigError
-from lamina.launch.layout import Layout, is_another_node, layout, use_one_device
-from lamina.launch.processes import WorkerSpec, explained_timeouts, start, wait_for_requeue
+from lamina.launch.layout import Layout, decide_layout, is_later_node, use_one_device
+from lamina.launch.processes import (
+    WorkerSpec,
+    explained_timeouts,
+    start_processes,
+    wait_for_requeue,
+)
 from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
 from lamina.runtime.lock import owned
 
-KEY = "lamina/spec"
-"""The spec's key in torchrun's store."""
+SPEC_KEY = "lamina/spec"
+"""Key of the WorkerSpec in torchrun's store."""
 
 logger = logging.getLogger(__name__)
 
 
 def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> Record | None:
-    """Run a job; return its record, which the first node keeps.
-
-    Raises:
-        LaminaError: The config is refused or the run fails.
-    """
-    if is_another_node():
-        start(*prepare(config, folder, overrides))
+    """Run a job; return its record, or None on nodes after the first, which keeps it."""
+    if is_later_node():
+        start_processes(*prepare(config, folder, overrides))
         return None
     with owned(folder, "hydra.run.dir"):
         record = Record(folder, overrides)
         with record.outcome(), explained_timeouts():
-            spec, found = prepare(config, folder, overrides)
+            spec, layout = prepare(config, folder, overrides)
             record.content["notes"] = spec.notes
             isolated = needs_own_process(config)
             if isolated:
                 _ = instantiate(config).plan  # scores the layers here, where nothing is patched
-            if isolated or found.has_to_start:
-                _start(spec, found, record)
+            if isolated or layout.must_start:
+                try:
+                    start_processes(spec, layout)
+                finally:
+                    record.adopt()  # the first of those processes wrote it
+                if record.content["status"] == "requeued":
+                    wait_for_requeue()
             else:
-                if found.processes > 1:
-                    _announce(spec)
+                if layout.processes > 1:
+                    _publish(spec)
                 run(instantiate(config), record)
     return record
 
 
 def dry_run_job(config: DictConfig, folder: Path, overrides: list[str]) -> None:
-    """Do a dry run of a job in one process, here if its backend allows it.
-
-    Raises:
-        LaminaError: The config is refused, or the run could not work.
-    """
-    spec, found = prepare(config, folder, overrides)
+    """Dry-run a job in one process: this one, unless its backend needs its own."""
+    spec, layout = prepare(config, folder, overrides)
     use_one_device()
     if needs_own_process(config):
-        start(spec, found)
+        start_processes(spec, layout)
     else:
-        print_dry_run(config, folder, found.processes)
+        print_dry_run(config, folder, layout.processes)
 
 
 def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[WorkerSpec, Layout]:
-    """Check a config, decide its processes, and settle its backend in place.
-
-    Raises:
-        ConfigError: The config cannot run here.
-    """
+    """Check a config, decide its processes, and choose its backend in place."""
     preflight(config)
-    found = layout(config.distributed, config.parallel)
-    notes = choose_backend(config, found.processes)
-    if found.node == 0:
+    layout = decide_layout(config.distributed, config.parallel)
+    notes = choose_backend(config, layout.processes)
+    if layout.node == 0:
         for note in notes:
             logger.info("%s", note)
-    if found.processes == 1:
+    if layout.processes == 1:
         use_one_device()
     logs = HydraConfig.get().job_logging
     spec = WorkerSpec(
@@ -90,34 +88,21 @@ def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Wor
         logging=OmegaConf.to_container(logs, resolve=True) if logs else None,
         requeues=callable(signal.getsignal(distributed.REQUEUE_SIGNAL)),
     )
-    return spec, found
+    return spec, layout
 
 
-def _start(spec: WorkerSpec, found: Layout, record: Record) -> None:
-    try:
-        start(spec, found)
-    finally:
-        record.adopt()  # the first of the processes kept it
-    if record.content["status"] == "requeued":
-        wait_for_requeue()
-
-
-def _announce(spec: WorkerSpec) -> None:
-    """Hand the spec to the other processes of a user's own torchrun.
-
-    Raises:
-        ConfigError: The run is a job of a sweep.
-    """
+def _publish(spec: WorkerSpec) -> None:
+    """Hand the spec to the other processes of a user's own torchrun; refuse a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError(
             "--multirun starts the processes of each job itself: leave torchrun out, and give "
             "distributed=NUMBER"
         )
-    distributed.store().set(KEY, spec.dumps())
+    distributed.store().set(SPEC_KEY, spec.dumps())
 
 
-def awaited_spec() -> WorkerSpec:
-    """Wait for the spec that the first process of a user's own torchrun announces."""
+def wait_for_spec() -> WorkerSpec:
+    """Wait for the spec that the first process of a user's own torchrun publishes."""
     store = distributed.store()
-    store.wait([KEY], timedelta(hours=1))
-    return WorkerSpec.loads(store.get(KEY).decode())
+    store.wait([SPEC_KEY], timedelta(hours=1))
+    return WorkerSpec.loads(store.get(SPEC_KEY).decode())

@@ -18,27 +18,27 @@ from typing import Any
 
 from lamina import errors
 from lamina.errors import LaminaError, TrainingError
-from lamina.launch.layout import Layout, meeting_point
+from lamina.launch.layout import Layout, rendezvous_address
 from lamina.runtime.distributed import REQUEUE_SIGNAL
 from lamina.runtime.files import write_json
 
-FOLDER = ".ranks"
-"""In the run folder of a run on several nodes: their error files."""
+ERRORS_FOLDER = ".ranks"
+"""Folder in the run folder where several nodes exchange their error files."""
 
 ERROR_FILE = "error.json"
-"""torchrun's name for what ended a process."""
+"""torchrun's name for the file with the error that ended a process."""
 
 END_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
-"""Signals that torchrun passes on to the processes, unless they already have a handler."""
+"""Signals that torchrun forwards to the processes, unless this process already handles them."""
 
 SHARED_FOLDER_S = 5.0
-"""Seconds until one node sees what another has written."""
+"""Seconds until one node sees what another wrote to the shared folder."""
 
 POLL_S = 1.0
-"""Seconds between two looks for another node's errors."""
+"""Seconds between checks for other nodes' errors."""
 
 REQUEUE_S = 60.0
-"""Seconds by which saved processes may precede the signal to the process that started them."""
+"""Seconds to wait for SLURM's signal here after the processes have already acted on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,39 +52,39 @@ class WorkerSpec:
     """The command line's overrides, for the record."""
 
     notes: list[str]
-    """What was decided for the run, for the record."""
+    """Decisions made for the run, for the record."""
 
     folder: str
     """The run folder."""
 
     logging: dict[str, Any] | None
-    """Hydra's job_logging, resolved; None if it is off."""
+    """Hydra's job_logging, resolved; None to leave logging alone."""
 
     requeues: bool
     """Whether SLURM's signal requests a checkpoint and a requeue."""
 
     def dumps(self) -> str:
-        """Return the JSON that `loads` reads."""
+        """Return the spec as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def loads(cls, text: str) -> "WorkerSpec":
-        """Read the JSON that `dumps` returned."""
+        """Parse what `dumps` returned."""
         return cls(**json.loads(text))
 
 
-def start(spec: WorkerSpec, layout: Layout) -> None:
-    """Run the processes of a run, and wait for them.
-
-    Raises:
-        LaminaError: A process failed, which ended the others.
-    """
+def start_processes(spec: WorkerSpec, layout: Layout) -> None:
+    """Start the processes of a run and wait for them; the first failure ends all and is raised."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     failure, ended_by = None, None
     folder = _node_folder(Path(spec.folder), layout)
-    with _passing_on_requeue() as requeued, _kept_handlers() as free, _watching(folder):
+    with (
+        _forwarding_requeue_signal() as requeued,
+        _restoring_handlers() as free,
+        _ending_with_other_nodes(folder),
+    ):
         try:
             _launch(spec, layout, folder, free)
         except ChildFailedError as error:
@@ -97,7 +97,7 @@ def start(spec: WorkerSpec, layout: Layout) -> None:
         if layout.nodes > 1:
             time.sleep(SHARED_FOLDER_S)
         reason = first_failure(folder.parent, Path(spec.folder), layout.processes)
-    # With several nodes another one may still have to read why this one failed.
+    # If this node failed, other nodes still have to read why.
     if layout.nodes == 1 or reason is None:
         done = folder.parent if layout.nodes == 1 else folder.parents[1]
         shutil.rmtree(done, ignore_errors=True)
@@ -112,26 +112,18 @@ def start(spec: WorkerSpec, layout: Layout) -> None:
 
 
 def wait_for_requeue() -> None:
-    """Wait for the signal that made the processes save; another node may get it first.
-
-    Raises:
-        TrainingError: The signal does not come.
-    """
+    """Wait for the signal that made the processes save; SLURM may signal another node first."""
     time.sleep(REQUEUE_S)
     raise TrainingError("the processes saved for a requeue, but this node received no signal")
 
 
 @contextmanager
 def explained_timeouts() -> Iterator[None]:
-    """Name the config keys to change where submitit ends a job instead of requeueing it.
-
-    Raises:
-        TrainingError: The job ran out of time more often than is allowed.
-    """
+    """Name the config keys to change when submitit ends a job instead of requeueing it."""
     try:
         yield
     except Exception as error:
-        # submitit is already imported where it started the job, and slow to import elsewhere.
+        # Already imported if submitit started the job; otherwise importing it would be slow.
         submitit = sys.modules.get("submitit.core.utils")
         if submitit is None or not isinstance(error, submitit.UncompletedJobError):
             raise
@@ -143,10 +135,10 @@ def explained_timeouts() -> Iterator[None]:
 
 
 def record_failure(path: Path, rank: int, failure: BaseException | str) -> None:
-    """Write what ended a process, an error or a signal, in torchrun's form.
+    """Write the error or signal that ended a process, in torchrun's format.
 
-    torch 2.13's `record` does not do: torchrun may end a process that is halfway through its file,
-    and then fails to parse it; times are whole seconds; and the traceback goes to the console.
+    torch 2.13's `record` does not suffice: torchrun may kill a process in the middle of writing its
+    file and then fail to parse it; times are whole seconds; the traceback goes to the console.
     """
     message, kind, trace = str(failure), None, ""
     if isinstance(failure, BaseException):
@@ -161,32 +153,27 @@ def record_failure(path: Path, rank: int, failure: BaseException | str) -> None:
 
 
 def _record_killed(failure: Any, folder: Path) -> None:
-    """Write the error files of processes that died by a signal and so could not do it.
+    """Write error files into this node's folder for processes that a signal killed.
 
-    Args:
-        failure: torchrun's ChildFailedError.
-        folder: This node's.
+    `failure` is torchrun's ChildFailedError.
     """
     for rank, process in failure.failures.items():
-        # SIGTERM is torchrun's, after another process has failed.
+        # torchrun sends SIGTERM itself after another process has failed.
         if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:
             name = signal.Signals(-process.exitcode).name
             advice = ", often because memory ran out" if name == "SIGKILL" else ""
             record_failure(folder / f"{rank}.{ERROR_FILE}", rank, f"killed by {name}{advice}")
 
 
-def first_failure(above: Path, folder: Path, processes: int) -> LaminaError:
+def first_failure(node_folders: Path, run_folder: Path, processes: int) -> LaminaError:
     """Return the error of the process that failed first, on any node.
 
-    Args:
-        above: Holds one folder of error files for each node.
-        folder: The run folder.
-        processes: Number of processes on all nodes.
+    `node_folders` has one folder of error files for each node; `processes` counts those of all.
     """
-    found = [json.loads(path.read_text())["message"] for path in _error_files(above)]
+    found = [json.loads(path.read_text())["message"] for path in _error_files(node_folders)]
     if not found:
         return TrainingError("a process ended without an error message")
-    # A killed process has no traceback, and its death precedes the errors that it causes.
+    # A killed process has no traceback, and its death causes the other errors.
     first = min(found, key=lambda note: (note["extraInfo"]["py_callstack"] != "", note["time"]))
     message, trace = first["message"], first["extraInfo"]["py_callstack"]
     if first["kind"]:
@@ -197,26 +184,27 @@ def first_failure(above: Path, folder: Path, processes: int) -> LaminaError:
         return TrainingError(f"{who or 'the process was '}{message}")
     # The root logger's handlers write to the log file and leave the console alone.
     logging.getLogger("rank").warning("rank %d\n%s", first["rank"], trace)
-    where = f"the traceback is in {folder / 'train.log'}"
+    where = f"the traceback is in {run_folder / 'train.log'}"
     return TrainingError(f"{who}{message.splitlines()[0]}; {where}")
 
 
-def _error_files(above: Path) -> list[Path]:
+def _error_files(node_folders: Path) -> list[Path]:
     try:
-        return list(above.rglob(f"*{ERROR_FILE}"))
+        return list(node_folders.rglob(f"*{ERROR_FILE}"))
     except FileNotFoundError:
         return []  # another node has succeeded and is removing the folder
 
 
-def _node_folder(folder: Path, layout: Layout) -> Path:
-    """Make this node's folder; a single node's lies in the temporary folder: a disk may be full."""
+def _node_folder(run_folder: Path, layout: Layout) -> Path:
+    """Make this node's folder; a single node's is temporary, since the run's disk may be full."""
     if layout.nodes == 1:
-        above = Path(tempfile.mkdtemp(prefix="lamina-"))
+        node_folders = Path(tempfile.mkdtemp(prefix="lamina-"))
     else:
-        # A requeued job keeps its id and must not find the files of its last start.
+        # A requeued job keeps its id and must not find the files of its previous start.
         names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
-        above = folder / FOLDER / "-".join(os.environ.get(name, "0") for name in names)
-    own = above / str(layout.node)
+        start = "-".join(os.environ.get(name, "0") for name in names)
+        node_folders = run_folder / ERRORS_FOLDER / start
+    own = node_folders / str(layout.node)
     own.mkdir(parents=True)
     return own
 
@@ -225,16 +213,16 @@ def _launch(spec: WorkerSpec, layout: Layout, folder: Path, signals: list[str]) 
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # torchrun's messages address people who typed the torchrun command.
+    # torchrun's messages are meant for users who ran torchrun themselves.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     path = folder / "spec.json"
     path.write_text(spec.dumps())
     first = {0} if layout.node == 0 else set()
-    quiet = {rank: Std.ALL for rank in range(layout.per_node) if rank not in first}
+    quiet = {rank: Std.ALL for rank in range(layout.processes_per_node) if rank not in first}
     config = LaunchConfig(
         min_nodes=layout.nodes,
         max_nodes=layout.nodes,
-        nproc_per_node=layout.per_node,
+        nproc_per_node=layout.processes_per_node,
         run_id=f"lamina-{os.environ.get('SLURM_JOB_ID', os.getpid())}",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=quiet),
@@ -245,12 +233,12 @@ def _launch(spec: WorkerSpec, layout: Layout, folder: Path, signals: list[str]) 
 
 
 def _rendezvous(layout: Layout) -> dict[str, Any]:
-    """Say where the processes meet: on a free port here, or on the first node."""
+    """Return where the processes meet: on a free port here, or on the first node."""
     if layout.nodes == 1:
         here = "127.0.0.1"
         return {"rdzv_backend": "c10d", "rdzv_endpoint": f"{here}:0", "local_addr": here}
-    address, port = meeting_point()
-    # Static numbers the nodes as SLURM does: rank 0 is on the node whose task keeps the record.
+    address, port = rendezvous_address()
+    # "static" numbers the nodes like SLURM: rank 0 runs on the node that keeps the record.
     return {
         "rdzv_backend": "static",
         "rdzv_endpoint": f"{address}:{port}",
@@ -259,8 +247,8 @@ def _rendezvous(layout: Layout) -> dict[str, Any]:
 
 
 @contextmanager
-def _kept_handlers() -> Iterator[list[str]]:
-    """Yield the names of the signals that torchrun may handle; restore all handlers."""
+def _restoring_handlers() -> Iterator[list[str]]:
+    """Yield the names of the signals that torchrun may handle; restore all handlers at the end."""
     before = {name: signal.getsignal(getattr(signal, name)) for name in END_SIGNALS}
     free = (signal.SIG_DFL, signal.default_int_handler)
     try:
@@ -271,36 +259,34 @@ def _kept_handlers() -> Iterator[list[str]]:
 
 
 @contextmanager
-def _passing_on_requeue() -> Iterator[list[int]]:
-    """Pass SLURM's signal on to the processes and, once they have saved, to submitit's handler.
+def _forwarding_requeue_signal() -> Iterator[list[int]]:
+    """Forward SLURM's signal to the processes; once they have saved, call submitit's handler.
 
-    That handler requeues the job and ends this process, except on nodes after the first.
-
-    Yields:
-        The signals received so far.
+    That handler requeues the job and ends this process, except on nodes after the first. Yields the
+    signals received so far.
     """
-    answer, received = signal.getsignal(REQUEUE_SIGNAL), list[int]()
-    if not callable(answer):
+    handler, received = signal.getsignal(REQUEUE_SIGNAL), list[int]()
+    if not callable(handler):
         yield received
         return
 
-    def pass_on(signum: int, frame: Any) -> None:
+    def forward(signum: int, frame: Any) -> None:
         received.append(signum)
         for process in _processes():
             process.send_signal(REQUEUE_SIGNAL)
 
-    signal.signal(REQUEUE_SIGNAL, pass_on)
+    signal.signal(REQUEUE_SIGNAL, forward)
     try:
         yield received
     finally:
-        signal.signal(REQUEUE_SIGNAL, answer)
+        signal.signal(REQUEUE_SIGNAL, handler)
         if received:
-            answer(REQUEUE_SIGNAL, None)
+            handler(REQUEUE_SIGNAL, None)
 
 
 @contextmanager
-def _watching(folder: Path) -> Iterator[None]:
-    """End this node's processes once another node's has failed: they would wait for it forever."""
+def _ending_with_other_nodes(folder: Path) -> Iterator[None]:
+    """End this node's processes if one of another node fails: they would wait for it forever."""
     over = threading.Event()
 
     def watch() -> None:

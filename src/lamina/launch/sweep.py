@@ -1,4 +1,4 @@
-"""A sweep: which jobs it has, how far it is, and the summary that it leaves."""
+"""Follows a sweep: its planned jobs, its progress and its summary."""
 
 import logging
 import sys
@@ -30,22 +30,21 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 MULTIRUN_FILE = "multirun.yaml"
-"""Hydra's file in a sweep's folder: the config, with the command line."""
+"""Hydra's file in a sweep's folder, with the config and the command line."""
 
-QUEUED = ("slurm", "submitit_slurm")
+QUEUEING_LAUNCHERS = ("slurm", "submitit_slurm")
 """Options of hydra/launcher whose jobs wait in a cluster's queue."""
 
 
 class Sweep(Callback):
-    """Follows a sweep, from the process that started it and from each job's."""
+    """Hydra's callback, in the process that started the sweep and in each job's."""
 
     started: ClassVar["Sweep | None"] = None
-    """The sweep that this process started: Hydra creates the object and keeps it, and does not call
-    it at the end if a launcher fails."""
+    """The sweep that this process started: after a failed launch Hydra does not call it again."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to a cluster's worker without what belongs to this process."""
-        return _in_a_worker, ()
+        """Pickle for a cluster's worker without the state of this process."""
+        return _sweep_in_worker, ()
 
     @override
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -54,7 +53,7 @@ class Sweep(Callback):
         self.planned = planned_jobs(config)
         self.done = 0
         self.is_dry_run = config.dry_run
-        self.is_queued = config.hydra.runtime.choices["hydra/launcher"] in QUEUED
+        self.is_queued = config.hydra.runtime.choices["hydra/launcher"] in QUEUEING_LAUNCHERS
         self.ownership = ExitStack()
         try:
             self.ownership.enter_context(owned(self.folder, "hydra.sweep.dir"))
@@ -62,18 +61,14 @@ class Sweep(Callback):
             raise Ended(str(error)) from error
         self.began = time.monotonic()
         if self.is_queued:
-            # On a cluster without accounting, submitit warns at each look at the queue. Its import
-            # sets a level of its own (submitit 1.5.4).
+            # On a cluster without accounting submitit 1.5.4 warns at each poll of the queue; its
+            # import sets the logger's level.
             import_module("submitit")
             logging.getLogger("submitit").setLevel(logging.ERROR)
             self._check_before_queueing(config)
 
     def _check_before_queueing(self, config: DictConfig) -> None:
-        """Check every job before it waits in a queue.
-
-        Raises:
-            Ended: No job can run.
-        """
+        """Check every job before any is queued; end the command if none can run."""
         refused = 0
         for number, overrides in enumerate(self.planned):
             if reason := refusal(config, overrides, self.folder / str(number)):
@@ -100,7 +95,7 @@ class Sweep(Callback):
             sweep._print_progress(sum(job.status == "failed" for job in jobs[: sweep.done]))
 
     def _print_progress(self, failed: int) -> None:
-        """Print jobs done, running and failed since the command began, and the time left."""
+        """Print the jobs done, running and failed since the command began, and the time left."""
         left = len(self.planned) - self.done
         seconds = (time.monotonic() - self.began) / self.done * left
         counts = {"done": self.done - failed, "running": int(left > 0), "failed": failed}
@@ -109,7 +104,7 @@ class Sweep(Callback):
         sys.stderr.write(f"{line}, about {_duration(seconds)} left\n" if left else f"{line}\n")
 
     def close(self) -> str | None:
-        """Print the table; return what went wrong, if anything did."""
+        """Print the sweep's table; return what went wrong, if anything."""
         from rich.console import Console
 
         from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
@@ -131,34 +126,27 @@ class Sweep(Callback):
         )
 
     def _close_dry_run(self) -> str | None:
-        """A job leaves a report if it can run, and no result."""
+        """Return which jobs cannot run: those without a dry-run report."""
         self.ownership.close()
-        wrong = [
-            str(number)
-            for number in range(len(self.planned))
-            if not (self.folder / str(number) / DRY_RUN_FILE).is_file()
-        ]
-        summary = f"{len(wrong)} of {len(self.planned)} jobs cannot run: {', '.join(wrong)}"
-        return f"{summary}; see above" if wrong else None
+        names = [str(number) for number in range(len(self.planned))]
+        wrong = [name for name in names if not (self.folder / name / DRY_RUN_FILE).is_file()]
+        summary = f"{len(wrong)} of {len(names)} jobs cannot run: {', '.join(wrong)}; see above"
+        return summary if wrong else None
 
 
-def _in_a_worker() -> Sweep:
-    """Check the config that a worker composes as closely as the command does."""
+def _sweep_in_worker() -> Sweep:
+    """Apply the command's security checks to the config that a worker composes."""
     security.install()
     return Sweep()
 
 
 def close_sweep() -> str | None:
-    """End the sweep that this process started, if any; return what went wrong."""
+    """Close the sweep that this process started, if any; return what went wrong."""
     return Sweep.started.close() if Sweep.started is not None else None
 
 
-def tabled(folder: Path) -> "RenderableType":
-    """Rewrite a sweep's summary from its files alone; return its table.
-
-    Raises:
-        OutputError: The summary cannot be written.
-    """
+def rebuild_summary(folder: Path) -> "RenderableType":
+    """Rewrite a sweep's summary from its files alone; return its table."""
     from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
 
     jobs = read_jobs(folder, planned_jobs(OmegaConf.load(folder / MULTIRUN_FILE)))
@@ -166,8 +154,8 @@ def tabled(folder: Path) -> "RenderableType":
     return sweep_table(jobs)
 
 
-def is_done(folder: Path, overrides: Sequence[str]) -> bool:
-    """Return whether an earlier start completed the job in a folder, with the same overrides."""
+def is_complete(folder: Path, overrides: Sequence[str]) -> bool:
+    """Whether an earlier start completed the job in a folder, with the same overrides."""
     before = read_result(folder)
     return (
         before is not None
@@ -177,14 +165,9 @@ def is_done(folder: Path, overrides: Sequence[str]) -> bool:
 
 
 def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str | None:
-    """Return why a job would be refused, from its config and its model's config.json alone.
+    """Return why a job would be refused, given the sweep's config and the job's overrides.
 
-    Preflight reads only local models; a hub's config.json is fetched here.
-
-    Args:
-        config: The sweep's, with Hydra's own node.
-        overrides: The job's.
-        folder: The job's.
+    Unlike preflight, this also fetches a hub model's config.json.
     """
     loader = GlobalHydra.instance().config_loader()
     job = loader.load_sweep_config(config, list(overrides))
@@ -199,7 +182,7 @@ def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str |
     except LaminaError as error:
         return str(error)
     except ScoresNeededError:
-        return None
+        pass  # the job itself scores the layers
     return None
 
 

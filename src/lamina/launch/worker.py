@@ -8,21 +8,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import configure_log
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
 from lamina.dry_run import print_dry_run
 from lamina.errors import OutputError
 from lamina.launch.processes import WorkerSpec, record_failure
 from lamina.measure.results import Record
+from lamina.run import run
 from lamina.runtime import distributed
+from lamina.runtime.paths import load_environment
 
-TORCHRUN = (
+TORCHRUN_VARIABLES = (
     "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_NAME "
     "ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT"
 ).split()
-"""Variables by which torchrun tells a process its place among the others."""
+"""Environment variables in which torchrun gives a process its place among the others."""
 
 
 def main() -> None:
-    """Do this process's share of a run; the process that started it reports an error."""
+    """Do this process's share of a run; leave an error to the process that started it."""
     _die_with_parent()
     try:
         work(WorkerSpec.loads(Path(sys.argv[1]).read_text()))
@@ -34,20 +40,13 @@ def main() -> None:
 
 
 def work(spec: WorkerSpec) -> None:
-    """Do this process's share of a spec."""
+    """Do this process's share of the run that a spec describes."""
     if spec.requeues:
         signal.signal(distributed.REQUEUE_SIGNAL, _exit_for_requeue)
     if distributed.count() == 1:
         _forget_torchrun()
     else:
         _prepare_torch()
-
-    from hydra.core.utils import configure_log
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    from lamina.runtime.paths import load_environment
-
     load_environment()
     if distributed.is_first() and spec.logging is not None:
         configure_log(OmegaConf.create(spec.logging))
@@ -60,10 +59,6 @@ def work(spec: WorkerSpec) -> None:
 
 
 def _execute(spec: WorkerSpec, config: Any) -> None:
-    from hydra.utils import instantiate
-
-    from lamina.run import run
-
     experiment = instantiate(config)
     record = Record(Path(spec.folder), spec.overrides)
     record.content["notes"] = spec.notes
@@ -87,29 +82,29 @@ def _execute(spec: WorkerSpec, config: Any) -> None:
 
 
 def _forget_torchrun() -> None:
-    """Let a single process train as one: libraries would wrap its model for several."""
-    for name in TORCHRUN:
+    """Let a single process train alone: libraries would wrap its model for several."""
+    for name in TORCHRUN_VARIABLES:
         os.environ.pop(name, None)
 
 
 def _prepare_torch() -> None:
-    """Give this process its share of the cores, and quiet torch; call it before importing torch."""
+    """Give this process its share of the cores, and quiet torch; must precede its import."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     share = max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    # DDP warns that it searched for weights without gradients and found none.
+    # DDP warns when it searched for weights without gradients and found none.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _exit_for_requeue(*_: object) -> None:
-    """End this process; the one that started it requeues the spec."""
+    """End this process; the one that started it requeues the job."""
     # The signal may come again, and Python restores its handlers while it exits.
     signal.signal(distributed.REQUEUE_SIGNAL, signal.SIG_IGN)
     sys.exit(0)
 
 
 def _die_with_parent() -> None:
-    """End this process with its parent: torchrun puts it into a session of its own."""
+    """Die with the parent process: torchrun gives this process its own session."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

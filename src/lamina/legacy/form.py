@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import ConfigError, did_you_mean
+from lamina.errors import ConfigError, did_you_mean, either
 from lamina.legacy.yaml_files import Entry, OlderFile, read_chain
 
 MODEL_TYPES = ("original", "dropped", "pruned")
@@ -82,7 +82,7 @@ def _values(merged: dict[str, Entry]) -> tuple[dict[str, Any], list[str]]:
 def _contradictions(path: Path, merged: dict[str, Entry], values: dict[str, Any]) -> list[str]:
     problems = []
     if "model_type" not in merged:
-        problems.append(f"{path}: model_type is missing: give {_or(MODEL_TYPES)}")
+        problems.append(f"{path}: model_type is missing: give {either(MODEL_TYPES)}")
     for model_type, key in (("dropped", "layer_to_drop"), ("pruned", "keep_layers")):
         if values.get("model_type") == model_type and values.get(key, key) is None:
             where = merged[key].file
@@ -135,7 +135,7 @@ def _reports(entry: Entry) -> tuple[str, ...]:
     given = entry.value if isinstance(entry.value, list) else [entry.text]
     names = tuple(dict.fromkeys(str(name) for name in given))
     if not set(names) <= set(REPORTS) or ("none" in names and len(names) > 1):
-        raise ConfigError(f"give {_or(REPORTS)}, or a list of them without none")
+        raise ConfigError(f"give {either(REPORTS)}, or a list of them without none")
     return ("tensorboard", "wandb") if "all" in names else names
 
 
@@ -143,7 +143,7 @@ def _choice(allowed: tuple[str, ...]) -> Kind:
     def chosen(entry: Entry) -> str:
         # The text as written: YAML reads no as false.
         if entry.text not in allowed:
-            raise ConfigError(f"give {_or(allowed)}{did_you_mean(entry.text or '', allowed)}")
+            raise ConfigError(f"give {either(allowed)}{did_you_mean(entry.text or '', allowed)}")
         return entry.text
 
     return chosen
@@ -155,10 +155,6 @@ def _unset_or(kind: Kind) -> Kind:
 
 def _no_null(entry: Entry) -> str:
     return "; leave the key out for Lamina's default" if entry.value is None else ""
-
-
-def _or(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 KEYS: dict[str, Kind] = {
