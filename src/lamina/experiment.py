@@ -21,7 +21,7 @@ from lamina.heal.callbacks.settings import Context
 from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice
 from lamina.heal.packing import batch
-from lamina.heal.resume import FREE_IN_RESUMING, Start, saved_step
+from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start, saved_step
 from lamina.measure.protocol import ModelRef, Protocol
 from lamina.measure.provenance import base_identity
 from lamina.measure.results import Record
@@ -108,7 +108,7 @@ class Experiment(Parameters):
     @property
     def settings(self) -> dict[str, Any]:
         """What else the trained weights depend on, by config key; a resumed run keeps it too."""
-        kept = {k: v for k, v in self.trainer.args.items() if k not in FREE_IN_RESUMING}
+        kept = {k: v for k, v in self.trainer.args.items() if k not in MAY_CHANGE_ON_RESUME}
         return {
             "dtype": self.dtype,
             "attention": self.attention,

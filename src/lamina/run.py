@@ -13,8 +13,8 @@ from lamina.depth import loading
 from lamina.experiment import Experiment
 from lamina.export.card import manifest
 from lamina.export.final import Form, save_final
-from lamina.heal.callbacks.loggers import watchers
-from lamina.heal.resume import Start, start_of
+from lamina.heal.callbacks.loggers import open_observers
+from lamina.heal.resume import Start, find_start
 from lamina.measure import protocol as measure
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.provenance import fingerprint, provenance
@@ -33,10 +33,10 @@ logger = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, record: Record) -> None:
-    """Run an experiment; its record and its folder are all that reports read.
+    """Run an experiment; reports read only its record and its folder.
 
     Raises:
-        LaminaError: A step cannot be done; the message says why and what to do.
+        LaminaError: A step failed; the message says why and what to do.
     """
     plan(experiment)
     first, folder, wanted = distributed.is_first(), experiment.folder, experiment.evaluation
@@ -57,7 +57,7 @@ def run(experiment: Experiment, record: Record) -> None:
             measure.reduced(record, protocol, model, tokenizer, reference, metrics)
             loggers, callbacks = experiment.logger.values(), experiment.callbacks.values()
             context = experiment.context(record, start)
-            with watchers(context, loggers if first else (), callbacks) as observers:
+            with open_observers(context, loggers if first else (), callbacks) as observers:
                 trainer = experiment.build_trainer(model, tokenizer, rows, arguments, observers)
                 heal(experiment, record, rows, trainer, start)
                 final = keep(experiment, record, trainer, form)
@@ -74,10 +74,11 @@ def plan(experiment: Experiment) -> None:
 
 
 def resume(experiment: Experiment, record: Record) -> Start:
-    """Take the folder of checkpoints and find the one to continue from."""
+    """Claim the folder of checkpoints and find the checkpoint to continue from."""
     identity, settings = experiment.identity, experiment.settings
     folder, run_dir = experiment.folder, Path(experiment.run_dir).absolute()
-    start = start_of(folder, run_dir, experiment.resume, record.previous or {}, identity | settings)
+    before, now = record.previous or {}, identity | settings
+    start = find_start(folder, run_dir, experiment.resume, before, now)
     experiment.refuse_unwritable()
     fixed = {"num_layers": experiment.plan.num_layers, "seed": experiment.seed}
     record.update(**identity, **fixed, settings=settings, resumed_from=start.resumed_from)
@@ -94,7 +95,7 @@ def feed(experiment: Experiment) -> "tuple[PreTrainedTokenizerBase, data.Feed]":
 
 
 def record_data(experiment: Experiment, record: Record, rows: data.Feed, start: Start) -> None:
-    """Record where the rows come from; with eval.jsonl anyone can check a loss."""
+    """Record where the rows come from, and write eval.jsonl, with which a loss can be checked."""
     origins = provenance(experiment.plan, rows.train.rows, experiment.backend.name)
     start.refuse_other_data(origins["data_fingerprint"])
     if distributed.is_first():
@@ -120,7 +121,7 @@ def heal(
     trainer: "TokenLossTrainer",
     start: Start,
 ) -> None:
-    """Train; the trainer's model ends with the best weights."""
+    """Train; afterwards the trainer's model has the best weights."""
     record.content["provenance"]["attention"] = trainer.model.config._attn_implementation
     made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
     packed = rows.packed(made, experiment.max_seq_length)

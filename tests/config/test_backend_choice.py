@@ -97,14 +97,14 @@ def refused(*overrides: str) -> str:
             1,
             ("adapter.rank_pattern={q_proj: 4}",),
             "backend=transformers: adapter.rank_pattern={'q_proj': 4}: Unsloth's get_peft_model "
-            "does not take it",
+            "does not accept it",
         ),
         (
             True,
             1,
             1,
             ("attention=eager",),
-            "backend=transformers: attention=eager, but Unsloth has its own way there",
+            "backend=transformers: attention=eager, but Unsloth decides that itself",
         ),
     ],
 )
@@ -168,9 +168,9 @@ def test_preflight_refuses_what_unsloth_cannot_do(machine: Machine, gpt2: Path) 
         "model=scratch has no checkpoint that Unsloth could load: choose backend=transformers"
     )
     assert refused("adapter.rank_pattern={q_proj: 4}", "adapter.use_qalora=true") == (
-        "adapter.rank_pattern={'q_proj': 4}: Unsloth's get_peft_model does not take it: leave it "
+        "adapter.rank_pattern={'q_proj': 4}: Unsloth's get_peft_model does not accept it: leave it "
         "out, or choose backend=transformers\n"
-        "adapter.use_qalora=True: Unsloth's get_peft_model does not take it: leave it out, or "
+        "adapter.use_qalora=True: Unsloth's get_peft_model does not accept it: leave it out, or "
         "choose backend=transformers"
     )
     assert refused("adapter.target_modules=[q_proj,lm_head]") == (
@@ -184,13 +184,13 @@ def test_preflight_refuses_what_unsloth_cannot_do(machine: Machine, gpt2: Path) 
     assert refused("bf16=false", "trainer.args.fp16=true", "optim=adamw_torch") == (
         "trainer.args.fp16=true, but on a CPU Unsloth computes in bfloat16 instead: give "
         "bf16=true, or choose backend=transformers\n"
-        "optim=adamw_torch, but on a CPU Unsloth takes adamw_torch_fused instead: "
+        "optim=adamw_torch, but on a CPU Unsloth uses adamw_torch_fused instead: "
         "give that, or choose backend=transformers"
     )
     assert refused("attention=eager", "torch_compile=true") == (
-        "attention=eager, but Unsloth has its own way there: leave it out, or choose "
+        "attention=eager, but Unsloth decides that itself: leave it out, or choose "
         "backend=transformers\n"
-        "torch_compile=True, but Unsloth has its own way there: leave it out, or choose "
+        "torch_compile=True, but Unsloth decides that itself: leave it out, or choose "
         "backend=transformers"
     )
     machine(installed=True, gpus=1)

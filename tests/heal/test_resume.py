@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lamina.errors import ConfigError, OutputError
-from lamina.heal.resume import Origin, claim, origin
+from lamina.heal.resume import GivenCheckpoint, claim_folder, given_checkpoint
 
 NOW = {"kept_layers": [0, 1], "adapter": "lora", "base": "abc"}
 
@@ -34,7 +34,7 @@ def run(folder: Path, *steps: int, **changes: Any) -> Path:
 
 def claimed(folder: Path, resume: str, before: dict[str, Any] | None = None) -> Path | None:
     run_dir = folder.parents[1]
-    return claim(folder, run_dir, resume, origin(resume), before or {}, NOW)
+    return claim_folder(folder, run_dir, resume, given_checkpoint(resume), before or {}, NOW)
 
 
 @pytest.mark.parametrize("given", ["", "checkpoints/pruned/checkpoint-6", "checkpoints/pruned"])
@@ -82,9 +82,13 @@ def test_a_path_to_another_variant_is_refused(tmp_path: Path, key: str) -> None:
 
 def test_a_checkpoint_whose_best_weights_are_gone_is_refused(tmp_path: Path) -> None:
     ours = tmp_path / "ours" / "checkpoints" / "pruned"
-    checkpoint(ours, 4, best=2)
-    with pytest.raises(OutputError, match="checkpoint-2 beside it has the best weights, but it is"):
+    last = checkpoint(ours, 4, best=2)
+    with pytest.raises(OutputError) as caught:
         claimed(ours, "auto")
+    assert str(caught.value) == (
+        f"{last} says that checkpoint-2 beside it has the best weights, but it is gone: "
+        "restore it, or give another hydra.run.dir to start from scratch"
+    )
 
 
 def test_remains_of_interrupted_saves_are_removed(tmp_path: Path) -> None:
@@ -115,10 +119,10 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
         (lonely, f"no result.json above {lonely} says which layers"),
     ):
         with pytest.raises(ConfigError, match=f"resume={path}: {said}"):
-            origin(str(path))
-    assert (origin("auto"), origin("never")) == (None, None)
-    found = origin(str(inside / "checkpoint-3"))
-    assert isinstance(found, Origin)
+            given_checkpoint(str(path))
+    assert (given_checkpoint("auto"), given_checkpoint("never")) == (None, None)
+    found = given_checkpoint(str(inside / "checkpoint-3"))
+    assert isinstance(found, GivenCheckpoint)
     assert found.recorded["base"] == "abc"
 
 
@@ -126,7 +130,7 @@ def test_a_folder_keeps_its_owner_if_the_owner_dies_while_taking_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, run, another = tmp_path / "shared" / "pruned", tmp_path / "run", tmp_path / "another"
-    claim(folder, run, "auto", None, {}, {})
+    claim_folder(folder, run, "auto", None, {}, {})
     checkpoint(folder, 3)
 
     def write_half(path: Path, content: Any, *_: Any, **__: Any) -> None:
@@ -137,8 +141,8 @@ def test_a_folder_keeps_its_owner_if_the_owner_dies_while_taking_it_again(
     for name in ("write_bytes", "write_text"):
         monkeypatch.setattr(Path, name, write_half)
     with pytest.raises(KeyboardInterrupt):
-        claim(folder, run, "auto", None, {}, {})
+        claim_folder(folder, run, "auto", None, {}, {})
     monkeypatch.undo()
-    claim(folder, run, "auto", None, {}, {})
+    claim_folder(folder, run, "auto", None, {}, {})
     with pytest.raises(OutputError, match=f"holds the result of {run}, which is never overwritten"):
-        claim(folder, another, "auto", None, {}, {})
+        claim_folder(folder, another, "auto", None, {}, {})

@@ -278,7 +278,7 @@ def test_a_run_outlives_its_wandb_process(tmp_path: Path) -> None:
     assert process.returncode == 0
     result = read_result(folder) or {}
     assert (result["status"], len(result["history"])) == ("completed", 30)
-    said = "Connection lost; what follows is not logged there"
+    said = "Connection lost; later steps are not logged there"
     assert (folder / "train.log").read_text().count(said) == 1
 
 

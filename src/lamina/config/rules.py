@@ -10,7 +10,7 @@ from lamina.depth.surgery import layer_count
 from lamina.depth.variants import Pruned, Scratch
 from lamina.errors import LaminaError
 from lamina.heal import kernels, packing
-from lamina.heal.resume import origin
+from lamina.heal.resume import given_checkpoint
 from lamina.weights.source import resolve
 
 
@@ -24,7 +24,7 @@ def problems(run: Parameters) -> Iterator[str]:
     if not isinstance(run.selector, First) and not isinstance(run.model, Pruned):
         yield "selector chooses the layers of model=pruned: leave it out, or choose model=pruned"
     try:
-        origin(run.resume)
+        given_checkpoint(run.resume)
     except LaminaError as error:
         yield str(error)
     yield from run.trainer.misfits(run.adapter, run.parallel, run.distributed)

@@ -1,1 +1,1 @@
-"""Training what remains."""
+"""Training the layers that remain."""

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear layer but the output head."""
+"""PEFT's name for every linear layer except the output head."""
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Prefixes of adapter.init_lora_weights whose values change the base's weights, too."""
+"""Prefixes of values of adapter.init_lora_weights that also change the base's weights."""
 
 NEEDS_DATA = ("eva", "corda", "lora_ga")
 """Values of adapter.init_lora_weights that need a pass over data before training."""
@@ -35,13 +35,13 @@ class Lora:
     """Scale of the update: alpha / r."""
 
     dropout: Annotated[float, FRACTION]
-    """Probability with which an input of the update is zeroed in training."""
+    """Probability of zeroing an input of the update in training."""
 
     bias: Annotated[str, one_of("none", "all", "lora_only")]
     """Which biases are trained: none, all or lora_only."""
 
     target_modules: Any
-    """Module names, or all-linear: every linear layer but the output head."""
+    """Module names, or all-linear: every linear layer except the output head."""
 
     further: dict[str, Any]
     """Other fields of PEFT's LoraConfig."""
@@ -65,11 +65,11 @@ class Lora:
         )
 
     def problems(self) -> Iterator[str]:
-        """Refuse settings that PEFT or this version cannot honour."""
+        """Refuse settings that PEFT or this version does not support."""
         if (initial := self.further.get("init_lora_weights")) in NEEDS_DATA:
             yield (
                 f"adapter.init_lora_weights={initial}: needs a pass over the data before "
-                "training, which this version does not make"
+                "training, which this version does not do"
             )
         layers = self.further.get("layers_to_transform")
         if layers is not None and isinstance(self.target_modules, str):
@@ -79,12 +79,7 @@ class Lora:
             )
 
     def misfits(self, model: Variant, form: str) -> Iterator[str]:
-        """Refuse a model or an export form that this adapter does not go with.
-
-        Args:
-            model: What is trained.
-            form: Value of export.form.
-        """
+        """Refuse a model, or a value of export.form, that this adapter does not support."""
         initial = self.further.get("init_lora_weights", True)
         if initial in NEEDS_DATA or form == "merged":
             return
@@ -95,7 +90,7 @@ class Lora:
             )
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings by their names in PEFT."""
+        """Return the settings under their names in PEFT."""
         return {
             "r": self.r,
             "lora_alpha": self.alpha,
@@ -106,11 +101,7 @@ class Lora:
         }
 
     def peft_config(self) -> "LoraConfig":
-        """Return these settings as PEFT's LoraConfig.
-
-        Raises:
-            ConfigError: PEFT refuses them.
-        """
+        """Return these settings as PEFT's LoraConfig; PEFT's refusals become ConfigErrors."""
         from peft import LoraConfig, LoraRuntimeConfig
 
         settings = self.settings()
@@ -135,7 +126,7 @@ class Dora(Lora):
 
 @dataclass(frozen=True, kw_only=True)
 class QLora(Lora):
-    """Low-rank updates beside weights in four bits (Dettmers et al. 2023, arXiv:2305.14314)."""
+    """Low-rank updates beside four-bit weights (Dettmers et al. 2023, arXiv:2305.14314)."""
 
     name: ClassVar[str] = "qlora"
 
@@ -170,7 +161,7 @@ class Full:
             yield f"export.form={form} needs adapter=lora: adapter=full has none"
 
     def settings(self) -> dict[str, Any]:
-        """Return no settings of PEFT."""
+        """Return nothing: PEFT is not used."""
         return {}
 
     def peft_config(self) -> None:

@@ -1,4 +1,4 @@
-"""Packing: its limits, the sequences and steps it leaves, and proof that documents stay apart."""
+"""Packing: its limits, its sequences and steps, and a check that documents stay apart."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,21 +18,15 @@ MASK_BYTES = 10**9
 """Largest attention mask, in bytes, for a batch of several rows."""
 
 PROBE_TOKENS = 32
-"""Most tokens of each of the two documents."""
+"""Most tokens of each document in `refuse_leaking_packs`."""
 
 TOLERANCES = {4: 1e-3, 2: 2e-2}
-"""Largest change of the second document's logits that is rounding, relative to the largest logit,
-by the bytes of the model's type. A leak changes them as much as another prompt does."""
+"""Largest change of the second document's logits that rounding causes, relative to the largest
+logit, by the bytes of the model's type. A leak changes them as much as another prompt does."""
 
 
 def misfits(arguments: Mapping[str, Any], max_seq_length: int, attention: str) -> Iterator[str]:
-    """Refuse lengths and batches that do not go with packing or with cutting rows.
-
-    Args:
-        arguments: Fields of SFTConfig.
-        max_seq_length: Tokens of one sequence.
-        attention: Value of attention.
-    """
+    """Refuse fields of SFTConfig that contradict packing or max_seq_length, and masks too large."""
     if arguments.get("eval_packing") and not arguments.get("packing"):
         yield (
             "trainer.args.eval_packing=True needs packing=true: without it TRL lets packed "
@@ -71,13 +65,7 @@ def packed(splits: "Mapping[str, Dataset]", arguments: "SFTConfig") -> "dict[str
 
 
 def total_steps(sequences: int, arguments: "SFTConfig", processes: int) -> int:
-    """Return the optimizer steps of a training.
-
-    Args:
-        sequences: Rows or packs in one epoch.
-        arguments: The training's.
-        processes: Processes that share it.
-    """
+    """Return the optimizer steps of a training with a number of rows or packs per epoch."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
     return math.ceil(-(-sequences // batch_size(arguments, processes)) * arguments.num_train_epochs)
@@ -90,7 +78,7 @@ def batch_size(arguments: "SFTConfig", processes: int) -> int:
 
 
 def batch(arguments: "SFTConfig", processes: int) -> str:
-    """Return a line with the sequences in one optimizer step and how they come about."""
+    """Return a line with the sequences in one optimizer step, and the factors of their number."""
     return (
         f"{batch_size(arguments, processes)} sequences a step: "
         f"per_device_train_batch_size={arguments.per_device_train_batch_size} x {processes} "
@@ -107,9 +95,6 @@ def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
     Args:
         trainer: Has the model and the collator.
         rows: Tokenized, not packed; the first and the last one serve as documents.
-
-    Raises:
-        ConfigError: Documents would see each other.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Resuming: the checkpoint a run continues from, and the owner of a checkpoint folder."""
+"""Resuming: which checkpoint a run continues from, and which run a checkpoint folder belongs to."""
 
 import json
 import re
@@ -15,14 +15,14 @@ from lamina.runtime.files import PARTIAL, copy_folder, disk_errors, write_json
 STEP = re.compile(r"checkpoint-(\d+)$")
 """Name of a checkpoint, with its optimizer step."""
 
-WORDS = ("auto", "never")
+KEYWORDS = ("auto", "never")
 """Values of resume that are not paths."""
 
-FREE_IN_RESUMING = frozenset(
+MAY_CHANGE_ON_RESUME = frozenset(
     "max_steps num_train_epochs eval_strategy eval_steps save_strategy save_steps save_total_limit "
     "logging_strategy logging_steps per_device_eval_batch_size".split()
 )
-"""Training arguments that may change on resuming: the length, and what is logged and saved when."""
+"""Training arguments that a resumed run may change: its length, and when it logs and saves."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -47,8 +47,8 @@ def saved_step(checkpoint: Path) -> int | None:
     return step
 
 
-def best_beside(checkpoint: Path) -> Path:
-    """Return the best checkpoint that one knows of, which lies beside it or is it.
+def best_checkpoint(checkpoint: Path) -> Path:
+    """Return the best checkpoint so far according to a checkpoint: itself, or one beside it.
 
     The path in the trainer's state may be outdated: the folder may have moved.
     """
@@ -65,21 +65,21 @@ def _trainer_state(checkpoint: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The checkpoint that resume=PATH names."""
+class GivenCheckpoint:
+    """The checkpoint that resume=PATH gives."""
 
-    given: str
-    """The absolute path as given, of a checkpoint or of a run folder."""
+    path: str
+    """The absolute path, of a checkpoint or of a run folder."""
 
     checkpoint: Path
-    """The complete checkpoint it leads to."""
+    """The complete checkpoint there."""
 
     recorded: dict[str, Any]
     """result.json of its run, with the settings at the top level, too."""
 
 
-def origin(resume: str) -> Origin | None:
-    """Find the checkpoint that resume=PATH names; None for auto and never.
+def given_checkpoint(resume: str) -> GivenCheckpoint | None:
+    """Find the checkpoint that resume=PATH gives; None for auto and never.
 
     Args:
         resume: auto, never, a checkpoint-{step}/, or a run folder for its last checkpoint.
@@ -87,7 +87,7 @@ def origin(resume: str) -> Origin | None:
     Raises:
         ConfigError: There is no complete checkpoint, or no result.json of its run.
     """
-    if resume in WORDS:
+    if resume in KEYWORDS:
         return None
     path = Path(resume).expanduser().absolute()
     if not path.is_dir():
@@ -95,24 +95,24 @@ def origin(resume: str) -> Origin | None:
             f"resume={resume}: no such folder; give auto, never, or the folder of a run or of a "
             "checkpoint"
         )
-    checkpoint = _named_checkpoint(resume, path)
-    result = _result(checkpoint.parent)
+    checkpoint = _checkpoint_at(path, resume)
+    result = _result_of(checkpoint.parent)
     if not result or not result["kept_layers"]:
         raise ConfigError(
             f"resume={resume}: no result.json above {checkpoint} says which layers and settings it "
             "has; keep a checkpoint below the folder of its run"
         )
-    return Origin(str(path), checkpoint, {**result, **result["settings"]})
+    return GivenCheckpoint(str(path), checkpoint, {**result, **result["settings"]})
 
 
-def _named_checkpoint(resume: str, path: Path) -> Path:
+def _checkpoint_at(path: Path, resume: str) -> Path:
     if STEP.fullmatch(path.name):
         if is_complete(path):
             return path
         last = last_checkpoint(path.parent)
         advice = f"give {last}" if last else "there is no complete one beside it"
         raise ConfigError(f"resume={resume}: its save was interrupted; {advice}")
-    for folder in _folders(path):
+    for folder in _checkpoint_folders(path):
         if (last := last_checkpoint(folder)) is not None:
             return last
     raise ConfigError(
@@ -120,15 +120,15 @@ def _named_checkpoint(resume: str, path: Path) -> Path:
     )
 
 
-def _folders(path: Path) -> list[Path]:
-    """Return where checkpoints may lie: in the folder itself, or below it if it is a run folder."""
+def _checkpoint_folders(path: Path) -> list[Path]:
+    """Return where checkpoints may be: in the folder itself, or below it if it is a run folder."""
     result = read_result(path) or {}
-    own = [path, path / "checkpoints" / str(result.get("model_type"))]
+    folders = [path, path / "checkpoints" / str(result.get("model_type"))]
     final = result.get("final")
-    return [*own, (path / final).parent] if final else own
+    return [*folders, (path / final).parent] if final else folders
 
 
-def _result(folder: Path) -> dict[str, Any] | None:
+def _result_of(folder: Path) -> dict[str, Any] | None:
     """Read result.json of the run that a checkpoint folder belongs to."""
     try:
         return read_result(Path(json.loads((folder / "run.json").read_text())["run"]))
@@ -151,87 +151,79 @@ class Start:
     """The parameter."""
 
     resumed_from: str | None
-    """The absolute path that resume=PATH gave, now or in an earlier start."""
+    """The absolute path that resume=PATH gives, or gave at an earlier start."""
 
     @property
     def path(self) -> str | None:
-        """The checkpoint's path, as the trainer takes it."""
+        """The checkpoint's path, for the trainer."""
         return str(self.checkpoint) if self.checkpoint else None
 
     def refuse_other_data(self, fingerprint: str) -> None:
-        """Refuse to continue on other data than the checkpoint's.
-
-        Raises:
-            OutputError: The data has changed.
-        """
+        """Refuse to continue on data with another fingerprint than the checkpoint's."""
         if self.checkpoint is not None and self.recorded:
             now, before = {"data_fingerprint": fingerprint}, self.recorded["provenance"]
             refuse_changes(self.checkpoint, before, now, self.resume)
 
 
-def start_of(
+def find_start(
     folder: Path, run_dir: Path, resume: str, previous: dict[str, Any], now: dict[str, Any]
 ) -> Start:
-    """Take a checkpoint folder, in the first process before the others; see `claim`.
+    """Claim a checkpoint folder in the first process, and find in all where the run starts.
 
-    Args:
-        folder: Folder of checkpoint-{step}/ and final/.
-        run_dir: The run folder.
-        resume: auto, never or a path.
-        previous: What an earlier start in the run folder recorded; empty if there was none.
-        now: Fields that must not have changed since.
+    `previous` is what an earlier start in the run folder recorded, or empty; for the rest see
+    `claim_folder`.
     """
-    named = origin(resume)
-    earlier = {**previous, **previous.get("settings", {})}
+    given = given_checkpoint(resume)
+    before = {**previous, **previous.get("settings", {})}
     checkpoint = distributed.in_turn(
-        "claim",
+        "claim_folder",
         lambda: (
-            claim(folder, run_dir, resume, named, earlier, now)
+            claim_folder(folder, run_dir, resume, given, before, now)
             if distributed.is_first()
             else last_checkpoint(folder)
         ),
     )
     return Start(
         checkpoint=checkpoint,
-        recorded=named.recorded if named else previous,
+        recorded=given.recorded if given else previous,
         resume=resume,
-        resumed_from=named.given if named else previous.get("resumed_from"),
+        resumed_from=given.path if given else previous.get("resumed_from"),
     )
 
 
-def claim(
+def claim_folder(
     folder: Path,
     run_dir: Path,
     resume: str,
-    origin: Origin | None,
+    given: GivenCheckpoint | None,
     before: dict[str, Any],
     now: dict[str, Any],
 ) -> Path | None:
-    """Take a checkpoint folder for a run; return the checkpoint to resume from, if there is one.
+    """Claim a checkpoint folder for a run; return the checkpoint to resume from, if there is one.
 
-    A folder inside the run folder belongs to the run; another one names its run in run.json. The
+    A folder inside the run folder belongs to the run; any other names its run in run.json. The
     remains of interrupted saves are removed.
 
     Args:
         folder: Folder of checkpoint-{step}/ and final/.
         run_dir: The run folder.
         resume: auto, never or a path.
-        origin: What a path leads to.
-        before: Record of an earlier start in the run folder; empty if there was none.
-        now: Fields of it that must not have changed.
+        given: The checkpoint at the path.
+        before: Record of an earlier start in the run folder, or empty.
+        now: Fields of the record that must not have changed.
 
     Raises:
         OutputError: The folder is another run's, cannot be written, or holds a checkpoint that
             cannot be resumed from.
     """
-    _own(folder, run_dir)
-    _tidy(folder)
+    _claim(folder, run_dir)
+    _remove_interrupted_saves(folder)
     own = last_checkpoint(folder)
-    if origin is not None:
-        refuse_changes(origin.checkpoint, origin.recorded, now, resume)
+    if given is not None:
+        refuse_changes(given.checkpoint, given.recorded, now, resume)
         if own is None:
-            return _adopted(origin.checkpoint, folder)
-        _refuse_two(origin, own, resume, before)
+            return _copied(given.checkpoint, folder)
+        _refuse_two_checkpoints(given, own, resume, before)
     elif own is not None and resume == "never":
         raise OutputError(
             f"resume=never, but {own} is there: give resume=auto or another hydra.run.dir"
@@ -242,22 +234,24 @@ def claim(
     return own
 
 
-def _adopted(checkpoint: Path, folder: Path) -> Path:
+def _copied(checkpoint: Path, folder: Path) -> Path:
     """Copy a checkpoint into a run's folder, after the best one it refers to."""
     _refuse_without_best(checkpoint)
     with disk_errors(folder, "output_dir"):
-        for each in dict.fromkeys((best_beside(checkpoint), checkpoint)):
+        for each in dict.fromkeys((best_checkpoint(checkpoint), checkpoint)):
             copy_folder(each, folder / each.name)
     return folder / checkpoint.name
 
 
-def _refuse_two(origin: Origin, own: Path, resume: str, before: dict[str, Any]) -> None:
+def _refuse_two_checkpoints(
+    given: GivenCheckpoint, own: Path, resume: str, before: dict[str, Any]
+) -> None:
     """Refuse a path if the run folder has another checkpoint to resume from.
 
     The same command again, as after a requeue, resumes from its own.
     """
-    inside = origin.checkpoint.parent == own.parent
-    if origin.checkpoint == own or (not inside and before.get("resumed_from") == origin.given):
+    inside = given.checkpoint.parent == own.parent
+    if given.checkpoint == own or (not inside and before.get("resumed_from") == given.path):
         return
     raise OutputError(
         f"resume={resume}, but {own} is there: give resume=auto to resume from it, or another "
@@ -267,28 +261,18 @@ def _refuse_two(origin: Origin, own: Path, resume: str, before: dict[str, Any]) 
 
 def _refuse_without_best(checkpoint: Path) -> None:
     """Refuse a checkpoint whose best weights are gone: final/ could not hold them."""
-    best = best_beside(checkpoint)
+    best = best_checkpoint(checkpoint)
     if not is_complete(best):
         raise OutputError(
             f"{checkpoint} says that {best.name} beside it has the best weights, but it is gone: "
-            "restore it, or give another hydra.run.dir to start anew"
+            "restore it, or give another hydra.run.dir to start from scratch"
         )
 
 
 def refuse_changes(
     checkpoint: Path, before: dict[str, Any], now: dict[str, Any], resume: str
 ) -> None:
-    """Refuse to resume from a checkpoint of another experiment.
-
-    Args:
-        checkpoint: The checkpoint.
-        before: Record of its run.
-        now: Fields of it that must not have changed.
-        resume: The parameter.
-
-    Raises:
-        OutputError: One of them has changed.
-    """
+    """Refuse to resume from a checkpoint if its run recorded other values than those of `now`."""
     for key, value in now.items():
         if (earlier := before.get(key)) not in (value, None):
             raise OutputError(
@@ -297,7 +281,7 @@ def refuse_changes(
             )
 
 
-def _own(folder: Path, run_dir: Path) -> None:
+def _claim(folder: Path, run_dir: Path) -> None:
     owner_file = folder / "run.json"
     inside = folder.is_relative_to(run_dir)
     if not inside and any(folder.glob("[cf]*")):
@@ -316,8 +300,8 @@ def _own(folder: Path, run_dir: Path) -> None:
             write_json(owner_file, {"run": str(run_dir)})
 
 
-def _tidy(folder: Path) -> None:
-    """Remove the remains of interrupted saves, which a full disk needs the room of."""
+def _remove_interrupted_saves(folder: Path) -> None:
+    """Remove what interrupted saves left, to make room on a full disk."""
     for path in (*folder.glob(PARTIAL), *folder.glob("checkpoint-*")):
         if path.match(PARTIAL) or (STEP.fullmatch(path.name) and not is_complete(path)):
             shutil.rmtree(path)

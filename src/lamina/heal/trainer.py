@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lamina.data.tokenization import IGNORED
 from lamina.depth.reduction import blueprint
-from lamina.heal.callbacks.clock import STEP, StepClock
+from lamina.heal.callbacks.clock import SPEED, STEP, StepClock
 from lamina.heal.callbacks.saving import Checkpointing, SaveAndRequeue, saved_best
 from lamina.heal.kernels import undoing_patches
 from lamina.heal.sampling import ShuffledThenPadding, set_epoch, with_padding_rows
@@ -25,9 +25,6 @@ from lamina.measure.speed import compute_peak, training_flops
 from lamina.runtime import distributed
 from lamina.runtime.files import disk_errors, partial_path, replacing
 from lamina.runtime.sizes import state_bytes, trained, weight_bytes
-
-SPEED = ("tokens_per_second", "flops_per_second", "mfu")
-"""Metrics of speed, logged and recorded; mfu only if the accelerator's peak is known."""
 
 
 class TokenLossTrainer(SFTTrainer):
@@ -80,13 +77,9 @@ class TokenLossTrainer(SFTTrainer):
         reading = self.clock.reading()
         if reading is None:
             return dict.fromkeys(SPEED)
-        peak = self._peak()
-        speed = (
-            reading.tokens_per_second,
-            reading.flops_per_second,
-            None if peak is None else reading.mfu(peak),
-        )
-        return dict(zip(SPEED, speed, strict=True))
+        weights = str(next(iter(self.model.parameters())).dtype).removeprefix("torch.")
+        peak = compute_peak(bf16=self.args.bf16, fp16=self.args.fp16, weights=weights)
+        return reading.speed(peak)
 
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -94,11 +87,6 @@ class TokenLossTrainer(SFTTrainer):
             logs.update(self.clock.spent())
             logs.update({name: value for name, value in self.speed().items() if value is not None})
         super().log(logs, start_time)
-
-    def _peak(self) -> float | None:
-        """Return one accelerator's peak in operations per second, if known."""
-        weights = str(next(iter(self.model.parameters())).dtype).removeprefix("torch.")
-        return compute_peak(bf16=self.args.bf16, fp16=self.args.fp16, weights=weights)
 
     def best_model(self) -> PreTrainedModel:
         """Return the unwrapped model with the best checkpoint's weights.

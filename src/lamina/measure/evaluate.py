@@ -1,7 +1,7 @@
-"""Loss and answers of a model: the same computation for every variant.
+"""A model's loss and answers, computed in the same way for every variant.
 
 A loss is the summed negative log-likelihood of all trained tokens divided by their number, in nats
-per token. The mean of batch means that trainers report depends on how rows fall into batches.
+per token. The mean of batch means, which trainers report, depends on how rows are batched.
 """
 
 import math
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROTOCOL = 1
-"""Version of `row_losses`. Raise it when the same model gets another loss on the same rows: cached
-losses are found by it."""
+"""Version of `row_losses`, a key of cached losses: increment it when the same model would get
+another loss on the same rows."""
 
 SAMPLE_ROWS = 200
 """Most rows in eval.jsonl."""
@@ -35,7 +35,7 @@ class Evaluation:
     """Evaluate the reduced model before healing."""
 
     reload: bool
-    """Evaluate final/, loaded the way a user would."""
+    """Evaluate final/, loaded as a user would."""
 
     num_samples: Annotated[int, NOT_NEGATIVE]
     """Prompts to answer before and after healing."""
@@ -62,7 +62,7 @@ class RowLosses:
 
 
 def perplexity(loss: float | None) -> float | None:
-    """Return exp(loss); None without a loss, infinity where it is too large for a float."""
+    """Return exp(loss); None without a loss, infinity if it exceeds a float."""
     if loss is None:
         return None
     return math.exp(loss) if loss < 700 else math.inf
@@ -74,9 +74,9 @@ def row_losses(
     """Evaluate a model on tokenized rows; processes share the work, and each gets all losses.
 
     Args:
-        model: On the device to run on; inputs stay on the CPU if its weights are on disk.
-        rows: Each with input_ids and labels; a label of -100 is not counted.
-        max_tokens: Most tokens in one forward pass, padding included; a longer row goes alone.
+        model: On its device; inputs stay on the CPU if the weights are on disk.
+        rows: Each with input_ids and labels; a label of -100 does not count.
+        max_tokens: Most tokens in one forward pass, padding included; a longer row is alone in one.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -134,7 +134,7 @@ def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Group row indices, longest first: a padded group holds at most max_tokens."""
+    """Group row indices, longest first, into padded batches of at most max_tokens."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:

@@ -1,4 +1,4 @@
-"""Measures a model in a process whose classes nobody has patched: see `protocol.figures`.
+"""Measures a model in a process with unpatched model classes: see `protocol.figures`.
 
 python -m lamina.measure.isolated FOLDER
 """
@@ -13,7 +13,7 @@ from lamina.runtime.files import write_json
 
 
 def main() -> None:
-    """Answer the request in the folder that the command line names."""
+    """Answer the request in the folder given on the command line."""
     folder = Path(sys.argv[1])
     request = json.loads((folder / REQUEST_FILE).read_text())
     ref, protocol = ModelRef(**request["ref"]), Protocol(**request["protocol"])

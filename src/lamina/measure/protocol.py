@@ -1,4 +1,4 @@
-"""How every model of a run is measured: a value names it in any form, one function measures it."""
+"""How a run measures all its models: `ModelRef` names one in any form, `figures` measures it."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REQUEST_FILE, FIGURES_FILE = "request.json", "figures.json"
-"""What passes between this process and `python -m lamina.measure.isolated`."""
+"""Files exchanged with `python -m lamina.measure.isolated`."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,13 @@ class ModelRef:
     """torch's name for the type of the weights, or of an adapter's base."""
 
     in_4bit: bool
-    """Whether the linear layers, or those of an adapter's base, are quantized to four bits."""
+    """Whether the linear layers (of an adapter's base) are quantized to four bits."""
 
     def load(self) -> "PreTrainedModel":
-        """Load the model the way a user would.
+        """Load the model as a user would.
 
-        An adapter trained on a four-bit base gets that base again: it learnt to correct it, and
-        there may not be memory for more.
+        An adapter trained on a four-bit base gets a four-bit base: it learned to correct that one,
+        and memory may not suffice for more bits.
         """
         dtype = loading.torch_dtype(self.dtype, automatic=self.dtype)
         if self.kept_layers is not None:
@@ -79,7 +79,7 @@ class ModelRef:
         from transformers import AutoModelForCausalLM
 
         # transformers 5.17 ignores the base's revision in adapter_config.json: without this, an
-        # adapter would get another base once the hub has moved on.
+        # adapter gets another base once the hub's has changed.
         settings: dict[str, Any] = {"dtype": dtype, "revision": self.revision or "main"}
         if self.in_4bit:
             settings["quantization_config"] = quantization(dtype)
@@ -94,13 +94,13 @@ class ModelRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """On what, and how, every model of a run is measured."""
+    """The data and settings with which every model of a run is measured."""
 
     rows: Sequence[dict[str, Any]]
     """Tokenized evaluation rows; without any, no loss is computed."""
 
     prompts: Sequence[tuple[str, Sequence[int]]]
-    """Each as people read it, and as token ids up to the answer."""
+    """Each as readable text, and as token ids up to the answer."""
 
     max_tokens: int
     """Most tokens in one forward pass."""
@@ -109,17 +109,17 @@ class Protocol:
     """Most tokens in one answer."""
 
     isolated: bool
-    """Whether to load models in a separate process, because a backend has patched the model classes
-    of this one: nobody else who loads the model would get the same numbers."""
+    """Whether to load models in a separate process because a backend patched the model classes of
+    this one: other users of the model would not get the same numbers."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What measuring a model gives."""
+    """A model's measured losses and answers."""
 
     losses: RowLosses
     answers: Sequence[str]
-    """One for each prompt; empty texts in all processes but the first."""
+    """One per prompt; empty texts in all processes but the first."""
 
 
 def figures(ref: ModelRef, protocol: Protocol) -> Figures:
@@ -160,7 +160,7 @@ def _isolated_figures(ref: ModelRef, protocol: Protocol) -> Figures:
         command = [sys.executable, "-m", "lamina.measure.isolated", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            # Through the root logger's handlers: into the log file, not onto the console.
+            # The root logger's handlers write it to the log file, not the console.
             logging.getLogger("isolated").warning("%s", done.stderr)
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise TrainingError(f"{ref.name} could not be measured: {reason}; see train.log")
@@ -170,9 +170,7 @@ def _isolated_figures(ref: ModelRef, protocol: Protocol) -> Figures:
 
 
 def baseline(record: Record, protocol: Protocol, untouched: ModelRef) -> None:
-    """Measure the loss of the untouched model.
-
-    It is cached: the first job of a sweep computes it, the others read it.
+    """Measure the loss of the untouched model, which is cached for the other jobs of a sweep.
 
     Raises:
         TrainingError: The model does not fit into memory, or the separate process failed.
@@ -212,8 +210,8 @@ def reduced(
         protocol: The run's.
         model: The model in memory, before it gets an adapter.
         tokenizer: Its tokenizer.
-        ref: What to load and measure instead, if the model in memory is not what others would load.
-        metrics: Names to record its loss under; without any, none is computed.
+        ref: Loaded and measured instead, if the model in memory differs from what others load.
+        metrics: Names to record its loss under; without any, no loss is computed.
     """
     parameters = model.num_parameters()
     protocol = protocol if metrics else replace(protocol, rows=())
@@ -226,7 +224,7 @@ def reduced(
 
 
 def final(record: Record, protocol: Protocol, ref: ModelRef) -> None:
-    """Measure final/ as a user would load it; eval.jsonl gets its loss on each row.
+    """Measure final/, loaded as a user would, and add its loss on each row to eval.jsonl.
 
     Raises:
         TrainingError: The separate process of an isolated protocol failed.

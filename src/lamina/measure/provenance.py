@@ -1,4 +1,4 @@
-"""Where a number comes from: code, versions, device, model and data."""
+"""Provenance of a run's numbers: code, versions, device, model and data."""
 
 import hashlib
 import platform
@@ -27,7 +27,7 @@ LAMINA = Path(__file__).resolve().parents[1]
 
 
 def provenance(plan: "Plan", train: "Dataset", backend: str) -> dict[str, Any]:
-    """Return what it takes to reproduce a run; `train` are the tokenized training rows."""
+    """Return what reproducing a run requires; `train` are the tokenized training rows."""
     return {
         "git": git_state(),
         "versions": {"python": platform.python_version(), **package_versions()},
@@ -51,11 +51,8 @@ def base_identity(source: "Source | None") -> str | None:
 def git_state(package: Path = LAMINA) -> dict[str, Any]:
     """Return the commit of a Lamina checkout and whether it has changes; None for both elsewhere.
 
-    A wheel may be installed inside somebody's repository, whose commit says nothing about Lamina:
-    there the package's version stands for the code.
-
-    Args:
-        package: Folder of this package.
+    A wheel may be installed inside another repository, whose commit says nothing about Lamina:
+    there the package's version identifies the code.
     """
     top = _git(package, "rev-parse", "--show-toplevel")
     is_checkout = top is not None and package == Path(top).resolve() / "src" / "lamina"

@@ -86,7 +86,7 @@ class Record:
             write_json(self.path, self.content)
 
     def adopt(self) -> None:
-        """Take over what another process has written since this one read the file."""
+        """Adopt what another process has written since this one read the file."""
         now = read_result(self.path.parent)
         if now is not None and now != self.previous:
             self.content = now
@@ -95,13 +95,13 @@ class Record:
     def outcome(self) -> Iterator[None]:
         """Record how the body ends: completed, requeued, or failed with the reason.
 
-        A start that is refused, or fails to resume a completed run, leaves the earlier result of
-        the same folder in place.
+        A start that is refused, or fails to resume a completed run, keeps the folder's earlier
+        result.
         """
         try:
             yield
         except SystemExit:
-            self.update(status="requeued")  # by submitit: the job will return to this folder
+            self.update(status="requeued")  # by submitit: the job will continue in this folder
             raise
         # Ctrl-C too: result.json must not say "running" forever.
         except BaseException as error:
@@ -121,8 +121,7 @@ class Record:
         try:
             self.update(status="failed", error=reason)
         except OutputError:
-            # A full disk must not hide the reason, which is on its way to the console.
-            return
+            return  # a full disk must not hide the reason, which the console will show
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

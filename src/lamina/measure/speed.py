@@ -1,4 +1,4 @@
-"""How fast a training is: its floating-point operations, and how many an accelerator can do.
+"""A training's floating-point operations, and the most an accelerator can do per second.
 
 A matrix of n weights costs each token that passes through it
 
@@ -6,16 +6,16 @@ A matrix of n weights costs each token that passes through it
     2n  gradient of its weights       if they are trained
     2n  gradient of its input         if anything trained comes before it
 
-so full training takes 6n per token, and adapters with m weights 4n + 6m. No backward pass goes
-below the lowest trained weight; in that weight's layer, attention counts in full. In a mixture of
-experts, a token passes through the active experts only.
+so full training costs 6n per token, and adapters with m weights cost 4n + 6m. The backward pass
+stops at the lowest trained weight; in that weight's layer, attention counts in full. In a mixture
+of experts, a token passes through the active experts only.
 
 Attention costs 4 x heads x head_dim operations forward per pair of a token and one it can attend
 to, and twice that backward. Pairs follow the mask: causal, within one document and within a sliding
-window. Layers of other kinds (linear, chunked attention) count with their matrices alone.
+window. Of other layers (linear, chunked attention), only the matrices count.
 
-The output head counts for the tokens whose prediction is trained. Embedding lookups, norms,
-softmax, rotary embeddings and the optimizer do not count, nor does recomputation (gradient
+The output head counts for tokens whose prediction is trained. Embedding lookups, norms, softmax,
+rotary embeddings and the optimizer do not count, nor does recomputation (gradient
 checkpointing, flash attention's backward pass): this is model FLOPs utilization (Chowdhery et al.
 2022, arXiv:2204.02311, appendix B), not hardware FLOPs utilization.
 """
@@ -32,7 +32,7 @@ import torch
 READS_WITHIN = frozenset(
     "o_proj out_proj c_proj dense down_proj dense_4h_to_h fc2 fc_out wo w2".split()
 )
-"""Matrices that read what others of their sublayer computed; the rest read the layer's input."""
+"""Matrices that read the output of others in their sublayer; the rest read the layer's input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Flops:
     """Per token whose prediction is trained, in the output head."""
 
     per_pair: Mapping[int | None, int]
-    """By sliding window in tokens, or None: per pair of tokens within it."""
+    """Per pair of tokens within a sliding window, by its tokens; None is without a window."""
 
     def of(self, tokens: float, targets: float, pairs: Mapping[int | None, float]) -> float:
         """Return the operations of some steps.
@@ -54,7 +54,7 @@ class Flops:
         Args:
             tokens: Tokens without padding.
             targets: Tokens whose prediction is trained.
-            pairs: By window: the number of tokens each token attends to, itself included, summed.
+            pairs: By window, the sum over tokens of how many each attends to, itself included.
         """
         attention = sum(self.per_pair[window] * pairs[window] for window in self.per_pair)
         return self.per_token * tokens + self.per_target * targets + attention
@@ -71,18 +71,15 @@ class _Matrix:
     within: bool
     """Whether it is one of READS_WITHIN."""
     second: bool
-    """Whether it is the second matrix of an adapter, which reads the first one's output."""
+    """Whether it is an adapter's second matrix, which reads the first one's output."""
 
     def flops(self, before: bool) -> int:
-        """Return its operations per token; `before`: whether anything trained comes before it."""
+        """Return its operations per token; `before` says whether anything before it is trained."""
         return self.size * (2 + 2 * self.trained + 2 * before)
 
 
 def training_flops(model: torch.nn.Module) -> Flops:
-    """Count the operations of training a transformers model, with or without PEFT's adapters.
-
-    Which weights are trained is read from the model.
-    """
+    """Count the operations of training a transformers model, with or without PEFT's adapters."""
     per_token = per_target = 0
     per_pair: Counter[int | None] = Counter()
     before = any(_is_trained(module) for module in model.modules() if _is_embedding(module))
@@ -103,7 +100,7 @@ def training_flops(model: torch.nn.Module) -> Flops:
 
 
 def _attention(config: Any, layer: int, *, backward: bool) -> Counter[int | None]:
-    """Return one layer's operations per pair of tokens, by its window."""
+    """Return one layer's operations per pair of tokens, by the layer's window."""
     text = config.get_text_config()
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -117,7 +114,7 @@ def _attention(config: Any, layer: int, *, backward: bool) -> Counter[int | None
 
 
 def _matrices(model: torch.nn.Module) -> Iterator[_Matrix]:
-    """Find every matrix that multiplies tokens, in the order of the forward pass."""
+    """Yield every matrix that multiplies tokens, in the order of the forward pass."""
     experts, active = _experts(model.config.get_text_config())
     for name, module in model.named_modules():
         for own, weight in module.named_parameters(recurse=False):
@@ -147,7 +144,7 @@ def _size(module: torch.nn.Module, own: str, weight: torch.nn.Parameter) -> int:
 
 
 def _experts(config: Any) -> tuple[int, int]:
-    """Return how many experts a layer has, and how many of them are active for a token."""
+    """Return how many experts a layer has, and how many are active for a token."""
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     numbers = [getattr(config, name, None) for name in names]
     every = next((number for number in numbers if number), 1)
@@ -164,11 +161,11 @@ def _is_trained(module: torch.nn.Module) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """Dense TFLOP/s of one accelerator; None for a type it does not compute in natively."""
+    """Dense TFLOP/s of one accelerator; None for a type without native support."""
 
     name: str
     """Pattern of `torch.cuda.get_device_name` without the maker. It must match the whole name:
-    similar ones (a laptop's card, a MIG share, the RTX 4090 D) have other peaks."""
+    similar names (a laptop's card, a MIG slice, the RTX 4090 D) have other peaks."""
 
     bfloat16: float | None
     float16: float
@@ -200,7 +197,7 @@ accumulated in float32): dense, not sparse, at the stated clock."""
 
 
 def peak_flops(device: str, dtype: str) -> float | None:
-    """Return a device's peak in FLOP/s; None if it is not in `PEAKS`, or not for that type.
+    """Return a device's peak in FLOP/s; None if `PEAKS` does not have it for that type.
 
     Args:
         device: As `torch.cuda.get_device_name` returns it.
@@ -215,13 +212,12 @@ def peak_flops(device: str, dtype: str) -> float | None:
 def compute_peak(*, bf16: bool, fp16: bool, weights: str) -> float | None:
     """Return the peak, in FLOP/s, of this process's accelerator in a training's compute type.
 
-    Args:
-        bf16: Whether it runs under bfloat16 autocast.
-        fp16: Whether it runs under float16 autocast.
-        weights: torch's name for the type of the weights.
+    It is None without an accelerator, or for one that is not in `PEAKS`: no peak is guessed.
 
-    Returns:
-        None without an accelerator or for one that is not in `PEAKS`; it is never guessed.
+    Args:
+        bf16: Whether training runs under bfloat16 autocast.
+        fp16: Whether training runs under float16 autocast.
+        weights: torch's name for the type of the weights.
     """
     if not torch.cuda.is_available():
         return None

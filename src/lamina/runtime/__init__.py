@@ -1,1 +1,1 @@
-"""The machine a run is on: devices, processes, files, locks, caches, the console."""
+"""The machine of a run: devices, processes, files, locks, caches and the console."""

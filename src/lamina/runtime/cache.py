@@ -1,4 +1,4 @@
-"""Figures that jobs share: computed once, and found again by what they depend on."""
+"""Figures that jobs share: computed once, then found by a hash of what they depend on."""
 
 import json
 import os
@@ -14,10 +14,10 @@ from lamina.runtime.files import refuse_unwritable, write_json
 
 @dataclass
 class Entry:
-    """The place of one figure."""
+    """The cached figures of one computation."""
 
     folder: Path
-    """Its folder, which may hold unfinished work, too."""
+    """Their folder, which may also hold unfinished work."""
 
     content: dict[str, Any] | None
     """The figures; None until they are computed."""
@@ -27,12 +27,8 @@ class Entry:
 def cached(folder: Path, filename: str) -> Iterator[Entry]:
     """Yield a JSON file's content and save what the body sets; one process at a time.
 
-    Args:
-        folder: See `folder_of`.
-        filename: Name of the JSON file.
-
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The folder, one of `folder_of`, cannot be written.
     """
     from filelock import FileLock
 
@@ -51,15 +47,15 @@ def folder_of(kind: str, parts: list[str]) -> Path:
 
     Args:
         kind: Such as `scans`.
-        parts: Everything the figures depend on. One of them is the PROTOCOL number of the code
-            that computes them, which a change of their values increments.
+        parts: Everything the figures depend on, such as the PROTOCOL number of the code that
+            computes them; a change to the code that changes figures increments it.
     """
     name = sha256("\n".join(parts).encode()).hexdigest()[:24]
     return cache_folder() / kind / name
 
 
 def cache_folder() -> Path:
-    """Return the folder of all figures: LAMINA_CACHE, or lamina/ in the user's cache folder."""
+    """Return the cache of all figures: LAMINA_CACHE, or lamina/ in the user's cache folder."""
     if given := os.environ.get("LAMINA_CACHE"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "lamina"

@@ -1,4 +1,4 @@
-"""The machine of a run: its devices, their name, and the memory in use."""
+"""The devices of this machine: their number, names and memory."""
 
 import gc
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROCESS = Path("/proc/self")
-"""This process's statistics on Linux."""
+"""Statistics of this process on Linux."""
 
 
 def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
@@ -36,7 +36,7 @@ def visible_devices() -> int:
     """Return the number of accelerators this process may use, without importing torch."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
-        # As CUDA reads it: an invalid entry hides those after it.
+        # Like CUDA: an invalid entry hides those after it.
         names = [name.strip() for name in given.split(",")]
         return next((n for n, name in enumerate(names) if name in ("", "-1")), len(names))
     tool = shutil.which("nvidia-smi")
@@ -45,7 +45,7 @@ def visible_devices() -> int:
 
 @cache
 def _listed_devices(tool: str) -> int:
-    """Ask the driver, which can take a second."""
+    """Count the GPUs that the driver lists, which can take a second."""
     done = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
@@ -89,13 +89,13 @@ def free_memory_bytes() -> int:
 
 
 def forget_peak_memory() -> None:
-    """Reset the peak of memory use: a training's peak excludes what came before it."""
+    """Reset the peak memory use, so that a training's peak excludes what came before it."""
     if "torch" in sys.modules:
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # not on Linux, or not allowed: the peak then covers earlier jobs, too
+    with suppress(OSError):  # not Linux, or not allowed: the peak then includes earlier jobs
         (PROCESS / "clear_refs").write_text("5")
 
 

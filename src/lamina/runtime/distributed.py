@@ -1,7 +1,4 @@
-"""The processes of one training, which torchrun starts and numbers.
-
-Without torchrun there is one process, and it is the first.
-"""
+"""The processes of one training, which torchrun starts and numbers; without it there is one."""
 
 import os
 import signal
@@ -16,7 +13,7 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """Return this process's 0-based number among those of the run."""
+    """Return this process's 0-based number in the run."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -31,22 +28,22 @@ def is_first() -> bool:
 
 
 def in_turn(name: str, make: Callable[[], T]) -> T:
-    """Call `make` in the first process, and in the others once that has finished.
+    """Call `make` in the first process, and in the others once the first has finished.
 
-    For results that the first one saves for all, such as a scan. Works before the process group
+    For results that the first one saves for all, such as a scan. It works before the process group
     exists.
 
     Args:
         name: Unique within a run.
-        make: Computes the result, or loads it where it was saved.
+        make: Computes the result, or loads the saved one.
     """
     if count() == 1:
         return make()
     if not is_first():
         store().wait([f"lamina/{name}"], timedelta(days=1))
-        return make()
     made = make()
-    store().set(f"lamina/{name}", "")
+    if is_first():
+        store().set(f"lamina/{name}", "")
     return made
 
 
@@ -88,5 +85,5 @@ def any_of(flag: bool) -> bool:
 
 
 def wait_for_all() -> None:
-    """Wait for all processes: then what the first one wrote can be read."""
+    """Wait for all processes, after which what the first one wrote can be read."""
     summed([0.0])

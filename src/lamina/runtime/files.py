@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and what a disk that refuses them says."""
+"""Atomic writes of files and folders, and the errors of disks that refuse them."""
 
 import errno
 import json
@@ -32,14 +32,14 @@ def partial_path(path: Path, writer: str = "") -> Path:
 def replacing(path: Path, writer: str = "", *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path; the file or folder that the body creates there replaces `path`.
 
-    If the body fails, nothing is left of it, which on a full disk makes room.
+    If the body fails, what it wrote is removed, which makes room on a full disk.
 
     Args:
-        path: Stays as it was until then.
-        writer: Tells apart processes that may write the same path at once. Without it, the next
-            start removes what a killed one left.
-        flush: Wait for the disk first: after a power cut a new name never stands for old or
-            missing content. Not for what the same command can make again.
+        path: Unchanged until the body has succeeded.
+        writer: Distinguishes processes that may write the same path at once. Without it, the next
+            start removes what a killed process left.
+        flush: Wait for the disk first, so that a power cut never leaves a new name with old or
+            missing content. Not needed for what the same command can write again.
     """
     partial = partial_path(path, writer)
     shutil.rmtree(partial.parent, ignore_errors=True)
@@ -65,7 +65,7 @@ def _flush(path: Path) -> None:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder, with hard links where both are on one disk."""
+    """Copy a folder, with hard links if both are on one disk."""
     with replacing(target) as partial:
         shutil.copytree(source, partial, copy_function=_link_or_copy)
 
@@ -73,7 +73,7 @@ def copy_folder(source: Path, target: Path) -> None:
 def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or one without hard links
         shutil.copy2(source, target)
 
 
@@ -135,7 +135,7 @@ def unwritable(path: Path, reason: str, key: str | None = None, needed: int | No
 
 
 def write_failure(error: BaseException) -> str | None:
-    """Return the operating system's reason if the error is a failed write; None otherwise."""
+    """Return the operating system's reason for a failed write; None for any other error."""
     # safetensors and PyArrow wrap it, and torch.save 2.13 swallows it.
     reason = re.search("|".join((*FULL, *REFUSED)), str(error))
     if reason is not None:
@@ -148,15 +148,12 @@ def write_failure(error: BaseException) -> str | None:
 def disk_errors(
     path: Path, key: str | None = None, needed: Callable[[], int] | None = None
 ) -> Iterator[None]:
-    """Turn a failed write in the body into an error that says where, why and what to do.
+    """Turn a failed write in the body into an OutputError that says where, why and what to do.
 
     Args:
         path: What the body writes.
         key: Config key that sets the path.
         needed: Returns the bytes the write takes; called only after a failure.
-
-    Raises:
-        OutputError: The body could not write.
     """
     from safetensors import SafetensorError
 
@@ -172,13 +169,9 @@ def disk_errors(
 
 @contextmanager
 def full_disks(folder: Path) -> Iterator[None]:
-    """Turn errors that only a write can raise, whichever file it was, into an `OutputError`.
+    """Turn errors of disks that are full or read-only into an OutputError, whatever the file.
 
-    Args:
-        folder: Named where the error does not name a file.
-
-    Raises:
-        OutputError: A disk is full, or mounted read-only.
+    It names the folder if the error does not name a file.
     """
     try:
         yield
@@ -192,16 +185,10 @@ def full_disks(folder: Path) -> Iterator[None]:
 
 
 def refuse_unwritable(folder: Path, key: str) -> None:
-    """Create a folder if needed and write into it, before slow work relies on it.
+    """Create a folder if needed and try to write into it, before slow work relies on it.
 
-    Permissions do not tell: root ignores them, and a disk may be mounted read-only.
-
-    Args:
-        folder: To be written into.
-        key: Config key that sets it.
-
-    Raises:
-        OutputError: It cannot be written.
+    Permissions do not tell: root ignores them, and a disk may be mounted read-only. `key` is the
+    config key that sets the folder.
     """
     with disk_errors(folder, key):
         try:

@@ -1,4 +1,4 @@
-"""One process per folder: two never write into the same one."""
+"""A lock on a folder, so that two processes never write into the same one."""
 
 import json
 import os
@@ -15,16 +15,13 @@ LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 
 @contextmanager
 def owned(folder: Path, key: str) -> Iterator[None]:
-    """Hold a folder for this process during the body; create it if needed.
+    """Lock a folder for this process during the body; create it if needed.
 
-    The operating system releases the lock with the process, however that ends.
-
-    Args:
-        folder: The folder.
-        key: Config key that sets it.
+    The operating system releases the lock however the process ends. `key` is the config key that
+    sets the folder.
 
     Raises:
-        OutputError: Another process holds it, or it cannot be written.
+        OutputError: Another process holds the lock, or the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -35,8 +32,8 @@ def owned(folder: Path, key: str) -> Iterator[None]:
             lock.acquire()
         except Timeout as error:
             raise OutputError(
-                f"{folder} belongs to {_owner(folder)}, which is still at work there: wait for it, "
-                f"or give another {key}"
+                f"{folder} belongs to {_owner(folder)}, which is still running: wait for it, or "
+                f"give another {key}"
             ) from error
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
         (folder / OWNER_FILE).write_text(json.dumps(owner) + "\n")

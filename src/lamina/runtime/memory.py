@@ -1,4 +1,4 @@
-"""Running out of memory, on an accelerator or on the machine, as an error to act on."""
+"""Out-of-memory errors of an accelerator or the machine, with advice."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from lamina.errors import LaminaError, TrainingError
 
 SHORTAGES = ("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed")
-"""Parts of the RuntimeError messages of failed allocations, in lower case."""
+"""Parts of the messages of failed allocations, in lower case."""
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Whether an allocation failed, on the accelerator or on the machine."""
+    """Whether an error is a failed allocation on an accelerator or the machine."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in SHORTAGES)
@@ -18,14 +18,11 @@ def is_memory_error(error: BaseException) -> bool:
 
 @contextmanager
 def memory_errors(what: str, advice: Callable[[], str]) -> Iterator[None]:
-    """Turn a failed allocation in the body into an error with advice.
+    """Turn a failed allocation in the body into a TrainingError with advice.
 
     Args:
         what: What does not fit, such as `the training`.
         advice: Returns what to do; called only after a failure.
-
-    Raises:
-        TrainingError: Memory is short.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The project's own files, in a checkout and in an installed wheel."""
+"""Lamina's own files, in a checkout or an installed wheel."""
 
 import os
 from pathlib import Path
@@ -13,12 +13,12 @@ def conf_dir() -> Path:
 
 
 def asset(name: str) -> str:
-    """Return the absolute path of an asset: `${asset:NAME}` in the YAML configs."""
+    """Return an asset's absolute path; the YAML configs call this as `${asset:NAME}`."""
     return str(PACKAGE / "assets" / name)
 
 
 def load_environment() -> None:
-    """Add the variables of ./.env to the environment; variables already set win.
+    """Add the variables of ./.env to the environment, which takes precedence.
 
     The hub client's usage reports are off unless the environment turns them on.
     """

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def weight_bytes(parameters: "Iterable[torch.nn.Parameter]") -> int:
-    """Return the bytes of weights."""
+    """Return the bytes of some weights."""
     return sum(parameter.numel() * parameter.itemsize for parameter in parameters)
 
 
@@ -40,11 +40,11 @@ def free_disk_bytes(folder: Path) -> int:
 def most_checkpoints(limit: int, steps: int, interval: int) -> int:
     """Return the most checkpoints that are on disk at once.
 
-    A new one is complete before an old one goes, and the best one always stays.
+    An old one goes once the new one is complete, and the best one always stays.
 
     Args:
         limit: save_total_limit.
         steps: Optimizer steps of the training.
-        interval: Steps between evaluations, each of which may be followed by a checkpoint.
+        interval: Optimizer steps between evaluations, each of which may save a checkpoint.
     """
     return min(max(limit, 2) + 1, -(-steps // interval))

@@ -1,1 +1,1 @@
-"""Who provides the model's code: transformers, or Unsloth."""
+"""Providers of the model's code: transformers and Unsloth."""

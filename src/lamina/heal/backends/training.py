@@ -1,4 +1,4 @@
-"""What every backend offers, and what it needs to know of a training."""
+"""What every backend offers, and what it needs to know about a training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,39 +19,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a backend needs to know of the training it loads a model for."""
+    """What a backend needs to know about the training it loads a model for."""
 
     adapter: Adapter
     """Which weights are trained."""
-
     max_seq_length: int
     """Most tokens in one sequence."""
-
     gradient_checkpointing: bool
     """Whether the backward pass recomputes activations."""
-
     seed: int
     """Seed of the adapter's initial weights."""
-
     folder: Path
-    """Where a reduced model may be written while it is loaded."""
+    """Where to write a reduced model while it is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backend(ABC):
-    """A provider of model code and kernels."""
+    """A provider of models and kernels."""
 
     name: ClassVar[str]
 
     decides: ClassVar[tuple[str, ...]] = ()
-    """Shared parameters that the backend sets itself, whatever the config says."""
+    """Shared parameters that the backend sets itself, regardless of the config."""
 
     has_4bit_kernels: ClassVar[bool] = False
-    """Whether it multiplies 4-bit weights with kernels of its own."""
+    """Whether it multiplies 4-bit weights with its own kernels."""
 
     @property
     def patches_model_classes(self) -> bool:
-        """Whether models of this process differ from those that plain transformers loads."""
+        """Whether models in this process differ from those that plain transformers loads."""
         return False
 
     def muted(self) -> AbstractContextManager[None]:
@@ -59,11 +55,7 @@ class Backend(ABC):
         return nullcontext()
 
     def prepare(self, folder: Path) -> None:  # noqa: B027 (transformers has nothing to prepare)
-        """Import the backend before the libraries it patches.
-
-        Args:
-            folder: The run folder, for caches.
-        """
+        """Import the backend before the libraries it patches, with its caches in the run folder."""
 
     @abstractmethod
     def load_model(
@@ -73,13 +65,7 @@ class Backend(ABC):
         dtype: "torch.dtype",
         training: Training,
     ) -> "PreTrainedModel":
-        """Load the model with only its kept layers.
-
-        Args:
-            source: The larger model.
-            kept_layers: 0-based indices, ascending.
-            dtype: Type of all floating-point weights.
-            training: What the model is for.
+        """Load the model with only its kept layers (0-based, ascending) in a type.
 
         Raises:
             ModelError: The model cannot be reduced exactly.
@@ -90,14 +76,11 @@ class Backend(ABC):
     def add_adapter(
         self, model: "PreTrainedModel", training: Training
     ) -> "tuple[PreTrainedModel, LoraConfig | None]":
-        """Seed and add the adapter; return the model and what is left for TRL to add."""
+        """Seed and add the adapter; return the model, and what TRL must still add."""
 
     def preserves(self, field: str, training: Training, *, given: bool) -> bool:
         """Whether a field of SFTConfig must reach the trainer unchanged.
 
-        Args:
-            field: Its name.
-            training: The training.
-            given: Whether the config sets it; otherwise it has TRL's default.
+        `given` says whether the config sets it; otherwise it has TRL's default.
         """
         return True

@@ -1,4 +1,4 @@
-"""The transformers library as backend."""
+"""The backend of the transformers library."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Transformers(Backend):
-    """Models and kernels of the transformers library."""
+    """Models and kernels of plain transformers."""
 
     name: ClassVar[str] = "transformers"
 
@@ -33,10 +33,8 @@ class Transformers(Backend):
     ) -> "PreTrainedModel":
         from lamina.depth.loading import load_model
 
-        in_4bit = training.adapter.in_4bit
-        return load_model(
-            source, kept_layers, dtype=dtype, device=compute_device(), in_4bit=in_4bit
-        )
+        device, in_4bit = compute_device(), training.adapter.in_4bit
+        return load_model(source, kept_layers, dtype=dtype, device=device, in_4bit=in_4bit)
 
     @override
     def add_adapter(

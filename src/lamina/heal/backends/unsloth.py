@@ -1,4 +1,4 @@
-"""Unsloth as backend: faster kernels. It patches its process for good, so each run has its own.
+"""The Unsloth backend: faster kernels. It patches its process for good, so each run has its own.
 
 Only `Unsloth.prepare` imports it, before trl, transformers and peft.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lamina.weights.source import Source
 
 CACHE = "unsloth_compiled_cache"
-"""Folder in the run folder for the source code that Unsloth generates."""
+"""Folder in the run folder for source code that Unsloth generates."""
 
 REDUCED = ".reduced"
 """Folder in the run folder for the reduced model while it is loaded."""
@@ -45,14 +45,14 @@ LORA: dict[str, Any] = {
     "layers_pattern": None,
     "modules_to_save": None,
 }
-"""PEFT's defaults for arguments of get_peft_model whose own defaults differ or may change."""
+"""PEFT's defaults of arguments for which get_peft_model has, or may get, other defaults."""
 
 NUMBERS = frozenset(
     "optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor "
     "neftune_noise_alpha loss_type lr_scheduler_kwargs packing_strategy train_sampling_strategy "
     "dataloader_drop_last average_tokens_across_devices full_determinism fp16".split()
 )
-"""Fields of SFTConfig that losses depend on and that a config may leave at TRL's default."""
+"""Fields of SFTConfig that change losses and that a config may leave at TRL's default."""
 
 CPU_OPTIMIZERS = (
     "adamw_torch", "adamw_apex_fused", "adamw_8bit", "adamw_bnb_8bit", "adafactor_8bit",
@@ -66,11 +66,11 @@ UNDECIDED = ("auto", "none", False)
 """Values of a shared parameter that leave the choice to Unsloth."""
 
 LORA_TAKEN = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_dora", *LORA}
-"""Fields of LoraConfig that get_peft_model accepts and leaves unchanged."""
+"""Fields of LoraConfig that get_peft_model accepts and does not change."""
 
 
 def is_installed() -> bool:
-    """Whether Unsloth is installed; nothing is imported."""
+    """Whether Unsloth is installed; it is not imported."""
     found = find_spec("unsloth")
     # A folder named unsloth in the working directory has a spec without an origin.
     return found is not None and found.origin is not None
@@ -107,7 +107,7 @@ class Unsloth(Backend):
     def patches_model_classes(self) -> bool:
         import torch
 
-        # On a CPU it patches single objects; on a GPU, the classes of models.
+        # On a GPU it patches model classes; on a CPU, single objects.
         return bool(torch.cuda.is_available())
 
     @override
@@ -123,7 +123,7 @@ class Unsloth(Backend):
         os.environ.pop("UNSLOTH_DISABLE_STATISTICS", None)
         if not self.statistics:
             os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-        # Otherwise bf16=true silently becomes false on CPUs that are slow at it.
+        # Otherwise Unsloth silently turns bf16=true off on CPUs without fast bfloat16.
         os.environ["UNSLOTH_CPU_BF16"] = "1"
         with self.muted():
             import unsloth  # noqa: F401
@@ -186,7 +186,7 @@ class Unsloth(Backend):
         # With all weights trained in bfloat16, Unsloth turns autocast to bfloat16 off.
         if field == "bf16" and training.adapter.name == "full":
             return False
-        # It changes other defaults that affect no number, such as how batches are collated.
+        # It also changes defaults that affect no number, such as how batches are collated.
         return given or field in NUMBERS
 
 
@@ -207,7 +207,7 @@ def _checkpointing(training: Training) -> str | bool:
 def misfits(
     model: Variant, adapter: Adapter, arguments: Mapping[str, Any], decided: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Name what Unsloth does not support of a training; nothing is imported.
+    """Refuse what Unsloth does not support; it is not imported.
 
     Args:
         model: What is trained.
@@ -222,7 +222,7 @@ def misfits(
     for key, value in decided.items():
         if value not in UNDECIDED:
             yield (
-                f"{key}={value}, but Unsloth has its own way there: leave it out, or choose "
+                f"{key}={value}, but Unsloth decides that itself: leave it out, or choose "
                 "backend=transformers"
             )
     has_gpu = bool(visible_devices())
@@ -238,7 +238,7 @@ def misfits(
         )
     if not has_gpu and (optimizer := arguments.get("optim")) in CPU_OPTIMIZERS:
         yield (
-            f"optim={optimizer}, but on a CPU Unsloth takes adamw_torch_fused instead: give that, "
+            f"optim={optimizer}, but on a CPU Unsloth uses adamw_torch_fused instead: give that, "
             "or choose backend=transformers"
         )
 
@@ -247,8 +247,8 @@ def _lora(adapter: Lora) -> Iterator[str]:
     for key, value in adapter.further.items():
         if key not in LORA_TAKEN and value is not None:
             yield (
-                f"adapter.{key}={value}: Unsloth's get_peft_model does not take it: leave it out, "
-                "or choose backend=transformers"
+                f"adapter.{key}={value}: Unsloth's get_peft_model does not accept it: leave it "
+                "out, or choose backend=transformers"
             )
     modules = adapter.target_modules if isinstance(adapter.target_modules, list) else []
     if embeddings := sorted({"embed_tokens", "lm_head"} & {*modules}):
@@ -259,7 +259,7 @@ def _lora(adapter: Lora) -> Iterator[str]:
 
 
 def family_misfits(model_name: str) -> Iterator[str]:
-    """Say if Unsloth has no kernels for a model; a hub's config.json is fetched."""
+    """Refuse a model that Unsloth has no kernels for; config.json is fetched from the hub."""
     try:
         family = resolve(model_name).config.get("model_type")
     except LaminaError as error:

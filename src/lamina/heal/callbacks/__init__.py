@@ -1,1 +1,1 @@
-"""What watches a training."""
+"""What observes a training: progress, logs, history, the clock and checkpoints."""

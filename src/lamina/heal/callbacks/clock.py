@@ -1,4 +1,4 @@
-"""Where the time of a training goes, and how fast its steady steps are."""
+"""How a training spends its time, and how fast its steps are after warm-up."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from lamina.runtime import distributed
 from lamina.runtime.device import peak_memory_bytes
 
 PHASES = ("data", "forward_backward", "optimizer", "evaluation", "save", "other")
-"""Phases that a training's wall-clock time is split into; other is logging and callbacks."""
+"""Phases of a training's wall-clock time; other is logging and callbacks."""
 
 SECONDS = "seconds/"
 """Prefix of the phases' names in the logs."""
@@ -24,14 +24,15 @@ SECONDS = "seconds/"
 STEP = ("data", "forward_backward", "optimizer")
 """The phases of an optimizer step."""
 
+SPEED = ("tokens_per_second", "flops_per_second", "mfu")
+"""Metrics of speed, logged and recorded; mfu only if the accelerator's peak is known."""
+
 
 def warm_up_steps(steps: int) -> int:
     """Return how many first steps to exclude from the speed: a tenth, from 2 to 10.
 
-    They compile kernels and allocate memory. The last step always counts.
-
-    Args:
-        steps: Steps this process takes; a resumed training takes fewer than its total.
+    They compile kernels and allocate memory. The last step always counts. `steps` are those this
+    process takes: a resumed training takes fewer than its total.
     """
     return min(max(2, min(10, -(-steps // 10))), max(0, steps - 1))
 
@@ -47,19 +48,14 @@ class Reading:
     flops: float
     """Floating-point operations, as counted by `lamina.measure.speed`."""
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens read per second."""
-        return self.tokens / self.seconds
-
-    @property
-    def flops_per_second(self) -> float:
-        """Operations per second of all processes together."""
-        return self.flops / self.seconds
-
-    def mfu(self, peak: float) -> float:
-        """Return the utilization, given one process's peak in operations per second."""
-        return self.flops_per_second / (peak * distributed.count())
+    def speed(self, peak: float | None) -> dict[str, float | None]:
+        """Return each metric of `SPEED`, given one process's peak in operations per second."""
+        per_second = self.flops / self.seconds
+        return {
+            "tokens_per_second": self.tokens / self.seconds,
+            "flops_per_second": per_second,
+            "mfu": None if peak is None else per_second / (peak * distributed.count()),
+        }
 
 
 @dataclass(frozen=True)
@@ -67,18 +63,18 @@ class _Mark:
     """Counts at the end of a step."""
 
     at: float
-    left_out: float
+    excluded: float
     """Seconds of evaluations and saves so far."""
     tokens: int
     counted: torch.Tensor
-    """Targets, then pairs by window, of this process."""
+    """Trained tokens, then pairs of tokens by window, of this process."""
 
 
 class StepClock(TrainerCallback):
     """Splits this process's wall-clock time into phases and counts the tokens of its steps.
 
-    The end of a step waits for the accelerator, so that each phase gets the time of its own work.
-    The end of a backward pass needs no wait: transformers counts tokens there, which synchronizes.
+    The end of a step waits for the accelerator, so that each phase has the time of its own work.
+    The end of a backward pass need not: transformers counts tokens there, which synchronizes.
     """
 
     def __init__(self, flops: Flops) -> None:
@@ -90,7 +86,7 @@ class StepClock(TrainerCallback):
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Attribute the body's time to a phase, then return to the previous one."""
+        """Count the body's time as a phase's, then return to the previous phase."""
         before = self._phase
         self.switch(phase)
         try:
@@ -99,7 +95,7 @@ class StepClock(TrainerCallback):
             self.switch(before)
 
     def switch(self, phase: str | None) -> None:
-        """End the current phase and start another; outside a training do nothing."""
+        """End the current phase and start another; do nothing outside a training."""
         if self._phase is None:
             return
         now = time.monotonic()
@@ -110,7 +106,7 @@ class StepClock(TrainerCallback):
         """Count the work of attention and the output head for one batch.
 
         Args:
-            inputs: The model's: labels, and position_ids or attention_mask, each (batch, tokens).
+            inputs: labels, and position_ids or attention_mask, each (batch, tokens).
         """
         seen = _seen(inputs)
         windows = [seen if w is None else seen.clamp(max=w) for w in self.flops.per_pair]
@@ -130,13 +126,13 @@ class StepClock(TrainerCallback):
         tokens = last.tokens - first.tokens
         by_window = dict(zip(self.flops.per_pair, pairs, strict=True))
         return Reading(
-            seconds=(last.at - first.at) - (last.left_out - first.left_out),
+            seconds=(last.at - first.at) - (last.excluded - first.excluded),
             tokens=tokens,
             flops=self.flops.of(tokens, targets, by_window),
         )
 
     def spent(self) -> dict[str, float]:
-        """Return each phase's seconds and the peak memory so far, as logged."""
+        """Return each phase's seconds and the peak memory so far, by their names in the logs."""
         seconds = {f"{SECONDS}{phase}": taken for phase, taken in self.seconds.items()}
         return {**seconds, "peak_memory_bytes": peak_memory_bytes()}
 
@@ -166,9 +162,9 @@ class StepClock(TrainerCallback):
         self.switch(None)
 
     def _mark(self, state: TrainerState) -> None:
-        left_out = self.seconds["evaluation"] + self.seconds["save"]
+        excluded = self.seconds["evaluation"] + self.seconds["save"]
         tokens = state.num_input_tokens_seen
-        self._last = _Mark(self._since, left_out, tokens, self._counted)
+        self._last = _Mark(self._since, excluded, tokens, self._counted)
         if state.global_step == self._steady_from:
             self._steady = self._last
 

@@ -1,4 +1,4 @@
-"""Loggers: TensorBoard and Weights & Biases, one of their runs per run."""
+"""Loggers: TensorBoard and Weights & Biases."""
 
 import hashlib
 import os
@@ -29,21 +29,18 @@ class LoggerSettings(Protocol):
     """Settings of one logger."""
 
     def writer(self, context: "Context") -> "AbstractContextManager[TrainerCallback]":
-        """Open the logger for a run; leaving the context closes it, also after an error."""
+        """Open the logger for a run; leaving the context closes it, even on an error."""
 
 
 @contextmanager
-def watchers(
+def open_observers(
     context: "Context",
     loggers: "Iterable[LoggerSettings | None]",
     callbacks: "Iterable[CallbackSettings | None]",
 ) -> Iterator[list[Any]]:
-    """Open the loggers and build the callbacks; all are closed, also after an error.
+    """Open the loggers and build the callbacks; close all of them afterwards, even on an error.
 
-    Args:
-        context: The run's.
-        loggers: Their settings; None for one that is turned off.
-        callbacks: Likewise.
+    A logger or callback that is turned off has None for its settings.
     """
     with ExitStack() as stack:
         writers = [stack.enter_context(logger.writer(context)) for logger in loggers if logger]
@@ -63,7 +60,7 @@ class TensorBoard(LoggerSettings):
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback
 
-        # A resumed run's later steps are purged, so that none appears twice.
+        # Steps after the checkpoint are purged, so that a resumed run logs none twice.
         purge = None if context.resume_step is None else context.resume_step + 1
         with (
             disk_errors(context.logging_dir, "logging_dir"),
@@ -78,13 +75,12 @@ class WandB(LoggerSettings):
     """A Weights & Biases run; the key comes from the environment and is never written."""
 
     project: str
-    """Project of the run."""
 
     name: str
-    """Name of the run; auto: variant, kept layers and adapter."""
+    """The run's name; auto: variant, kept layers and adapter."""
 
     group: str
-    """Group of the run; auto: the sweep's folder, or none."""
+    """The run's group; auto: the sweep's folder, or none."""
 
     mode: Annotated[str, one_of("auto", "online", "offline")]
     """online, offline, or auto: online with a key and a network."""
@@ -101,7 +97,7 @@ class WandB(LoggerSettings):
             project=self.project,
             name=context.run_name if self.name == "auto" else self.name,
             group=self._group(context),
-            # The same folder is the same run: a resumed job continues under its id.
+            # The folder identifies the run, so that a resumed job continues it.
             id=hashlib.sha256(str(context.run_dir).encode()).hexdigest()[:16],
             resume="allow",
             mode=self._mode(),
@@ -137,7 +133,7 @@ class WandB(LoggerSettings):
 
 @contextmanager
 def _silent_threads() -> Iterator[None]:
-    """Let a thread that cannot write die without a traceback.
+    """Print no traceback of a thread that cannot write.
 
     TensorBoard 2.21 raises the error again at the next entry, or when its writer is closed.
     """

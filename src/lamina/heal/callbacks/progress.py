@@ -1,4 +1,4 @@
-"""The transformers callbacks that `lamina.heal.callbacks.settings` builds."""
+"""The callbacks that `lamina.heal.callbacks.settings` builds."""
 
 import math
 import sys
@@ -13,11 +13,11 @@ from lamina.heal.callbacks.clock import SECONDS
 from lamina.units import format_time_split
 
 HISTORY_FIELDS = ("step", "tokens", "loss", "learning_rate", "eval_loss")
-"""Fields of an entry in result.json's history; None if the step did not log it."""
+"""Fields of an entry in result.json's history; null if the step did not log them."""
 
 
 class ProgressLine(TrainerCallback):
-    """A console line with loss, learning rate, speed, memory and the split of time."""
+    """A console line with loss, learning rate, speed, memory and the time in each phase."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -62,7 +62,7 @@ class ProgressLine(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """End the line, also after an error, so that the next output starts on its own."""
+        """End the line, even on an error, so that the next output has a line of its own."""
         if hasattr(self, "bar"):
             self.bar.close()
 
@@ -96,7 +96,7 @@ class KeepHistory(TrainerCallback):
 
     @override
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        # A checkpoint remembers the history up to its step.
+        # A checkpoint has the history up to its step.
         self.history.clear()
         for logs in state.log_history:
             self._add(logs)

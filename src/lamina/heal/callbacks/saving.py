@@ -1,4 +1,4 @@
-"""When a checkpoint is saved, which one is the best, and what a preempted job does."""
+"""When to save a checkpoint, which one is the best, and what a preempted job does."""
 
 import signal
 from collections.abc import Callable
@@ -12,13 +12,7 @@ from lamina.runtime import distributed
 
 
 def saved_best(state: TrainerState, folder: Path, new: Path) -> str | None:
-    """Return the best checkpoint's path, if it was saved.
-
-    Args:
-        state: The training's.
-        folder: Of its checkpoints.
-        new: A checkpoint that is being saved.
-    """
+    """Return the best checkpoint's path if it is in the folder, or is the `new` one being saved."""
     if not state.best_global_step:
         return None
     best = folder / f"checkpoint-{state.best_global_step}"
@@ -28,15 +22,14 @@ def saved_best(state: TrainerState, folder: Path, new: Path) -> str | None:
 class Checkpointing(TrainerCallback):
     """Evaluates and saves at the last step, and saves whenever eval_loss is the lowest so far.
 
-    Otherwise a run shorter than eval_steps is never evaluated, and the best evaluation may belong
-    to a step that is not saved.
+    Otherwise a run shorter than eval_steps is never evaluated, and the best step may not be saved.
     """
 
     @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any
     ) -> None:
-        # The stored path is from the day of the save; the folder may have moved since.
+        # The folder may have moved since the path was stored.
         folder = Path(args.output_dir)
         state.best_model_checkpoint = saved_best(state, folder, folder)
 
@@ -65,8 +58,8 @@ class Checkpointing(TrainerCallback):
 class SaveAndRequeue(TrainerCallback):
     """Saves a checkpoint at the end of the step in which SLURM's signal arrives, then requeues.
 
-    submitit's own handler would requeue and exit in the middle of a step. It is restored when
-    training ends; without one, this callback does nothing.
+    submitit's handler would requeue and exit in the middle of a step. It is restored when training
+    ends; without such a handler, this callback does nothing.
     """
 
     def __init__(self) -> None:
@@ -94,7 +87,7 @@ class SaveAndRequeue(TrainerCallback):
 
     @override
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        # What follows the training starts over in the requeued job.
+        # The requeued job does the steps after training.
         if self._requeue is not None:
             signal.signal(distributed.REQUEUE_SIGNAL, self._requeue)
             if self._signalled:

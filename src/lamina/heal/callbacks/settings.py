@@ -1,4 +1,4 @@
-"""Settings of callbacks, which build those in `lamina.heal.callbacks.progress`."""
+"""Settings that build the callbacks in `lamina.heal.callbacks.progress`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +17,18 @@ class Context:
     """What callbacks and loggers may use of a run."""
 
     run_dir: Path
-    """The run folder."""
-
     logging_dir: Path
     """Folder of this variant's logs."""
-
     run_name: str
     """Variant, kept layers and adapter, for display."""
-
     config: dict[str, Any]
-    """The run's settings, for loggers."""
-
+    """The run's settings."""
     resume_step: int | None
     """Optimizer step of the checkpoint to resume from; None for a fresh start."""
-
     history: list[dict[str, Any]]
-    """result.json's history; a callback fills it."""
-
+    """result.json's history, which a callback fills."""
     metrics: dict[str, Any]
-    """result.json's metrics; complete at the end of the run."""
+    """result.json's metrics, complete at the end of the run."""
 
 
 class CallbackSettings(Protocol):
@@ -58,7 +51,7 @@ class Progress(CallbackSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class FiniteLoss(CallbackSettings):
-    """Stops the run at a loss that is not finite."""
+    """Stops the run at a loss that is NaN or infinite."""
 
     @override
     def build(self, context: Context) -> "TrainerCallback":
@@ -83,7 +76,7 @@ class EarlyStopping(CallbackSettings):
     """Stops when eval_loss no longer falls."""
 
     patience: Annotated[int, AT_LEAST_ONE]
-    """Evaluations without a better eval_loss."""
+    """Evaluations without a better eval_loss before it stops."""
 
     threshold: float
     """Least decrease of eval_loss that counts as better, in nats per token."""

@@ -1,4 +1,4 @@
-"""Logging to Weights & Biases for as long as its process lives."""
+"""Logging to Weights & Biases while its process lives."""
 
 import logging
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 class WandbEntries(WandbCallback):
-    """Logs as transformers does; if that fails, training continues without it.
+    """Logs as transformers does; if that fails, training continues without logging.
 
-    SLURM ends all processes of a preempted job, the one of Weights & Biases included, while this
-    one has yet to save. What wandb 0.31 then raises differs from call to call.
+    SLURM ends all processes of a preempted job, that of Weights & Biases included, before this one
+    has saved. What wandb 0.31 then raises differs from call to call.
     """
 
     def __init__(self) -> None:
@@ -41,5 +41,5 @@ class WandbEntries(WandbCallback):
         except Exception as error:
             if self.is_connected:
                 reason = f"{type(error).__name__}: {error}"
-                logger.warning("Weights & Biases: %s; what follows is not logged there", reason)
+                logger.warning("Weights & Biases: %s; later steps are not logged there", reason)
             self.is_connected = False
