@@ -46,11 +46,8 @@ def train(folder: Path, model: str, choices: str, steps: int) -> tuple[dict[str,
 
 def reported(metrics: Mapping[str, Any], peak: float) -> Speed:
     """Return result.json's figures; `peak` stands in where it knows no peak."""
-    from lamina.heal.callbacks.clock import Reading
-
-    found = Reading(1.0, metrics["tokens_per_second"], metrics["flops_per_second"])
-    mfu = found.mfu(peak) if metrics["mfu"] is None else metrics["mfu"]
-    return Speed(found.tokens_per_second, mfu, sum(metrics["seconds"].values()))
+    mfu = metrics["flops_per_second"] / peak if metrics["mfu"] is None else metrics["mfu"]
+    return Speed(metrics["tokens_per_second"], mfu, sum(metrics["seconds"].values()))
 
 
 def aims(name: str, ours: Speed, hand: Speed) -> list[Aim]:

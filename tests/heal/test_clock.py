@@ -67,7 +67,12 @@ def test_speed_excludes_warm_up_evaluations_and_saves(monkeypatch: pytest.Monkey
     assert reading.seconds == 27 * 8 + 26 * 2 + 2
     assert reading.tokens == 27 * 80
     assert reading.flops == 27 * (80 * 100 + 79 * 10 + 80 * 81 // 2 + (2 * 80 - 1) * 1000)
-    assert reading.mfu(1e4) == reading.flops / reading.seconds / 1e4
+    assert reading.speed(1e4) == {
+        "tokens_per_second": reading.tokens / reading.seconds,
+        "flops_per_second": reading.flops / reading.seconds,
+        "mfu": reading.flops / reading.seconds / 1e4,
+    }
+    assert reading.speed(None)["mfu"] is None
     seconds = training.clock.seconds
     assert seconds == {
         "data": 30, "forward_backward": 3 * 500 + 27 * 5, "optimizer": 60, "evaluation": 1000,

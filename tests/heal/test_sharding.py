@@ -53,18 +53,18 @@ def test_the_first_process_gets_the_whole_model_in_its_own_class() -> None:
 def test_rows_are_filled_up_without_trained_tokens(rows: int, at_once: int, expected: int) -> None:
     from datasets import Dataset
 
-    from lamina.heal.sampling import ShuffledThenFilled, filled
+    from lamina.heal.sampling import ShuffledThenPadding, with_padding_rows
 
     content = {
         "input_ids": [[n, n, n] for n in range(rows)],
         "labels": [[n] * 3 for n in range(rows)],
     }
     given = Dataset.from_dict(content)
-    made = filled(given, at_once, 9)
+    made = with_padding_rows(given, at_once, 9)
     assert len(made) == expected
     assert made[:rows] == content
     assert all(row == {"input_ids": [9, 9], "labels": [-100, -100]} for row in list(made)[rows:])
-    order = ShuffledThenFilled(given, at_once, 1)
+    order = ShuffledThenPadding(given, at_once, 1)
     first = list(order)
     assert len(order) == len(first) == expected
     assert sorted(first[:rows]) == list(range(rows))
