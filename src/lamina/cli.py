@@ -1,4 +1,4 @@
-"""`lamina COMMAND ...`: finds the command and hands over; imports nothing heavy."""
+"""`lamina COMMAND ...`: imports and runs one command."""
 
 import sys
 from importlib import import_module
@@ -6,19 +6,19 @@ from importlib import import_module
 from lamina import __version__
 
 COMMANDS = {
-    "train": "run one experiment or a sweep; the same as python -m train",
+    "train": "run one experiment or a sweep; same as python -m train",
     "scan": "score every layer of a model in one pass over its weights",
-    "shortlist": "scan, then heal without each of the layers that cost least",
+    "shortlist": "scan, then heal without each of the cheapest layers in turn",
     "cut": "write a model without some of its layers, unhealed",
-    "export": "write a run's model in another form: whole, or as an adapter",
+    "export": "write a run's model in another form: merged, or as an adapter",
     "migrate": "turn a config of the older form into an experiment file",
     "show": "print the layers of a model or a run, or the table of a sweep",
 }
-"""Each command's purpose; its module has its name, in lamina.commands."""
+"""What each command does; lamina.commands has a module of the same name."""
 
 
 def main() -> None:
-    """Run the command that the first argument names."""
+    """Run the command named by the first argument."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv[:2] = [f"lamina {name}"]

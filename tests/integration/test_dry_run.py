@@ -153,7 +153,7 @@ def test_a_scan_has_no_dry_run(tmp_path: Path) -> None:
     done = lamina("scan", "experiment=quickstart", "dry_run=true", cwd=tmp_path)
     assert done.code == 1
     assert done.errors == (
-        "error: dry_run=true is for training, and a scan trains nothing: leave it out\n"
+        "error: dry_run=true has no meaning in a scan, which trains nothing: leave it out\n"
     )
 
 

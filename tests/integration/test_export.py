@@ -241,6 +241,15 @@ def test_show_prints_the_kept_layers_without_importing_torch(
     assert "1,223,424" in done.stdout
 
 
+def test_show_names_no_source_of_a_model_that_was_trained_from_random_weights(
+    tmp_path: Path,
+) -> None:
+    done = lamina("show", REFERENCE, cwd=tmp_path, COLUMNS="200")
+    assert done.code == 0, done.errors
+    first = done.output.splitlines()[0]
+    assert first == "scratch: 12 of 12 layers, trained from random weights"
+
+
 def test_show_counts_a_models_parameters(tmp_path: Path) -> None:
     folder = save("gemma3_text", tmp_path / "model")
     done = lamina("show", folder, cwd=tmp_path, COLUMNS="200")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from lamina.commands.migrate import command, write
+from lamina.commands.migrate import train_command, write_experiment
 from lamina.errors import ConfigError
 from lamina.legacy.experiment_file import experiment, experiment_name
 from lamina.legacy.form import KEYS, resolve
@@ -115,8 +115,8 @@ def test_a_migrated_child_composes_to_its_resolved_values(child: str, tmp_path: 
 @pytest.mark.parametrize("child", CHILDREN)
 def test_old_composes_to_the_same_as_the_migrated_file(child: str, tmp_path: Path) -> None:
     path = OLDER / child
-    written = write(experiment(resolve(path)), tmp_path, experiment_name(path))
-    given = command(written).split()[1:]
+    written = write_experiment(experiment(resolve(path)), tmp_path, experiment_name(path))
+    given = train_command(written).split()[1:]
     migrated = run(sys.executable, *given, "--cfg", "job", cwd=tmp_path)
     direct = lamina("train", "--old", path, "--cfg", "job", cwd=tmp_path)
     assert direct.code == 0, direct.errors
@@ -323,8 +323,8 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_command_names_the_config_folder_unless_it_ships(tmp_path: Path) -> None:
-    assert command(conf_dir() / "experiment" / "x.yaml") == "python -m train experiment=x"
-    assert command(tmp_path / "a b" / "experiment" / "x.yaml") == (
+    assert train_command(conf_dir() / "experiment" / "x.yaml") == "python -m train experiment=x"
+    assert train_command(tmp_path / "a b" / "experiment" / "x.yaml") == (
         f"python -m train --config-dir '{tmp_path}/a b' experiment=x"
     )
 

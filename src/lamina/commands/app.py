@@ -1,4 +1,4 @@
-"""Runs a command: composes its config with Hydra, and prints errors in one line."""
+"""Turns a function into a command: Hydra composes its config, errors are printed in one line."""
 
 import gc
 import logging
@@ -25,12 +25,12 @@ INTERRUPTED = 130
 
 
 def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Callable[[], None]]:
-    """Make a function of a composed config a Hydra app.
+    """Decorate a function of a composed config as a Hydra app.
 
     Args:
         config_name: The primary config.
-        closing: Called at the end of a sweep, also after an error; returns what went wrong in its
-            jobs. Without it, the first failed job's error ends the sweep.
+        closing: Called at the end of a sweep, even after an error; returns what went wrong in its
+            jobs. Without it, the first job that fails ends the sweep.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -52,7 +52,7 @@ def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Ca
 
 
 def _report(error: Exception, *, raises: bool) -> None:
-    """Report a job's error: past Hydra, which would add lines of its own."""
+    """Report a job's error without the lines that Hydra would add."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -61,7 +61,7 @@ def _report(error: Exception, *, raises: bool) -> None:
     if not isinstance(error, LaminaError):
         if job.job_logging is None:
             raise error
-        # Below the console's level: the root logger's handlers write it to the log file.
+        # A warning is below the console's level and only reaches the log file.
         logging.getLogger("command").warning("unexpected error", exc_info=error)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         log = Path(job.runtime.output_dir) / f"{job.job.name}.log"
@@ -71,7 +71,7 @@ def _report(error: Exception, *, raises: bool) -> None:
     sys.stderr.write(f"error in job {job.job.num}: {message}\n")
     if raises:
         raise error
-    # The traceback's frames hold the failed job's model while the next job loads its own.
+    # Otherwise the traceback's frames hold the failed job's model while the next one is loaded.
     link: BaseException | None = error
     while link is not None:
         traceback.clear_frames(link.__traceback__)
@@ -98,8 +98,7 @@ def _run(job: Task, config_name: str, closing: Closing) -> None:
         main()
         closing()
         return
-    # Otherwise Hydra prints composition errors in its own form.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise composition errors, not print them
     with errors_in_one_line():
         try:
             main()
@@ -118,20 +117,20 @@ def _run(job: Task, config_name: str, closing: Closing) -> None:
 
 
 def _unwritable(error: Exception) -> str | None:
-    """Name the folder that Hydra could not create; no command has seen the config by then."""
+    """Name the folder that Hydra could not create, before any command saw the config."""
     if not isinstance(error, OSError) or (reason := write_failure(error)) is None:
         return None
     key = f"hydra.{'sweep' if {'-m', '--multirun'} & {*sys.argv} else 'run'}.dir"
     given = [value for name, _, value in (each.partition("=") for each in sys.argv) if name == key]
-    # An error on closing a file does not name it.
+    # An error raised on closing a file does not name the file.
     path = error.filename if isinstance(error.filename, str) else (given or ["."])[-1]
     return unwritable(Path(path), reason, key)
 
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """End the process with the one-line message of an error that the user can act on."""
-    # On a full disk each line for the log file would print a traceback.
+    """Print an error that the user can act on as one line, and end the process."""
+    # On a full disk every line for the log file would print a traceback.
     logging.raiseExceptions = False
     try:
         yield
@@ -148,5 +147,5 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def short_path(folder: Path) -> Path:
-    """Return a folder as people read it: relative to the current one if it lies below it."""
+    """Return a folder relative to the current one if it is inside it."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

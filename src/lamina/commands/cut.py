@@ -13,7 +13,7 @@ from lamina.depth.layer_sets import format_layers
 
 @app("cut")
 def main(config: DictConfig) -> None:
-    """Write one reduced model, and print which layers it has."""
+    """Write a reduced model, and print its layers and size."""
     refuse_incomplete(config)
     plan = instantiate(config).execute()
     output = Path(config.output)

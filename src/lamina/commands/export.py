@@ -14,13 +14,11 @@ def main() -> None:
     given = _parser().parse_args()
     load_environment()
     with errors_in_one_line():
-        # Imports torch, which the parser's errors need not wait for.
-        from lamina.export.convert import export
+        from lamina.export.convert import export  # imports torch, which takes seconds
 
         written = export(given.run, given.output, given.form, given.dtype)
     sys.stdout.write(f"{written.output}: {written.form}, {written.dtype or 'as stored'}\n")
-    if written.loss:
-        loss = written.loss
+    if loss := written.loss:
         line = f"checked: loss {loss.written:.6g}, the run recorded {loss.recorded:.6g}"
         if loss.unquantized is not None:
             line += f" on its 4-bit base; {loss.unquantized:.6g} on the unquantized base"
@@ -34,16 +32,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="lamina export", description="Write a run's model in another form, and check it."
     )
     parser.add_argument(
-        "run", metavar="RUN", help="run folder, or a model folder that Lamina wrote"
+        "run", metavar="RUN", help="folder of a run, or of a model that Lamina wrote"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
     parser.add_argument(
         "--form",
         choices=FORMS,
         default="merged",
-        help="merged: a whole model (default); adapter: for PEFT to load onto the untouched base",
+        help="merged: a full model (default); adapter: PEFT loads it onto the untouched base",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="of a merged model's weights; default: the run's own"
+        "--dtype", choices=DTYPES, help="dtype of a merged model (default: the run's)"
     )
     return parser

@@ -16,17 +16,17 @@ GROUP = "experiment"
 
 def main() -> None:
     """Run the command."""
-    asked = _parser().parse_args()
+    given = _parser().parse_args()
     with errors_in_one_line():
-        older = resolve(asked.old, drop_unknown=asked.force)
-        written = write(experiment(older), asked.output, experiment_name(asked.old))
+        older = resolve(given.old, drop_unknown=given.force)
+        written = write_experiment(experiment(older), given.output, experiment_name(given.old))
     for message in older.dropped:
         sys.stdout.write(f"left out: {message}\n")
     sys.stdout.write(f"{written}: from {' < '.join(str(read.path) for read in older.files)}\n")
-    sys.stdout.write(f"{command(written)}\n")
+    sys.stdout.write(f"{train_command(written)}\n")
 
 
-def write(text: str, output: Path, name: str) -> Path:
+def write_experiment(text: str, output: Path, name: str) -> Path:
     """Write an experiment file to a folder of configs, or to the folder `experiment` in one.
 
     Raises:
@@ -45,19 +45,19 @@ def write(text: str, output: Path, name: str) -> Path:
     return path
 
 
-def command(written: Path) -> str:
+def train_command(written: Path) -> str:
     """Return the command that runs an experiment file."""
     configs = written.parent.parent
-    shipped = configs.resolve() == conf_dir().resolve()
-    place = "" if shipped else f"--config-dir {shlex.quote(str(configs))} "
-    return f"python -m train {place}experiment={written.stem}"
+    is_shipped = configs.resolve() == conf_dir().resolve()
+    config_dir = "" if is_shipped else f"--config-dir {shlex.quote(str(configs))} "
+    return f"python -m train {config_dir}experiment={written.stem}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lamina migrate",
-        description="Turn a config of the older form, with all that it extends, into an experiment "
-        "file, and print the command that runs it. python -m train --old OLD.yaml runs it.",
+        description="Turn a config of the older form and the files it extends into an experiment "
+        "file, and print the command that runs it. python -m train --old OLD.yaml runs it at once.",
     )
     parser.add_argument("old", metavar="OLD.yaml", type=Path, help="config of the older form")
     parser.add_argument(

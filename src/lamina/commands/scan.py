@@ -22,11 +22,7 @@ def main(config: DictConfig) -> None:
 
 
 def scan(config: DictConfig, folder: Path) -> Statistics:
-    """Scan a model; write scan.json, scan.csv and scan.png, and print the scores.
-
-    Raises:
-        LaminaError: The model, the text or the settings do not allow it.
-    """
+    """Scan a model; write scan.json, scan.csv and scan.png, and print the scores."""
     from rich.console import Console
 
     from lamina.report.scan_chart import draw
@@ -34,7 +30,9 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
 
     preflight(config)
     if config.dry_run:
-        raise ConfigError("dry_run=true is for training, and a scan trains nothing: leave it out")
+        raise ConfigError(
+            "dry_run=true has no meaning in a scan, which trains nothing: leave it out"
+        )
     run = instantiate(config)
     content = run.scores(resolve(run.model_name), without_holdout(run.data)).scan()
     found = Statistics.from_dict(content)

@@ -1,4 +1,4 @@
-"""`lamina shortlist`: one scan, then a healing run without each of the layers that cost least."""
+"""`lamina shortlist`: scan, then heal without each of the cheapest layers in turn."""
 
 import subprocess
 import sys
@@ -20,28 +20,24 @@ def main(config: DictConfig) -> None:
     """Scan, choose, heal, compare."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    found = scan(config, folder)
-    layers = cheapest(found, config.scan.candidates)
-    heal_each(layers, job.overrides.task, job.overrides.hydra, folder / "healing")
-    show(found, layers, folder / "healing")
+    scores = scan(config, folder)
+    layers = cheapest(scores, config.scan.candidates)
+    heal_without_each(layers, job.overrides.task, job.overrides.hydra, folder / "healing")
+    print_losses(scores, layers, folder / "healing")
 
 
-def cheapest(found: Statistics, number: int) -> list[int]:
-    """Return the 0-based layers with the lowest leave-one-out losses, the lowest first."""
-    losses = found.leave_one_out.loss
-    return sorted(range(found.num_layers), key=lambda index: (losses[index], index))[:number]
+def cheapest(scores: Statistics, number: int) -> list[int]:
+    """Return the 0-based layers with the lowest leave-one-out losses, lowest first."""
+    losses = scores.leave_one_out.loss
+    return sorted(range(scores.num_layers), key=lambda index: (losses[index], index))[:number]
 
 
-def heal_each(
+def heal_without_each(
     layers: Sequence[int], overrides: Sequence[str], hydra_overrides: Sequence[str], folder: Path
 ) -> None:
-    """Run the sweep in a separate process: Hydra runs one app at a time.
+    """Run a sweep that drops one of the 0-based layers in each job.
 
-    Args:
-        layers: 0-based layers; each job drops one.
-        overrides: The command line's.
-        hydra_overrides: Those of Hydra's own settings, such as the launcher.
-        folder: The sweep's.
+    It runs in a separate process, since Hydra runs one app at a time.
     """
     kept = [o for o in overrides if not o.startswith(("model=", "model.", "selector"))]
     launch = [o for o in hydra_overrides if not o.startswith(("hydra.run.", "hydra.mode"))]
@@ -51,7 +47,7 @@ def heal_each(
         raise ConfigError(f"the healing sweep in {folder} failed; see above")
 
 
-def show(found: Statistics, layers: Sequence[int], folder: Path) -> None:
+def print_losses(scores: Statistics, layers: Sequence[int], folder: Path) -> None:
     """Print the losses of the scan and of the healing runs side by side."""
     from rich.console import Console
     from rich.table import Table
@@ -65,5 +61,5 @@ def show(found: Statistics, layers: Sequence[int], folder: Path) -> None:
         metrics = result["metrics"] if result else {}
         losses = [metrics.get(key) for key in ("reduced_eval_loss", "eval_loss")]
         cells = ["" if loss is None else f"{loss:.4g}" for loss in losses]
-        table.add_row(str(layer), f"{found.leave_one_out.loss[layer]:.4g}", *cells)
+        table.add_row(str(layer), f"{scores.leave_one_out.loss[layer]:.4g}", *cells)
     Console().print(table)

@@ -1,7 +1,4 @@
-"""`lamina show MODEL_RUN_OR_SWEEP`: a model's layers, a run's kept layers, or a sweep's table.
-
-For a sweep it also rewrites the summary from the jobs' files.
-"""
+"""`lamina show`: print a model's or a run's layers, or a sweep's table, and renew its summary."""
 
 import argparse
 from pathlib import Path
@@ -14,11 +11,11 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
         prog="lamina show",
-        description="Print a model's layers with their parameters, bytes and types; of a run, also "
-        "which layers stayed; of a sweep, its jobs.",
+        description="Print a model's layers with their parameters, bytes and dtypes, the layers "
+        "that a run kept, or the jobs of a sweep.",
     )
     parser.add_argument(
-        "given", metavar="MODEL_RUN_OR_SWEEP", help="hub id, or folder of a model, run or sweep"
+        "given", metavar="MODEL_RUN_OR_SWEEP", help="hub id, or a folder of a model, run or sweep"
     )
     given = parser.parse_args().given
     load_environment()

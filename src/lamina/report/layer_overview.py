@@ -78,9 +78,9 @@ def _of_run(run: FinishedRun) -> RenderableType:
     kept, total = manifest["kept_layers"], manifest["num_layers"]
     strip = Text("".join("■" if index in kept else "□" for index in range(total)))
     source_model = manifest["source_model"]
-    origin = f"of {source_model}" if source_model else "trained from random weights"
+    origin = f" of {source_model}" if source_model else ", trained from random weights"
     lines: list[RenderableType] = [
-        Text(f"{manifest['model_type']}: {len(kept)} of {total} layers {origin}"),
+        Text(f"{manifest['model_type']}: {len(kept)} of {total} layers{origin}"),
         Text(),
         strip,
         Text(f"kept: {format_layers(kept)}  (0-based, half-open)", style="dim"),
