@@ -49,11 +49,11 @@ ONE_STEP = {
     "load_best_model_at_end": False,
     "logging_strategy": "no",
 }
-"""Training arguments that differ from the run's."""
+"""Training arguments of the step, where they differ from the run's."""
 
 
 def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
-    """Print what a run would do and take, and write it to dry_run.json.
+    """Print what a run would do and need, and write it to dry_run.json.
 
     Args:
         config: The checked config.
@@ -61,7 +61,7 @@ def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
         processes: Processes of the run; the dry run has one.
 
     Raises:
-        LaminaError: The run could not work either.
+        LaminaError: The run would fail, too.
     """
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -85,10 +85,10 @@ def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
 
 
 def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
-    """Do what a run does up to its first step; return what there is to know before it starts.
+    """Do what a run does up to its first step; return the content of dry_run.json.
 
     Raises:
-        LaminaError: The run could not work either.
+        LaminaError: The run would fail, too.
     """
     plan(experiment)
     args = {**experiment.trainer.args, **ONE_STEP}
@@ -126,7 +126,7 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
 
 
 def longest_rows(experiment: Experiment, rows: Feed) -> Feed:
-    """Return the longest training rows, enough for one forward pass: they take the most memory."""
+    """Return the longest training rows, which need the most memory, for one forward pass."""
     lengths = [len(ids) for ids in rows.train.rows["input_ids"]]
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batch = experiment.per_device_train_batch_size
@@ -194,7 +194,7 @@ def footprint_of(
 
 
 def spans(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
-    """Return a row's text in pieces, each trained or not; special tokens are shown."""
+    """Return a row's text, special tokens included, in pieces that are trained or not."""
     marked = list(zip(row["input_ids"], row["labels"], strict=True))
     groups = groupby(marked, key=lambda pair: pair[1] != IGNORED)
     return [

@@ -21,12 +21,13 @@ from lamina.heal.callbacks.settings import Context
 from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice
 from lamina.heal.packing import batch
-from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start, saved_step
+from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start
 from lamina.measure.protocol import ModelRef, Protocol
 from lamina.measure.provenance import base_identity
 from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.cache import cache_folder
+from lamina.runtime.checkpoints import saved_step
 from lamina.runtime.files import refuse_unwritable
 from lamina.runtime.memory import memory_errors
 from lamina.scan.cached import CachedScores
@@ -74,7 +75,7 @@ class Experiment(Parameters):
 
     @property
     def torch_dtype(self) -> "torch.dtype":
-        """Type in which the weights are loaded."""
+        """Type of the loaded weights."""
         return loading.torch_dtype(self.weights_dtype, automatic="float32")
 
     @property
@@ -84,7 +85,7 @@ class Experiment(Parameters):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Config of the model that starts from scratch."""
+        """Config of a model with random weights."""
         assert isinstance(self.model, Scratch)
         return self.model.architecture
 
@@ -101,13 +102,13 @@ class Experiment(Parameters):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What result.json says of the model; a resumed run must not change it."""
+        """What result.json records about the model; a resumed run must not change it."""
         kept_layers, model_type = list(self.plan.kept_layers), self.plan.model_type
         return {"model_type": model_type, "adapter": self.adapter.name, "kept_layers": kept_layers}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What else the trained weights depend on, by config key; a resumed run keeps it too."""
+        """What else trained weights depend on, by config key; a resumed run must not change it."""
         kept = {k: v for k, v in self.trainer.args.items() if k not in MAY_CHANGE_ON_RESUME}
         return {
             "dtype": self.dtype,
@@ -136,10 +137,10 @@ class Experiment(Parameters):
         return self.kernels == "liger"
 
     def arguments(self, folder: Path) -> "SFTConfig":
-        """Return TRL's arguments of the training, with checkpoints in `folder`.
+        """Return TRL's arguments for training with checkpoints in `folder`.
 
         Raises:
-            ConfigError: TRL refuses one, or this model's family has no such attention or kernels.
+            ConfigError: TRL refuses one, or the model does not support the attention or kernels.
         """
         arguments = self.trainer.arguments(folder, sharded=self.sharded, liger=self.liger)
         if distributed.count() > 1:
@@ -157,11 +158,7 @@ class Experiment(Parameters):
         kernels.refuse_unsupported_family(self.kernels, family.config_class.model_type)
 
     def refuse_unwritable(self) -> None:
-        """Refuse folders that cannot be written, before the weights are read.
-
-        Raises:
-            OutputError: One cannot be written.
-        """
+        """Refuse folders that cannot be written, before the weights are read."""
         if self.logger.get("tensorboard"):
             refuse_unwritable(self.log_folder, "logging_dir")
         if self.evaluation.baseline and self.plan.is_reduced:
@@ -169,18 +166,14 @@ class Experiment(Parameters):
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Seed the generators and quiet the libraries; name what to change if memory runs out."""
+        """Seed the generators, quiet the libraries, and advise if loading runs out of memory."""
         with prepared(self.seed, self.num_threads), self.memory_advice():
             yield
 
     def memory_advice(
         self, trainer: "TokenLossTrainer | None" = None
     ) -> AbstractContextManager[None]:
-        """Name the settings that need less memory if it runs out: for a training, or for loading.
-
-        Args:
-            trainer: The training's; None while the model is loaded.
-        """
+        """Advise on settings if memory runs out: in training, or without a trainer, in loading."""
         if trainer is not None:
             return memory_errors("the training", lambda: advice(self._memory(trainer.model)))
         if self.plan.source is None:
@@ -188,23 +181,23 @@ class Experiment(Parameters):
         return memory_errors("the model", lambda: loading_advice(self.planned_memory))
 
     def _memory(self, model: "PreTrainedModel") -> MemoryEstimate:
-        """Estimate the memory that training a model takes on one device."""
+        """Estimate the memory of training a model on one device."""
         given = {"dtype": self.torch_dtype, "liger": self.liger, "sharded": self.sharded}
         return MemoryEstimate.of(model, self.trainer.args, self.adapter, **given)
 
     @property
     def planned_memory(self) -> MemoryEstimate:
-        """The same, from the model's config alone."""
+        """The estimated memory of the training, from the model's config alone."""
         assert self.plan.source is not None
         return self._memory(reduction(self.plan.source, self.plan.kept_layers).blueprint)
 
     def load_unquantized(self) -> "PreTrainedModel":
-        """Load the reduced model in its own type, for adapter=qlora to be merged into."""
+        """Load the reduced model in its own type, to merge a qlora adapter into."""
         assert self.plan.source is not None
         return loading.load_model(self.plan.source, self.plan.kept_layers, dtype=self.torch_dtype)
 
     def context(self, record: Record, start: Start) -> Context:
-        """Return what loggers and callbacks may want to know."""
+        """Return what loggers and callbacks may use of the run."""
         return Context(
             run_dir=Path(self.run_dir).absolute(),
             logging_dir=self.log_folder,
@@ -223,11 +216,7 @@ class Experiment(Parameters):
         arguments: "SFTConfig",
         callbacks: Sequence[Any],
     ) -> "TokenLossTrainer":
-        """Give the model its adapter and build its trainer.
-
-        Raises:
-            ConfigError: With packing, this model would let documents see each other.
-        """
+        """Set the model's attention, add its adapter and build its trainer."""
         if "attention" not in self.backend.decides:
             kernels.use_attention(self.attention, model, self.weights_dtype)
         return self.trainer.build(
@@ -259,9 +248,9 @@ class Experiment(Parameters):
 
     @property
     def reduced(self) -> ModelRef | None:
-        """The model to measure before healing; None if the one to heal will do.
+        """The reduced model to load and measure before healing; None to measure the one in memory.
 
-        It will not if the backend patched its classes or multiplies four bits with its own kernels.
+        That one differs if the backend patched its class or has kernels for four-bit weights.
         """
         own_kernels = self.adapter.in_4bit and self.backend.has_4bit_kernels
         if self.plan.source is None or not (self.backend.patches_model_classes or own_kernels):
@@ -281,7 +270,7 @@ class Experiment(Parameters):
 
     @property
     def reduced_metrics(self) -> list[str]:
-        """Metrics that the loss before healing gives; if every layer stays, the baseline too."""
+        """Metrics to record the loss before healing as; the baseline too if every layer stays."""
         is_whole = self.plan.source is not None and not self.plan.is_reduced
         wanted = {
             "reduced_eval_loss": self.evaluation.reduced,

@@ -62,7 +62,7 @@ def run(experiment: Experiment, record: Record) -> None:
                 heal(experiment, record, rows, trainer, start)
                 final = keep(experiment, record, trainer, form)
                 del trainer, model
-                release()  # final/ is loaded next: memory would have to hold the model twice
+                release()  # otherwise memory holds the model twice once final/ is loaded
                 if wanted.reload:
                     measure.final(record, protocol, final)
 

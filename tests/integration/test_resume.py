@@ -88,7 +88,7 @@ def test_the_best_weights_are_identical(twins: tuple[Finished, Finished]) -> Non
 
 
 def test_an_incomplete_checkpoint_is_skipped(pruned: Finished, tmp_path: Path) -> None:
-    from lamina.heal.resume import last_checkpoint
+    from lamina.runtime.checkpoints import last_checkpoint
 
     folder = tmp_path / "pruned"
     for name, state in (("checkpoint-3", '{"global_step": 3}'), ("checkpoint-6", '{"global_')):

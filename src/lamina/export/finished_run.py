@@ -8,6 +8,7 @@ from typing import Any
 from lamina.errors import ConfigError, ModelError
 from lamina.export.folder import MANIFEST_FILE
 from lamina.measure.results import ROWS_FILE, read_result
+from lamina.runtime.checkpoints import best_checkpoint, last_checkpoint
 from lamina.weights.reading import weights_fingerprint
 from lamina.weights.source import Source, read_json, resolve
 
@@ -35,7 +36,8 @@ class FinishedRun:
         """Folder of the run's adapter: final/, or the best checkpoint of a merged run."""
         if self.final_is_adapter:
             return self.final
-        best = _best_checkpoint(self.final.parent)
+        last = last_checkpoint(self.final.parent)
+        best = best_checkpoint(last) if last else None
         return best if best and (best / ADAPTER_FILE).is_file() else None
 
     @property
@@ -113,13 +115,3 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [row for row in rows if row.get("loss") is not None]
-
-
-def _best_checkpoint(folder: Path) -> Path | None:
-    """Return the best checkpoint in a folder according to the last trainer's state."""
-    states = list(folder.glob("checkpoint-*/trainer_state.json"))
-    if not states:
-        return None
-    last = max(states, key=lambda path: int(path.parent.name.rpartition("-")[2]))
-    best = read_json(last).get("best_model_checkpoint") or last.parent
-    return folder / Path(best).name

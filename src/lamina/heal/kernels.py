@@ -37,12 +37,7 @@ LIGER_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
 
 
 def attention_problem(kind: str, dtype: str) -> str | None:
-    """Return why this machine cannot use a kind of attention, or None; torch is not imported.
-
-    Args:
-        kind: Value of attention.
-        dtype: torch's name of the weights' type.
-    """
+    """Return why this machine cannot use a kind of attention with weights of a type, or None."""
     if kind in ("flash", "flex") and not visible_devices():
         return f"attention={kind} needs a GPU: leave it out"
     if kind == "flash" and installed_flash() is None:
@@ -58,7 +53,7 @@ def attention_problem(kind: str, dtype: str) -> str | None:
 
 
 def may_need_mask(kind: str) -> bool:
-    """Whether a value of attention may need a mask; torch is not imported."""
+    """Whether a kind of attention may need a mask."""
     return kind in MASKED or (kind == "auto" and not visible_devices())
 
 
@@ -83,20 +78,19 @@ def attention_kernel(kind: str, model: "type[PreTrainedModel]", dtype: str) -> s
         ConfigError: The model's family does not support it.
     """
     if kind != "auto":
-        name = _name(kind, model)
-        if name is None:
-            supported = [each for each in SUPPORTS if _name(each, model)]
-            raise ConfigError(
-                f"attention={kind}: {model.__name__} does not support it; leave it out, or give "
-                f"{' or '.join([*supported, 'eager'])}"
-            )
-        return name
+        if name := _implementation(kind, model):
+            return name
+        supported = [each for each in SUPPORTS if _implementation(each, model)]
+        raise ConfigError(
+            f"attention={kind}: {model.__name__} does not support it; leave it out, or give "
+            f"{' or '.join([*supported, 'eager'])}"
+        )
     import torch
 
     if not torch.cuda.is_available():  # CUDA_VISIBLE_DEVICES may name absent devices
         return None
     usable = (each for each in ("flash", "flex") if attention_problem(each, dtype) is None)
-    return next((name for each in usable if (name := _name(each, model))), None)
+    return next((name for each in usable if (name := _implementation(each, model))), None)
 
 
 def use_attention(kind: str, model: "PreTrainedModel", dtype: str) -> None:
@@ -118,7 +112,7 @@ def use_attention(kind: str, model: "PreTrainedModel", dtype: str) -> None:
         )
 
 
-def _name(kind: str, model: "type[PreTrainedModel]") -> str | None:
+def _implementation(kind: str, model: "type[PreTrainedModel]") -> str | None:
     """Return transformers' name of a kind of attention, if the model's class supports it."""
     if kind in SUPPORTS and not getattr(model, SUPPORTS[kind]):
         return None

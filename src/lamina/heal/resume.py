@@ -1,7 +1,6 @@
 """Resuming: which checkpoint a run continues from, and which run a checkpoint folder belongs to."""
 
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any
 from lamina.errors import ConfigError, OutputError
 from lamina.measure.results import read_result
 from lamina.runtime import distributed
+from lamina.runtime.checkpoints import STEP, best_checkpoint, is_complete, last_checkpoint
 from lamina.runtime.files import PARTIAL, copy_folder, disk_errors, write_json
-
-STEP = re.compile(r"checkpoint-(\d+)$")
-"""Name of a checkpoint, with its optimizer step."""
 
 KEYWORDS = ("auto", "never")
 """Values of resume that are not paths."""
@@ -23,45 +20,6 @@ MAY_CHANGE_ON_RESUME = frozenset(
     "logging_strategy logging_steps per_device_eval_batch_size".split()
 )
 """Training arguments that a resumed run may change: its length, and when it logs and saves."""
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the complete checkpoint-{step}/ with the highest step."""
-    complete = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
-    return max(complete, key=lambda path: saved_step(path) or 0, default=None)
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is complete.
-
-    The trainer writes trainer_state.json last: if it is unreadable or names another step, the save
-    was interrupted.
-    """
-    match = STEP.fullmatch(checkpoint.name)
-    return match is not None and saved_step(checkpoint) == int(match[1])
-
-
-def saved_step(checkpoint: Path) -> int | None:
-    """Return a checkpoint's optimizer step; None if the checkpoint is incomplete."""
-    step: int | None = _trainer_state(checkpoint).get("global_step")
-    return step
-
-
-def best_checkpoint(checkpoint: Path) -> Path:
-    """Return the best checkpoint so far according to a checkpoint: itself, or one beside it.
-
-    The path in the trainer's state may be outdated: the folder may have moved.
-    """
-    best = _trainer_state(checkpoint).get("best_model_checkpoint")
-    return checkpoint.with_name(Path(best).name) if best else checkpoint
-
-
-def _trainer_state(checkpoint: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content
 
 
 @dataclass(frozen=True)
