@@ -118,7 +118,7 @@ MISTAKES = {
     "true, adapter=lora false",
     "adapter.use_qlora=true": "adapter.use_qlora=True: not a field of LoraConfig in peft 0.21.2: "
     "choose adapter=qlora",
-    "parallel=fsdp adapter=dora": "parallel=fsdp shards trained weights, and adapter=dora "
+    "parallel=fsdp adapter=dora": "parallel=fsdp shards trained weights, but adapter=dora "
     "trains few: give parallel=ddp, or adapter=full",
     # Fields of LoraConfig.
     "adapter.use_rslor=true": "adapter.use_rslor=True: no such key; did you mean use_rslora?",
@@ -168,22 +168,22 @@ MISTAKES = {
     "or more",
     "parallel=dp": "parallel=dp: give auto, ddp or fsdp",
     # Contradictions.
-    "parallel=fsdp": "parallel=fsdp shards trained weights, and adapter=lora trains few: give "
+    "parallel=fsdp": "parallel=fsdp shards trained weights, but adapter=lora trains few: give "
     "parallel=ddp, or adapter=full",
     "parallel=fsdp adapter=full distributed=none": "parallel=fsdp needs several processes: leave "
     "out distributed=none, or parallel",
     "parallel=fsdp adapter=full distributed=2": "parallel=fsdp shards the weights over several "
     "GPUs, but there is no GPU: give parallel=auto",
-    "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50, and the best checkpoint is "
-    "picked where both happen: make it one",
+    "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50, but the best checkpoint "
+    "must be both saved and evaluated: give a multiple",
     "trainer.args.eval_strategy=no": "trainer.args.eval_strategy=no, but "
     "trainer.args.load_best_model_at_end=true picks the best checkpoint by eval_loss: set it to "
     "false, or evaluate",
     "trainer.args.save_strategy=epoch": "trainer.args.save_strategy=epoch, but "
-    "trainer.args.eval_strategy=steps: the best checkpoint is picked where both happen: give both "
-    "the same",
+    "trainer.args.eval_strategy=steps: the best checkpoint must be both saved and evaluated: give "
+    "both the same value",
     "adapter=full export.form=adapter": "export.form=adapter needs adapter=lora: adapter=full has "
-    "none",
+    "no adapter",
     "packing=false trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs "
     "packing=true: without it TRL lets packed documents see each other",
     "bf16=true trainer.args.fp16=true": "trainer.args.fp16=true and bf16=true: give only one of "
@@ -232,8 +232,8 @@ MISTAKES = {
     "trainer.args.foo=1: no such key; give a field of trl's SFTConfig\n"
     "warmup_ratio=2.0: give a fraction of all steps, 0 to below 1\n"
     "adapter.r=0: give 1 or more\n"
-    "save_steps=7 is not a multiple of eval_steps=50, and the best checkpoint is picked where "
-    "both happen: make it one\n"
+    "save_steps=7 is not a multiple of eval_steps=50, but the best checkpoint must be both saved "
+    "and evaluated: give a multiple\n"
     "model_name=./nowhere: no such folder",
 }
 """Arguments beside experiment=quickstart, and the whole message."""

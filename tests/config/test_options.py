@@ -181,7 +181,7 @@ def test_a_model_from_scratch_has_no_weights_for_four_bits() -> None:
     with pytest.raises(ConfigError) as caught:
         preflight(composed("model=scratch", "adapter=qlora"))
     assert str(caught.value) == (
-        "adapter=qlora reads weights into 4 bits, and model=scratch has none to read"
+        "adapter=qlora quantizes existing weights, and model=scratch has none"
     )
 
 

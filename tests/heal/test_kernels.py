@@ -104,7 +104,7 @@ def test_a_model_that_keeps_its_own_attention_is_refused() -> None:
     model.config = SimpleNamespace(_attn_implementation="eager")
     with pytest.raises(ConfigError) as caught:
         kernels.use_attention("sdpa", model, "float32")
-    assert str(caught.value) == ("attention=sdpa: Fixed always computes it as eager; leave it out")
+    assert str(caught.value) == ("attention=sdpa: Fixed always uses eager; leave it out")
 
 
 @pytest.mark.usefixtures("flash")
@@ -131,7 +131,7 @@ def test_a_family_without_kernels_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         kernels.refuse_unsupported_family("liger", "gpt2")
     assert str(caught.value) == (
-        "kernels=liger: liger-kernel has none for gpt2; leave it out (it has: llama, qwen3)"
+        "kernels=liger: liger-kernel has no kernels for gpt2, only for llama, qwen3: leave it out"
     )
 
 

@@ -116,7 +116,11 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
         (tmp_path / "absent", "no such folder; give auto, never, or the folder of a run"),
         (cut, f"its save was interrupted; give {inside / 'checkpoint-3'}"),
         (tmp_path / "empty", "there is no complete checkpoint; give resume=auto to start"),
-        (lonely, f"no result.json above {lonely} says which layers"),
+        (
+            lonely,
+            f"no result.json above {lonely} says which layers and settings it has; "
+            "keep checkpoints inside their run's folder",
+        ),
     ):
         with pytest.raises(ConfigError, match=f"resume={path}: {said}"):
             given_checkpoint(str(path))

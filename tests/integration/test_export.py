@@ -144,9 +144,8 @@ def test_a_base_with_other_weights_is_refused(moved: Finished, tmp_path: Path) -
     save_file(tensors, path, {"format": "pt"})
     done = lamina("export", moved.folder, "--output", "out", cwd=tmp_path)
     message = (
-        f"error: {tmp_path / 'base'} has other weights than when the adapter in {moved.final} was "
-        "trained on it, and an adapter on another base gives wrong numbers: restore the old "
-        "weights\n"
+        f"error: {tmp_path / 'base'} no longer has the weights that the adapter in {moved.final} "
+        "was trained on, and an adapter on other weights gives wrong numbers: restore them\n"
     )
     refused(done, message, tmp_path / "out")
 
@@ -219,7 +218,8 @@ def test_anything_but_a_finished_run_is_refused(moved: Finished, tmp_path: Path)
 def test_dtype_needs_the_merged_form(pruned: Finished, tmp_path: Path) -> None:
     given = ("--output", "out", "--form", "adapter", "--dtype", "bfloat16")
     done = lamina("export", pruned.folder, *given, cwd=tmp_path)
-    refused(done, "--dtype=bfloat16 goes with --form merged", tmp_path / "out")
+    message = "error: --dtype=bfloat16 needs --form merged: an adapter keeps its own type\n"
+    refused(done, message, tmp_path / "out")
 
 
 def test_show_prints_the_kept_layers_without_importing_torch(

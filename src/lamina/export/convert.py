@@ -77,7 +77,7 @@ def export(
 
 def _export_adapter(run: FinishedRun, output: Path, dtype: str | None) -> Exported:
     if dtype is not None:
-        raise ConfigError(f"--dtype={dtype} goes with --form merged: an adapter keeps its own")
+        raise ConfigError(f"--dtype={dtype} needs --form merged: an adapter keeps its own type")
     if run.adapter is None:
         raise ConfigError(f"--form adapter: {run.final} has no adapter; choose --form merged")
     kept_layers = run.manifest["kept_layers"]

@@ -76,9 +76,8 @@ class FinishedRun:
         expected = self.manifest.get("source_fingerprint")
         if source.is_local and expected and weights_fingerprint(source) != expected:
             raise ModelError(
-                f"{source.name} has other weights than when the adapter in {self.final} was "
-                "trained on it, and an adapter on another base gives wrong numbers: restore the "
-                "old weights"
+                f"{source.name} no longer has the weights that the adapter in {self.final} was "
+                "trained on, and an adapter on other weights gives wrong numbers: restore them"
             )
         return source
 

@@ -143,7 +143,7 @@ class QLora(Lora):
     @override
     def misfits(self, model: Variant, form: str) -> Iterator[str]:
         if isinstance(model, Scratch):
-            yield "adapter=qlora reads weights into 4 bits, and model=scratch has none to read"
+            yield "adapter=qlora quantizes existing weights, and model=scratch has none"
         yield from super().misfits(model, form)
 
 
@@ -158,7 +158,7 @@ class Full:
     def misfits(self, model: Variant, form: str) -> Iterator[str]:
         """Refuse an export form that holds an adapter."""
         if form in ("adapter", "both"):
-            yield f"export.form={form} needs adapter=lora: adapter=full has none"
+            yield f"export.form={form} needs adapter=lora: adapter=full has no adapter"
 
     def settings(self) -> dict[str, Any]:
         """Return nothing: PEFT is not used."""

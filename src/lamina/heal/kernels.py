@@ -108,7 +108,7 @@ def use_attention(kind: str, model: "PreTrainedModel", dtype: str) -> None:
         raise ConfigError(f"attention={kind}: {str(error).splitlines()[0]}") from error
     if (used := model.config._attn_implementation) != name and kind != "auto":
         raise ConfigError(
-            f"attention={kind}: {type(model).__name__} always computes it as {used}; leave it out"
+            f"attention={kind}: {type(model).__name__} always uses {used}; leave it out"
         )
 
 
@@ -145,8 +145,8 @@ def refuse_unsupported_family(kernels: str, model_type: str) -> None:
     """Refuse a model that liger-kernel would leave unchanged with only a warning."""
     if kernels == "liger" and model_type not in (known := liger_families()):
         raise ConfigError(
-            f"kernels=liger: liger-kernel has none for {model_type}; leave it out (it has: "
-            f"{', '.join(sorted(known))})"
+            f"kernels=liger: liger-kernel has no kernels for {model_type}, only for "
+            f"{', '.join(sorted(known))}: leave it out"
         )
 
 
@@ -169,8 +169,8 @@ def refuse_adapted_head(model: "PreTrainedModel") -> None:
 
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise ConfigError(
-            "kernels=liger computes the loss without an adapter of the output head: take lm_head "
-            "out of adapter.target_modules, or leave kernels out"
+            "kernels=liger computes the loss without the output head's adapter: remove lm_head "
+            "from adapter.target_modules, or leave kernels out"
         )
 
 

@@ -112,8 +112,8 @@ def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
         attention = trainer.model.config._attn_implementation
         raise ConfigError(
             f"packing=True: packed documents would see each other in this model ({kind}, attention "
-            f"{attention}: the second one's predictions change by {moved:.2g} of the largest with "
-            "the first one's tokens); give packing=false"
+            f"{attention}: other tokens in the first change the second's logits by {moved:.2g} of "
+            "the largest); give packing=false"
         )
 
 

@@ -58,7 +58,7 @@ def given_checkpoint(resume: str) -> GivenCheckpoint | None:
     if not result or not result["kept_layers"]:
         raise ConfigError(
             f"resume={resume}: no result.json above {checkpoint} says which layers and settings it "
-            "has; keep a checkpoint below the folder of its run"
+            "has; keep checkpoints inside their run's folder"
         )
     return GivenCheckpoint(str(path), checkpoint, {**result, **result["settings"]})
 

@@ -95,7 +95,7 @@ class SFT:
             return
         if not isinstance(adapter, Full):
             yield (
-                f"parallel=fsdp shards trained weights, and adapter={adapter.name} trains few: "
+                f"parallel=fsdp shards trained weights, but adapter={adapter.name} trains few: "
                 "give parallel=ddp, or adapter=full"
             )
         if self.args.get("torch_compile"):
@@ -136,13 +136,13 @@ class SFT:
             "use_liger_kernel": liger,
             "output_dir": str(output_dir),
             "report_to": "none",
+            # Otherwise transformers refuses bfloat16 on a CPU, and each process trains alone.
+            "use_cpu": not accelerated,
             **(FSDP2 if sharded else {}),
         }
         if self.args.get("gradient_checkpointing"):
             own["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
         if not accelerated:
-            # Otherwise transformers refuses bfloat16 on a CPU, and each process trains alone.
-            own["use_cpu"] = True
             # Otherwise accelerate 1.15 numbers the CPUs, and torch cannot load onto cpu:1.
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         try:
@@ -214,14 +214,14 @@ def _best_checkpoint(arguments: Mapping[str, Any]) -> Iterator[str]:
     elif save not in (evaluate, "best"):
         yield (
             f"trainer.args.save_strategy={save}, but trainer.args.eval_strategy={evaluate}: the "
-            "best checkpoint is picked where both happen: give both the same"
+            "best checkpoint must be both saved and evaluated: give both the same value"
         )
     elif save == evaluate == "steps":
         saved, each = arguments.get("save_steps"), arguments.get("eval_steps")
         if saved and each and _positive(saved) and _positive(each) and saved % each:
             yield (
-                f"save_steps={saved} is not a multiple of eval_steps={each}, and the best "
-                "checkpoint is picked where both happen: make it one"
+                f"save_steps={saved} is not a multiple of eval_steps={each}, but the best "
+                "checkpoint must be both saved and evaluated: give a multiple"
             )
 
 
