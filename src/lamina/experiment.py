@@ -145,10 +145,10 @@ class Experiment(Parameters):
         arguments = self.trainer.arguments(folder, sharded=self.sharded, liger=self.liger)
         if distributed.count() > 1:
             logger.info("%s", batch(arguments, distributed.count()))
-        self._refuse_misfits()
+        self._refuse_unsupported()
         return arguments
 
-    def _refuse_misfits(self) -> None:
+    def _refuse_unsupported(self) -> None:
         self.adapter.peft_config()
         if self.attention == "auto" and self.kernels == "none":
             return

@@ -10,7 +10,13 @@ from lamina.config.parameters import Parameters
 from lamina.depth.variants import Scratch
 from lamina.errors import ConfigError
 from lamina.heal.backends.transformers import Transformers
-from lamina.heal.backends.unsloth import Auto, Unsloth, family_misfits, is_installed, misfits
+from lamina.heal.backends.unsloth import (
+    Auto,
+    Unsloth,
+    is_installed,
+    unsupported,
+    unsupported_family,
+)
 from lamina.runtime.device import visible_devices
 
 WITHOUT_PACKING = (
@@ -22,10 +28,10 @@ WITHOUT_PACKING = (
 def problems(run: Parameters) -> Iterator[str]:
     """Name what Unsloth does not support in a run that chose it; a hub model is not read."""
     if isinstance(run.backend, Unsloth):
-        yield from _misfits(run)
+        yield from _unsupported(run)
         local = run.model_name.startswith((".", "/", "~"))
         if is_installed() and local and not isinstance(run.model, Scratch):
-            yield from family_misfits(run.model_name)
+            yield from unsupported_family(run.model_name)
 
 
 def choose_backend(config: DictConfig, processes: int) -> list[str]:
@@ -47,7 +53,7 @@ def choose_backend(config: DictConfig, processes: int) -> list[str]:
         notes.append(f"backend={chosen.name}: {obstacle or 'it supports this run'}")
     if not isinstance(chosen, Unsloth):
         return notes
-    refused = list(family_misfits(run.model_name))
+    refused = list(unsupported_family(run.model_name))
     if processes > 1:
         refused.insert(
             0,
@@ -77,10 +83,10 @@ def _obstacle_to_unsloth(run: Parameters, processes: int) -> str | None:
         return "there is no GPU for Unsloth"
     if processes > 1:
         return f"Unsloth trains in one process, and there are {processes}"
-    reasons = [*_misfits(run), *family_misfits(run.model_name)]
+    reasons = [*_unsupported(run), *unsupported_family(run.model_name)]
     return reasons[0].rpartition(": ")[0] if reasons else None
 
 
-def _misfits(run: Parameters) -> Iterator[str]:
+def _unsupported(run: Parameters) -> Iterator[str]:
     decided = {key: getattr(run, key) for key in Unsloth.decides}
-    return misfits(run.model, run.adapter, run.trainer.args, decided)
+    return unsupported(run.model, run.adapter, run.trainer.args, decided)

@@ -19,15 +19,15 @@ def problems(run: Parameters) -> Iterator[str]:
     arguments = run.trainer.args
     if run.max_steps == -1 and run.num_train_epochs <= 0:
         yield f"num_train_epochs={run.num_train_epochs}: give more than 0"
-    yield from packing.misfits(arguments, run.max_seq_length, run.attention)
-    yield from run.adapter.misfits(run.model, run.export.form)
+    yield from packing.conflicts(arguments, run.max_seq_length, run.attention)
+    yield from run.adapter.conflicts(run.model, run.export.form)
     if not isinstance(run.selector, First) and not isinstance(run.model, Pruned):
         yield "selector chooses the layers of model=pruned: leave it out, or choose model=pruned"
     try:
         given_checkpoint(run.resume)
     except LaminaError as error:
         yield str(error)
-    yield from run.trainer.misfits(run.adapter, run.parallel, run.distributed)
+    yield from run.trainer.conflicts(run.adapter, run.parallel, run.distributed)
     if problem := kernels.attention_problem(run.attention, run.weights_dtype):
         yield problem
     if run.kernels == "liger":

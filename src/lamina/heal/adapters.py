@@ -78,7 +78,7 @@ class Lora:
                 "such as [q_proj,v_proj]"
             )
 
-    def misfits(self, model: Variant, form: str) -> Iterator[str]:
+    def conflicts(self, model: Variant, form: str) -> Iterator[str]:
         """Refuse a model, or a value of export.form, that this adapter does not support."""
         initial = self.further.get("init_lora_weights", True)
         if initial in NEEDS_DATA or form == "merged":
@@ -141,10 +141,10 @@ class QLora(Lora):
             )
 
     @override
-    def misfits(self, model: Variant, form: str) -> Iterator[str]:
+    def conflicts(self, model: Variant, form: str) -> Iterator[str]:
         if isinstance(model, Scratch):
             yield "adapter=qlora quantizes existing weights, and model=scratch has none"
-        yield from super().misfits(model, form)
+        yield from super().conflicts(model, form)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ class Full:
 
     in_4bit: ClassVar[bool] = False
 
-    def misfits(self, model: Variant, form: str) -> Iterator[str]:
+    def conflicts(self, model: Variant, form: str) -> Iterator[str]:
         """Refuse an export form that holds an adapter."""
         if form in ("adapter", "both"):
             yield f"export.form={form} needs adapter=lora: adapter=full has no adapter"
@@ -169,4 +169,4 @@ class Full:
 
 
 Adapter = Lora | Full
-"""Anything with `name`, `in_4bit`, `misfits`, `settings` and `peft_config`."""
+"""Anything with `name`, `in_4bit`, `conflicts`, `settings` and `peft_config`."""

@@ -25,7 +25,7 @@ TOLERANCES = {4: 1e-3, 2: 2e-2}
 logit, by the bytes of the model's type. A leak changes them as much as another prompt does."""
 
 
-def misfits(arguments: Mapping[str, Any], max_seq_length: int, attention: str) -> Iterator[str]:
+def conflicts(arguments: Mapping[str, Any], max_seq_length: int, attention: str) -> Iterator[str]:
     """Refuse fields of SFTConfig that contradict packing or max_seq_length, and masks too large."""
     if arguments.get("eval_packing") and not arguments.get("packing"):
         yield (

@@ -83,7 +83,7 @@ class SFT:
         yield from _loss(self.args)
         yield from missing(self.args)
 
-    def misfits(self, adapter: Adapter, parallel: str, distributed: int | str) -> Iterator[str]:
+    def conflicts(self, adapter: Adapter, parallel: str, distributed: int | str) -> Iterator[str]:
         """Refuse adapters, arguments and numbers of processes that parallel=fsdp cannot use.
 
         Args:

@@ -65,7 +65,7 @@ CPU_OPTIMIZERS = (
 UNDECIDED = ("auto", "none", False)
 """Values of a shared parameter that leave the choice to Unsloth."""
 
-LORA_TAKEN = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_dora", *LORA}
+LORA_ACCEPTED = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_dora", *LORA}
 """Fields of LoraConfig that get_peft_model accepts and does not change."""
 
 
@@ -140,7 +140,7 @@ class Unsloth(Backend):
 
         adapter = training.adapter
         is_full = adapter.name == "full"
-        with _readable(source, kept_layers, training.folder) as place:
+        with _loadable(source, kept_layers, training.folder) as place:
             model, _ = FastLanguageModel.from_pretrained(
                 **place,
                 max_seq_length=training.max_seq_length,
@@ -204,7 +204,7 @@ def _checkpointing(training: Training) -> str | bool:
     return "unsloth" if training.gradient_checkpointing else False
 
 
-def misfits(
+def unsupported(
     model: Variant, adapter: Adapter, arguments: Mapping[str, Any], decided: Mapping[str, Any]
 ) -> Iterator[str]:
     """Refuse what Unsloth does not support; it is not imported.
@@ -245,7 +245,7 @@ def misfits(
 
 def _lora(adapter: Lora) -> Iterator[str]:
     for key, value in adapter.further.items():
-        if key not in LORA_TAKEN and value is not None:
+        if key not in LORA_ACCEPTED and value is not None:
             yield (
                 f"adapter.{key}={value}: Unsloth's get_peft_model does not accept it: leave it "
                 "out, or choose backend=transformers"
@@ -258,7 +258,7 @@ def _lora(adapter: Lora) -> Iterator[str]:
         )
 
 
-def family_misfits(model_name: str) -> Iterator[str]:
+def unsupported_family(model_name: str) -> Iterator[str]:
     """Refuse a model that Unsloth has no kernels for; config.json is fetched from the hub."""
     try:
         family = resolve(model_name).config.get("model_type")
@@ -273,7 +273,7 @@ def family_misfits(model_name: str) -> Iterator[str]:
 
 
 @contextmanager
-def _readable(
+def _loadable(
     source: "Source", kept_layers: Sequence[int], folder: Path
 ) -> Iterator[dict[str, Any]]:
     """Yield where to load the model from: its source, or a temporary reduced copy."""
