@@ -20,7 +20,7 @@ from lamina.heal.backends.training import Training
 from lamina.heal.callbacks.settings import Context
 from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice
-from lamina.heal.packing import batch
+from lamina.heal.packing import describe_batch
 from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start
 from lamina.measure.protocol import ModelRef, Protocol
 from lamina.measure.provenance import base_identity
@@ -144,7 +144,7 @@ class Experiment(Parameters):
         """
         arguments = self.trainer.arguments(folder, sharded=self.sharded, liger=self.liger)
         if distributed.count() > 1:
-            logger.info("%s", batch(arguments, distributed.count()))
+            logger.info("%s", describe_batch(arguments, distributed.count()))
         self._refuse_unsupported()
         return arguments
 

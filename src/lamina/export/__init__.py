@@ -1,1 +1,1 @@
-"""Models on disk: final/, reduced, merged and converted ones, and the checks of them."""
+"""Models on disk: final/, reduced, merged and converted ones, with their cards and checks."""

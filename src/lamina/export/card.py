@@ -1,4 +1,4 @@
-"""The model card and lamina.json, which lie beside the weights."""
+"""The model card and lamina.json, written beside the weights."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ HEALING = (
     "learning_rate lr_scheduler_type max_steps num_train_epochs per_device_train_batch_size "
     "gradient_accumulation_steps max_seq_length packing seed"
 ).split()
-"""Parameters on the card."""
+"""Parameters of the run on its card."""
 
 LOSSES = ("baseline_eval_loss", "reduced_eval_loss", "eval_loss")
 """Metrics on the card."""
@@ -68,12 +68,7 @@ def _fingerprint(plan: Plan) -> str | None:
 
 
 def card(content: dict[str, Any], *, is_adapter: bool) -> str:
-    """Return a model card in the hub's Markdown format.
-
-    Args:
-        content: Content of lamina.json.
-        is_adapter: Whether the weights are an adapter's, loaded onto its base.
-    """
+    """Return a model card in the hub's Markdown format, from the content of lamina.json."""
     source = content["source_model"] or "random weights"
     header = ["---", "library_name: transformers", "tags: [lamina, depth-pruning]"]
     if content["revision"]:

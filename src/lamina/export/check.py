@@ -30,7 +30,7 @@ class Losses:
 
 
 CHECKED_TOKENS = 512
-"""About how many recorded tokens are evaluated."""
+"""Most recorded tokens to evaluate, unless the first row is longer."""
 
 TOLERANCES = {"same": 1e-4, "rounded": 0.03}
 """Largest difference of losses, as a share of 1 + the loss, for a model measured and written in
@@ -40,10 +40,7 @@ float32, and for one rounded to bfloat16."""
 def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:
     """Load a written model and evaluate it; its weights stay on disk until a layer needs them.
 
-    Args:
-        run: The run it comes from.
-        folder: The written model's.
-        dtype: torch's name for the weights' new type; None if they kept theirs.
+    `dtype` is torch's name for the weights' new type; None if they kept theirs.
 
     Raises:
         ModelError: Its loss is not the recorded one.

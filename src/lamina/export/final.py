@@ -39,12 +39,7 @@ class Export:
     """Type of a whole model's weights: auto for the training's, bfloat16 or float32."""
 
     def form_of(self, plan: Plan, model: "PreTrainedModel", adapter: str) -> Form:
-        """Choose what final/ holds.
-
-        Args:
-            plan: Which layers stay.
-            model: The reduced model, before it gets an adapter.
-            adapter: Name of the adapter option; full has none.
+        """Choose what final/ holds, given the reduced model and the name of the adapter option.
 
         Raises:
             ConfigError: export.form demands an adapter that would not be exact.

@@ -59,7 +59,7 @@ class FinishedRun:
         """Find the larger model.
 
         Raises:
-            ModelError: It is gone, or there was none.
+            ModelError: It is missing, or there was none.
         """
         name, revision = self.manifest["source_model"], self.manifest["revision"]
         if name is None:
@@ -70,7 +70,7 @@ class FinishedRun:
         """Find the larger model and check that it still has the weights the run started from.
 
         Raises:
-            ModelError: It is gone, or its weights have changed.
+            ModelError: It is missing, or its weights have changed.
         """
         source = self.base()
         expected = self.manifest.get("source_fingerprint")

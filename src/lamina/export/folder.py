@@ -43,13 +43,9 @@ def copy_tokenizer(source: Source, folder: Path) -> None:
 
 
 def write_config(folder: Path, content: dict[str, Any], source: Source, dtype: str | None) -> None:
-    """Write config.json, and generation_config.json if the source has one.
+    """Write config.json with its content, and generation_config.json if the source has one.
 
-    Args:
-        folder: The model's folder.
-        content: Content of config.json.
-        source: The larger model's.
-        dtype: torch's name for the weights' new type; None keeps theirs.
+    `dtype` is torch's name for the weights' new type; None keeps theirs.
     """
     names = {"dtype", "torch_dtype"} & content.keys() or {"dtype"}
     changed = {**content, **(dict.fromkeys(names, dtype) if dtype else {})}
@@ -60,11 +56,9 @@ def write_config(folder: Path, content: dict[str, Any], source: Source, dtype: s
 
 
 def outgoing(slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None") -> dict[str, Outgoing]:
-    """Return tensors that are read and converted only when they are written.
+    """Return tensors, by their new names, that are read and converted only when they are written.
 
-    Args:
-        slices: From `tensor_slices`, by the names to write them under.
-        dtype: New type of floating-point tensors; None keeps theirs.
+    `dtype` is the new type of floating-point tensors; None keeps theirs.
     """
     return {name: _outgoing(piece, dtype) for name, piece in slices.items()}
 
@@ -80,10 +74,7 @@ def _outgoing(piece: TensorSlice, dtype: "torch.dtype | None") -> Outgoing:
 def refuse_output(key: str, output: Path, *sources: Path) -> None:
     """Refuse an output folder that is not empty, or is one of the source folders.
 
-    Args:
-        key: The output's option or config key.
-        output: May be missing.
-        sources: Folders to read from.
+    `key` is the output's option or config key.
     """
     place = output.expanduser().resolve()
     for source in sources:
@@ -115,10 +106,7 @@ def new_folder(output: Path) -> Iterator[Path]:
 def write_weights(folder: Path, tensors: Mapping[str, Outgoing], max_shard_bytes: int) -> None:
     """Write a model's tensors with a progress bar, and check that transformers loads them.
 
-    Args:
-        folder: Already holds config.json.
-        tensors: In the order that reads fastest.
-        max_shard_bytes: Most bytes in one file.
+    The folder already holds config.json; the tensors are in the order that reads fastest.
 
     Raises:
         ModelError: The written model does not load.

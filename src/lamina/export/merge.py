@@ -43,10 +43,8 @@ class AdapterUpdates:
     """An adapter's tensors, by the layer of the reduced model they update."""
 
     folder: Path
-    """The adapter's folder."""
 
     config: "LoraConfig"
-    """PEFT's settings."""
 
     updates: dict[int | None, dict[str, "torch.Tensor"]]
     """Tensors by their names in the adapter's file, each layer's as if it were the only one. None
@@ -56,7 +54,7 @@ class AdapterUpdates:
     """The reduced model that the adapter belongs to."""
 
     def merged(self, layer: int | None, slices: Mapping[str, Any]) -> dict[str, "torch.Tensor"]:
-        """Return one layer's updated weights, in float32.
+        """Return one layer's updated weights in float32.
 
         transformers loads the layer as a model of its own, PEFT merges the adapter into it, and
         transformers returns the weights under their names in the checkpoint.
@@ -114,11 +112,7 @@ class AdapterUpdates:
 
 
 def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
-    """Read an adapter.
-
-    Args:
-        folder: Holds adapter_config.json and adapter_model.safetensors.
-        reduced: The reduced model that it belongs to.
+    """Read an adapter and the layers of the reduced model that it updates.
 
     Raises:
         ModelError: The adapter cannot be read, or has layers that the model does not have.

@@ -46,7 +46,7 @@ class MemoryEstimate:
     """The memory of a training on one device, and what it depends on."""
 
     parameters: int
-    """Number of weights, without those of an adapter that is not added yet."""
+    """Number of weights, without those of an adapter yet to be added."""
     weights: int
     """Bytes of all weights."""
     linear_weights: int
@@ -96,15 +96,10 @@ class MemoryEstimate:
         liger: bool,
         sharded: bool,
     ) -> "MemoryEstimate":
-        """Estimate the memory of a training.
+        """Estimate the memory of a training with arguments of SFTConfig.
 
-        Args:
-            model: With its adapter; on the meta device, without: it gets the adapter here.
-            arguments: Fields of SFTConfig.
-            adapter: Which weights are trained.
-            dtype: Type of the unquantized weights.
-            liger: Whether liger-kernel computes the loss.
-            sharded: Whether weights are sharded over the processes.
+        The model has its adapter already, unless it is on the meta device: there it gets one here.
+        `dtype` is the type of the unquantized weights.
         """
         config, linear = model.config.get_text_config(), linear_weights(model)
         parameters, weights = model.num_parameters(), _weight_bytes(model, adapter, dtype)
@@ -271,7 +266,7 @@ def advice(estimate: MemoryEstimate) -> str:
 
 
 def loading_advice(estimate: MemoryEstimate) -> str:
-    """Return what shrinks a model that does not even load, with what each saves."""
+    """Return the settings that shrink a model too large to load, with what each saves."""
     found = [*_quantized(estimate)]
     if estimate.linear_bytes > 2:
         unquantized = estimate.weights

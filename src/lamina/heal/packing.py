@@ -77,8 +77,8 @@ def batch_size(arguments: "SFTConfig", processes: int) -> int:
     return int(alone * processes)
 
 
-def batch(arguments: "SFTConfig", processes: int) -> str:
-    """Return a line with the sequences in one optimizer step, and the factors of their number."""
+def describe_batch(arguments: "SFTConfig", processes: int) -> str:
+    """Return a line with the sequences in one optimizer step and the factors of their number."""
     return (
         f"{batch_size(arguments, processes)} sequences a step: "
         f"per_device_train_batch_size={arguments.per_device_train_batch_size} x {processes} "
@@ -118,7 +118,7 @@ def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
 
 
 def _logits(trainer: "TokenLossTrainer", documents: Sequence[list[int]]) -> "torch.Tensor":
-    """Return the last document's logits, (tokens, vocabulary), in one pack."""
+    """Return the logits, (tokens, vocabulary), of the last document in one pack."""
     ids: list[int] = [token for document in documents for token in document]
     lengths = [len(document) for document in documents]
     packed: dict[str, Any] = {"input_ids": ids, "labels": list(ids), "seq_lengths": lengths}

@@ -23,7 +23,7 @@ def with_padding_rows(rows: "Dataset", multiple: int, padding: int) -> "Dataset"
     Args:
         rows: Tokenized, packed or not.
         multiple: Rows that all processes take at once.
-        padding: The padding token's id: as the appended rows have no other, no count includes them.
+        padding: Id of the padding token, the only one in the appended rows: no count includes it.
     """
     from datasets import Dataset, concatenate_datasets
 

@@ -86,10 +86,7 @@ class SFT:
     def conflicts(self, adapter: Adapter, parallel: str, distributed: int | str) -> Iterator[str]:
         """Refuse adapters, arguments and numbers of processes that parallel=fsdp cannot use.
 
-        Args:
-            adapter: Which weights are trained.
-            parallel: auto, ddp or fsdp.
-            distributed: Number of processes, auto or none.
+        `parallel` is auto, ddp or fsdp; `distributed` a number of processes, auto or none.
         """
         if parallel != "fsdp":
             return

@@ -58,7 +58,7 @@ class TokenLossTrainer(SFTTrainer):
 
     def trainable_parameters(self) -> int:
         """Return the number of trained weights."""
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return sum(parameter.numel() for parameter in trained(self.model))
 
     def figures(self) -> dict[str, Any]:
         """Return a finished training's metrics, named as in result.json."""
@@ -107,7 +107,7 @@ class TokenLossTrainer(SFTTrainer):
     def _get_dataloader(
         self, dataset: Dataset, description: str, batch_size: int, **options: Any
     ) -> DataLoader:
-        # Accelerate 1.15 completes the last batches of several processes with repeated rows.
+        # Accelerate 1.15 completes the last batches of several processes by repeating rows.
         rows, at_once = dataset, batch_size * distributed.count()
         if distributed.count() > 1 and not self.args.dataloader_drop_last:
             dataset = with_padding_rows(rows, at_once, self.processing_class.pad_token_id)

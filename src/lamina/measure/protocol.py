@@ -79,7 +79,7 @@ class ModelRef:
         from transformers import AutoModelForCausalLM
 
         # transformers 5.17 ignores the base's revision in adapter_config.json: without this, an
-        # adapter gets another base once the hub's has changed.
+        # adapter gets another base once the one on the hub has changed.
         settings: dict[str, Any] = {"dtype": dtype, "revision": self.revision or "main"}
         if self.in_4bit:
             settings["quantization_config"] = quantization(dtype)
@@ -203,15 +203,10 @@ def reduced(
     ref: ModelRef | None,
     metrics: Sequence[str],
 ) -> None:
-    """Measure the reduced model before healing.
+    """Measure the reduced model before healing, and record its loss as each of `metrics`.
 
-    Args:
-        record: The run's.
-        protocol: The run's.
-        model: The model in memory, before it gets an adapter.
-        tokenizer: Its tokenizer.
-        ref: Loaded and measured instead, if the model in memory differs from what others load.
-        metrics: Names to record its loss under; without any, no loss is computed.
+    If the model in memory, still without an adapter, differs from what others load, `ref` is loaded
+    and measured instead. Without metrics no loss is computed.
     """
     parameters = model.num_parameters()
     protocol = protocol if metrics else replace(protocol, rows=())

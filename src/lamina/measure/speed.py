@@ -46,7 +46,7 @@ class Flops:
     """Per token whose prediction is trained, in the output head."""
 
     per_pair: Mapping[int | None, int]
-    """Per pair of tokens within a sliding window, by its tokens; None is without a window."""
+    """Per pair of tokens, by sliding window in tokens; None stands for no window."""
 
     def of(self, tokens: float, targets: float, pairs: Mapping[int | None, float]) -> float:
         """Return the operations of some steps.
@@ -213,11 +213,7 @@ def compute_peak(*, bf16: bool, fp16: bool, weights: str) -> float | None:
     """Return the peak, in FLOP/s, of this process's accelerator in a training's compute type.
 
     It is None without an accelerator, or for one that is not in `PEAKS`: no peak is guessed.
-
-    Args:
-        bf16: Whether training runs under bfloat16 autocast.
-        fp16: Whether training runs under float16 autocast.
-        weights: torch's name for the type of the weights.
+    `bf16` and `fp16` are autocast's; `weights` is torch's name for the type of the weights.
     """
     if not torch.cuda.is_available():
         return None

@@ -183,7 +183,7 @@ class Unsloth(Backend):
 
         if not torch.cuda.is_available():
             return True
-        # With all weights trained in bfloat16, Unsloth turns autocast to bfloat16 off.
+        # Unsloth turns bfloat16 autocast off if all weights are trained in bfloat16.
         if field == "bf16" and training.adapter.name == "full":
             return False
         # It also changes defaults that affect no number, such as how batches are collated.
@@ -209,11 +209,7 @@ def unsupported(
 ) -> Iterator[str]:
     """Refuse what Unsloth does not support; it is not imported.
 
-    Args:
-        model: What is trained.
-        adapter: Which weights are trained.
-        arguments: Fields of SFTConfig.
-        decided: Values of the shared parameters in `Unsloth.decides`.
+    `arguments` are fields of SFTConfig; `decided` has the shared parameters in `Unsloth.decides`.
     """
     if isinstance(model, Scratch):
         yield "model=scratch has no checkpoint that Unsloth could load: choose backend=transformers"
