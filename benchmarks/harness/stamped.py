@@ -81,7 +81,7 @@ def add_clock(trl_module: ModuleType, output: Path) -> None:
     import torch
     from transformers import TrainerCallback
 
-    from lamina.runtime.device import forget_peak_memory, peak_memory_bytes
+    from lamina.runtime.device import peak_memory_bytes, reset_peak_memory
 
     stamps: dict[str, Any] = {
         name: [] for name in ("steps", "steps_cpu", "left_out", "batches", "losses")
@@ -91,7 +91,7 @@ def add_clock(trl_module: ModuleType, output: Path) -> None:
         """Notes when things end."""
 
         def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
-            forget_peak_memory()
+            reset_peak_memory()
             stamps["attention"] = model.config._attn_implementation
             stamps["begin"] = time.monotonic()
 

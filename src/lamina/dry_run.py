@@ -25,7 +25,7 @@ from lamina.runtime.sizes import (
     free_disk_bytes,
     most_checkpoints,
     state_bytes,
-    trained,
+    trained_weights,
     weight_bytes,
 )
 
@@ -69,7 +69,7 @@ def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
 
     from lamina.report.dry_run_report import dry_run_report, refuse_what_does_not_fit
 
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         raise ConfigError(
             "dry_run=true takes one step in one process: leave out torchrun; distributed=NUMBER "
             "says how many the run will have"
@@ -169,7 +169,8 @@ def footprint_of(
     """
     model, is_full = trainer.model, form == "model"
     weights = weight_bytes(model.parameters()) + scale_bytes(model)
-    gradients, optimizer = weight_bytes(trained(model)), state_bytes(trainer.optimizer.state)
+    gradients = weight_bytes(trained_weights(model))
+    optimizer = state_bytes(trainer.optimizer.state)
     trainer.processing_class.save_pretrained(scratch / "tokenizer")
     tokenizer = folder_bytes(scratch / "tokenizer")
     # Merging adds no weights: the adapter's disappear into the model's.

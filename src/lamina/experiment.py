@@ -29,7 +29,7 @@ from lamina.runtime import distributed
 from lamina.runtime.cache import cache_folder
 from lamina.runtime.checkpoints import saved_step
 from lamina.runtime.files import refuse_unwritable
-from lamina.runtime.memory import memory_errors
+from lamina.runtime.out_of_memory import memory_errors
 from lamina.scan.cached import CachedScores
 from lamina.weights.source import Source
 
@@ -114,7 +114,7 @@ class Experiment(Parameters):
             "dtype": self.dtype,
             "attention": self.attention,
             "kernels": self.kernels,
-            "distributed": distributed.count(),
+            "distributed": distributed.world_size(),
             "backend": self.backend.name,
             **{f"adapter.{key}": value for key, value in asdict(self.adapter).items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
@@ -126,7 +126,7 @@ class Experiment(Parameters):
         """Whether weights, gradients and optimizer states are sharded over the processes."""
         import torch
 
-        if distributed.count() == 1 or self.parallel == "ddp":
+        if distributed.world_size() == 1 or self.parallel == "ddp":
             return False
         is_full = self.adapter.name == "full"
         return self.parallel == "fsdp" or (is_full and torch.cuda.is_available())
@@ -143,8 +143,8 @@ class Experiment(Parameters):
             ConfigError: TRL refuses one, or the model does not support the attention or kernels.
         """
         arguments = self.trainer.arguments(folder, sharded=self.sharded, liger=self.liger)
-        if distributed.count() > 1:
-            logger.info("%s", describe_batch(arguments, distributed.count()))
+        if distributed.world_size() > 1:
+            logger.info("%s", describe_batch(arguments, distributed.world_size()))
         self._refuse_unsupported()
         return arguments
 

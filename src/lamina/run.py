@@ -20,9 +20,9 @@ from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.provenance import fingerprint, provenance
 from lamina.measure.results import Record
 from lamina.runtime import distributed
-from lamina.runtime.device import forget_peak_memory, peak_memory_bytes, release
+from lamina.runtime.device import peak_memory_bytes, release_memory, reset_peak_memory
 from lamina.runtime.files import disk_errors, full_disks
-from lamina.runtime.lock import owned
+from lamina.runtime.lock import locked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ def run(experiment: Experiment, record: Record) -> None:
     plan(experiment)
     first, folder, wanted = distributed.is_first(), experiment.folder, experiment.evaluation
     # output_dir may lie outside the run folder, where another run may be at work.
-    owner = owned(folder, "output_dir") if first else nullcontext()
+    owner = locked(folder, "output_dir") if first else nullcontext()
     with full_disks(Path(experiment.run_dir)), owner:
         start = resume(experiment, record)
         with experiment.prepared():
@@ -62,14 +62,14 @@ def run(experiment: Experiment, record: Record) -> None:
                 heal(experiment, record, rows, trainer, start)
                 final = keep(experiment, record, trainer, form)
                 del trainer, model
-                release()  # otherwise memory holds the model twice once final/ is loaded
+                release_memory()  # otherwise memory holds the model twice once final/ is loaded
                 if wanted.reload:
                     measure.final(record, protocol, final)
 
 
 def plan(experiment: Experiment) -> None:
     """Decide which layers stay, and look for the data; only layer scores need weights."""
-    distributed.in_turn("plan", lambda: experiment.plan)
+    distributed.first_process_first("plan", lambda: experiment.plan)
     experiment.data.find()
 
 
@@ -126,7 +126,7 @@ def heal(
     made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
     packed = rows.packed(made, experiment.max_seq_length)
     record.update(data=packed, trainable_parameters=trainer.trainable_parameters())
-    forget_peak_memory()
+    reset_peak_memory()
     with disk_errors(experiment.folder, "output_dir"), experiment.memory_advice(trainer):
         trainer.train(resume_from_checkpoint=start.path)
     record.measured(**trainer.figures(), peak_memory_bytes=peak_memory_bytes())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lamina.measure.results import read_result
-from lamina.runtime.device import forget_peak_memory, peak_memory_bytes
+from lamina.runtime.device import peak_memory_bytes, reset_peak_memory
 from tests.conftest import SHORT, Finished, environment, train
 
 QUICK = (*SHORT, "model=dropped", "max_steps=3", "evaluation.num_samples=1", "num_threads=1")
@@ -176,5 +176,5 @@ def test_memory_of_an_earlier_job_is_not_counted() -> None:
     block[::4096] = b"x" * (size // 4096)
     del block
     before = peak_memory_bytes()
-    forget_peak_memory()
+    reset_peak_memory()
     assert peak_memory_bytes() < before - size / 2

@@ -16,7 +16,7 @@ from lamina.limits import one_of
 from lamina.measure.protocol import ModelRef
 from lamina.runtime import distributed
 from lamina.runtime.files import disk_errors, replacing
-from lamina.runtime.sizes import trained, weight_bytes
+from lamina.runtime.sizes import trained_weights, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def save_final(
     if distributed.is_first():
         model.config.use_cache = True  # the trainer turned it off; generation needs it
         if has_adapter:
-            with _writing(final, tokenizer, weight_bytes(trained(model))) as partial:
+            with _writing(final, tokenizer, weight_bytes(trained_weights(model))) as partial:
                 model.save_pretrained(partial)
                 rename_magnitudes(partial / WEIGHTS_FILE)
                 write_manifest(partial, manifest, is_adapter=True)

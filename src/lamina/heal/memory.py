@@ -24,7 +24,7 @@ from lamina.errors import ConfigError
 from lamina.heal.adapters import Adapter
 from lamina.heal.kernels import MASKED
 from lamina.runtime.device import visible_devices
-from lamina.runtime.sizes import trained, weight_bytes
+from lamina.runtime.sizes import trained_weights, weight_bytes
 from lamina.units import format_bytes
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ class MemoryEstimate:
         parameters, weights = model.num_parameters(), _weight_bytes(model, adapter, dtype)
         attention, trained_bytes = config._attn_implementation, dtype.itemsize
         if model.device.type == "meta":
-            own = trained(_adapted(model, adapter))
+            own = trained_weights(_adapted(model, adapter))
         else:
-            own = trained(model)
+            own = trained_weights(model)
             trained_bytes = own[0].itemsize
         return cls(
             parameters=parameters,

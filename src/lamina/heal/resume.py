@@ -133,7 +133,7 @@ def find_start(
     """
     given = given_checkpoint(resume)
     before = {**previous, **previous.get("settings", {})}
-    checkpoint = distributed.in_turn(
+    checkpoint = distributed.first_process_first(
         "claim_folder",
         lambda: (
             claim_folder(folder, run_dir, resume, given, before, now)

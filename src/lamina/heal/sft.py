@@ -17,7 +17,7 @@ from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.packing import refuse_leaking_packs
 from lamina.heal.requirements import missing
 from lamina.limits import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, one_of
-from lamina.runtime.sizes import trained
+from lamina.runtime.sizes import trained_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -251,7 +251,7 @@ def _finish_adapter(model: "PreTrainedModel | PeftModel", adapter: Adapter, plan
     """Check the adapter's settings; add what rebuilds the reduced model from the untouched base."""
     if adapter.in_4bit:
         # TRL 1.14 makes an adapter beside 4-bit weights bfloat16; elsewhere it is float32.
-        for weights in trained(model):
+        for weights in trained_weights(model):
             weights.data = weights.data.float()
     if not (given := adapter.settings()):
         return

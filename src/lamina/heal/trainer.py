@@ -24,7 +24,7 @@ from lamina.measure.evaluate import perplexity
 from lamina.measure.speed import compute_peak, training_flops
 from lamina.runtime import distributed
 from lamina.runtime.files import disk_errors, partial_path, replacing
-from lamina.runtime.sizes import state_bytes, trained, weight_bytes
+from lamina.runtime.sizes import state_bytes, trained_weights, weight_bytes
 
 
 class TokenLossTrainer(SFTTrainer):
@@ -58,7 +58,7 @@ class TokenLossTrainer(SFTTrainer):
 
     def trainable_parameters(self) -> int:
         """Return the number of trained weights."""
-        return sum(parameter.numel() for parameter in trained(self.model))
+        return sum(parameter.numel() for parameter in trained_weights(self.model))
 
     def figures(self) -> dict[str, Any]:
         """Return a finished training's metrics, named as in result.json."""
@@ -108,8 +108,8 @@ class TokenLossTrainer(SFTTrainer):
         self, dataset: Dataset, description: str, batch_size: int, **options: Any
     ) -> DataLoader:
         # Accelerate 1.15 completes the last batches of several processes by repeating rows.
-        rows, at_once = dataset, batch_size * distributed.count()
-        if distributed.count() > 1 and not self.args.dataloader_drop_last:
+        rows, at_once = dataset, batch_size * distributed.world_size()
+        if distributed.world_size() > 1 and not self.args.dataloader_drop_last:
             dataset = with_padding_rows(rows, at_once, self.processing_class.pad_token_id)
             if isinstance(options["sampler_fn"](rows), RandomSampler):
                 seed = self.args.data_seed
@@ -118,7 +118,7 @@ class TokenLossTrainer(SFTTrainer):
 
     @override
     def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
-        if distributed.count() > 1 and "attention_mask" in inputs:
+        if distributed.world_size() > 1 and "attention_mask" in inputs:
             # Padding rows have no trained token.
             counts = (inputs["labels"] != IGNORED).any(dim=1, keepdim=True)
             inputs = {**inputs, "attention_mask": inputs["attention_mask"] * counts}
@@ -171,7 +171,7 @@ class TokenLossTrainer(SFTTrainer):
 
     def _checkpoint_bytes(self) -> int:
         """Return the approximate bytes of one checkpoint."""
-        return weight_bytes(trained(self.model)) + state_bytes(self.optimizer.state)
+        return weight_bytes(trained_weights(self.model)) + state_bytes(self.optimizer.state)
 
     @override
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:

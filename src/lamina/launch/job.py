@@ -24,7 +24,7 @@ from lamina.launch.processes import (
 from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
-from lamina.runtime.lock import owned
+from lamina.runtime.lock import locked
 
 SPEC_KEY = "lamina/spec"
 """Key of the WorkerSpec in torchrun's store."""
@@ -37,7 +37,7 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> Record | 
     if is_later_node():
         start_processes(*prepare(config, folder, overrides))
         return None
-    with owned(folder, "hydra.run.dir"):
+    with locked(folder, "hydra.run.dir"):
         record = Record(folder, overrides)
         with record.outcome(), explained_timeouts():
             spec, layout = prepare(config, folder, overrides)

@@ -34,7 +34,7 @@ class Layout:
     @property
     def must_start(self) -> bool:
         """Whether Lamina must start the processes; otherwise the user's own torchrun has."""
-        return self.processes > 1 and distributed.count() == 1
+        return self.processes > 1 and distributed.world_size() == 1
 
 
 def decide_layout(processes: int | str, parallel: str) -> Layout:
@@ -46,8 +46,8 @@ def decide_layout(processes: int | str, parallel: str) -> Layout:
     """
     nodes, node = _nodes()
     devices = visible_devices()
-    if distributed.count() > 1:
-        layout = Layout(processes=distributed.count(), nodes=1, node=0)
+    if distributed.world_size() > 1:
+        layout = Layout(processes=distributed.world_size(), nodes=1, node=0)
         if processes not in ("auto", layout.processes):
             raise ConfigError(
                 f"distributed={processes}, but torchrun started {layout.processes} processes: "

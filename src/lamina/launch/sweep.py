@@ -24,7 +24,7 @@ from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError
 from lamina.measure.results import DRY_RUN_FILE, read_result
-from lamina.runtime.lock import owned
+from lamina.runtime.lock import locked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,7 +56,7 @@ class Sweep(Callback):
         self.is_queued = config.hydra.runtime.choices["hydra/launcher"] in QUEUEING_LAUNCHERS
         self.ownership = ExitStack()
         try:
-            self.ownership.enter_context(owned(self.folder, "hydra.sweep.dir"))
+            self.ownership.enter_context(locked(self.folder, "hydra.sweep.dir"))
         except OutputError as error:
             raise Ended(str(error)) from error
         self.began = time.monotonic()

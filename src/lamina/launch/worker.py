@@ -43,7 +43,7 @@ def work(spec: WorkerSpec) -> None:
     """Do this process's share of the run that a spec describes."""
     if spec.requeues:
         signal.signal(distributed.REQUEUE_SIGNAL, _exit_for_requeue)
-    if distributed.count() == 1:
+    if distributed.world_size() == 1:
         _forget_torchrun()
     else:
         _prepare_torch()
@@ -75,7 +75,7 @@ def _execute(spec: WorkerSpec, config: Any) -> None:
     record.write()
     if spec.requeues:
         signal.signal(distributed.REQUEUE_SIGNAL, signal.SIG_IGN)
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         from torch.distributed import destroy_process_group
 
         destroy_process_group()

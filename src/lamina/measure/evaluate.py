@@ -85,7 +85,7 @@ def row_losses(
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     model.eval()
     batches = list(_batches([len(row["input_ids"]) for row in rows], max_tokens))
-    for indices in batches[distributed.rank() :: distributed.count()]:
+    for indices in batches[distributed.rank() :: distributed.world_size()]:
         ids, labels, mask = _padded([rows[index] for index in indices], device)
         with torch.inference_mode():
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits

@@ -27,9 +27,9 @@ from lamina.measure.evaluate import (
 from lamina.measure.results import ROWS_FILE, Record
 from lamina.runtime import distributed
 from lamina.runtime.cache import Entry, cached, folder_of
-from lamina.runtime.device import compute_device, device_name, on_device, release
+from lamina.runtime.device import compute_device, device_name, on_device, release_memory
 from lamina.runtime.files import write_json, write_rows
-from lamina.runtime.memory import memory_errors
+from lamina.runtime.out_of_memory import memory_errors
 from lamina.weights.reading import identity
 from lamina.weights.source import resolve
 
@@ -135,7 +135,7 @@ def figures(ref: ModelRef, protocol: Protocol) -> Figures:
     model = ref.load()
     found = loaded_figures(model, ref.load_tokenizer(), protocol)
     del model
-    release()
+    release_memory()
     return found
 
 

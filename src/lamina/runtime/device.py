@@ -59,7 +59,7 @@ def installed(package: str) -> bool:
     return True
 
 
-def release() -> None:
+def release_memory() -> None:
     """Free the memory of unreferenced models, including those in reference cycles."""
     import torch
 
@@ -88,7 +88,7 @@ def free_memory_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def forget_peak_memory() -> None:
+def reset_peak_memory() -> None:
     """Reset the peak memory use, so that a training's peak excludes what came before it."""
     if "torch" in sys.modules:
         import torch

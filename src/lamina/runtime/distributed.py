@@ -17,7 +17,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def count() -> int:
+def world_size() -> int:
     """Return how many processes share the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -27,7 +27,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def in_turn(name: str, make: Callable[[], T]) -> T:
+def first_process_first(name: str, make: Callable[[], T]) -> T:
     """Call `make` in the first process, and in the others once the first has finished.
 
     For results that the first one saves for all, such as a scan. It works before the process group
@@ -37,7 +37,7 @@ def in_turn(name: str, make: Callable[[], T]) -> T:
         name: Unique within a run.
         make: Computes the result, or loads the saved one.
     """
-    if count() == 1:
+    if world_size() == 1:
         return make()
     if not is_first():
         store().wait([f"lamina/{name}"], timedelta(days=1))
@@ -60,7 +60,7 @@ def store() -> Any:
 
 def summed(values: Sequence[float]) -> list[float]:
     """Return the sum of each value over all processes."""
-    if count() == 1:
+    if world_size() == 1:
         return list(values)
     import torch
     from torch.distributed import all_reduce

@@ -14,7 +14,7 @@ LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 
 
 @contextmanager
-def owned(folder: Path, key: str) -> Iterator[None]:
+def locked(folder: Path, key: str) -> Iterator[None]:
     """Lock a folder for this process during the body; create it if needed.
 
     The operating system releases the lock however the process ends. `key` is the config key that

@@ -15,7 +15,7 @@ def weight_bytes(parameters: "Iterable[torch.nn.Parameter]") -> int:
     return sum(parameter.numel() * parameter.itemsize for parameter in parameters)
 
 
-def trained(model: "PreTrainedModel") -> "list[torch.nn.Parameter]":
+def trained_weights(model: "PreTrainedModel") -> "list[torch.nn.Parameter]":
     """Return the weights that are trained."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 

@@ -54,7 +54,7 @@ class Reading:
         return {
             "tokens_per_second": self.tokens / self.seconds,
             "flops_per_second": per_second,
-            "mfu": None if peak is None else per_second / (peak * distributed.count()),
+            "mfu": None if peak is None else per_second / (peak * distributed.world_size()),
         }
 
 
