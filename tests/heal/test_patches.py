@@ -46,7 +46,7 @@ def test_eval_loss_of_transformers_depends_on_the_batch_size(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("options", [{"label_smoothing_factor": 0.5}, {"loss_type": "dft"}])
-def test_eval_loss_of_transformers_and_trl_depends_on_the_loss_that_is_trained_on(
+def test_eval_loss_of_transformers_and_trl_depends_on_the_training_loss(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
     plain = loss(tmp_path, loss_type="nll")

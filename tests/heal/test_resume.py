@@ -130,7 +130,7 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     assert found.recorded["base"] == "abc"
 
 
-def test_a_folder_keeps_its_owner_if_the_owner_dies_while_taking_it_again(
+def test_a_folder_keeps_its_owner_if_the_owner_dies_while_claiming_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, run, another = tmp_path / "shared" / "pruned", tmp_path / "run", tmp_path / "another"

@@ -50,7 +50,7 @@ def test_the_first_process_gets_the_whole_model_in_its_own_class() -> None:
 @pytest.mark.parametrize(
     ("rows", "at_once", "expected"), [(5, 4, 8), (8, 4, 8), (1, 4, 4), (3, 1, 3)]
 )
-def test_rows_are_filled_up_without_trained_tokens(rows: int, at_once: int, expected: int) -> None:
+def test_padding_rows_have_no_trained_token(rows: int, at_once: int, expected: int) -> None:
     from datasets import Dataset
 
     from lamina.heal.sampling import ShuffledThenPadding, with_padding_rows

@@ -31,7 +31,7 @@ OPTIMIZER_FAMILIES = {
 """The same, by the prefix of the optimizers' names."""
 
 
-def missing(arguments: Mapping[str, Any]) -> Iterator[str]:
+def missing_requirements(arguments: Mapping[str, Any]) -> Iterator[str]:
     """Refuse fields of SFTConfig that need a package, device or compiler this machine lacks."""
     if arguments.get("activation_offloading") is True and not visible_devices():
         yield "activation_offloading=true needs a GPU: leave it out"

@@ -15,7 +15,7 @@ from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
 from lamina.heal.backends.training import Backend, Training
 from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.packing import refuse_leaking_packs
-from lamina.heal.requirements import missing
+from lamina.heal.requirements import missing_requirements
 from lamina.limits import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, one_of
 from lamina.runtime.sizes import trained_weights
 
@@ -81,7 +81,7 @@ class SFT:
         yield from _best_checkpoint(self.args)
         yield from _precision(self.args)
         yield from _loss(self.args)
-        yield from missing(self.args)
+        yield from missing_requirements(self.args)
 
     def conflicts(self, adapter: Adapter, parallel: str, distributed: int | str) -> Iterator[str]:
         """Refuse adapters, arguments and numbers of processes that parallel=fsdp cannot use.
@@ -293,19 +293,17 @@ def refuse_changed(path: str, given: Mapping[str, Any], used: Any) -> None:
         given: The settings by their names in `used`.
         used: The library's settings object.
     """
-    if differing := list(_differing(path, given, used)):
-        raise ConfigError("\n".join(differing))
-
-
-def _differing(path: str, given: Mapping[str, Any], used: Any) -> Iterator[str]:
+    changed = []
     for key, value in given.items():
         found = getattr(used, key, None)
         word = BOOLEANS[key][value] if key in BOOLEANS and isinstance(value, bool) else value
         if value is not None and not _same(word, found):
-            yield (
+            changed.append(
                 f"{path}{key}={value}, but a library changed it to {_plain(found)}: give "
                 f"{path}{key}={_plain(found)} if that is intended"
             )
+    if changed:
+        raise ConfigError("\n".join(changed))
 
 
 def _same(given: Any, used: Any) -> bool:
