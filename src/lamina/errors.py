@@ -40,7 +40,7 @@ class TrainingError(LaminaError, RuntimeError):
 
 
 class Ended(BaseException):
-    """Carries an error's message past Hydra, which would add lines of its own."""
+    """Carries an error's message past Hydra, which would add its own lines."""
 
 
 def either(names: Sequence[str]) -> str:

@@ -216,7 +216,7 @@ MISTAKES = {
     # Foreign code.
     "++model._target_=os.system": f"model._target_=os.system: not allowed; {TARGETS}",
     "++callbacks.x._target_=lamina.heal.libraries.os.system": "callbacks.x._target_=lamina.heal."
-    "libraries.os.system: not allowed; it is not a class or function of that package's own",
+    "libraries.os.system: not allowed; it is not one of that package's own classes or functions",
     "++hydra.callbacks.x._target_=builtins.eval": "hydra.callbacks.x._target_=builtins.eval: not "
     "allowed; targets begin with hydra., hydra_plugins., lamina.",
     # Several at once.
@@ -260,7 +260,7 @@ IN_A_FILE = {
     "hydra: {callbacks: {evil: {_target_: os.system, command: ls}}}": "hydra.callbacks.evil."
     "_target_=os.system: not allowed; targets begin with hydra., hydra_plugins., lamina.",
     "hydra: {job_logging: {handlers: {evil: {(): os.system, command: ls}}}}": "hydra.job_logging."
-    "handlers.evil.()=os.system: not allowed; log handlers are those of Python's logging",
+    "handlers.evil.()=os.system: not allowed; log handlers must be those of Python's logging",
     "lora: 16\nlogger: [wandb]": "conf file experiment/mine: lora=16: a group of keys; give "
     "lora.NAME=VALUE\n"
     "conf file experiment/mine: logger=['wandb']: a group of keys; give logger.NAME=VALUE",

@@ -51,7 +51,7 @@ REFUSED = {
     "hydra: {run: {dir: 'runs/${oc.env:WANDB_API_KEY}'}}": "hydra.run.dir: refers to the secret "
     f"WANDB_API_KEY; {KEPT}",
     "hydra: {run: {dir: 'runs/${oc.decode:${run_dir}}'}}": "hydra.run.dir=runs/${oc.decode:"
-    "${run_dir}}: not allowed; below hydra no interpolation calls oc.decode",
+    "${run_dir}}: not allowed; interpolations below hydra must not call oc.decode",
     f"wandb_project: lamina-{KEY}": f"wandb_project: holds the value of WANDB_API_KEY; {KEPT}",
     "wandb_project: '${${model_name}:WANDB_API_KEY}'\nmodel_name: oc.env": "wandb_project: refers "
     "to the secret WANDB_API_KEY; keys stay in the environment or in .env",

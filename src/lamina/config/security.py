@@ -86,13 +86,11 @@ def refuse_unsafe(config: DictConfig) -> None:
 def _problems(content: Any) -> Iterator[str]:
     known = _secrets()
     for path, value in _strings(content, ""):
-        if name := _held(value, known):
-            shown = path if _held(path, known) is None else "a key of the config"
-            yield f"{shown}: holds the value of {name}; {SECRET_ADVICE}"
+        yield from _secret_problems(value, path, "a key of the config", known)
         for name in re.findall(r"oc\.env:[\s\"']*([\w.-]+)", value):
             if _is_secret(name):
                 yield f"{path}: refers to the secret {name}; {SECRET_ADVICE}"
-    yield from _foreign_code(content.get("hydra") or {}, "hydra.")
+    yield from _foreign_code(content.get("hydra") or {})
 
 
 def refusal(target: Any, allowed: tuple[str, ...]) -> str | None:
@@ -108,7 +106,7 @@ def refusal(target: Any, allowed: tuple[str, ...]) -> str | None:
     except (ImportError, ValueError):
         return "there is no such class or function"
     if not f"{getattr(found, '__module__', '')}.".startswith(allowed) or not callable(found):
-        return "not allowed; it is not a class or function of that package's own"
+        return "not allowed; it is not one of that package's own classes or functions"
     return None
 
 
@@ -116,10 +114,7 @@ def argument_problems(arguments: Sequence[str]) -> Iterator[str]:
     """Name command-line arguments that hold a secret; Hydra would write them to a file."""
     known = _secrets()
     for argument in arguments:
-        if name := _held(argument, known):
-            key = argument.partition("=")[0]
-            shown = key if _held(key, known) is None else "an argument"
-            yield f"{shown}: holds the value of {name}; {SECRET_ADVICE}"
+        yield from _secret_problems(argument, argument.partition("=")[0], "an argument", known)
 
 
 def _strings(node: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -134,8 +129,8 @@ def _strings(node: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path.rstrip("."), str(node)
 
 
-def _foreign_code(hydra: dict[str, Any], path: str) -> Iterator[str]:
-    for key, value in _strings(hydra, path):
+def _foreign_code(hydra: dict[str, Any]) -> Iterator[str]:
+    for key, value in _strings(hydra, "hydra."):
         name = key.rpartition(".")[2]
         if name == value:
             continue  # a key
@@ -143,18 +138,18 @@ def _foreign_code(hydra: dict[str, Any], path: str) -> Iterator[str]:
         if name == "_target_" and (reason := refusal(value, HYDRA_TARGETS)):
             yield f"{key}={value}: {reason}"
         elif logged and name in ("()", "class") and not value.startswith(LOGGING_CLASSES):
-            yield f"{key}={value}: not allowed; log handlers are those of Python's logging"
+            yield f"{key}={value}: not allowed; log handlers must be those of Python's logging"
         elif logged and "ext://" in value and value not in ("ext://sys.stdout", "ext://sys.stderr"):
             yield f"{key}={value}: not allowed; give ext://sys.stdout or ext://sys.stderr"
-        elif (called := _called(value)) and key.startswith("hydra."):
-            yield f"{key}={value}: not allowed; below hydra no interpolation calls {called}"
+        elif called := _forbidden_resolver(value):
+            yield f"{key}={value}: not allowed; interpolations below hydra must not call {called}"
         elif key.startswith(("hydra.callbacks.", "hydra.launcher.", "hydra.sweeper.")) and (
             re.search(r"\$\{(?!hydra[.:]|now:|oc\.env:)", value)
         ):
             yield f"{key}={value}: not allowed; give the value itself"
 
 
-def _called(value: str) -> str | None:
+def _forbidden_resolver(value: str) -> str | None:
     """Return the first resolver in a text that is not allowed below hydra."""
     for match in re.finditer(r"\$\{\s*([^}:]*):", value):
         if match[1] not in RESOLVERS:
@@ -170,9 +165,14 @@ def _secrets() -> dict[str, str]:
     return {n: v for n, v in os.environ.items() if len(v) >= SHORTEST_SECRET and _is_secret(n)}
 
 
-def _held(text: str, known: Mapping[str, str]) -> str | None:
-    """Return the name of a secret whose value a text contains."""
-    return next((name for name, value in known.items() if value in text), None)
+def _secret_problems(
+    text: str, key: str, placeholder: str, known: Mapping[str, str]
+) -> Iterator[str]:
+    """Report a secret in a text under its key, or a placeholder if the key holds one as well."""
+    name = next((name for name, secret in known.items() if secret in text), None)
+    if name is not None:
+        shown = placeholder if any(secret in key for secret in known.values()) else key
+        yield f"{shown}: holds the value of {name}; {SECRET_ADVICE}"
 
 
 def _environment(name: str, default: str | None = "???") -> str | None:
