@@ -1,9 +1,14 @@
-"""`make fields`: write down the fields of the installed TRL's SFTConfig and PEFT's LoraConfig.
+"""Writes the fields of the installed TRL's SFTConfig and PEFT's LoraConfig to a table.
 
-Importing these classes takes seconds; preflight reads the table instead.
+    python tools/library_fields.py            # or make fields
+    python tools/library_fields.py --check    # fail if the table is not that of the libraries
+
+Importing these classes takes seconds; preflight reads the table instead. Run it in a process of its
+own: typing returns the first of several equal unions, such as str | list and list | str.
 """
 
 import json
+import sys
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -81,5 +86,13 @@ def text(table: dict[str, dict[str, Any]]) -> str:
     return "{" + ",\n".join(classes) + "}\n"
 
 
+def main() -> None:
+    """Write the table, or compare it."""
+    if "--check" not in sys.argv:
+        TABLE.write_text(text(table()), encoding="utf-8")
+    elif TABLE.read_text(encoding="utf-8") != text(table()):
+        sys.exit(f"error: {TABLE.name} is not that of the installed libraries: make fields")
+
+
 if __name__ == "__main__":
-    TABLE.write_text(text(table()), encoding="utf-8")
+    main()

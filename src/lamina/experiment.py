@@ -23,7 +23,6 @@ from lamina.heal.memory import MemoryEstimate, advice, loading_advice
 from lamina.heal.packing import describe_batch
 from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start
 from lamina.measure.protocol import ModelRef, Protocol
-from lamina.measure.provenance import base_identity
 from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.cache import cache_folder
@@ -118,7 +117,6 @@ class Experiment(Parameters):
             "backend": self.backend.name,
             **{f"adapter.{key}": value for key, value in asdict(self.adapter).items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
-            "base": base_identity(self.plan.source),
         }
 
     @property

@@ -17,7 +17,7 @@ from lamina.heal.callbacks.loggers import open_observers
 from lamina.heal.resume import Start, find_start
 from lamina.measure import protocol as measure
 from lamina.measure.evaluate import SAMPLE_ROWS
-from lamina.measure.provenance import fingerprint, provenance
+from lamina.measure.provenance import base_identity, fingerprint, provenance
 from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.device import peak_memory_bytes, release_memory, reset_peak_memory
@@ -75,7 +75,8 @@ def plan(experiment: Experiment) -> None:
 
 def resume(experiment: Experiment, record: Record) -> Start:
     """Claim the folder of checkpoints and find the checkpoint to continue from."""
-    identity, settings = experiment.identity, experiment.settings
+    identity, base = experiment.identity, base_identity(experiment.plan.source)
+    settings = {**experiment.settings, "base": base}
     folder, run_dir = experiment.folder, Path(experiment.run_dir).absolute()
     before, now = record.previous or {}, identity | settings
     start = find_start(folder, run_dir, experiment.resume, before, now)
