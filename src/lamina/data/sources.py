@@ -33,27 +33,15 @@ class Rows:
     """Settings of every source but the generator."""
 
     eval: str | None
-    """The evaluation rows, given as in `train`; None holds out `eval_fraction` of the training
-    rows."""
-
     eval_fraction: float
-    """Fraction of the training rows to hold out if `eval` is None, above 0 and below 1."""
-
     max_train_samples: MaxTrainSamples
-    """Use only the first training rows, counted after the hold-out; None for all."""
-
     columns: dict[str, str | None]
     """The data set's name of each column of a form in `lamina.data.forms`; None if it is the same,
     or if there is no such column."""
 
     loss_on: LossOn
-    """Tokens to train: assistant, completion, all or auto."""
-
     on_bad_row: Annotated[str, one_of("error", "skip")]
-    """What an unusable row does: error, or skip to leave it out and list it."""
-
     max_dropped: MaxDropped
-    """Share of a split's tokens that truncation to max_seq_length may drop, 0 to 1."""
 
     def problems(self) -> Iterator[str]:
         """Refuse a hold-out that leaves one side empty."""
@@ -93,7 +81,6 @@ class Files(Rows):
     """csv, json, jsonl or parquet."""
 
     train: str
-    """File of the training rows, or a folder of such files, read in the order of their names."""
 
     @override
     def find(self) -> None:
@@ -120,13 +107,8 @@ class Hub(Rows):
     """A data set of the hub."""
 
     name: str
-    """Hub id."""
-
     config: str | None
-    """Its configuration, if it has several."""
-
     train: str
-    """Split with the training rows."""
 
     def load(self) -> Splits:
         """Download the splits, or take them from the cache.
@@ -165,10 +147,7 @@ class Disk(Rows):
     """A folder written by `save_to_disk`."""
 
     path: str
-    """The folder; nothing is written to it."""
-
     train: str
-    """Split with the training rows."""
 
     @override
     def find(self) -> None:
@@ -217,10 +196,7 @@ class Synthetic:
     """Seed of the rows."""
 
     loss_on: LossOn
-    """Tokens to train: assistant, all or auto."""
-
     max_dropped: MaxDropped
-    """Share of a split's tokens that truncation to max_seq_length may drop, 0 to 1."""
 
     def find(self) -> None:
         """Check nothing: the rows are generated."""

@@ -140,8 +140,6 @@ class Angular(Selector):
     """
 
     token: Annotated[str, one_of("last", "mean")]
-    """Tokens that are compared: last for each window's last one, as in the paper, or mean for the
-    mean over all."""
 
     @override
     def kept(self, num_layers: int, keep_layers: int, scores: LayerScores) -> tuple[int, ...]:

@@ -33,10 +33,7 @@ class Export:
     """What final/ holds."""
 
     form: Annotated[str, one_of("auto", "adapter", "merged", "both")]
-    """auto, adapter, merged, or both: the adapter in final/, the merged model in final-merged/."""
-
     dtype: Annotated[str, one_of("auto", "bfloat16", "float32")]
-    """Type of a whole model's weights: auto for the training's, bfloat16 or float32."""
 
     def form_of(self, plan: Plan, model: "PreTrainedModel", adapter: str) -> Form:
         """Choose what final/ holds, given the reduced model and the name of the adapter option.

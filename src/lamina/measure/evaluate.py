@@ -29,19 +29,10 @@ class Evaluation:
     """What to measure besides the trainer's own evaluations."""
 
     baseline: bool
-    """Evaluate the untouched model."""
-
     reduced: bool
-    """Evaluate the reduced model before healing."""
-
     reload: bool
-    """Evaluate final/, loaded as a user would."""
-
     num_samples: Annotated[int, NOT_NEGATIVE]
-    """Prompts to answer before and after healing."""
-
     max_new_tokens: Annotated[int, WHOLE_TOKENS]
-    """Most tokens in one answer."""
 
 
 @dataclass(frozen=True)

@@ -31,29 +31,15 @@ class ScanSettings:
     """How layers are scored."""
 
     tokens: Any
-    """Calibration tokens per set, such as 4096, 16k or 1.6M."""
-
     sets: Annotated[int, AT_LEAST_ONE]
-    """Calibration sets: the first is the beginning of the text, others are drawn from the rest."""
-
     rows: Annotated[str, one_of("joined", "apart")]
-    """joined: rows form one text and every prediction is scored; apart: rows are kept apart and
-    only trained tokens are scored, as in training."""
-
     sublayers: bool
-    """Whether each layer's attention and mlp are also scored separately."""
-
     stream: Annotated[
         str,
         Limit(lambda value: value.lower() in ("auto", "true", "false"), "give auto, true or false"),
     ]
-    """Whether layers are read when needed instead of held in memory: auto, true or false."""
-
     memory: Any
-    """Bytes for weights and hidden states, such as 8GB; text beyond them takes another pass."""
-
     candidates: Annotated[int, AT_LEAST_ONE]
-    """How many single-layer removals `lamina shortlist` heals."""
 
     def problems(self) -> Iterator[str]:
         """Refuse quantities that cannot be read."""

@@ -81,8 +81,6 @@ class Unsloth(Backend):
     """Unsloth's models, kernels and LoRA."""
 
     statistics: bool
-    """Whether Unsloth may send usage statistics about this machine."""
-
     name: ClassVar[str] = "unsloth"
 
     decides: ClassVar[tuple[str, ...]] = (
@@ -195,8 +193,6 @@ class Auto:
     """Unsloth if it supports the run, transformers otherwise; decided before the run starts."""
 
     statistics: bool
-    """Whether Unsloth, if chosen, may send usage statistics about this machine."""
-
     name: ClassVar[str] = "auto"
 
 

@@ -77,13 +77,8 @@ class WandB(LoggerSettings):
     project: str
 
     name: str
-    """The run's name; auto: variant, kept layers and adapter."""
-
     group: str
-    """The run's group; auto: the sweep's folder, or none."""
-
     mode: Annotated[str, one_of("auto", "online", "offline")]
-    """online, offline, or auto: online with a key and a network."""
 
     @override
     @contextmanager

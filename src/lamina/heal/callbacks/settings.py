@@ -76,10 +76,7 @@ class EarlyStopping(CallbackSettings):
     """Stops when eval_loss no longer falls."""
 
     patience: Annotated[int, AT_LEAST_ONE]
-    """Evaluations without a better eval_loss before it stops."""
-
     threshold: float
-    """Least decrease of eval_loss that counts as better, in nats per token."""
 
     @override
     def build(self, context: Context) -> "TrainerCallback":
