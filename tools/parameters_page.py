@@ -47,6 +47,11 @@ Give an option as `GROUP=OPTION`; it decides what is built. The default is in bo
 """
 
 LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*?)(?P<comment>#.*)?$")
+SHARED = {
+    "adapter": ("low_rank.yaml", "all but `full`"),
+    "data": ("rows.yaml", "all but `synthetic`"),
+}
+"""Files that the options of a group include, and which options do."""
 
 
 def keys(file: Path) -> Iterator[tuple[str, str, str]]:
@@ -117,11 +122,10 @@ def option_keys(name: str, files: list[Path]) -> Sequence[tuple[str, ...]]:
         (f"`{key}`", ", ".join(having), f"`{value}`", texts[key, value])
         for (key, value), having in options.items()
     ]
-    if name == "data":
-        shared = keys(CONF / "rows.yaml")
-        rows += [
-            (f"`data.{key}`", "all but `synthetic`", f"`{v}`", text) for key, v, text in shared
-        ]
+    if name in SHARED:
+        file_name, options_having = SHARED[name]
+        shared = keys(CONF / file_name)
+        rows += [(f"`{name}.{key}`", options_having, f"`{v}`", text) for key, v, text in shared]
     return rows
 
 

@@ -29,20 +29,10 @@ class Lora:
     """Low-rank updates beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685)."""
 
     r: Annotated[int, AT_LEAST_ONE]
-    """Rank of the update."""
-
     alpha: Annotated[int, AT_LEAST_ONE]
-    """Scale of the update: alpha / r."""
-
     dropout: Annotated[float, FRACTION]
-    """Probability of zeroing an input of the update in training."""
-
     bias: Annotated[str, one_of("none", "all", "lora_only")]
-    """Which biases are trained: none, all or lora_only."""
-
     target_modules: Any
-    """Module names, or all-linear: every linear layer except the output head."""
-
     further: dict[str, Any]
     """Other fields of PEFT's LoraConfig."""
 
