@@ -17,6 +17,7 @@ from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.packing import refuse_leaking_packs
 from lamina.heal.requirements import missing_requirements
 from lamina.limits import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, one_of
+from lamina.runtime import distributed
 from lamina.runtime.sizes import trained_weights
 
 if TYPE_CHECKING:
@@ -83,10 +84,10 @@ class SFT:
         yield from _loss(self.args)
         yield from missing_requirements(self.args)
 
-    def conflicts(self, adapter: Adapter, parallel: str, distributed: int | str) -> Iterator[str]:
+    def conflicts(self, adapter: Adapter, parallel: str, processes: int | str) -> Iterator[str]:
         """Refuse adapters, arguments and numbers of processes that parallel=fsdp cannot use.
 
-        `parallel` is auto, ddp or fsdp; `distributed` a number of processes, auto or none.
+        `parallel` is auto, ddp or fsdp; `processes` a number, auto or none.
         """
         if parallel != "fsdp":
             return
@@ -97,9 +98,9 @@ class SFT:
             )
         if self.args.get("torch_compile"):
             yield NO_COMPILED_SHARDS
-        if distributed in ("none", 1):
+        if processes in ("none", 1):
             yield (
-                f"parallel=fsdp needs several processes: leave out distributed={distributed}, or "
+                f"parallel=fsdp needs several processes: leave out distributed={processes}, or "
                 "parallel"
             )
 
@@ -139,7 +140,7 @@ class SFT:
         }
         if self.args.get("gradient_checkpointing"):
             own["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-        if not accelerated:
+        if not accelerated and distributed.world_size() > 1:
             # Otherwise accelerate 1.15 numbers the CPUs, and torch cannot load onto cpu:1.
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         try:
