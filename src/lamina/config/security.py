@@ -39,7 +39,7 @@ HYDRA_TARGETS = ("hydra.", "hydra_plugins.", "lamina.")
 """Prefixes of what Hydra may instantiate as its launcher, sweeper and callbacks."""
 
 RESOLVERS = ("hydra", "now", "oc.env", "asset")
-"""Resolvers allowed below hydra; any other could build a node that nobody checks."""
+"""Resolvers allowed below hydra; others could build nodes that escape the checks."""
 
 LOGGING_CLASSES = ("logging.", "colorlog.")
 

@@ -76,7 +76,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _begin_of_weights(path: Path) -> int:
     """Return the offset of the first weight, with the header left in the page cache.
 
-    An ordinary read would start the kernel's readahead: megabytes of layers that nobody wants.
+    An ordinary read would start the kernel's readahead: megabytes of dropped layers.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -48,7 +48,7 @@ class WeightFile:
         self.path = path
         self.descriptor = os.open(path, os.O_RDONLY)
         self.map = mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_COPY) if mapped else None
-        # The kernel's readahead, megabytes on some disks, would read layers that nobody wants.
+        # The kernel's readahead, megabytes on some disks, would read dropped layers.
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         if self.map is not None and hasattr(mmap, "MADV_RANDOM"):
