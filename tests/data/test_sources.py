@@ -60,6 +60,15 @@ def test_a_fraction_that_leaves_nothing_is_refused(tmp_path: Path, fraction: flo
         source(path, fraction=fraction).load()
 
 
+def test_an_unusable_row_is_named_before_a_fraction_that_leaves_nothing(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", '{"txt": "a"}')
+    with pytest.raises(DataError, match=r"a\.jsonl, row 1: found columns txt; expected "):
+        source(path).load()
+    jsonl(tmp_path / "a.jsonl", '{"text": "a"}')
+    with pytest.raises(DataError, match=r"data\.eval_fraction=0\.5 of 1 row in .*: give data"):
+        source(path).load()
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -1,5 +1,6 @@
 """Token counts of a split, and the check of how many tokens truncation drops."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,11 +52,7 @@ class TokenizedSplit:
         return asdict(self.count)
 
     def check_truncation(self, allowed: float, max_seq_length: int) -> None:
-        """Refuse to drop more than a share of the tokens.
-
-        Args:
-            allowed: data.max_dropped, 0 to 1.
-            max_seq_length: Tokens to which rows were cut.
+        """Refuse to drop more than data.max_dropped, a share from 0 to 1, of the tokens.
 
         Raises:
             DataError: More are dropped; the message suggests values of max_seq_length.
@@ -78,24 +75,16 @@ class TokenizedSplit:
         import numpy
 
         lengths, starts = numpy.asarray(self.lengths), numpy.asarray(self.starts)
-        below, enough = 0, int(lengths.max())
-        while enough - below > 1:
-            middle = (below + enough) // 2
-            cut = numpy.where(starts >= middle, lengths, numpy.maximum(lengths - middle, 0))
-            if cut.sum() <= allowed * lengths.sum():
-                enough = middle
-            else:
-                below = middle
-        return enough
+
+        def suffices(length: int) -> bool:
+            cut = numpy.where(starts >= length, lengths, numpy.maximum(lengths - length, 0))
+            return bool(cut.sum() <= allowed * lengths.sum())
+
+        return 1 + bisect_left(range(1, int(lengths.max())), True, key=suffices)
 
 
 def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> TokenizedSplit:
-    """Drop the rows without a trained token, and count.
-
-    Args:
-        split: The rows.
-        tokenized: The result of `lamina.data.tokenization` for each of them.
-        max_seq_length: Tokens to which rows were cut.
+    """Drop the rows without a trained token, and count; rows were cut to max_seq_length tokens.
 
     Raises:
         DataError: No row is left.
@@ -106,11 +95,8 @@ def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> Tokenize
         for index, problem in enumerate(problems)
         if problem is not None
     )
-    readable = tokenized
-    if skipped:
-        readable = tokenized.select([i for i, problem in enumerate(problems) if problem is None])
-    usable = [index for index, trained in enumerate(readable["trained"][:]) if trained]
-    kept = readable if len(usable) == len(readable) else readable.select(usable)
+    readable = _where(tokenized, [problem is None for problem in problems])
+    kept = _where(readable, readable["trained"][:])
     if len(kept) == 0:
         raise DataError(
             f"{split.origin}: no trained token within max_seq_length={max_seq_length}; raise it"
@@ -130,13 +116,15 @@ def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> Tokenize
     return TokenizedSplit(rows, split.origin, count, skipped, lengths, readable["start"][:])
 
 
+def _where(rows: "Dataset", wanted: Sequence[Any]) -> "Dataset":
+    """Return the wanted rows; `select` would slow down the reading of all of them."""
+    return rows if all(wanted) else rows.select([i for i, each in enumerate(wanted) if each])
+
+
 def pack_fill(rows: "Dataset", counted: TokenCount, length: int) -> float | None:
     """Return the share of the packs' places that hold a token, 0 to 1; None without packing.
 
-    Args:
-        rows: The trainer's; packs have the column seq_lengths.
-        counted: The rows that the trainer was given.
-        length: Tokens that one pack holds.
+    `rows` are the trainer's, `counted` the rows it was given; a pack holds `length` tokens.
 
     Raises:
         ConfigError: The trainer's rows have another number of tokens.

@@ -33,21 +33,18 @@ def cached_rows(
     """Return the rows that a generator yields, from the cache if its arguments are the same.
 
     The library writes to a temporary name, renames, and locks the file against other processes.
-
-    Args:
-        generate: A module's function, called with `arguments` and `protocol`. Its errors are
-            raised here.
-        features: Types of the columns.
-        arguments: Identify the rows.
+    `generate`, a module's function, is called with `arguments`, which identify the rows, and
+    `protocol`; its errors are raised here.
 
     Raises:
         OutputError: HF_DATASETS_CACHE cannot be written.
     """
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
 
     given = {**arguments, "protocol": _protocol(PROTOCOL)}
-    with cache_errors(), _without_progress():
+    disable_progress_bars()  # reading is fast; `lamina.data.feed` shows them for slow work
+    with cache_errors():
         try:
             return Dataset.from_generator(generate, features=features, gen_kwargs=given)
         except DatasetGenerationError as error:
@@ -64,14 +61,8 @@ def cached_map(
 ) -> "Dataset":
     """Map each row and its index to a new row, or return the cached result of the same call.
 
-    Without a writable HF_DATASETS_CACHE the result stays in memory.
-
-    Args:
-        rows: Identify the result, with `make`, all objects that it refers to, and `arguments`.
-        make: Returns all columns of the new row.
-        features: Types of the new columns.
-        desc: Label of the progress bar.
-        arguments: Passed to `make`.
+    Without a writable HF_DATASETS_CACHE the result stays in memory. It is identified by the rows,
+    by `make` with all objects that it refers to, and by `arguments`, which `make` receives.
 
     Raises:
         OutputError: The disk is full.
@@ -125,16 +116,3 @@ def _is_writable(folder: Path) -> bool:
 def _protocol(number: int) -> str:
     libraries = (f"{name} {version(name)}" for name in LIBRARIES)
     return ", ".join((str(number), f"python {platform.python_version()}", *libraries))
-
-
-@contextmanager
-def _without_progress() -> Iterator[None]:
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    before = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not before:
-            enable_progress_bars()

@@ -32,10 +32,6 @@ def encode_chat(
 def training_template(tokenizer: "PreTrainedTokenizerBase", loss_on: str) -> str | None:
     """Return a chat template that marks the assistant's tokens; None: use the tokenizer's own.
 
-    Args:
-        tokenizer: The model's.
-        loss_on: assistant or all.
-
     Raises:
         ConfigError: There is no template, or none that trains the assistant's tokens and their end.
     """

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.data.accounting import TokenizedSplit, pack_fill
 from lamina.data.sources import DataSource
-from lamina.data.splits import Split
 from lamina.data.tokenization import Tokenization
 from lamina.measure.results import ROWS_FILE, SKIPPED_FILE
 from lamina.runtime.files import write_rows
@@ -50,11 +49,7 @@ class Feed:
         return {"train": self.train.as_dict(), "eval": self.eval.as_dict()}
 
     def packed(self, made: "Mapping[str, Dataset]", length: int) -> dict[str, dict[str, Any]]:
-        """Return the counts with each split's pack_fill.
-
-        Args:
-            made: The trainer's rows of train and eval.
-            length: Tokens that one pack holds.
+        """Return the counts with the pack_fill of each split's rows `made` by the trainer.
 
         Raises:
             ConfigError: The trainer has cut rows.
@@ -68,6 +63,9 @@ class Feed:
 LONG = 10_000
 """From this many rows on, tokenizing takes over a second and shows a progress bar."""
 
+SHOWN = 3
+"""Skipped rows on the console; skipped_rows.jsonl lists all of them."""
+
 
 def feed(
     data: DataSource,
@@ -76,23 +74,22 @@ def feed(
     max_seq_length: int,
     num_prompts: int,
 ) -> Feed:
-    """Load a data set and tokenize it.
-
-    Args:
-        data: The source.
-        tokenizer: The model's.
-        max_seq_length: Rows are cut to this many tokens.
-        num_prompts: Number of prompts to take from the evaluation rows.
+    """Load a data set and tokenize it; rows are cut to max_seq_length tokens.
 
     Raises:
         DataError: The data set is missing, empty or has an unusable row, or truncation drops too
             many tokens.
         ConfigError: The rows or the chat template do not support data.loss_on.
     """
+    from datasets import disable_progress_bars, enable_progress_bars
+
     splits = data.load()
-    _show_progress(len(splits.train.rows) + len(splits.eval.rows))
+    is_long = len(splits.train.rows) + len(splits.eval.rows) >= LONG
+    (enable_progress_bars if is_long else disable_progress_bars)()
     tokenize = Tokenization(tokenizer, data.loss_on, max_seq_length, splits.train)
-    _log_conversion(splits.train)
+    conversion = splits.train.conversion
+    if conversion.form != conversion.columns:
+        logger.info("reading %s as %s", conversion.description, " and ".join(conversion.columns))
     train, held = tokenize(splits.train), tokenize(splits.eval)
     for split in (train, held):
         split.check_truncation(data.max_dropped, max_seq_length)
@@ -101,17 +98,6 @@ def feed(
     asking = replace(splits.eval, skips=True).each(tokenize.prompt)
     prompts = tuple(islice(asking, num_prompts))
     return Feed(train=train, eval=held, prompts=prompts)
-
-
-SHOWN = 3
-"""Skipped rows on the console; skipped_rows.jsonl lists all of them."""
-
-
-def _log_conversion(split: Split) -> None:
-    conversion = split.conversion
-    if conversion.form != conversion.columns:
-        trained = " and ".join(conversion.columns)
-        logger.info("reading %s as %s", conversion.description, trained)
 
 
 def _warn_of_skipped(split: TokenizedSplit) -> None:
@@ -124,12 +110,3 @@ def _warn_of_skipped(split: TokenizedSplit) -> None:
         len(lines) + split.count.rows + split.count.rows_dropped,
         "\n  ".join(lines[:SHOWN]),
     )
-
-
-def _show_progress(num_rows: int) -> None:
-    from datasets import disable_progress_bars, enable_progress_bars
-
-    if num_rows < LONG:
-        disable_progress_bars()
-    else:
-        enable_progress_bars()

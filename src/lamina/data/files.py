@@ -31,12 +31,9 @@ JSON lines are numbered as in an editor. In CSV neither the header nor a blank l
 
 
 def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...]]":
-    """Read a file, or a folder's files of one kind in the order of their names.
+    """Read a file, or a folder's files with the suffix `kind` in the order of their names.
 
-    Args:
-        key: Config key that gives the path, for errors.
-        name: Path of the file or folder.
-        kind: csv, json, jsonl or parquet; the suffix of the files in a folder.
+    `key` is the config key that gives the path `name`.
 
     Returns:
         A data set with the columns file (0-based), row (1-based), content and problem, and the

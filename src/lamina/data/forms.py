@@ -141,12 +141,9 @@ class Conversion:
 
 
 def conversion_of(columns: Sequence[str], names: Mapping[str, str], place: str) -> Conversion:
-    """Recognise the one form that fits some columns.
+    """Recognise the one form that fits a data set's columns and uses all `names`, data.columns.
 
-    Args:
-        columns: The data set's.
-        names: data.columns; a form fits only if it uses all of them.
-        place: Where the columns were found, for errors.
+    `place` is where the columns were found, for errors.
 
     Raises:
         DataError: No form fits, or several do, or a column of `names` does not exist.

@@ -78,8 +78,6 @@ class Files(Rows):
     """Local files of rows."""
 
     format: Annotated[str, one_of("csv", "json", "jsonl", "parquet")]
-    """csv, json, jsonl or parquet."""
-
     train: str
 
     @override
@@ -117,17 +115,14 @@ class Hub(Rows):
             DataError: The hub cannot be reached or has no such data set or split, or the data set
                 cannot be read.
         """
-        names = [name for name in (self.train, self.eval) if name is not None]
-        return self.splits(*map(self.split, self._load(names), [f"{self.name} {n}" for n in names]))
-
-    def _load(self, splits: list[str]) -> "list[Dataset]":
         import httpx
         from datasets import load_dataset
         from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
+        names = [name for name in (self.train, self.eval) if name is not None]
         try:
             with _offline_unless_reachable():
-                return load_dataset(self.name, self.config, split=splits)
+                found = load_dataset(self.name, self.config, split=names)
         except DatasetNotFoundError as error:
             raise DataError(
                 f"data.name={self.name}: no such data set on the hub, or it needs HF_TOKEN"
@@ -140,6 +135,7 @@ class Hub(Rows):
         except (DatasetsError, httpx.HTTPError, OSError, TypeError, ValueError) as error:
             reason = str(error.__cause__ or error).strip() or type(error).__name__
             raise DataError(f"data.name={self.name}: {reason.splitlines()[0]}") from error
+        return self.splits(*map(self.split, found, [f"{self.name} {name}" for name in names]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,14 +183,8 @@ class Synthetic:
     """The embedded generator, `lamina.data.synthetic`."""
 
     train_rows: Annotated[int, AT_LEAST_ONE]
-    """Number of training rows."""
-
     eval_rows: Annotated[int, AT_LEAST_ONE]
-    """Number of evaluation rows; they share no question with the training rows."""
-
     seed: int
-    """Seed of the rows."""
-
     loss_on: LossOn
     max_dropped: MaxDropped
 

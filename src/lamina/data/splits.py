@@ -82,10 +82,7 @@ class Split:
         return self.each(lambda row: row)
 
     def each(self, use: Callable[[dict[str, Any]], Used]) -> Iterator[Used]:
-        """Yield the result of `use` for each row, given in the trained columns.
-
-        Args:
-            use: May raise BadRowError.
+        """Yield the result of `use`, which may raise BadRowError, for each row's trained columns.
 
         Raises:
             DataError: A row is unusable, and `skips` is False.
@@ -120,16 +117,16 @@ def hold_out(split: Split, fraction: float) -> Splits:
     The division does not depend on the run's seed, so runs evaluate on the same rows.
 
     Raises:
-        DataError: The fraction is not between 0 and 1, or leaves one side empty.
+        DataError: The fraction leaves one side empty.
     """
-    if not 0 < fraction < 1:
-        raise DataError(f"data.eval_fraction={fraction}: give a fraction above 0 and below 1")
     count = len(split.rows)
     size = round(count * fraction)
     if not 0 < size < count:
+        for _ in split.usable():  # an unusable row is the first thing to mend
+            pass
         raise DataError(
-            f"data.eval_fraction={fraction} of {count} rows in {split.origin} leaves one side "
-            "empty: give data.eval, another fraction or more rows"
+            f"data.eval_fraction={fraction} of {count} row{'s' * (count > 1)} in {split.origin} "
+            "leaves one side empty: give data.eval, another fraction or more rows"
         )
     held = set(random.Random(0).sample(range(count), size))
     return Splits(
@@ -139,12 +136,7 @@ def hold_out(split: Split, fraction: float) -> Splits:
 
 
 def convert(row: dict[str, Any], conversion: Conversion, from_files: bool) -> dict[str, Any]:
-    """Convert a row of `Split.rows` to the trained columns.
-
-    Args:
-        row: The row.
-        conversion: The split's.
-        from_files: Whether the split has `files`.
+    """Convert a row of `Split.rows` to the trained columns; `from_files`: the split has `files`.
 
     Raises:
         BadRowError: The row is unusable.

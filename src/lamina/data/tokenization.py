@@ -1,7 +1,6 @@
 """Rows to token ids and labels: a label is the token's id where it is trained, -100 elsewhere."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +33,9 @@ class Tokenization:
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", loss_on: str, max_seq_length: int, split: Split
     ) -> None:
-        """Take the form from a split's columns.
+        """Take the form, which every split must have, from a split's columns.
 
-        Args:
-            tokenizer: The model's, with its chat template.
-            loss_on: assistant, completion, all, or auto for the form's default.
-            max_seq_length: Rows are cut to this many tokens.
-            split: All splits must have its form.
+        `loss_on` is data.loss_on; rows are cut to `max_seq_length` tokens.
 
         Raises:
             DataError: There are no rows, or the columns fit no known form.
@@ -59,7 +54,9 @@ class Tokenization:
         self.template = None
         if default == "assistant":
             self.template = training_template(tokenizer, self.loss_on)
-        self.endings = Endings.of(tokenizer, self.columns, self.loss_on)
+        ends = {*tokenizer.get_added_vocab().values(), tokenizer.eos_token_id} - {None}
+        unchecked = self.columns == ("messages",) and self.loss_on == "all"
+        self.ends = frozenset() if unchecked else frozenset(ends)
 
     def __call__(self, split: Split) -> TokenizedSplit:
         """Tokenize every row of a split.
@@ -85,7 +82,7 @@ class Tokenization:
             )
         except _RefusedError as refused:
             raise split.error(refused.index, refused.reason) from refused
-        self.endings.check(split, tokenized["unended"][:])
+        self._refuse_unended(split, tokenized["unended"][:])
         return account(split, tokenized, self.max_seq_length)
 
     def prompt(self, row: dict[str, Any]) -> tuple[str, list[int]]:
@@ -132,7 +129,7 @@ class Tokenization:
             "trained": sum(at < self.max_seq_length for at in places),
             "length": len(ids),
             "start": places[0] if places else len(ids),
-            "unended": not self.endings.are_trained(ids, mask, is_chat),
+            "unended": not self._ends_are_trained(ids, mask, is_chat),
         }
 
     def _encoded(
@@ -188,39 +185,12 @@ class Tokenization:
         end = self.tokenizer.eos_token or ""
         return text if text.endswith(end) else text + end
 
+    def _ends_are_trained(self, ids: Sequence[int], mask: Sequence[int], is_chat: bool) -> bool:
+        """Whether the token that ends an answer is trained: without it no model learns to stop.
 
-@dataclass(frozen=True)
-class Endings:
-    """Checks that the token that ends an answer is trained: without it no model learns to stop.
-
-    Plain text must end with the end-of-text token. In a chat every run of trained tokens must end
-    with an added token, blanks behind it aside, as in TRL's check of templates. A chat that is
-    trained on all tokens is not checked.
-    """
-
-    tokenizer: "PreTrainedTokenizerBase"
-    ends: frozenset[int]
-    """Ids that end an answer in a chat; empty if nothing is checked."""
-
-    @classmethod
-    def of(
-        cls, tokenizer: "PreTrainedTokenizerBase", columns: tuple[str, ...], loss_on: str
-    ) -> "Endings":
-        """Return the check for converted rows with these columns."""
-        if columns == ("messages",) and loss_on == "all":
-            return cls(tokenizer, frozenset())
-        ends = set(tokenizer.get_added_vocab().values())
-        if tokenizer.eos_token_id is not None:
-            ends.add(tokenizer.eos_token_id)
-        return cls(tokenizer, frozenset(ends))
-
-    def are_trained(self, ids: Sequence[int], mask: Sequence[int], is_chat: bool) -> bool:
-        """Return whether every answer of a row ends with a trained end token.
-
-        Args:
-            ids: All tokens of the row.
-            mask: 1 for each trained token.
-            is_chat: Whether a chat template rendered the row.
+        Plain text must end with the end-of-text token. In a chat every run of trained tokens must
+        end with an added token, blanks behind it aside, as in TRL's check of templates. A chat that
+        is trained on all tokens is not checked.
         """
         if not is_chat:
             return bool(ids) and bool(mask[-1]) and ids[-1] == self.tokenizer.eos_token_id
@@ -230,24 +200,18 @@ class Endings:
         runs = [[i for _, i in run] for kept, run in groupby(pairs, lambda p: p[0]) if kept]
         return bool(runs) and all(self._last_visible(run) in self.ends for run in runs)
 
-    def check(self, split: Split, unended: Iterable[bool]) -> None:
-        """Refuse a split with a row for which `are_trained` was False.
-
-        Raises:
-            ConfigError: There is one.
-        """
-        for index, missing in enumerate(unended):
-            if missing:
-                raise ConfigError(
-                    f"{split.place(index)}: the token that ends an answer would not be trained, so "
-                    "the model would not learn to stop; the tokenizer of "
-                    f"{self.tokenizer.name_or_path} has eos_token={self.tokenizer.eos_token}: give "
-                    "a model whose tokenizer or chat template ends an answer with it"
-                )
-
     def _last_visible(self, run: list[int]) -> int | None:
         visible = (i for i in reversed(run) if i in self.ends or self.tokenizer.decode([i]).strip())
         return next(visible, None)
+
+    def _refuse_unended(self, split: Split, unended: list[bool]) -> None:
+        if True in unended:
+            raise ConfigError(
+                f"{split.place(unended.index(True))}: the token that ends an answer would not be "
+                "trained, so the model would not learn to stop; the tokenizer of "
+                f"{self.tokenizer.name_or_path} has eos_token={self.tokenizer.eos_token}: give "
+                "a model whose tokenizer or chat template ends an answer with it"
+            )
 
 
 def _features() -> "Features":
