@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +133,9 @@ class Notebook:
         done = self.content["cells"]
         return {cell: done[str(cell)] for cell in cells if str(cell) in done}
 
-    def keep(self, cell: "Cell", figures: dict[str, Any]) -> None:
-        """Add a cell and rewrite the file atomically."""
-        self.content["cells"][str(cell)] = figures
+    def keep(self, section: str, name: str, figures: dict[str, Any]) -> None:
+        """Add a cell, a profile or a scan, and rewrite the file atomically."""
+        self.content.setdefault(section, {})[name] = figures
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.content, indent=2) + "\n")
@@ -158,15 +159,43 @@ def work(bench: "Bench", cells: "Sequence[Cell]", notebook: Notebook, until: flo
         if cell.backend == PLAIN and "error: kernels=" in twin.get("reason", ""):
             figures = twin  # if Lamina finds no such kernels, neither does TRL
         else:
-            figures = bench.run(cell, twin.get("attention") or "sdpa", left)
+            figures = bench.run(cell, twin.get("attention") or "sdpa", left, profile=False)
         if figures is None:
             print(f"{cell}: stopped after {left:.0f} s, left to the next slice")
             return
         took, rate = time.monotonic() - started, figures.get("tokens_per_second")
         if rate is not None:
             taken[cell.adapter] = took
-        notebook.keep(cell, {**figures, "took": took})
+        notebook.keep("cells", str(cell), {**figures, "took": took})
         print(f"{cell}: {figures['reason'] if rate is None else f'{rate:,.0f} tokens/s'}")
+
+
+def profile(bench: "Bench", cells: "Sequence[Cell]", notebook: Notebook, until: float) -> None:
+    """Profile five steps of some cells; print where their time goes."""
+    done = notebook.found([cell.twin for cell in cells])
+    for cell in cells:
+        attention = done.get(cell.twin, {}).get("attention") or "sdpa"
+        found = bench.run(cell, attention, until - time.monotonic(), profile=True)
+        if found is None:
+            return
+        notebook.keep("profiles", str(cell), found)
+        if (of := found.get("profile")) is None:
+            print(f"{cell}: {found['reason']}")
+            continue
+        shares = {kind: spent / of["wall_seconds"] for kind, spent in of["kinds"].items()}
+        listed = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
+        print(f"{cell}: {of['wall_seconds'] / of['steps']:.3f} s a step; {listed}")
+
+
+def scan(bench: "Bench", tokens: Sequence[str], notebook: Notebook, until: float) -> None:
+    """Scan with layers read when they are needed, and with all of them on the GPU."""
+    for wanted, stream in product(tokens, (True, False)):
+        found = bench.scan(wanted, stream, until - time.monotonic())
+        if found is None:
+            return
+        name = f"{wanted} tokens, {'layers read' if stream else 'all layers held'}"
+        notebook.keep("scans", name, found)
+        print(f"{name}: {found.get('reason') or format(found['seconds'], '.1f') + ' s'}")
 
 
 def main() -> None:
@@ -191,6 +220,12 @@ def main() -> None:
     default = folder / "gpu.json" if given.tiny else HERE / "results" / "gpu.json"
     notebook = Notebook(given.json or default, provenance(name, peak, given.commit), given.again)
     cells = list(matrix(given.backends, given.kernels, given.adapters, given.keep_layers))
+    if given.profile:
+        profile(bench, cells, notebook, began + given.budget)
+    elif given.scan:
+        scan(bench, given.scan, notebook, began + given.budget)
+    if given.profile or given.scan:
+        return
     work(bench, cells, notebook, began + given.budget)
     found = notebook.found(cells)
     content = notebook.content
@@ -215,9 +250,11 @@ def parsed() -> Any:
     parser.add_argument("--again", action="store_true", help="forget what was measured")
     parser.add_argument("--commit", metavar="SHA", help="of a copy without git")
     parser.add_argument("--tiny", action="store_true", help="the same with a tiny model, on a CPU")
+    parser.add_argument("--profile", action="store_true", help="of five steps, instead of speed")
+    parser.add_argument("--scan", nargs="+", metavar="TOKENS", help="time lamina scan instead")
     parser.add_argument("--fetch", type=Path, metavar="FOLDER", help="fetch the wheels, and end")
     several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
-    backends = ["transformers", "unsloth"]
+    backends = ["transformers", "plain TRL", "unsloth"]
     parser.add_argument("--backends", default=backends, choices=backends, **several)
     kernels = ["none", "liger"]
     parser.add_argument("--kernels", default=kernels, choices=kernels, **several)

@@ -18,8 +18,8 @@ from harness.speed import RANK, by_hand
 
 HERE = Path(__file__).resolve().parent
 PLAIN, LOGGING_STEPS = "plain TRL", 5
-LOG_END = 400
-"""Characters of a failed training's output to keep."""
+LOG_END, LOG_KEPT = 400, 6000
+"""Characters of a training's output that are its reason, and those kept if it failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ SIZES = {
         bf16=False,
         length=128,
         batch={"lora": 1, "full": 1},
-        steps=5,
+        steps=12,
     ),
 }
 
@@ -104,7 +104,7 @@ def matrix(
 ) -> Iterator[Cell]:
     """Yield all cells, those that the aims need first, each beside its peer."""
     for kept, adapter, kernel in product(layers, adapters, kernels):
-        yield from (Cell(backend, kernel, adapter, kept) for backend in (*backends, PLAIN))
+        yield from (Cell(backend, kernel, adapter, kept) for backend in backends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +133,16 @@ class Bench:
         AutoTokenizer.from_pretrained(asset("reference")).save_pretrained(self.model)
         write_rows(self.folder / "rows.jsonl", self.size)
 
-    def run(self, cell: Cell, attention: str, limit: float) -> dict[str, Any] | None:
+    def run(
+        self, cell: Cell, attention: str, limit: float, *, profile: bool
+    ) -> dict[str, Any] | None:
         """Train a cell in a process of its own.
 
         Args:
             cell: Which one.
             attention: transformers' name of the attention that plain TRL uses.
             limit: Seconds after which it is killed.
+            profile: Also return the profile of five steps, which slows the training down.
 
         Returns:
             Its figures, or the reason why there are none; None if it was killed.
@@ -148,13 +151,18 @@ class Bench:
         shutil.rmtree(own, ignore_errors=True)  # the weights that a killed cell left: 16 GB
         own.mkdir(parents=True)
         command = self._plain(cell, own, attention) if cell.backend == PLAIN else ours(self, cell)
+        if profile:
+            command.insert(command.index(str(own / "stamps.json")), "--profile")
         log = own / "log"
         if not finished(command, own, log, limit):
             return None
         found = self._read(cell, own)
         if found is None:
             text = log.read_text()
-            return {"reason": reason(text), "failed": "traceback" in text.lower()}
+            failed = "traceback" in text.lower()
+            return {"reason": reason(text), "failed": failed, "log": text[-LOG_KEPT:] * failed}
+        if profile:
+            found["profile"] = (read(own / "stamps.json") or {})["profile"]
         shutil.rmtree(own)
         return found
 
@@ -214,6 +222,33 @@ class Bench:
             "attention": stamps["attention"],
         }
 
+    def scan(self, tokens: str, stream: bool, limit: float) -> dict[str, Any] | None:
+        """Score every layer with `lamina scan`, in a process of its own.
+
+        Args:
+            tokens: scan.tokens.
+            stream: Whether layers are read when they are needed, or all stay on the GPU.
+            limit: Seconds after which it is killed.
+
+        Returns:
+            Its figures, or the reason why there are none; None if it was killed.
+        """
+        own, rows = self.folder / "run", self.folder / "rows.jsonl"
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(parents=True)
+        given = [f"model_name={self.model}", f"scan.tokens={tokens}", f"scan.stream={stream}"]
+        given += ["data=jsonl", f"data.train={rows}", f"data.eval={rows}", "scan.memory=100GB"]
+        given += [f"max_seq_length={self.size.length}", f"bf16={self.size.bf16}", "logger=none"]
+        main = "from lamina.cli import main; main()"
+        command = [sys.executable, "-c", main, "scan", *given, f"hydra.run.dir={own}/out"]
+        if not finished(command, own, own / "log", limit):
+            return None
+        found = read(own / "out" / "scan.json")
+        if found is None:
+            return {"reason": reason((own / "log").read_text())}
+        names = ("num_tokens", "layer_forwards", "passes", "seconds", "head_seconds")
+        return {name: found[name] for name in (*names, "peak_memory_bytes")}
+
 
 def ours(bench: Bench, cell: Cell) -> list[str]:
     """Return the command that trains a cell with Lamina.
@@ -244,6 +279,7 @@ def finished(command: Sequence[str], own: Path, log: Path, limit: float) -> bool
     path = os.pathsep.join([str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     environment["HF_DATASETS_CACHE"] = str(own / "cache")
+    environment["LAMINA_CACHE"] = str(own / "lamina")  # a scan's scores would be read from it
     with log.open("w") as file:
         process = subprocess.Popen(
             command, cwd=own, env=environment, stdout=file, stderr=file, start_new_session=True

@@ -2,6 +2,7 @@
 
     python benchmarks/harness/stamped.py STAMPS.json train experiment=quickstart ...
     python benchmarks/harness/stamped.py STAMPS.json benchmarks/harness/plain_trl.py SETTINGS.json
+    python benchmarks/harness/stamped.py --profile STAMPS.json ...     profiles five steps, too
 
 Every SFTTrainer gets a callback. It is added when TRL's module is imported and not earlier, so it
 changes nothing about what is imported when. STAMPS.json holds, in seconds of time.monotonic,
@@ -16,6 +17,7 @@ changes nothing about what is imported when. STAMPS.json holds, in seconds of ti
     memory          peak bytes during training
     attention       transformers' name of the attention in use
     arguments       all training arguments
+    profile         with --profile: see profiled.py
 
 Document lengths are read off the batches that the model gets: position ids restart in each
 document, or attention masks end where the padding begins.
@@ -27,6 +29,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -76,11 +79,12 @@ def document_lengths(inputs: Mapping[str, Any]) -> list[int]:
     return [b - a for a, b in zip(starts, [*starts[1:], len(positions)], strict=True)]
 
 
-def add_clock(trl_module: ModuleType, output: Path) -> None:
+def add_clock(trl_module: ModuleType, output: Path, *, profile: bool) -> None:
     """Make every SFTTrainer write its stamps to a file when its training ends."""
     import torch
     from transformers import TrainerCallback
 
+    from harness.profiled import Profile
     from lamina.runtime.device import peak_memory_bytes, reset_peak_memory
 
     stamps: dict[str, Any] = {
@@ -113,8 +117,10 @@ def add_clock(trl_module: ModuleType, output: Path) -> None:
         def on_train_end(self, args: Any, *_: Any, **__: Any) -> None:
             stamps["end"] = time.monotonic()
             stamps["memory"] = peak_memory_bytes()
+            stamps["profile"] = profiler.found
             output.write_text(json.dumps({**stamps, "arguments": args.to_dict()}))
 
+    profiler = Profile()
     trainer = trl_module.SFTTrainer
     construct, train_on = trainer.__init__, trainer.training_step
 
@@ -122,7 +128,8 @@ def add_clock(trl_module: ModuleType, output: Path) -> None:
         stamps["called"] = now()
         construct(self, *arguments, **options)
         stamps["built"] = now()
-        self.add_callback(Clock())
+        for callback in [profiler] * profile + [Clock()]:
+            self.add_callback(callback)
 
     def note_and_train(self: Any, model: Any, inputs: Mapping[str, Any], *further: Any) -> Any:
         targets = int((inputs["labels"][:, 1:] != -100).sum())
@@ -134,9 +141,12 @@ def add_clock(trl_module: ModuleType, output: Path) -> None:
 
 def main() -> None:
     """Run what the arguments name, with the clock added once TRL is imported."""
-    output, name = Path(sys.argv[1]), sys.argv[2]
-    sys.argv = sys.argv[2:]
-    sys.meta_path.insert(0, PatchOnImport(PATCHED, lambda module: add_clock(module, output)))
+    profile = "--profile" in sys.argv[1:2]
+    output, name, *_ = sys.argv[1 + profile :]
+    sys.argv = sys.argv[2 + profile :]
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    patch = partial(add_clock, output=Path(output), profile=profile)
+    sys.meta_path.insert(0, PatchOnImport(PATCHED, patch))
     if name.endswith(".py"):
         runpy.run_path(name, run_name="__main__")
     else:

@@ -68,7 +68,9 @@ def test_every_cell_of_the_matrix_has_a_peer() -> None:
     from harness.gpu_cells import PLAIN, matrix
 
     cells = list(
-        matrix(["transformers", "unsloth"], ["none", "liger"], ["lora", "full"], [36, 28, 24])
+        matrix(
+            ["transformers", PLAIN, "unsloth"], ["none", "liger"], ["lora", "full"], [36, 28, 24]
+        )
     )
     assert len(cells) == len(set(cells)) == 36
     assert {cell.peer for cell in cells} == {cell for cell in cells if cell.backend == PLAIN}
@@ -80,7 +82,7 @@ def test_figures_of_another_commit_are_refused(tmp_path: Path) -> None:
 
     about = {"size": "8b", "device": "1 x GPU", "versions": {}, "commit": "a"}
     path, cell = tmp_path / "gpu.json", Cell("transformers", "none", "lora", 36)
-    Notebook(path, about, again=False).keep(cell, figures(1.0))
+    Notebook(path, about, again=False).keep("cells", str(cell), figures(1.0))
     assert Notebook(path, about, again=False).found([cell]) == {cell: figures(1.0)}
     other = {**about, "commit": "b"}
     with pytest.raises(SystemExit, match="was measured with another commit: give another --json"):
