@@ -141,12 +141,12 @@ def little_memory() -> Iterator[None]:
 
 @pytest.mark.usefixtures("little_memory")
 def test_when_memory_is_short_the_error_names_what_saves_it(tmp_path: Path) -> None:
-    large = ["per_device_train_batch_size=256", "generator.train_rows=20000", "attention=sdpa"]
+    large = ["per_device_train_batch_size=4096", "generator.train_rows=20000", "packing=false"]
     done = train(tmp_path / "run", *GPU, *large)
     assert done.code == 1
     lines = done.errors.strip().splitlines()
     assert lines[-1].startswith(
         "error: out of memory: the training does not fit; try, in this order"
     )
-    assert "per_device_train_batch_size=128 gradient_accumulation_steps=2" in lines[-1]
+    assert "per_device_train_batch_size=2048 gradient_accumulation_steps=2" in lines[-1]
     assert "Traceback" not in done.errors

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from lamina.depth.loading import model_class
+from lamina.depth.loading import load_model, model_class
 from lamina.errors import ConfigError
 from lamina.heal import kernels
+from lamina.weights.source import resolve
 from tests.conftest import REFERENCE
 
 QWEN3 = {"model_type": "qwen3"}
@@ -84,9 +85,6 @@ def test_a_family_without_support_is_refused() -> None:
 
 
 def test_a_model_uses_the_configured_attention() -> None:
-    from lamina.depth.loading import load_model
-    from lamina.weights.source import resolve
-
     model = load_model(resolve(str(REFERENCE)), range(2), dtype=torch.float32)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
@@ -143,3 +141,27 @@ def test_patches_of_the_process_are_undone() -> None:
     with kernels.undoing_patches(model):
         modeling_qwen3.apply_rotary_pos_emb = None
     assert modeling_qwen3.apply_rotary_pos_emb is before
+
+
+@pytest.mark.usefixtures("gpu", "bare")
+def test_flex_attention_gets_one_type_and_no_kernel_for_decoding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import AttentionInterface
+    from transformers.integrations import flex_attention
+
+    seen = []
+
+    def forward(_: Any, *states: torch.Tensor, kernel_options: dict[str, str]) -> None:
+        seen.append(([state.dtype for state in states[:3]], kernel_options))
+
+    monkeypatch.setattr(flex_attention, "flex_attention_forward", forward)
+    model = load_model(resolve(str(REFERENCE)), range(1), dtype=torch.float32)
+    kernels.use_attention("flex", model, "float32")
+    attend = AttentionInterface()["flex_attention"]
+    states = [torch.ones(1, 1, 2, 2, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
+    with torch.autocast("cpu", torch.bfloat16):
+        attend(model, states[0], states[0], states[1], None)
+    attend(model, *[states[0]] * 3, None)
+    triton = {"BACKEND": "TRITON"}
+    assert seen == [([torch.bfloat16] * 3, triton), ([torch.float32] * 3, triton)]

@@ -102,6 +102,8 @@ def use_attention(kind: str, model: "PreTrainedModel", dtype: str) -> None:
     name = attention_kernel(kind, type(model), dtype)
     if name is None:
         return
+    if name == "flex_attention":
+        _repair_flex()
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:
@@ -110,6 +112,34 @@ def use_attention(kind: str, model: "PreTrainedModel", dtype: str) -> None:
         raise ConfigError(
             f"attention={kind}: {type(model).__name__} always uses {used}; leave it out"
         )
+
+
+def _repair_flex() -> None:
+    """Make models call flex attention in a way that works for short rows and mixed types.
+
+    For less than 128 tokens torch 2.11 chooses its kernel for decoding, and fails if tokens times
+    query heads per key head exceed 128. And it refuses queries and values of different types, which
+    a norm with float32 weights leaves behind under autocast.
+    """
+    import torch
+    from transformers import AttentionInterface
+    from transformers.integrations import flex_attention
+
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Any,
+        **options: Any,
+    ) -> Any:
+        device, states = query.device.type, (query, key, value)
+        if torch.is_autocast_enabled(device):
+            states = tuple(state.to(torch.get_autocast_dtype(device)) for state in states)
+        options["kernel_options"] = {"BACKEND": "TRITON"}
+        return flex_attention.flex_attention_forward(module, *states, attention_mask, **options)
+
+    AttentionInterface.register("flex_attention", attend)
 
 
 def _implementation(kind: str, model: "type[PreTrainedModel]") -> str | None:
