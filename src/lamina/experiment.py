@@ -26,7 +26,6 @@ from lamina.measure.protocol import ModelRef, Protocol
 from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.cache import cache_folder
-from lamina.runtime.checkpoints import saved_step
 from lamina.runtime.files import refuse_unwritable
 from lamina.runtime.out_of_memory import memory_errors
 from lamina.scan.cached import CachedScores
@@ -201,7 +200,7 @@ class Experiment(Parameters):
             logging_dir=self.log_folder,
             run_name=f"{self.plan.name}-{self.adapter.name}",
             config=asdict(self),
-            resume_step=saved_step(start.checkpoint) if start.checkpoint else None,
+            resume_step=start.step,
             history=record.content["history"],
             metrics=record.content["metrics"],
         )

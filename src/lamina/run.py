@@ -80,6 +80,7 @@ def resume(experiment: Experiment, record: Record) -> Start:
     folder, run_dir = experiment.folder, Path(experiment.run_dir).absolute()
     before, now = record.previous or {}, identity | settings
     start = find_start(folder, run_dir, experiment.resume, before, now)
+    start.warn_if_reached(experiment.trainer.args["max_steps"])
     experiment.refuse_unwritable()
     fixed = {"num_layers": experiment.plan.num_layers, "seed": experiment.seed}
     record.update(**identity, **fixed, settings=settings, resumed_from=start.resumed_from)
@@ -112,7 +113,7 @@ def load(experiment: Experiment, tokenizer: "PreTrainedTokenizerBase") -> "PreTr
         return loading.new_model(experiment.architecture, tokenizer, dtype=dtype)
     count, name = len(plan.kept_layers), experiment.model_name
     logger.info("loading %s, %d of %d layers", name, count, plan.num_layers)
-    return experiment.backend.load_model(plan.source, plan.kept_layers, dtype, experiment.training)
+    return experiment.backend.load_model(plan, dtype, experiment.training)
 
 
 def heal(

@@ -38,7 +38,7 @@ FOUND = Statistics(
 )
 
 
-class Scores:
+class Scores(LayerScores):
     """Scores written by hand."""
 
     def __init__(self, found: Statistics = FOUND) -> None:

@@ -111,6 +111,12 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         (MODEL, "output=out", "model.layer_to_drop=12"),
         "model.layer_to_drop=12, but the model has 12 layers: give 0 to 11",
     ),
+    "a file": ((MODEL, f"output={__file__}", "model.layer_to_drop=2"), f"output={__file__} is a "),
+    "no place": (
+        (MODEL, "output=/proc/out", "model.layer_to_drop=2"),
+        "output=/proc/out cannot be written: No such file or directory; nothing of it remains: "
+        "make room or give another folder",
+    ),
     "from scratch": ((MODEL, "output=out", "model=scratch"), "model=scratch has no weights to cut"),
     "no folder": (("model_name=./gone", "output=out"), "model_name=./gone: no such folder"),
 }

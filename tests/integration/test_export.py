@@ -127,8 +127,10 @@ def refused(done: Finished, message: str, output: Path) -> None:
 def test_a_non_empty_output_is_refused(pruned: Finished, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
+    (tmp_path / "file").touch()
     for output, message in (
         ("out", "--output=out is not empty"),
+        ("file", "--output=file is a file: give a new or empty folder"),
         (pruned.final, "is the source itself"),
         (pruned.folder, "is the source itself"),
     ):
@@ -265,3 +267,9 @@ def test_show_counts_a_models_parameters(tmp_path: Path) -> None:
     assert f"{model.num_parameters():,}" in done.output
     done = lamina("show", tmp_path / "gone", cwd=tmp_path)
     assert (done.code, done.errors.count("\n")) == (1, 1)
+    (tmp_path / "table.csv").touch()
+    (tmp_path / "empty").mkdir()
+    advice = "give a hub id, or the folder of a model, run or sweep\n"
+    for given, what in (("table.csv", "is a file"), ("empty", "holds no model, run or sweep")):
+        done = lamina("show", given, cwd=tmp_path)
+        assert (done.code, done.errors) == (1, f"error: {given} {what}: {advice}")

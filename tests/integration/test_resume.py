@@ -125,6 +125,11 @@ def test_resuming_after_the_last_step_trains_no_further(tmp_path: Path) -> None:
     (whole.folder / "result.json").write_text(json.dumps({**before, "status": "running"}))
     again = train(tmp_path / "run", *given)
     assert again.code == 0, again.errors
+    step = before["history"][-1]["step"]
+    assert (
+        f"max_steps={step}, but {whole.final.parent / f'checkpoint-{step}'} has reached step "
+        f"{step}: nothing is left to train; give a larger max_steps to go on"
+    ) in again.errors
     assert again.result["history"] == before["history"]
     assert again.metrics["train_tokens"] == before["metrics"]["train_tokens"]
     assert again.metrics["eval_loss"] == before["metrics"]["eval_loss"]

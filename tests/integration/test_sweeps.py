@@ -8,7 +8,7 @@ import pytest
 
 from lamina.measure.results import read_result
 from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
-from tests.conftest import SHORT, Finished, train
+from tests.conftest import SHORT, Finished, lamina, train
 
 LAYERS = (3, 77, 1, 5, 9)
 QUICK = (*SHORT, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation.num_samples=1")
@@ -113,3 +113,10 @@ def test_jobs_without_a_result_are_missing(tmp_path: Path) -> None:
     write_summary(tmp_path, jobs)
     assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith(",0,missing,b=1")
     assert sweep_table(jobs)
+
+
+def test_show_says_why_a_job_failed(swept: tuple[Finished, Path], tmp_path: Path) -> None:
+    _, folder = swept
+    reason = results(folder)[1]["error"]
+    shown = lamina("show", folder, cwd=tmp_path, COLUMNS="200")
+    assert f"model.layer_to_drop={LAYERS[1]}: {reason}\n" in shown.output

@@ -112,6 +112,7 @@ def test_csv_with_sublayers(tmp_path: Path) -> None:
 def test_heading() -> None:
     heading = "12 layers, 65,408 predictions in 512 windows, baseline loss 3.5 ± 0.031"
     assert printed(statistics())[1] == heading
+    assert " in 1 window, " in printed(replace(TWO, num_windows=1))[1]
 
 
 def test_a_row_has_its_figures() -> None:
@@ -188,7 +189,11 @@ def test_width(name: str, width: int) -> None:
 
 
 def test_a_narrow_terminal_costs_bars_only() -> None:
-    assert row(printed(NEGATIVE, 80), 0).split()[-2:] == ["4.75", "0.5000"]
+    lines = printed(NEGATIVE, 80)
+    assert row(lines, 0).split()[-2:] == ["4.75", "0.5000"]
+    header = next(line.split() for line in lines if line.lstrip().startswith("layer "))
+    assert header == ["layer", "loss", "increase", "±", "KL", "influence"]
+    assert ", log" in " ".join(lines)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -143,6 +143,7 @@ ours = Unsloth(statistics=False)
 ours.prepare(folder)
 
 import torch
+from lamina.depth.plan import Plan
 from lamina.weights.source import resolve
 
 lora = Lora(r=4, alpha=8, dropout=0.0, bias="none", target_modules="all-linear", further={})
@@ -150,11 +151,12 @@ common = dict(max_seq_length=64, gradient_checkpointing=False, seed=7, folder=fo
 source, found = resolve(model), {}
 for name, kept in {"original": range(12), "dropped": [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11],
                    "pruned": [0, 2, 3, 7]}.items():
+    plan = Plan("layers", source, 12, tuple(kept), {})
     for adapter in (lora, Full()):
         training = Training(adapter=adapter, **common)
         models = []
         for backend in (Transformers(), ours):
-            loaded = backend.load_model(source, list(kept), torch.float32, training)
+            loaded = backend.load_model(plan, torch.float32, training)
             adapted, left = backend.add_adapter(loaded, training)
             if left is not None:
                 from peft import get_peft_model

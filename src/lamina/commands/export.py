@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from lamina.commands.app import errors_in_one_line
 from lamina.runtime.paths import load_environment
@@ -16,9 +17,9 @@ def main() -> None:
     with errors_in_one_line():
         from lamina.export.convert import export  # imports torch, which takes seconds
 
-        written = export(given.run, given.output, given.form, given.dtype)
-    sys.stdout.write(f"{written.output}: {written.form}, {written.dtype or 'as stored'}\n")
-    if loss := written.loss:
+        dtype, loss = export(given.run, given.output, given.form, given.dtype)
+    sys.stdout.write(f"{Path(given.output)}: {given.form}, {dtype or 'as stored'}\n")
+    if loss:
         line = f"checked: loss {loss.written:.6g}, the run recorded {loss.recorded:.6g}"
         if loss.unquantized is not None:
             line += f" on its 4-bit base; {loss.unquantized:.6g} on the unquantized base"

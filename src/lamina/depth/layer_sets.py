@@ -28,11 +28,8 @@ def format_layers(kept_layers: Sequence[int]) -> str:
 def parse_layers(key: str, value: Any, num_layers: int) -> tuple[int, ...]:
     """Parse a set of layers into ascending 0-based indices.
 
-    Args:
-        key: Config key, for the error.
-        value: An index, a half-open range A-B, or several of them as a list or separated by commas:
-            5, "5-11" (layers 5 to 10), [0, 1, "5-11"], "0,1,5-11".
-        num_layers: Depth of the model.
+    The value of the config key is an index, a half-open range A-B, or several of them as a list or
+    separated by commas: 5, "5-11" (layers 5 to 10), [0, 1, "5-11"], "0,1,5-11".
 
     Raises:
         ConfigError: A part is neither, lies outside the model, or repeats a layer.

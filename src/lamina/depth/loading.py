@@ -9,7 +9,6 @@ from lamina.depth.reduction import Reduction, blueprint, reduction, with_derived
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
 from lamina.depth.tensor_names import kept_tensors, with_layer
 from lamina.errors import ModelError, did_you_mean
-from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
 from lamina.weights.source import Source, read_json, resolve
 
@@ -26,42 +25,50 @@ def load_model(
     device: str = "cpu",
     in_4bit: bool = False,
 ) -> "PreTrainedModel":
-    """Load the model that consists of the kept layers, in order.
+    """Load the model that consists of the kept layers (0-based, ascending).
 
-    With every layer kept this is plain `from_pretrained`. Otherwise the smaller model is built from
-    its own config, and its tensors are read one by one under their new names, straight into their
-    dtype and device: every module's layer index, cache slot and config entry agree from the start.
-
-    Args:
-        source: The larger model.
-        kept_layers: 0-based indices, ascending.
-        dtype: Type of all floating-point weights.
-        device: cpu, or an accelerator such as cuda:0.
-        in_4bit: Whether the weights of linear layers are quantized to four bits as they are read.
+    `dtype` is the type of all floating-point weights. With `in_4bit` those of linear layers are
+    quantized as they are read.
 
     Raises:
         ConfigError: 4-bit weights need a package that is not installed.
         ModelError: Weights are missing or unreadable, do not fit the smaller model, or removal is
             not exact.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 
-    mapping = kept_tensors(source.weight_map, kept_layers, source.config)
-    stored = source.stored(mapping)
     settings: dict[str, Any] = {"dtype": dtype}
     if device != "cpu" or in_4bit:
         settings["device_map"] = {"": device}
     if in_4bit:
         settings["quantization_config"] = quantization(dtype)
+    mapping = kept_tensors(source.weight_map, kept_layers, source.config)
+    stored = source.stored(mapping)
     if len(kept_layers) == layer_count(source.config):
         return AutoModelForCausalLM.from_pretrained(**_location(source), **settings)
-    smaller = reduction(source, kept_layers)
     name = DTYPES.get(str(dtype).removeprefix("torch."))
-    same = device == "cpu" and all(name == tensor.dtype for tensor in stored.values())
-    with tensor_slices(source, mapping, mapped=same and not in_4bit) as slices:
-        model, info = type(smaller.blueprint).from_pretrained(
-            None, config=smaller.config, state_dict=slices, output_loading_info=True, **settings
-        )
+    mapped = settings.keys() == {"dtype"} and {name} == {each.dtype for each in stored.values()}
+    with tensor_slices(source, mapping, mapped=mapped) as slices:
+        return _load_reduced(source, kept_layers, slices, settings)
+
+
+def _load_reduced(
+    source: Source,
+    kept_layers: Sequence[int],
+    slices: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> "PreTrainedModel":
+    """Build the smaller model from its own config, with tensors under their new names.
+
+    Each goes straight into its dtype and device, and every module's layer index, cache slot and
+    config entry agree from the start.
+    """
+    from transformers import GenerationConfig
+
+    smaller = reduction(source, kept_layers)
+    model, info = type(smaller.blueprint).from_pretrained(
+        None, config=smaller.config, state_dict=slices, output_loading_info=True, **settings
+    )
     refuse_misfits(f"model_name={source.name}", info)
     # An adapter trained on this model records this name as its base.
     model.name_or_path = model.config.name_or_path = source.name
@@ -78,17 +85,11 @@ def load_single_layer(
     dtype: "torch.dtype",
     device: str = "cpu",
 ) -> "PreTrainedModel":
-    """Load one layer as a model of its own, so that the whole model need not be in memory.
+    """Load one layer (0-based) as a model of its own: the whole one need not be in memory.
 
-    Transformers does the loading, with whatever it does to names and weights.
-
-    Args:
-        model: The model that the layer belongs to.
-        layer: 0-based index; None for everything outside the layers (embeddings, norm, head),
-            which comes with one layer of random weights.
-        slices: The tensors, by their names in the model's checkpoint.
-        dtype: Type of floating-point weights.
-        device: cpu, or an accelerator such as cuda:0.
+    Transformers does the loading, with whatever it does to names and weights. None loads everything
+    outside the layers (embeddings, norm, head), and one layer of random weights with it. `slices`
+    are the tensors by their names in the model's checkpoint.
     """
     content = reduced_config(with_derived_lists(model.content, model.config), (layer or 0,))
     if layer is not None:
@@ -110,10 +111,7 @@ def new_model(
 ) -> "PreTrainedModel":
     """Build a model with random weights for a tokenizer; the caller seeds the generators.
 
-    Args:
-        architecture: Keyword arguments of the architecture's config, including `model_type`.
-        tokenizer: Provides the vocabulary size and the special tokens.
-        dtype: Type of the weights.
+    `architecture` has the keyword arguments of its config, including `model_type`.
 
     Raises:
         ModelError: transformers does not know the architecture, or rejects an argument.
@@ -154,10 +152,7 @@ def _refuse_unknown_keys(architecture: dict[str, Any]) -> None:
 
 
 def model_class(content: Mapping[str, Any]) -> "type[PreTrainedModel]":
-    """Return a model's class without reading a weight.
-
-    Args:
-        content: A config.json, or an architecture for `new_model`.
+    """Return the class of a config.json, or of an architecture for `new_model`.
 
     Raises:
         ModelError: transformers has none.
@@ -204,6 +199,7 @@ def refuse_unloadable(folder: Path) -> None:
     Raises:
         ModelError: A file is incomplete, or a tensor is missing, unexpected or of another shape.
     """
+    import torch
     from transformers import AutoConfig
 
     source = resolve(str(folder))
@@ -212,7 +208,7 @@ def refuse_unloadable(folder: Path) -> None:
     _, info = type(blueprint(config)).from_pretrained(
         None,
         config=config,
-        state_dict={name: MetaSlice(tensor) for name, tensor in stored.items()},
+        state_dict={k: torch.empty(v.shape, device="meta") for k, v in stored.items()},
         device_map={"": "meta"},
         ignore_mismatched_sizes=True,
         output_loading_info=True,
@@ -220,36 +216,8 @@ def refuse_unloadable(folder: Path) -> None:
     refuse_misfits(f"{folder}", info)
 
 
-class MetaSlice:
-    """A stored tensor as a slice of a safetensors file that reads nothing."""
-
-    def __init__(self, stored: StoredTensor) -> None:
-        self.stored = stored
-
-    def get_shape(self) -> list[int]:
-        """Return the shape, as safetensors' slices do."""
-        return list(self.stored.shape)
-
-    def get_dtype(self) -> str:
-        """Return the safetensors name of the type, as safetensors' slices do."""
-        return self.stored.dtype
-
-    def __getitem__(self, _: Any) -> Any:
-        import torch
-
-        return torch.empty(self.stored.shape, device="meta")
-
-
 def refuse_misfits(name: str, info: dict[str, Any]) -> None:
-    """Raise if `from_pretrained` reported a tensor as missing, unexpected or of another shape.
-
-    Args:
-        name: The model, for the message.
-        info: The loading info that it returned.
-
-    Raises:
-        ModelError: There is such a tensor.
-    """
+    """Refuse a model if its loading info lists a missing, unexpected or misshapen tensor."""
     mismatched = {str(entry[0]) for entry in info["mismatched_keys"]}
     wrong = sorted(set(info["missing_keys"]) | set(info["unexpected_keys"]) | mismatched)
     if wrong:

@@ -52,11 +52,6 @@ def make_plan(
 ) -> Plan:
     """Decide which layers stay: from config.json alone, unless the variant needs scores.
 
-    Args:
-        variant: The choice of layers.
-        model_name: Hub id or local path.
-        scores_of: Returns the scores of a model's layers.
-
     Raises:
         ConfigError: The variant does not fit the model's depth.
         ModelError: The model is not found, has no weights, or cannot be reduced exactly.

@@ -42,10 +42,6 @@ class Reduction:
 def reduction(source: Source, kept_layers: Sequence[int]) -> Reduction:
     """Derive the smaller model's config and prove that its blocks equal the larger model's.
 
-    Args:
-        source: The larger model.
-        kept_layers: 0-based indices, ascending.
-
     Raises:
         ModelError: transformers does not know the architecture, or removal is not exact.
     """
@@ -113,12 +109,7 @@ def adapter_form_is_exact(model: "PreTrainedModel") -> bool:
 def refuse_changed_blocks(
     larger: "PreTrainedModel", smaller: "PreTrainedModel", kept_layers: Sequence[int]
 ) -> None:
-    """Compare each block of the smaller model with the block it comes from.
-
-    Args:
-        larger: The full model, without weights.
-        smaller: The reduced model, without weights.
-        kept_layers: 0-based indices in the larger model, ascending.
+    """Compare each block of the smaller model with the block it comes from; both lack weights.
 
     Raises:
         ModelError: A block would compute something else at its new position.

@@ -15,53 +15,35 @@ from lamina.errors import ConfigError
 from lamina.limits import one_of
 
 
-class LayerScores(Protocol):
-    """Scores of a model's layers, computed on first use."""
-
-    def statistics(self) -> Statistics:
-        """Return the results of one sweep over the weights."""
-        ...
-
-    def greedy(self, count: int) -> tuple[int, ...]:
-        """Return `count` 0-based layers in order of removal, each the cheapest of those left."""
-        ...
-
-    def taylor(self) -> tuple[float, ...]:
-        """Return each layer's first-order importance."""
-        ...
-
-
 class ScoresNeededError(Exception):
     """A choice needs scores where none are available."""
 
 
+class LayerScores:
+    """Scores of a model's layers, computed on first use."""
+
+    def statistics(self) -> Statistics:
+        """Return the results of one sweep over the weights."""
+        raise ScoresNeededError
+
+    def greedy(self, count: int) -> tuple[int, ...]:
+        """Return `count` 0-based layers in order of removal, each the cheapest of those left."""
+        raise ScoresNeededError
+
+    def taylor(self) -> tuple[float, ...]:
+        """Return each layer's first-order importance."""
+        raise ScoresNeededError
+
+
 class NoScores(LayerScores):
     """Stands in for scores where only choices by position are allowed."""
-
-    @override
-    def statistics(self) -> Statistics:
-        raise ScoresNeededError
-
-    @override
-    def greedy(self, count: int) -> tuple[int, ...]:
-        raise ScoresNeededError
-
-    @override
-    def taylor(self) -> tuple[float, ...]:
-        raise ScoresNeededError
 
 
 class Selector(Protocol):
     """A way to choose layers."""
 
     def kept(self, num_layers: int, keep_layers: int, scores: LayerScores) -> tuple[int, ...]:
-        """Return the 0-based indices that stay, ascending.
-
-        Args:
-            num_layers: Depth of the model.
-            keep_layers: How many stay, from 1 to num_layers - 1.
-            scores: Not read by a selector that chooses by position.
-        """
+        """Return the 0-based indices that stay, ascending: from 1 to num_layers - 1 of them."""
         ...
 
 

@@ -82,11 +82,7 @@ def layer_count(config: dict[str, Any]) -> int:
 
 
 def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[str, Any]:
-    """Return the config.json of the model with only the kept layers.
-
-    Args:
-        config: The larger model's config.json; not changed.
-        kept_layers: 0-based indices, ascending.
+    """Return a copy of config.json for the kept layers alone (0-based, ascending).
 
     Raises:
         ModelError: A field about layers cannot be carried over exactly.

@@ -16,10 +16,7 @@ def kept_tensors(
 ) -> dict[str, str]:
     """Map the name of each tensor that stays to its name in the smaller model.
 
-    Args:
-        names: All tensor names of the larger model's checkpoint.
-        kept_layers: 0-based indices, ascending; the i-th of them becomes layer i.
-        config: The larger model's config.json.
+    The i-th of the kept layers (0-based, ascending) becomes layer i.
 
     Raises:
         ModelError: The checkpoint's layers differ from what config.json declares, or it has several

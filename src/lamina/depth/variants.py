@@ -18,11 +18,7 @@ class Variant(Protocol):
     """Name of the variant, and of its folder below checkpoints/ and logs/."""
 
     def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
-        """Return the 0-based indices that stay, ascending.
-
-        Args:
-            num_layers: Depth of the larger model.
-            scores: Scores of its layers, computed only if used.
+        """Return the 0-based indices that stay, ascending; scores are computed only if used.
 
         Raises:
             ConfigError: The choice does not fit a model of this depth.

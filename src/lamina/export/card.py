@@ -34,17 +34,16 @@ def manifest(
 ) -> dict[str, Any]:
     """Return the content of lamina.json: where a model comes from.
 
-    Args:
-        plan: The model's.
-        adapter: Name of the adapter option; None for a model that was not healed.
-        parameters: All of the run's parameters; None without a run.
-        record: Content of result.json so far; None without a run.
+    After a run, `adapter` is the option's name and `record` the content of result.json so far.
     """
+    source = plan.source
+    # On the hub, a commit identifies the weights.
+    fingerprint = weights_fingerprint(source) if source and source.is_local else None
     return {
         "lamina": __version__,
-        "source_model": plan.source.name if plan.source else None,
-        "revision": plan.source.revision if plan.source else None,
-        "source_fingerprint": _fingerprint(plan),
+        "source_model": source.name if source else None,
+        "revision": source.revision if source else None,
+        "source_fingerprint": fingerprint,
         "model_type": plan.model_type,
         "selector": plan.selector,
         "num_layers": plan.num_layers,
@@ -62,20 +61,16 @@ def _healing(parameters: dict[str, Any]) -> dict[str, Any]:
     return {key: given.get(key, parameters[key]) for key in HEALING}
 
 
-def _fingerprint(plan: Plan) -> str | None:
-    """Hash the larger model's weights if no commit on the hub identifies them."""
-    return weights_fingerprint(plan.source) if plan.source and plan.source.is_local else None
-
-
 def card(content: dict[str, Any], *, is_adapter: bool) -> str:
     """Return a model card in the hub's Markdown format, from the content of lamina.json."""
-    source = content["source_model"] or "random weights"
+    source, adapter = content["source_model"] or "random weights", content["adapter"]
+    not_healed = "Not healed: nothing was trained after removal."
     header = ["---", "library_name: transformers", "tags: [lamina, depth-pruning]"]
     if content["revision"]:
         header.append(f"base_model: {source}")
     pinned = is_adapter and content["revision"]
     further = f', revision="{content["revision"]}"' if pinned else ""
-    in_4bit = is_adapter and content["adapter"] == "qlora"
+    in_4bit = is_adapter and adapter == "qlora"
     further += ", quantization_config=in_4bit" if in_4bit else ""
     return "\n".join(
         [
@@ -87,7 +82,7 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
             "",
             f"Made from {source} by Lamina {content['lamina']}. "
             f"Layers that stay (0-based, half-open): {format_layers(content['kept_layers'])}. "
-            + _trained(content["adapter"]),
+            + (f"Trained: {adapter}." if adapter else not_healed),
             "",
             *_table("loss, nats per token", content["evaluation"]),
             *_table("healing", content["healing"]),
@@ -101,10 +96,6 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
             "",
         ]
     )
-
-
-def _trained(adapter: str | None) -> str:
-    return f"Trained: {adapter}." if adapter else "Not healed: nothing was trained after removal."
 
 
 def _table(title: str, content: dict[str, Any] | None) -> list[str]:

@@ -9,7 +9,7 @@ from lamina.depth.loading import refuse_misfits
 from lamina.depth.quantization import quantization
 from lamina.errors import ModelError
 from lamina.export.finished_run import FinishedRun
-from lamina.measure.evaluate import RowLosses, row_losses
+from lamina.measure.evaluate import row_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | No
     unquantized = None
     if run.in_4bit and run.rows:
         adapted = _load_adapter(run, run.final, dtype=model.dtype)
-        unquantized = _evaluate(adapted, _few_rows(run)).mean()
+        unquantized = row_losses(adapted, _few_rows(run), max_tokens=CHECKED_TOKENS).mean()
     losses = _checked(run, model, dtype, unquantized)
     shutil.rmtree(offloaded, ignore_errors=True)
     return losses
@@ -106,17 +106,13 @@ def _few_rows(run: FinishedRun) -> list[dict[str, Any]]:
     return rows
 
 
-def _evaluate(model: "PreTrainedModel", rows: list[dict[str, Any]]) -> RowLosses:
-    return row_losses(model, rows, max_tokens=CHECKED_TOKENS)
-
-
 def _checked(
     run: FinishedRun, model: "PreTrainedModel", dtype: str | None, unquantized: float | None
 ) -> Losses | None:
     """Compare a loaded export with the run's record; None if the run recorded no rows."""
     if not (rows := _few_rows(run)):
         return None
-    found = _evaluate(model, rows)
+    found = row_losses(model, rows, max_tokens=CHECKED_TOKENS)
     loss, pairs = found.mean(), zip(rows, found.tokens, strict=True)
     recorded = sum(row["loss"] * count for row, count in pairs) / sum(found.tokens)
     expected = recorded if unquantized is None else unquantized

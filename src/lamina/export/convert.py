@@ -3,12 +3,11 @@
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.depth.reduction import Reduction, adapter_form_is_exact, reduction
+from lamina.depth.reduction import adapter_form_is_exact, reduction
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError
@@ -18,7 +17,6 @@ from lamina.export.folder import (
     copy_tokenizer,
     new_folder,
     outgoing,
-    refuse_output,
     write_config,
     write_manifest,
     write_weights,
@@ -27,32 +25,13 @@ from lamina.export.merge import WEIGHTS_FILE, AdapterUpdates, adapter_updates, r
 from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
 from lamina.weights.source import Source, resolve
-from lamina.weights.writing import MAX_SHARD_BYTES, Outgoing
+from lamina.weights.writing import Outgoing
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written."""
-
-    output: Path
-    form: str
-    dtype: str | None
-    """torch's name for the weights' type; None if they kept their own."""
-
-    loss: Losses | None
-    """On a few recorded rows; None without rows."""
-
-
-def export(
-    run: str,
-    output: str,
-    form: str,
-    dtype: str | None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> Exported:
+def export(run: str, output: str, form: str, dtype: str | None) -> tuple[str | None, Losses | None]:
     """Write a run's result in another form, and check that it loads as the measured model.
 
     Args:
@@ -60,7 +39,9 @@ def export(
         output: New or empty folder.
         form: merged for a whole model; adapter for one that PEFT loads onto the untouched base.
         dtype: torch's name for the weights' type; None for the type the run measured.
-        max_shard_bytes: Most bytes in one file of weights.
+
+    Returns:
+        The weights' type, None if they kept their own; and the losses, None without recorded rows.
 
     Raises:
         ConfigError: There is no such run, or it does not have that form.
@@ -68,14 +49,18 @@ def export(
         OutputError: The output is a source, is not empty, or cannot be written.
     """
     finished = finished_run(run)
-    refuse_output("--output", Path(output), finished.final, Path(run).expanduser())
-    quiet_libraries()
-    if form == "adapter":
-        return _export_adapter(finished, Path(output), dtype)
-    return _export_model(finished, Path(output), dtype or finished.dtype, max_shard_bytes)
+    sources = [finished.final, Path(run).expanduser()]
+    if form == "merged" and finished.final_is_adapter:
+        sources.append(finished.base().folder)
+    with new_folder("--output", Path(output), *sources) as folder:
+        quiet_libraries()
+        if form == "adapter":
+            return None, _export_adapter(finished, folder, dtype)
+        dtype = dtype or finished.dtype
+        return dtype, _export_model(finished, folder, dtype)
 
 
-def _export_adapter(run: FinishedRun, output: Path, dtype: str | None) -> Exported:
+def _export_adapter(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:
     if dtype is not None:
         raise ConfigError(f"--dtype={dtype} needs --form merged: an adapter keeps its own type")
     if run.adapter is None:
@@ -89,63 +74,42 @@ def _export_adapter(run: FinishedRun, output: Path, dtype: str | None) -> Export
             "exactly; choose --form merged"
         )
     adapter_updates(run.adapter, reduced)
-    with new_folder(output) as folder:
-        for name in (ADAPTER_FILE, WEIGHTS_FILE):
-            shutil.copyfile(run.adapter / name, folder / name)
-        rename_magnitudes(folder / WEIGHTS_FILE)
-        copy_tokenizer(_tokenizer_source(run), folder)
-        write_manifest(folder, run.manifest, is_adapter=True)
-        loss = adapter_loss(run, folder)
-    return Exported(output, "adapter", None, loss)
+    for name in (ADAPTER_FILE, WEIGHTS_FILE):
+        shutil.copyfile(run.adapter / name, folder / name)
+    rename_magnitudes(folder / WEIGHTS_FILE)
+    copy_tokenizer(_tokenizer(run), folder)
+    write_manifest(folder, run.manifest, is_adapter=True)
+    return adapter_loss(run, folder)
 
 
-def _export_model(
-    run: FinishedRun, output: Path, dtype: str | None, max_shard_bytes: int
-) -> Exported:
+def _export_model(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:
+    """Write final/ itself if it is a model, or its base with the adapter's updates."""
     import torch
 
-    inputs = _inputs(run)
-    refuse_output("--output", output, inputs.source.folder)
-    wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
-    with new_folder(output) as folder:
-        write_config(folder, inputs.reduction.content, inputs.source, dtype)
-        copy_tokenizer(_tokenizer_source(run), folder)
-        write_manifest(folder, run.manifest)
-        with tensor_slices(inputs.source, inputs.mapping) as slices:
-            write_weights(folder, _tensors(inputs, slices, wanted), max_shard_bytes)
-        loss = model_loss(run, folder, dtype)
-    return Exported(output, "merged", dtype, loss)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The tensors and config that a whole model is written from."""
-
-    source: Source
-    mapping: dict[str, str]
-    """The written model's tensor names, by the source's."""
-
-    reduction: Reduction
-    updates: AdapterUpdates | None
-
-
-def _inputs(run: FinishedRun) -> _Inputs:
-    """Return final/ itself if it is a model, or its base and the adapter's updates."""
     is_adapter = run.final_is_adapter
     source = run.checked_base() if is_adapter else resolve(str(run.final))
     kept = run.manifest["kept_layers"] if is_adapter else range(layer_count(source.config))
     reduced = reduction(source, kept)
     updates = adapter_updates(run.final, reduced) if is_adapter else None
-    return _Inputs(source, kept_tensors(source.weight_map, kept, source.config), reduced, updates)
+    wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
+    write_config(folder, reduced.content, source, dtype)
+    copy_tokenizer(_tokenizer(run), folder)
+    write_manifest(folder, run.manifest)
+    mapping = kept_tensors(source.weight_map, kept, source.config)
+    with tensor_slices(source, mapping) as slices:
+        write_weights(folder, _tensors(updates, slices, wanted))
+    return model_loss(run, folder, dtype)
 
 
-def _tokenizer_source(run: FinishedRun) -> Source:
+def _tokenizer(run: FinishedRun) -> Source:
     """Return final/, which has the tokenizer used in training."""
     return Source(name=str(run.final), revision=None, folder=run.final)
 
 
 def _tensors(
-    inputs: _Inputs, slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None"
+    updates: AdapterUpdates | None,
+    slices: Mapping[str, TensorSlice],
+    dtype: "torch.dtype | None",
 ) -> dict[str, Outgoing]:
     """Return every tensor, layer by layer, with the adapter's updates if there are any."""
     tensors = outgoing(slices, dtype)
@@ -155,8 +119,8 @@ def _tensors(
     ordered: dict[str, Outgoing] = {}
     for layer in sorted(groups, key=lambda index: -1 if index is None else index):
         group = {name: tensors[name] for name in groups[layer]}
-        if inputs.updates and layer in inputs.updates.updates:
-            group = _merging(inputs.updates, layer, slices, group)
+        if updates and layer in updates.updates:
+            group = _merging(updates, layer, slices, group)
         ordered.update(group)
     return ordered
 

@@ -105,12 +105,7 @@ def finished_run(given: str) -> FinishedRun:
         raise ConfigError(
             f"{given}: neither a run folder nor a model that Lamina wrote (no {MANIFEST_FILE})"
         )
-    return FinishedRun(final, read_json(final / MANIFEST_FILE), result, _rows(folder))
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / ROWS_FILE
-    if not path.is_file():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row for row in rows if row.get("loss") is not None]
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    measured = [row for row in rows if row.get("loss") is not None]
+    return FinishedRun(final, read_json(final / MANIFEST_FILE), result, measured)

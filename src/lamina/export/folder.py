@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from lamina.runtime.files import replacing
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, TensorSlice, byte_blocks
 from lamina.weights.source import Source, read_json
-from lamina.weights.writing import Outgoing, write_shards
+from lamina.weights.writing import MAX_SHARD_BYTES, Outgoing, write_shards
 
 if TYPE_CHECKING:
     import torch
@@ -60,50 +61,46 @@ def outgoing(slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None") -> 
 
     `dtype` is the new type of floating-point tensors; None keeps theirs.
     """
-    return {name: _outgoing(piece, dtype) for name, piece in slices.items()}
-
-
-def _outgoing(piece: TensorSlice, dtype: "torch.dtype | None") -> Outgoing:
-    stored = piece.stored
-    if dtype is None or not stored.is_floating_point:
-        return Outgoing(stored, lambda: byte_blocks(piece, None))
-    name = DTYPES[str(dtype).removeprefix("torch.")]
-    return Outgoing(StoredTensor(name, stored.shape), lambda: byte_blocks(piece, dtype))
-
-
-def refuse_output(key: str, output: Path, *sources: Path) -> None:
-    """Refuse an output folder that is not empty, or is one of the source folders.
-
-    `key` is the output's option or config key.
-    """
-    place = output.expanduser().resolve()
-    for source in sources:
-        if place == source.resolve():
-            raise OutputError(f"{key}={output} is the source itself: give another folder")
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise OutputError(f"{key}={output} is not empty: give a new or empty folder")
+    tensors = {}
+    for name, piece in slices.items():
+        stored, new = piece.stored, dtype if piece.stored.is_floating_point else None
+        if new is not None:
+            stored = StoredTensor(DTYPES[str(new).removeprefix("torch.")], stored.shape)
+        tensors[name] = Outgoing(stored, partial(byte_blocks, piece, new))
+    return tensors
 
 
 @contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
+def new_folder(key: str, output: Path, *sources: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes the output if the body succeeds.
 
+    Enter it before slow work. `key` is the output's option or config key.
+
     Raises:
-        OutputError: It cannot be written, for instance because the disk is full.
+        OutputError: The output is a source or a file, is not empty, or cannot be written.
     """
+    place = output.expanduser().resolve()
+    if place in [source.resolve() for source in sources]:
+        raise OutputError(f"{key}={output} is the source itself: give another folder")
+    if place.is_file() or (place.is_dir() and any(place.iterdir())):
+        reason = "is a file" if place.is_file() else "is not empty"
+        raise OutputError(f"{key}={output} {reason}: give a new or empty folder")
     try:
-        with replacing(output.expanduser().resolve(), flush=False) as partial:
-            partial.mkdir()
-            yield partial
+        with replacing(place, flush=False) as folder:
+            folder.mkdir()
+            yield folder
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(
-            f"{output} cannot be written: {error.strerror or error}; nothing of it remains"
+            f"{key}={output} cannot be written: {error.strerror or error}; nothing of it remains: "
+            "make room or give another folder"
         ) from error
 
 
-def write_weights(folder: Path, tensors: Mapping[str, Outgoing], max_shard_bytes: int) -> None:
+def write_weights(
+    folder: Path, tensors: Mapping[str, Outgoing], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
     """Write a model's tensors with a progress bar, and check that transformers loads them.
 
     The folder already holds config.json; the tensors are in the order that reads fastest.
@@ -111,16 +108,10 @@ def write_weights(folder: Path, tensors: Mapping[str, Outgoing], max_shard_bytes
     Raises:
         ModelError: The written model does not load.
     """
-    with _progress(tensors) as advance:
-        write_shards(folder, tensors, advance, max_shard_bytes)
-    refuse_unloadable(folder)
-
-
-@contextmanager
-def _progress(tensors: Mapping[str, Outgoing]) -> Iterator[Callable[[int], object]]:
     from tqdm import tqdm
 
     total = sum(tensor.stored.nbytes for tensor in tensors.values())
     # disable=None: no bar unless the console is a terminal.
     with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=None) as bar:
-        yield bar.update
+        write_shards(folder, tensors, bar.update, max_shard_bytes)
+    refuse_unloadable(folder)

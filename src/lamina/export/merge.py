@@ -57,11 +57,8 @@ class AdapterUpdates:
         """Return one layer's updated weights in float32.
 
         transformers loads the layer as a model of its own, PEFT merges the adapter into it, and
-        transformers returns the weights under their names in the checkpoint.
-
-        Args:
-            layer: 0-based index in the reduced model; None for tensors outside the layers.
-            slices: The base's tensors, by their names in the reduced checkpoint.
+        transformers returns the weights under their names in the checkpoint. None is for tensors
+        outside the layers; `slices` are the base's, by their names in the reduced checkpoint.
 
         Raises:
             ModelError: The adapter does not fit.

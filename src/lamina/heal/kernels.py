@@ -69,11 +69,6 @@ def installed_flash() -> str | None:
 def attention_kernel(kind: str, model: "type[PreTrainedModel]", dtype: str) -> str | None:
     """Return transformers' name of the attention implementation to use; None for its default.
 
-    Args:
-        kind: auto, flash, flex, sdpa or eager.
-        model: The model's class.
-        dtype: torch's name of the weights' type.
-
     Raises:
         ConfigError: The model's family does not support it.
     """

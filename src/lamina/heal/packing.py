@@ -90,11 +90,8 @@ def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
     """Refuse to pack if the first of two packed documents changes predictions in the second.
 
     Masks depend on the architecture, the attention implementation and the collator. If one of them
-    ignores document boundaries, training silently continues with a wrong loss.
-
-    Args:
-        trainer: Has the model and the collator.
-        rows: Tokenized, not packed; the first and the last one serve as documents.
+    ignores document boundaries, training silently continues with a wrong loss. The first and the
+    last of the rows, tokenized but not packed, serve as documents.
     """
     import torch
 

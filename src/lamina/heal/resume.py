@@ -1,6 +1,7 @@
 """Resuming: which checkpoint a run continues from, and which run a checkpoint folder belongs to."""
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,16 @@ from typing import Any
 from lamina.errors import ConfigError, OutputError
 from lamina.measure.results import read_result
 from lamina.runtime import distributed
-from lamina.runtime.checkpoints import STEP, best_checkpoint, is_complete, last_checkpoint
+from lamina.runtime.checkpoints import (
+    STEP,
+    best_checkpoint,
+    is_complete,
+    last_checkpoint,
+    saved_step,
+)
 from lamina.runtime.files import PARTIAL, copy_folder, disk_errors, write_json
+
+logger = logging.getLogger(__name__)
 
 KEYWORDS = ("auto", "never")
 """Values of resume that are not paths."""
@@ -37,10 +46,9 @@ class GivenCheckpoint:
 
 
 def given_checkpoint(resume: str) -> GivenCheckpoint | None:
-    """Find the checkpoint that resume=PATH gives; None for auto and never.
+    """Find the checkpoint that resume=PATH gives, the last one if PATH is a run folder.
 
-    Args:
-        resume: auto, never, a checkpoint-{step}/, or a run folder for its last checkpoint.
+    auto and never give None.
 
     Raises:
         ConfigError: There is no complete checkpoint, or no result.json of its run.
@@ -116,6 +124,22 @@ class Start:
         """The checkpoint's path, for the trainer."""
         return str(self.checkpoint) if self.checkpoint else None
 
+    @property
+    def step(self) -> int | None:
+        """The checkpoint's optimizer step; None at the first step of a training."""
+        return saved_step(self.checkpoint) if self.checkpoint else None
+
+    def warn_if_reached(self, max_steps: int) -> None:
+        """Warn if the checkpoint has reached max_steps: the run then only measures it."""
+        if self.step is not None and 0 < max_steps <= self.step:
+            logger.warning(
+                "max_steps=%d, but %s has reached step %d: nothing is left to train; give a larger "
+                "max_steps to go on",
+                max_steps,
+                self.checkpoint,
+                self.step,
+            )
+
     def refuse_other_data(self, fingerprint: str) -> None:
         """Refuse to continue on data with another fingerprint than the checkpoint's."""
         if self.checkpoint is not None and self.recorded:
@@ -128,8 +152,7 @@ def find_start(
 ) -> Start:
     """Claim a checkpoint folder in the first process, and find in all where the run starts.
 
-    `previous` is what an earlier start in the run folder recorded, or empty; for the rest see
-    `claim_folder`.
+    For the arguments see `claim_folder`.
     """
     given = given_checkpoint(resume)
     before = {**previous, **previous.get("settings", {})}
@@ -160,15 +183,8 @@ def claim_folder(
     """Claim a checkpoint folder for a run; return the checkpoint to resume from, if there is one.
 
     A folder inside the run folder belongs to the run; any other names its run in run.json. The
-    remains of interrupted saves are removed.
-
-    Args:
-        folder: Folder of checkpoint-{step}/ and final/.
-        run_dir: The run folder.
-        resume: auto, never or a path.
-        given: The checkpoint at the path.
-        before: Record of an earlier start in the run folder, or empty.
-        now: Fields of the record that must not have changed.
+    remains of interrupted saves are removed. `before` is the record of an earlier start in the run
+    folder, or empty; `now` has the fields of the record that must not have changed.
 
     Raises:
         OutputError: The folder is another run's, cannot be written, or holds a checkpoint that

@@ -18,12 +18,9 @@ if TYPE_CHECKING:
 
 
 def with_padding_rows(rows: "Dataset", multiple: int, padding: int) -> "Dataset":
-    """Append rows without trained tokens until the number of rows is a multiple.
+    """Append rows of padding tokens, which no count includes, up to a multiple of rows.
 
-    Args:
-        rows: Tokenized, packed or not.
-        multiple: Rows that all processes take at once.
-        padding: Id of the padding token, the only one in the appended rows: no count includes it.
+    `multiple` is the number of rows that all processes take at once, `padding` the token's id.
     """
     from datasets import Dataset, concatenate_datasets
 

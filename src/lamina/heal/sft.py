@@ -107,12 +107,10 @@ class SFT:
     def arguments(
         self, output_dir: Path, *, sharded: bool = False, liger: bool = False
     ) -> "SFTConfig":
-        """Return these settings as TRL's SFTConfig.
+        """Return these settings as TRL's SFTConfig; `output_dir` is for checkpoint-{step}/.
 
-        Args:
-            output_dir: Folder of checkpoint-{step}/.
-            sharded: Whether weights, gradients and optimizer state are sharded over the processes.
-            liger: Whether liger-kernel replaces the model's own kernels.
+        `sharded` shards weights, gradients and optimizer state over the processes; `liger` replaces
+        the model's own kernels by liger-kernel's.
 
         Raises:
             ConfigError: TRL refuses a value, or the GPU lacks bfloat16.
@@ -123,7 +121,11 @@ class SFT:
         if sharded and self.args.get("torch_compile"):
             raise ConfigError(NO_COMPILED_SHARDS)
         accelerated = torch.accelerator.is_available()
-        if self.args.get("bf16") and torch.cuda.is_available() and not _has_bfloat16():
+        if (
+            self.args.get("bf16")
+            and torch.cuda.is_available()
+            and not torch.cuda.is_bf16_supported(including_emulation=False)  # slower than float32
+        ):
             raise ConfigError(
                 f"bf16=true, but {torch.cuda.get_device_name()} does not compute in bfloat16: "
                 "give bf16=false"
@@ -275,24 +277,13 @@ def _defaults(settings: type) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not MISSING}
 
 
-def _has_bfloat16() -> bool:
-    """Whether the GPU supports bfloat16 natively; emulated, it is slower than float32."""
-    import torch
-
-    return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def refuse_changed(path: str, given: Mapping[str, Any], used: Any) -> None:
     """Refuse settings that a library changed on the way to the trainer.
 
     TRL, transformers and PEFT change some, and so does a backend that patches them. A null leaves
     the choice to the library. JSON strings are compared by content; where a mapping becomes a
-    settings object, only the given keys are compared.
-
-    Args:
-        path: Prefix of the settings' config keys, with its final dot.
-        given: The settings by their names in `used`.
-        used: The library's settings object.
+    settings object, only the given keys are compared. `path` is the prefix of the settings' config
+    keys, with its final dot; `used` is the library's settings object.
     """
     changed = []
     for key, value in given.items():

@@ -64,15 +64,14 @@ def row_losses(
 ) -> RowLosses:
     """Evaluate a model on tokenized rows; processes share the work, and each gets all losses.
 
-    Args:
-        model: On its device; inputs stay on the CPU if the weights are on disk.
-        rows: Each with input_ids and labels; a label of -100 does not count.
-        max_tokens: Most tokens in one forward pass, padding included; a longer row is alone in one.
+    A label of -100 does not count. `max_tokens` are the most in one forward pass, padding included;
+    a longer row is alone in one.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
     nll, tokens = [0.0] * len(rows), [0] * len(rows)
+    # Weights on disk are loaded layer by layer, and inputs stay on the CPU.
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     model.eval()
     batches = list(_batches([len(row["input_ids"]) for row in rows], max_tokens))

@@ -51,10 +51,8 @@ class Flops:
     def of(self, tokens: float, targets: float, pairs: Mapping[int | None, float]) -> float:
         """Return the operations of some steps.
 
-        Args:
-            tokens: Tokens without padding.
-            targets: Tokens whose prediction is trained.
-            pairs: By window, the sum over tokens of how many each attends to, itself included.
+        `tokens` are without padding, the predictions of `targets` are trained, and `pairs` sums, by
+        window, how many tokens each one attends to, itself included.
         """
         attention = sum(self.per_pair[window] * pairs[window] for window in self.per_pair)
         return self.per_token * tokens + self.per_target * targets + attention
@@ -159,53 +157,37 @@ def _is_trained(module: torch.nn.Module) -> bool:
     return any(weight.requires_grad for weight in module.parameters())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Peak:
-    """Dense TFLOP/s of one accelerator; None for a type without native support."""
+PEAK_TYPES = ("bfloat16", "float16", "tf32", "float32")
+"""Columns of `PEAKS`; tf32 is for float32 products in TensorFloat-32, if torch is set to them."""
 
-    name: str
-    """Pattern of `torch.cuda.get_device_name` without the maker. It must match the whole name:
-    similar names (a laptop's card, a MIG slice, the RTX 4090 D) have other peaks."""
-
-    bfloat16: float | None
-    float16: float
-    tf32: float | None
-    """float32 products in TensorFloat-32, if torch is set to them."""
-    float32: float
-
-
-def _peak(name: str, half: float, tf32: float, float32: float) -> Peak:
-    return Peak(name=name, bfloat16=half, float16=half, tf32=tf32, float32=float32)
-
-
-PEAKS = (
-    _peak(r"B200", 2250, 1125, 75),
-    _peak(r"H200|H100 80GB HBM3|H100 SXM5.*|GH200 .*", 989.4, 494.7, 66.9),
-    _peak(r"H100 NVL|H200 NVL", 835.5, 417.5, 60),
-    _peak(r"H100 PCIe", 756, 378, 51),
-    _peak(r"A100-(SXM4|PCIE)-\d+GB|A100 80GB PCIe", 312, 156, 19.5),
-    _peak(r"L40S", 362, 183, 91.6),
-    _peak(r"A10", 125, 62.5, 31.2),
-    _peak(r"L4", 121, 60, 30.3),
-    _peak(r"GeForce RTX 4090", 165.2, 82.6, 82.6),
-    _peak(r"GeForce RTX 3090", 71, 35.6, 35.6),
-    Peak(name=r"V100-SXM2-\d+GB", bfloat16=None, float16=125, tf32=None, float32=15.7),
-    Peak(name=r"V100-PCIE-\d+GB", bfloat16=None, float16=112, tf32=None, float32=14),
-)
-"""From NVIDIA's data sheets and, for GeForce cards, its architecture papers (bfloat16 products
-accumulated in float32): dense, not sparse, at the stated clock."""
+PEAKS: dict[str, tuple[float | None, ...]] = {
+    r"B200": (2250, 2250, 1125, 75),
+    r"H200|H100 80GB HBM3|H100 SXM5.*|GH200 .*": (989.4, 989.4, 494.7, 66.9),
+    r"H100 NVL|H200 NVL": (835.5, 835.5, 417.5, 60),
+    r"H100 PCIe": (756, 756, 378, 51),
+    r"A100-(SXM4|PCIE)-\d+GB|A100 80GB PCIe": (312, 312, 156, 19.5),
+    r"L40S": (362, 362, 183, 91.6),
+    r"A10": (125, 125, 62.5, 31.2),
+    r"L4": (121, 121, 60, 30.3),
+    r"GeForce RTX 4090": (165.2, 165.2, 82.6, 82.6),
+    r"GeForce RTX 3090": (71, 71, 35.6, 35.6),
+    r"V100-SXM2-\d+GB": (None, 125, None, 15.7),
+    r"V100-PCIE-\d+GB": (None, 112, None, 14),
+}
+"""Dense TFLOP/s by a pattern of `torch.cuda.get_device_name` without the maker; None for a type
+without native support. The pattern must match the whole name: similar names (a laptop's card, a MIG
+slice, the RTX 4090 D) have other peaks. From NVIDIA's data sheets and, for GeForce cards, its
+architecture papers (bfloat16 products accumulated in float32), at the stated clock."""
 
 
 def peak_flops(device: str, dtype: str) -> float | None:
-    """Return a device's peak in FLOP/s; None if `PEAKS` does not have it for that type.
+    """Return a device's peak in FLOP/s; None if `PEAKS` does not have it for one of `PEAK_TYPES`.
 
-    Args:
-        device: As `torch.cuda.get_device_name` returns it.
-        dtype: A field of `Peak`.
+    `device` is what `torch.cuda.get_device_name` returns.
     """
     name = re.sub(r"^(NVIDIA|Tesla) ", "", device)
-    found = next((peak for peak in PEAKS if re.fullmatch(peak.name, name)), None)
-    tera = getattr(found, dtype) if found else None
+    found = next((PEAKS[pattern] for pattern in PEAKS if re.fullmatch(pattern, name)), None)
+    tera = found[PEAK_TYPES.index(dtype)] if found else None
     return None if tera is None else tera * 1e12
 
 

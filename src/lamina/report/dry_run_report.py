@@ -16,12 +16,9 @@ MAX_CHARACTERS = 400
 
 
 def dry_run_report(content: dict[str, Any], config: str, console: Console) -> RenderableType:
-    """Return the report of a dry run.
+    """Return the report of a dry run; `config` is the resolved config, as YAML.
 
-    Args:
-        content: Content of the dry run's report.
-        config: The resolved config, as YAML.
-        console: The output; without colours, trained text is marked by ⟦ and ⟧.
+    On a console without colours, trained text is marked by ⟦ and ⟧.
     """
     kept, total = content["kept_layers"], content["num_layers"]
     strip = "".join("■" if index in kept else "□" for index in range(total))
@@ -36,15 +33,7 @@ def dry_run_report(content: dict[str, Any], config: str, console: Console) -> Re
 
 
 def refuse_what_does_not_fit(content: dict[str, Any], output_dir: str) -> None:
-    """Raise if the run would fill the disk.
-
-    Args:
-        content: Content of the dry run's report.
-        output_dir: Folder of the checkpoints.
-
-    Raises:
-        ConfigError: Checkpoints and final/ need more than is free.
-    """
+    """Refuse a run whose checkpoints and final/ need more disk than is free."""
     footprint = content["footprint"]
     if footprint["disk"] > footprint["free_disk"]:
         raise ConfigError(

@@ -13,11 +13,15 @@ from rich.text import Text
 from lamina.depth.layer_sets import format_layers
 from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count
 from lamina.depth.tensor_names import layer_of
-from lamina.export.finished_run import FinishedRun, finished_run
+from lamina.errors import ConfigError
+from lamina.export.finished_run import ADAPTER_FILE, FinishedRun, finished_run
 from lamina.export.folder import MANIFEST_FILE
 from lamina.measure.results import RESULT_FILE
 from lamina.weights.header import StoredTensor
 from lamina.weights.source import Source, resolve
+
+SHOWN_FILES = (RESULT_FILE, MANIFEST_FILE, "config.json", ADAPTER_FILE)
+"""Any of these makes a folder one of a run, a model or an adapter."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,16 @@ class Part:
 
 
 def overview(given: str) -> RenderableType:
-    """Return the layers of a model or a run.
-
-    Args:
-        given: Hub id, model folder or run folder.
+    """Return the layers of a hub id, a model folder or a run folder.
 
     Raises:
-        ConfigError: The run left no model.
+        ConfigError: It is a file or another folder, or the run left no model.
         ModelError: The model is not found, or its files are incomplete.
     """
     folder = Path(given).expanduser()
+    if folder.exists() and not any((folder / name).is_file() for name in SHOWN_FILES):
+        what = "holds no model, run or sweep" if folder.is_dir() else "is a file"
+        raise ConfigError(f"{given} {what}: give a hub id, or the folder of a model, run or sweep")
     if (folder / RESULT_FILE).is_file() or (folder / MANIFEST_FILE).is_file():
         return _of_run(finished_run(given))
     source = resolve(given)

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from lamina.depth.statistics import Statistics
-from lamina.report.scan_report import best_block, increases
+from lamina.report.scan_report import best_block, increases, scored
 from lamina.runtime.files import write_bytes
 
 SIZE = (1500, 700)
@@ -24,10 +24,6 @@ _PARTS = {"attention": _GREEN, "mlp": _PINK}
 
 def draw(statistics: Statistics, path: Path) -> None:
     """Draw the leave-one-out losses, the block influence and the angular distances.
-
-    Args:
-        statistics: Results of the scan.
-        path: Path of scan.png; its folder is created.
 
     Raises:
         OutputError: The file cannot be written.
@@ -46,11 +42,7 @@ def draw(statistics: Statistics, path: Path) -> None:
     _draw_losses(panels["loss"], statistics)
     _draw_influence(panels["influence"], statistics)
     _draw_distances(panels["distance"], statistics)
-    figure.suptitle(
-        f"{statistics.num_layers} layers, {statistics.num_tokens:,} predictions in "
-        f"{statistics.num_windows:,} windows",
-        fontsize=11,
-    )
+    figure.suptitle(scored(statistics), fontsize=11)
     picture = io.BytesIO()
     canvas.print_png(picture, pil_kwargs={"compress_level": 9})
     write_bytes(path, picture.getvalue())
@@ -84,10 +76,7 @@ def _draw_losses(panel: Any, statistics: Statistics) -> None:
 def _scale(panel: Any, drawn: list[float], errors: list[float]) -> None:
     """Make the y axis logarithmic; if a value is 0 or below, linear within the noise.
 
-    Args:
-        panel: The axes.
-        drawn: Values and upper ends of the error bars.
-        errors: Lengths of the error bars.
+    `drawn` has the values and the upper ends of the error bars, `errors` the bars' lengths.
     """
     finite = [value for value in drawn if math.isfinite(value)]
     if finite and min(finite) > 0:

@@ -34,10 +34,6 @@ def increases(statistics: Statistics) -> Numbers:
 def write_csv(statistics: Statistics, path: Path) -> None:
     """Write one row per layer at full precision; losses and divergences in nats per token.
 
-    Args:
-        statistics: Results of the scan.
-        path: Path of scan.csv; its folder is created.
-
     Raises:
         OutputError: The file cannot be written.
     """
@@ -70,15 +66,21 @@ def scan_table(statistics: Statistics) -> RenderableType:
     return Constrain(Group(*parts), WIDTH)
 
 
+def scored(statistics: Statistics) -> str:
+    """Return how much was scored on how much text."""
+    counts = {"layer": statistics.num_layers, "prediction": statistics.num_tokens}
+    counts["window"] = statistics.num_windows
+    return "{}, {} in {}".format(*(f"{n:,} {name}{'s' * (n != 1)}" for name, n in counts.items()))
+
+
 def _heading(statistics: Statistics) -> list[Text]:
-    scored = (
-        f"{statistics.num_layers} layers, {statistics.num_tokens:,} predictions in "
-        f"{statistics.num_windows:,} windows"
-    )
     loss = f"{statistics.baseline_loss:.5g} ± {statistics.baseline_stderr:.2g}"
+    floor, top = _bar_range(increases(statistics))
+    scale = f"; bars: {floor:g} to {top:.3g}, log" if top else ""
+    unit = f"nats per token; each layer left out alone, ± one standard error{scale}"
     return [
-        Text(f"{scored}, baseline loss {loss}", style="bold"),
-        Text("nats per token; each layer left out alone, ± one standard error", style="dim"),
+        Text(f"{scored(statistics)}, baseline loss {loss}", style="bold"),
+        Text(unit, style="dim"),
     ]
 
 
@@ -91,8 +93,7 @@ def _layers(statistics: Statistics) -> Table:
     for name in ("loss", "increase", "±"):
         table.add_column(name, justify="right", no_wrap=True)
     # The only column that may shrink, for long marks or a narrow terminal.
-    scale = Text(f"{floor:g} to {top:.3g}, log", no_wrap=True) if top else ""
-    table.add_column(scale, max_width=_BAR_WIDTH)
+    table.add_column(max_width=_BAR_WIDTH)
     for name in ("KL", "influence"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -152,9 +153,7 @@ def _blocks(statistics: Statistics) -> Table:
 def best_block(distance: tuple[Numbers, ...], size: int) -> tuple[int, float]:
     """Return the first layer and the distance of the contiguous block with the smallest distance.
 
-    Args:
-        distance: [start][n], as in `Statistics.angular_distance`.
-        size: Layers in the block, at most the model's depth.
+    `distance` is [start][n], as in `Statistics.angular_distance`; `size` is the block's layers.
     """
     candidates = [row[size] for row in distance if len(row) > size]
     start = _least_index(candidates)

@@ -86,11 +86,9 @@ class SweepJob:
 
 
 def read_jobs(folder: Path, planned: Sequence[Sequence[str]] = ()) -> list[SweepJob]:
-    """Read a sweep's jobs, in their order.
+    """Read the jobs of a sweep's folder, in their order.
 
-    Args:
-        folder: The sweep's folder.
-        planned: Overrides of every planned job, in order; those without a result are missing.
+    `planned` has the overrides of every planned job; those without a result are missing.
     """
     found = {path.parent.name for path in folder.glob("*/result.json")}
     names = sorted(found | {str(number) for number in range(len(planned))}, key=_order)
@@ -136,14 +134,15 @@ def ranked(jobs: Sequence[SweepJob]) -> list[SweepJob]:
 
 
 def sweep_table(jobs: Sequence[SweepJob]) -> RenderableType:
-    """Return the closing table of a sweep: one row per job, in the jobs' order."""
+    """Return a sweep's table: one row per job, in the jobs' order, and why jobs failed."""
     table = Table(box=None, pad_edge=False)
     table.add_column(COLUMNS[0], style="bold", overflow="fold")
     for name in COLUMNS[1:]:
         table.add_column(name, justify="right")
     for job in jobs:
         table.add_row(*_cells(job))
-    return Group(Text(), table)
+    reasons = [Text(f"{job.own}: {job.error}", style="dim") for job in jobs if job.error]
+    return Group(Text(), table, *([Text(), *reasons] if reasons else []))
 
 
 def _cells(job: SweepJob) -> list[str]:

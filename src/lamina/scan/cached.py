@@ -86,7 +86,8 @@ class CachedScores(LayerScores):
 
     def _scanned(self, folder: Path) -> dict[str, Any]:
         settings, (windows, sets) = self.settings, self._calibration
-        logger.info("scoring the layers of %s on %d windows", self.source.name, len(windows))
+        text = "1 window" if len(windows) == 1 else f"{len(windows):,} windows"
+        logger.info("scoring the layers of %s on %s", self.source.name, text)
         with self._open() as stack:
             allowed = budget(settings, stack, windows, free_memory_bytes(), stack.num_layers)
             scores, cost = sweep(

@@ -24,15 +24,8 @@ def greedy_order(
     """Return the layers to drop, in order (Song et al. 2024, SLEB, arXiv:2402.09025).
 
     All candidates of a round share the layers before them, and the layers before the one dropped
-    are shared with the previous round.
-
-    Args:
-        stack: The model.
-        windows: Calibration text.
-        settings: Settings of the scan; sublayers are ignored.
-        count: How many layers to drop.
-        known: The beginning of the order, if it is known already.
-        free: Free memory in bytes.
+    are shared with the previous round. `known` is the beginning of the order, `free` the free
+    memory in bytes.
     """
     alone = replace(settings, sublayers=False)
     allowed = budget(alone, stack, windows, free, stack.num_layers - len(known))
@@ -50,14 +43,10 @@ class GreedySearch:
     def __init__(
         self, stack: LayerStack, windows: Windows, allowed: Budget, dropped: Sequence[int]
     ) -> None:
-        """Compute nothing yet.
+        """Continue after some 0-based layers that are dropped already, in order.
 
-        Args:
-            stack: The model.
-            windows: Calibration text.
-            allowed: What fits into memory. Text that takes several passes leaves no room to keep
-                states between rounds, so each round starts from the embeddings.
-            dropped: 0-based layers dropped already, in order.
+        Text that takes several passes leaves no room to keep states between rounds, so each round
+        starts from the embeddings.
         """
         self.stack, self.windows, self.allowed = stack, windows, allowed
         self.dropped = list(dropped)
@@ -118,9 +107,7 @@ class GreedySearch:
 def marked_depths(depth: int, room: int) -> range:
     """Return evenly spaced depths at which all streams are kept for the next round.
 
-    Args:
-        depth: Layers left.
-        room: Number of states that fit into memory; after k layers there are k streams.
+    `room` is the number of states that fit into memory; after k layers there are k streams.
     """
     for step in range(1, depth):
         marks = range(step, depth, step)

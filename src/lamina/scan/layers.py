@@ -45,14 +45,7 @@ class ModelShell:
     def __init__(
         self, model: Reduction, slices: Mapping[str, Any], dtype: "torch.dtype", device: str
     ) -> None:
-        """Load everything outside the layers.
-
-        Args:
-            model: The full model.
-            slices: Its tensors that belong to no layer, by name.
-            dtype: Type of floating-point weights.
-            device: cpu, or an accelerator such as cuda:0.
-        """
+        """Load everything outside the full model's layers; `slices` are those tensors, by name."""
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
@@ -76,10 +69,8 @@ class ModelShell:
     ) -> "tuple[torch.Tensor, Sequence[LayerCall]]":
         """Return the first layer's input (windows, tokens, width), and one call per layer.
 
-        Args:
-            ids: Token ids (windows, tokens), without padding.
-            positions: Position of each token in its document (windows, tokens): where they restart,
-                the model keeps documents apart. None if each window is one text.
+        `ids` are (windows, tokens), without padding; where `positions`, of the same shape, restart,
+        the model keeps documents apart.
         """
         self._forward(ids, None, positions)
         hidden: torch.Tensor = self.recorders[0].seen
@@ -137,14 +128,7 @@ class LayerStack:
     def __init__(
         self, source: Source, slices: dict[str, Any], dtype: "torch.dtype", device: str
     ) -> None:
-        """Load everything outside the layers.
-
-        Args:
-            source: The model.
-            slices: All its tensors, by name.
-            dtype: Type of floating-point weights.
-            device: Where the layers compute: cpu, or an accelerator such as cuda:0.
-        """
+        """Load everything outside the layers; `slices` are all tensors, by name."""
         self.num_layers = layer_count(source.config)
         self.dtype, self.device = dtype, device
         self._model = reduction(source, range(self.num_layers))

@@ -85,14 +85,7 @@ class Budget:
 def budget(
     settings: ScanSettings, stack: LayerStack, windows: Windows, free: int, num_kept: int
 ) -> Budget:
-    """Decide how much to hold in memory at once.
-
-    Args:
-        settings: Settings of the scan.
-        stack: The model.
-        windows: Calibration text.
-        free: Free memory in bytes.
-        num_kept: Layers not skipped.
+    """Decide how much to hold in memory at once, given its free bytes and the layers not skipped.
 
     Raises:
         ConfigError: scan.memory does not hold one layer and one window.
@@ -132,13 +125,8 @@ def sweep(
 ) -> tuple[Scores, Cost]:
     """Score every removal, in as many passes over the weights as the windows need.
 
-    Args:
-        stack: The model.
-        windows: Calibration text.
-        allowed: What fits into memory.
-        sublayers: Whether to score attention and mlp separately too.
-        folder: Folder where progress is saved and resumed; None saves nothing.
-        skipped: 0-based layers already removed.
+    `sublayers` also scores attention and mlp alone; `folder` is where progress is saved and
+    resumed, None saves nothing; `skipped` are 0-based layers already removed.
     """
     import torch
 

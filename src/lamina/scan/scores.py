@@ -85,12 +85,7 @@ class Scores:
         self.magnitude.setdefault(end - 1, []).append(ratio.mean().item())
 
     def add_predictions(self, streams: Streams, windows: Windows) -> None:
-        """Add the scores of every stream's next-token predictions.
-
-        Args:
-            streams: Streams that have passed the last layer.
-            windows: Their calibration text.
-        """
+        """Add the scores of every stream's next-token predictions, after the last layer."""
         shell = streams.stack.shell
         rows = max(1, HEAD_BYTES // (16 * shell.model.config.vocab_size))
         for window, ids in enumerate(windows.ids):
@@ -111,12 +106,7 @@ class Scores:
                 self.kl.setdefault(removal, []).append(math.fsum(values))
 
     def statistics(self, num_layers: int, sets: Sequence[range]) -> Statistics:
-        """Average the sums.
-
-        Args:
-            num_layers: Depth of the model; no layer may have been skipped.
-            sets: The windows of each calibration set.
-        """
+        """Average the sums of a scan that skipped no layer; `sets` are each set's windows."""
         full = self.loss[None]
         parts = sorted({kind for kind, _ in self.kl} - {"layer"})
         return Statistics(

@@ -41,11 +41,8 @@ class Streams:
     ) -> None:
         """Start before the first layer.
 
-        Args:
-            stack: The model.
-            windows: Calibration text.
-            sublayers: Whether to add streams without a layer's attention or mlp.
-            skipped: 0-based layers that every stream lacks.
+        `sublayers` adds streams without a layer's attention or mlp; every stream lacks the
+        `skipped` 0-based layers.
         """
         import torch
 
@@ -73,12 +70,9 @@ class Streams:
         """Copies of the streams' states, by the number of layers passed."""
 
     def advance(self, index: int, block: Any, tick: Callable[[int], object]) -> None:
-        """Pass every stream through a layer, and start the streams that lack it.
+        """Pass every stream through a layer (0-based), and start the streams that lack it.
 
-        Args:
-            index: 0-based index of the layer.
-            block: The layer.
-            tick: Called with 1 after each stream.
+        `tick` is called with 1 after each stream.
         """
         before = self.boundaries[self.done]
         if self.done == self._known:
@@ -111,17 +105,11 @@ class Streams:
         self._marks[self.done] = self.states[: len(self.removals)].clone()
 
     def leave_out(self, index: int) -> int:
-        """Skip one more layer in every stream, and return to a point that this does not affect.
+        """Skip one more layer, already passed; return the one to continue with (both 0-based).
 
         Before that layer no state changes, neither the full model's nor that of a stream without an
         earlier layer. So the streams return to their last mark before it, and streams that start
         between the mark and the layer still find the boundary they start from.
-
-        Args:
-            index: 0-based index of a layer already passed.
-
-        Returns:
-            The 0-based index of the layer to continue with.
         """
         position = self._kept.index(index)
         self.skipped |= {index}
@@ -174,12 +162,7 @@ class Streams:
 
 @contextmanager
 def silenced(block: Any, part: str, index: int) -> Iterator[None]:
-    """Make a sublayer return zeros.
-
-    Args:
-        block: The layer.
-        part: attention or mlp.
-        index: 0-based index of the layer, for the error.
+    """Make the attention or mlp of a layer (0-based) return zeros.
 
     Raises:
         ModelError: The layer has no sublayer of a known name.

@@ -23,13 +23,7 @@ def is_reachable() -> bool:
 
 
 def download(repo_id: str, filename: str, revision: str | None, *, required: bool) -> Path | None:
-    """Return the local path of one file of a repository, downloading it if necessary.
-
-    Args:
-        repo_id: OWNER/NAME.
-        filename: Path inside the repository.
-        revision: Commit; None for the newest.
-        required: Whether a missing file is an error rather than None.
+    """Return the local path of a file in OWNER/NAME at a commit, None for the newest.
 
     Raises:
         ModelError: A required file is missing, the repository is unknown or gated, or the hub

@@ -142,13 +142,11 @@ class TensorSlice:
 def tensor_slices(
     source: Source, mapping: Mapping[str, str], *, mapped: bool = False
 ) -> Iterator[dict[str, TensorSlice]]:
-    """Give tensors under new names, as slices that are read when indexed.
+    """Open a checkpoint's files and give tensors under new names, as slices read when indexed.
 
-    Args:
-        source: The checkpoint; its files are open only inside the context.
-        mapping: The new name of each tensor, by its name in the checkpoint.
-        mapped: Whether tensors are views of the mapped files: fastest if they stay as they are, but
-            if their type or device changes, memory holds them twice.
+    `mapping` has the new name of each tensor, by its name in the checkpoint. With `mapped`, tensors
+    are views of the mapped files: fastest if they stay as they are, but if their type or device
+    changes, memory holds them twice.
     """
     stored = source.stored(mapping)
     with ExitStack() as stack:

@@ -127,10 +127,7 @@ class Source:
     def fetch(self, filename: str, *, required: bool = True) -> Path | None:
         """Return the local path of one file, downloading it from the hub if necessary.
 
-        Args:
-            filename: Name inside the folder or repository.
-            required: Whether a missing file is an error rather than None. With HF_HUB_OFFLINE, a
-                file that is not cached counts as missing.
+        With HF_HUB_OFFLINE, a file that is not cached counts as missing.
 
         Raises:
             ModelError: A required file is missing, or the hub cannot be reached.
@@ -148,9 +145,7 @@ class Source:
 def resolve(model_name: str, revision: str | None = None) -> Source:
     """Find a model by its hub id or local path, reading at most its config.json.
 
-    Args:
-        model_name: Hub id or local path.
-        revision: Commit of a hub repository; None for the newest.
+    `revision` is a commit on the hub; None for the newest.
 
     Raises:
         ModelError: The folder or its config.json is missing, or the hub does not know the id or

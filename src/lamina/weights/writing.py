@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lamina.weights.header import BITS, StoredTensor
 from lamina.weights.source import INDEX_FILE
@@ -34,13 +34,10 @@ def write_shards(
     progress: Callable[[int], object],
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write model.safetensors, or numbered shards with an index.
+    """Write model.safetensors into an existing folder, or numbered shards with an index.
 
-    Args:
-        folder: An existing folder.
-        tensors: By name; written in this order, except that wider types come first in each file.
-        progress: Called with the number of bytes of each block written.
-        max_shard_bytes: Largest size of one file.
+    Tensors keep their order, except that wider types come first in each file. `progress` is called
+    with the number of bytes of each block written.
     """
     from huggingface_hub import constants, split_state_dict_into_shards_factory
 
@@ -53,25 +50,22 @@ def write_shards(
     for filename, names in split.filename_to_tensors.items():
         # Wider types first, so every tensor is aligned to its own width.
         ordered = sorted(names, key=lambda name: -BITS[tensors[name].stored.dtype])
-        with (folder / filename).open("wb") as file:
-            _write(file, {name: tensors[name] for name in ordered}, progress)
+        _write(folder / filename, {name: tensors[name] for name in ordered}, progress)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write(
-    file: BinaryIO, tensors: Mapping[str, Outgoing], progress: Callable[[int], object]
-) -> None:
+def _write(path: Path, tensors: Mapping[str, Outgoing], progress: Callable[[int], object]) -> None:
     header = _header({name: tensor.stored for name, tensor in tensors.items()})
-    file.write(len(header).to_bytes(8, "little") + header)
-    for name, tensor in tensors.items():
-        written = 0
-        for block in tensor.blocks():
-            file.write(block)
-            written += len(block)
-            progress(len(block))
-        assert written == tensor.stored.nbytes, f"{name}: {written} bytes"
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name, tensor in tensors.items():
+            begin = file.tell()
+            for block in tensor.blocks():
+                progress(file.write(block))
+            written = file.tell() - begin
+            assert written == tensor.stored.nbytes, f"{name}: {written} bytes"
 
 
 def _header(tensors: Mapping[str, StoredTensor]) -> bytes:

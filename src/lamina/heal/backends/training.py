@@ -1,20 +1,18 @@
 """What every backend offers, and what it needs to know about a training."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from lamina.depth.plan import Plan
 from lamina.heal.adapters import Adapter
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
     from transformers import PreTrainedModel
-
-    from lamina.weights.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +56,8 @@ class Backend(ABC):
         """Import the backend before the libraries it patches, with its caches in the run folder."""
 
     @abstractmethod
-    def load_model(
-        self,
-        source: "Source",
-        kept_layers: Sequence[int],
-        dtype: "torch.dtype",
-        training: Training,
-    ) -> "PreTrainedModel":
-        """Load the model with only its kept layers (0-based, ascending) in a type.
+    def load_model(self, plan: Plan, dtype: "torch.dtype", training: Training) -> "PreTrainedModel":
+        """Load a plan's model, with only its kept layers.
 
         Raises:
             ModelError: The model cannot be reduced exactly.

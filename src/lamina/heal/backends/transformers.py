@@ -1,11 +1,11 @@
 """The backend of the transformers library."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
+from lamina.depth.plan import Plan
 from lamina.heal.backends.training import Backend, Training
 from lamina.runtime.device import compute_device
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
     from transformers import PreTrainedModel
-
-    from lamina.weights.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +22,14 @@ class Transformers(Backend):
     name: ClassVar[str] = "transformers"
 
     @override
-    def load_model(
-        self,
-        source: "Source",
-        kept_layers: Sequence[int],
-        dtype: "torch.dtype",
-        training: Training,
-    ) -> "PreTrainedModel":
+    def load_model(self, plan: Plan, dtype: "torch.dtype", training: Training) -> "PreTrainedModel":
         from lamina.depth.loading import load_model
 
+        assert plan.source is not None
         device, in_4bit = compute_device(), training.adapter.in_4bit
-        return load_model(source, kept_layers, dtype=dtype, device=device, in_4bit=in_4bit)
+        return load_model(
+            plan.source, plan.kept_layers, dtype=dtype, device=device, in_4bit=in_4bit
+        )
 
     @override
     def add_adapter(

@@ -6,7 +6,7 @@ Only `Unsloth.prepare` imports it, before trl, transformers and peft.
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
+from lamina.depth.plan import Plan
 from lamina.depth.variants import Scratch, Variant
 from lamina.errors import LaminaError
 from lamina.heal.adapters import Adapter, Lora
@@ -26,8 +27,6 @@ from lamina.weights.source import resolve
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-    from lamina.weights.source import Source
 
 CACHE = "unsloth_compiled_cache"
 """Folder in the run folder for source code that Unsloth generates."""
@@ -127,18 +126,13 @@ class Unsloth(Backend):
             import unsloth  # noqa: F401
 
     @override
-    def load_model(
-        self,
-        source: "Source",
-        kept_layers: Sequence[int],
-        dtype: "torch.dtype",
-        training: Training,
-    ) -> "PreTrainedModel":
+    def load_model(self, plan: Plan, dtype: "torch.dtype", training: Training) -> "PreTrainedModel":
         from unsloth import FastLanguageModel
 
+        assert plan.source is not None
         adapter = training.adapter
         is_full = adapter.name == "full"
-        with _loadable(source, kept_layers, training.folder) as place:
+        with _loadable(plan, training.folder) as place:
             model, _ = FastLanguageModel.from_pretrained(
                 **place,
                 max_seq_length=training.max_seq_length,
@@ -155,7 +149,7 @@ class Unsloth(Backend):
                 use_exact_model_name=True,  # otherwise Unsloth may load its own copy
             )
         # An adapter records this name as its base.
-        model.name_or_path = model.config.name_or_path = source.name
+        model.name_or_path = model.config.name_or_path = plan.source.name
         return model
 
     @override
@@ -265,20 +259,18 @@ def unsupported_family(model_name: str) -> Iterator[str]:
 
 
 @contextmanager
-def _loadable(
-    source: "Source", kept_layers: Sequence[int], folder: Path
-) -> Iterator[dict[str, Any]]:
+def _loadable(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield where to load the model from: its source, or a temporary reduced copy."""
-    from lamina.depth.surgery import layer_count
-    from lamina.export.reduced import write_reduced
+    from lamina.export.reduced import write_cut
 
-    if len(kept_layers) == layer_count(source.config):
-        yield {"model_name": source.name, "revision": source.revision or "main"}
+    if not plan.is_reduced:
+        assert plan.source is not None
+        yield {"model_name": plan.source.name, "revision": plan.source.revision or "main"}
         return
     reduced = folder / REDUCED
     shutil.rmtree(reduced, ignore_errors=True)
     try:
-        write_reduced(source, kept_layers, reduced)
+        write_cut(plan, reduced, key="hydra.run.dir")
         yield {"model_name": str(reduced), "revision": None}
     finally:
         shutil.rmtree(reduced, ignore_errors=True)

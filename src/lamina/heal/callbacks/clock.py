@@ -105,8 +105,7 @@ class StepClock(TrainerCallback):
     def count(self, inputs: Mapping[str, torch.Tensor]) -> None:
         """Count the work of attention and the output head for one batch.
 
-        Args:
-            inputs: labels, and position_ids or attention_mask, each (batch, tokens).
+        `inputs` are labels, and position_ids or attention_mask, each (batch, tokens).
         """
         seen = _seen(inputs)
         windows = [seen if w is None else seen.clamp(max=w) for w in self.flops.per_pair]
