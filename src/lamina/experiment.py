@@ -16,7 +16,7 @@ from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import reduction
 from lamina.depth.variants import Scratch
 from lamina.heal import kernels
-from lamina.heal.backends.training import Training
+from lamina.heal.backends.transformers import Training
 from lamina.heal.callbacks.settings import Context
 from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice

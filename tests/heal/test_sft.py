@@ -11,8 +11,7 @@ from lamina.depth.selection import First
 from lamina.depth.variants import Pruned
 from lamina.errors import ConfigError
 from lamina.heal.adapters import Full, Lora
-from lamina.heal.backends.training import Training
-from lamina.heal.backends.transformers import Transformers
+from lamina.heal.backends.transformers import Training, Transformers
 from lamina.heal.backends.unsloth import Unsloth
 from lamina.heal.sft import SFT
 from tests.conftest import REFERENCE, no_scores

@@ -134,8 +134,7 @@ EXACT = """
 import json, sys
 from pathlib import Path
 from lamina.heal.adapters import Full, Lora
-from lamina.heal.backends.training import Training
-from lamina.heal.backends.transformers import Transformers
+from lamina.heal.backends.transformers import Training, Transformers
 from lamina.heal.backends.unsloth import Unsloth
 
 folder, model = Path(sys.argv[1]), sys.argv[2]

@@ -11,7 +11,7 @@ from lamina.depth.selection import Selector
 from lamina.depth.variants import DepthDefaults, Variant
 from lamina.export.final import Export
 from lamina.heal.adapters import Adapter
-from lamina.heal.backends.training import Backend
+from lamina.heal.backends.transformers import Backend
 from lamina.heal.callbacks.loggers import LoggerSettings
 from lamina.heal.callbacks.settings import CallbackSettings
 from lamina.heal.sft import SFT

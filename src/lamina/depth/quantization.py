@@ -4,10 +4,10 @@ The decoder's linear layers store NF4 weights in blocks of 64 with one scale per
 scales are quantized too; the embedding, the norms and the output head keep their type.
 """
 
-import importlib.util
 from typing import TYPE_CHECKING
 
 from lamina.errors import ConfigError
+from lamina.runtime.device import installed
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ def quantization(dtype: "torch.dtype") -> "BitsAndBytesConfig":
     """
     from transformers import BitsAndBytesConfig
 
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not installed("bitsandbytes"):
         raise ConfigError("weights in 4 bits need bitsandbytes: pip install bitsandbytes")
     return BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **SETTINGS)
 

@@ -65,15 +65,9 @@ def save_final(
 ) -> ModelRef:
     """Write final/, and final-merged/ for form=both, in the first process; return where to load it.
 
-    Args:
-        model: The best weights; a PEFT model if there is an adapter.
-        tokenizer: Saved beside each form.
-        folder: Parent of final/.
-        form: What final/ holds.
-        dtype: Type of a whole model's weights.
-        manifest: Content of lamina.json.
-        unquantized: Loads the reduced model in its own type, to merge an adapter trained on a
-            four-bit base into it; None for any other.
+    `model` has the best weights and is a PEFT model if there is an adapter; `folder` is the parent
+    of final/, `dtype` the type of a whole model's weights. `unquantized` loads the reduced model in
+    its own type, to merge an adapter trained on a four-bit base into it; None for any other.
 
     Raises:
         OutputError: The files cannot be written, for instance because the disk is full.

@@ -12,7 +12,7 @@ from lamina.data.cache import cache_errors
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
-from lamina.heal.backends.training import Backend, Training
+from lamina.heal.backends.transformers import Backend, Training
 from lamina.heal.kernels import refuse_adapted_head
 from lamina.heal.packing import refuse_leaking_packs
 from lamina.heal.requirements import missing_requirements

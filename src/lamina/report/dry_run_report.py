@@ -9,6 +9,7 @@ from rich.text import Text
 
 from lamina.depth.layer_sets import format_layers
 from lamina.errors import ConfigError
+from lamina.report.run_summary import figures_table
 from lamina.units import format_bytes
 
 MAX_CHARACTERS = 400
@@ -46,31 +47,30 @@ def refuse_what_does_not_fit(content: dict[str, Any], output_dir: str) -> None:
 def _figures(content: dict[str, Any]) -> Table:
     footprint, step = content["footprint"], content["step"]
     share = content["trainable_parameters"] / content["parameters"]
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    table.add_row("parameters", f"{content['parameters']:,}", "without the adapter's")
-    table.add_row("trained", f"{content['trainable_parameters']:,}", f"{share:.2%} of them")
-    for name in ("weights", "gradients", "optimizer"):
-        table.add_row(name, format_bytes(footprint[name]), "")
-    free = (
-        f"of {format_bytes(footprint['free_memory'])} free, libraries included, {content['device']}"
-    )
-    table.add_row("peak memory", format_bytes(footprint["peak_memory"]), free)
+    sizes = {name: format_bytes(number) for name, number in footprint.items()}
+    free = f"of {sizes['free_memory']} free, libraries included, {content['device']}"
     kept = f"at most {footprint['checkpoints']} at a time"
-    table.add_row("one checkpoint", format_bytes(footprint["checkpoint"]), kept)
-    table.add_row("final/", format_bytes(footprint["final"]), content["form"])
-    table.add_row(
-        "disk", format_bytes(footprint["disk"]), f"of {format_bytes(footprint['free_disk'])} free"
-    )
     processes = content["processes"]
     where = "in one process" if processes == 1 else f"in {processes} processes together"
-    table.add_row("batch", f"{content['batch']:,}", f"sequences in one step, {where}")
-    table.add_row("steps", f"{content['steps']:,}", "of the optimizer")
     about = f"{step['tokens']:,} tokens forward and backward, {step['seconds']:.1f} s"
-    table.add_row("first loss", f"{step['loss']:.4g}", about)
-    return table
+    return figures_table(
+        [
+            ("parameters", f"{content['parameters']:,}", "without the adapter's"),
+            ("trained", f"{content['trainable_parameters']:,}", f"{share:.2%} of them"),
+            *((name, sizes[name], "") for name in ("weights", "gradients", "optimizer")),
+            ("peak memory", sizes["peak_memory"], free),
+            (
+                "one checkpoint",
+                sizes["checkpoint"],
+                f"at most {footprint['checkpoints']} at a time",
+            ),
+            ("final/", sizes["final"], content["form"]),
+            ("disk", sizes["disk"], f"of {sizes['free_disk']} free"),
+            ("batch", f"{content['batch']:,}", f"sequences in one step, {where}"),
+            ("steps", f"{content['steps']:,}", "of the optimizer"),
+            ("first loss", f"{step['loss']:.4g}", about),
+        ]
+    )
 
 
 def _data(counts: dict[str, dict[str, Any]]) -> Table:

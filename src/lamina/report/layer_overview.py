@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,6 @@ def _sizes(part: Part, each: str) -> tuple[str, str]:
 
 
 def _equal_neighbours(kept: Sequence[int], parts: dict[int | None, Part]) -> list[list[int]]:
-    groups: list[list[int]] = []
-    for index in kept:
-        if groups and groups[-1][-1] == index - 1 and parts[groups[-1][0]] == parts[index]:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+    # The difference of an index and its position is the same for neighbours.
+    pairs = groupby(enumerate(kept), key=lambda pair: (pair[1] - pair[0], parts[pair[1]]))
+    return [[index for _, index in group] for _, group in pairs]

@@ -1,5 +1,6 @@
 """The main figures of a run as a short table in the console."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ from lamina.units import format_time_split
 
 def summary(content: dict[str, Any], folder: Path) -> RenderableType:
     """Return the closing table of a run, from its result.json and its folder."""
-    figures = Table(box=None, show_header=False, pad_edge=False)
-    figures.add_column(style="bold")
-    figures.add_column(justify="right")
-    figures.add_column(style="dim")
-    for row in _figures(content):
-        figures.add_row(*row)
-    parts: list[RenderableType] = [Text(), figures]
+    parts: list[RenderableType] = [Text(), figures_table(_figures(content))]
     if content["samples"]:
         parts += [Text(), _samples(content["samples"])]
     return Group(*parts, Text(), *_where(content, folder / content["final"]))
+
+
+def figures_table(rows: Sequence[tuple[str, str, str]]) -> Table:
+    """Return a table of names, their figures and remarks."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _where(content: dict[str, Any], final: Path) -> list[Text]:

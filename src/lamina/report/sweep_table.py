@@ -147,14 +147,11 @@ def sweep_table(jobs: Sequence[SweepJob]) -> RenderableType:
 
 def _cells(job: SweepJob) -> list[str]:
     losses = [job.metrics.get(f"{name}_eval_loss") for name in ("baseline", "reduced")]
-    shown = [_figure(loss) for loss in (*losses, job.healed, job.difference)]
+    losses += [job.healed, job.difference]
+    shown = ["" if loss is None else f"{loss:.4g}" for loss in losses]
     if job.status != "completed":
         shown[2:] = [job.status, ""]
     return [job.own, job.layers, *shown]
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def _overrides(

@@ -1,12 +1,12 @@
-"""The backend of the transformers library."""
+"""Plain transformers, which other backends build on, and what they need to know of a training."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from typing_extensions import override
-
 from lamina.depth.plan import Plan
-from lamina.heal.backends.training import Backend, Training
+from lamina.heal.adapters import Adapter
 from lamina.runtime.device import compute_device
 
 if TYPE_CHECKING:
@@ -16,13 +16,52 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transformers(Backend):
-    """Models and kernels of plain transformers."""
+class Training:
+    """What a backend needs to know about the training it loads a model for."""
 
-    name: ClassVar[str] = "transformers"
+    adapter: Adapter
+    """Which weights are trained."""
+    max_seq_length: int
+    """Most tokens in one sequence."""
+    gradient_checkpointing: bool
+    """Whether the backward pass recomputes activations."""
+    seed: int
+    """Seed of the adapter's initial weights."""
+    folder: Path
+    """Where to write a reduced model while it is loaded."""
 
-    @override
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A provider of models and kernels: those of transformers, unless overridden."""
+
+    name: ClassVar[str]
+
+    decides: ClassVar[tuple[str, ...]] = ()
+    """Shared parameters that the backend sets itself, regardless of the config."""
+
+    has_4bit_kernels: ClassVar[bool] = False
+    """Whether it multiplies 4-bit weights with its own kernels."""
+
+    @property
+    def patches_model_classes(self) -> bool:
+        """Whether models in this process differ from those that plain transformers loads."""
+        return False
+
+    def muted(self) -> AbstractContextManager[None]:
+        """Keep what the backend prints off the console."""
+        return nullcontext()
+
+    def prepare(self, folder: Path) -> None:
+        """Import the backend before the libraries it patches, with its caches in the run folder."""
+
     def load_model(self, plan: Plan, dtype: "torch.dtype", training: Training) -> "PreTrainedModel":
+        """Load a plan's model, with only its kept layers.
+
+        Raises:
+            ModelError: The model cannot be reduced exactly.
+            OutputError: A reduced copy does not fit on the disk.
+        """
         from lamina.depth.loading import load_model
 
         assert plan.source is not None
@@ -31,11 +70,25 @@ class Transformers(Backend):
             plan.source, plan.kept_layers, dtype=dtype, device=device, in_4bit=in_4bit
         )
 
-    @override
     def add_adapter(
         self, model: "PreTrainedModel", training: Training
     ) -> "tuple[PreTrainedModel, LoraConfig | None]":
+        """Seed and add the adapter; return the model, and what TRL must still add."""
         from transformers import set_seed
 
         set_seed(training.seed)
         return model, training.adapter.peft_config()
+
+    def preserves(self, field: str, training: Training, *, given: bool) -> bool:
+        """Whether a field of SFTConfig must reach the trainer unchanged.
+
+        `given` says whether the config sets it; otherwise it has TRL's default.
+        """
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformers(Backend):
+    """Models and kernels of plain transformers."""
+
+    name: ClassVar[str] = "transformers"

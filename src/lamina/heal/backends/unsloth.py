@@ -20,7 +20,7 @@ from lamina.depth.plan import Plan
 from lamina.depth.variants import Scratch, Variant
 from lamina.errors import LaminaError
 from lamina.heal.adapters import Adapter, Lora
-from lamina.heal.backends.training import Backend, Training
+from lamina.heal.backends.transformers import Backend, Training
 from lamina.runtime.device import visible_devices
 from lamina.weights.source import resolve
 
