@@ -17,13 +17,13 @@ from lamina.depth.surgery import layer_count
 from lamina.errors import ConfigError
 from lamina.scan import greedy
 from lamina.scan import passes as scan_module
+from lamina.scan.cached import taylor_importance
 from lamina.scan.calibration import Windows
 from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack
 from lamina.scan.passes import Budget, ScanSettings, budget, sweep
 from lamina.scan.scores import Scores, jaccard, kendall_tau
 from lamina.scan.streams import PARTS
-from lamina.scan.taylor import taylor_importance
 from lamina.weights.source import Source, resolve
 from tests.architectures import save
 from tests.conftest import REFERENCE

@@ -59,11 +59,7 @@ def _figures(content: dict[str, Any]) -> Table:
             ("trained", f"{content['trainable_parameters']:,}", f"{share:.2%} of them"),
             *((name, sizes[name], "") for name in ("weights", "gradients", "optimizer")),
             ("peak memory", sizes["peak_memory"], free),
-            (
-                "one checkpoint",
-                sizes["checkpoint"],
-                f"at most {footprint['checkpoints']} at a time",
-            ),
+            ("one checkpoint", sizes["checkpoint"], kept),
             ("final/", sizes["final"], content["form"]),
             ("disk", sizes["disk"], f"of {sizes['free_disk']} free"),
             ("batch", f"{content['batch']:,}", f"sequences in one step, {where}"),

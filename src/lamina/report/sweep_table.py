@@ -43,18 +43,19 @@ class SweepJob:
     own: str
     """The overrides that distinguish it from the others."""
 
-    result: dict[str, Any] | None
-    """Its result.json; None if there is none."""
+    result: dict[str, Any]
+    """Its result.json; empty if there is none."""
 
     @property
     def status(self) -> str:
         """completed, failed or running; missing without a result."""
-        return self.result["status"] if self.result else "missing"
+        return str(self.result.get("status", "missing"))
 
     @property
     def metrics(self) -> dict[str, Any]:
         """The metrics of its result.json; empty if there is none."""
-        return self.result["metrics"] if self.result else {}
+        metrics: dict[str, Any] = self.result.get("metrics", {})
+        return metrics
 
     @property
     def healed(self) -> float | None:
@@ -70,19 +71,18 @@ class SweepJob:
     @property
     def layers(self) -> str:
         """How many layers were kept, such as 24 of 36."""
-        kept = self.result["kept_layers"] if self.result else None
-        return f"{len(kept)} of {self.result['num_layers']}" if self.result and kept else ""
+        kept = self.result.get("kept_layers")
+        return f"{len(kept)} of {self.result['num_layers']}" if kept else ""
 
     @property
     def backend(self) -> str:
         """The backend it trained with, possibly chosen by backend=auto."""
-        return str(self.result["provenance"].get("backend", "")) if self.result else ""
+        return str(self.result.get("provenance", {}).get("backend", ""))
 
     @property
     def error(self) -> str:
         """Why it failed, in one line; empty if it did not."""
-        reason = str((self.result or {}).get("error") or "")
-        return reason.splitlines()[0] if reason else ""
+        return str(self.result.get("error") or "").partition("\n")[0]
 
 
 def read_jobs(folder: Path, planned: Sequence[Sequence[str]] = ()) -> list[SweepJob]:
@@ -91,9 +91,10 @@ def read_jobs(folder: Path, planned: Sequence[Sequence[str]] = ()) -> list[Sweep
     `planned` has the overrides of every planned job; those without a result are missing.
     """
     found = {path.parent.name for path in folder.glob("*/result.json")}
-    names = sorted(found | {str(number) for number in range(len(planned))}, key=_order)
-    results = {name: read_result(folder / name) for name in names}
-    given = [_overrides(name, results[name], planned) for name in names]
+    expected = {str(number): overrides for number, overrides in enumerate(planned)}
+    names = sorted(found | expected.keys(), key=_order)
+    results = {name: read_result(folder / name) or {} for name in names}
+    given = [results[name].get("overrides", expected.get(name, ())) for name in names]
     common = set.intersection(*map(set, given)) if len(given) > 1 else set()
     return [
         SweepJob(name, " ".join(o for o in own if o not in common) or " ".join(own), results[name])
@@ -152,15 +153,6 @@ def _cells(job: SweepJob) -> list[str]:
     if job.status != "completed":
         shown[2:] = [job.status, ""]
     return [job.own, job.layers, *shown]
-
-
-def _overrides(
-    name: str, result: dict[str, Any] | None, planned: Sequence[Sequence[str]]
-) -> Sequence[str]:
-    if result is not None:
-        found: list[str] = result["overrides"]
-        return found
-    return planned[int(name)] if name.isdigit() and int(name) < len(planned) else ()
 
 
 def _order(name: str) -> tuple[int, str]:

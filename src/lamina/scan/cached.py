@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from lamina.data.sources import DataSource, Synthetic
-from lamina.depth.loading import load_tokenizer
+from lamina.depth.loading import load_model, load_tokenizer
+from lamina.depth.reduction import decoder_stack
 from lamina.depth.selection import LayerScores
 from lamina.depth.statistics import Statistics
+from lamina.depth.surgery import layer_count
 from lamina.runtime.cache import cached, folder_of
 from lamina.runtime.console import quiet_libraries
 from lamina.runtime.device import compute_device, free_memory_bytes, peak_memory_bytes
@@ -21,7 +23,6 @@ from lamina.scan.calibration import Calibration, Windows
 from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack
 from lamina.scan.passes import ScanSettings, budget, sweep
-from lamina.scan.taylor import taylor_importance
 from lamina.units import parse_tokens
 from lamina.weights.reading import identity
 from lamina.weights.source import Source
@@ -148,3 +149,32 @@ class CachedScores(LayerScores):
 def without_holdout(data: DataSource) -> DataSource:
     """Return a data set with nothing held out: a scan trains nothing, so it uses every row."""
     return data if isinstance(data, Synthetic) else replace(data, eval=data.train)
+
+
+def taylor_importance(source: Source, windows: Windows, device: str) -> tuple[float, ...]:
+    """Return the sum of |weight x gradient| over each layer's weights.
+
+    The gradient is that of the mean loss over all scored predictions (Kim et al. 2024, Shortened
+    LLaMA, arXiv:2402.02834). The full model and its gradient are in memory, in float32.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    every = range(layer_count(source.config))
+    model = load_model(source, every, dtype=torch.float32, device=device).eval()
+    total = int(windows.scored[:, 1:].sum())
+    for window in windows.split(1):
+        ids, scored = window.ids.to(device), window.scored[0, 1:].to(device)
+        placed = {} if window.positions is None else {"position_ids": window.positions.to(device)}
+        logits = model(input_ids=ids, use_cache=False, **placed).logits[0, :-1].float()
+        losses = cross_entropy(logits, ids[0, 1:], reduction="none")
+        (losses[scored].sum() / total).backward()
+    with torch.no_grad():
+        return tuple(
+            sum(
+                (parameter.grad * parameter).abs().sum(dtype=torch.float64).item()
+                for parameter in block.parameters()
+                if parameter.grad is not None
+            )
+            for block in decoder_stack(model, len(every))[1]
+        )

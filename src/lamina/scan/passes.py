@@ -129,12 +129,17 @@ def sweep(
     resumed, None saves nothing; `skipped` are 0-based layers already removed.
     """
     import torch
+    from tqdm import tqdm
 
     if allowed.hold:
         stack.hold()
     passes = list(windows.split(allowed.windows))
     progress = _Progress(folder)
-    with torch.inference_mode(), _bar(stack, len(passes), sublayers, skipped) as bar:
+    depth = stack.num_layers - len(skipped)
+    forwards = (3 if sublayers else 1) * depth * (depth + 1) // 2 * len(passes)
+    # disable=None: quiet where the console is a file.
+    bar = tqdm(total=forwards, unit="stream", disable=None)
+    with torch.inference_mode(), bar:
         for number in range(progress.cost.passes, len(passes)):
             _one_pass(stack, passes[number], progress, sublayers, skipped, bar)
     progress.remove()
@@ -223,12 +228,3 @@ class _Progress:
             for name in (STATE_FILE, PROGRESS_FILE):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(partial_path(self.folder / STATE_FILE).parent, ignore_errors=True)
-
-
-def _bar(stack: LayerStack, passes: int, sublayers: bool, skipped: frozenset[int]) -> Any:
-    from tqdm import tqdm
-
-    depth = stack.num_layers - len(skipped)
-    forwards = (3 if sublayers else 1) * depth * (depth + 1) // 2
-    # disable=None: quiet where the console is a file.
-    return tqdm(total=forwards * passes, unit="stream", disable=None)
