@@ -162,7 +162,7 @@ def lamina_scan(model: str, tokens: int, output: str) -> None:
         vocabulary = stack.shell.model.config.vocab_size
         ids = torch.randint(vocabulary, (max(1, tokens // 256), min(tokens, 256)))
         streamed = Budget(hold=False, windows=len(ids))
-        _, cost = sweep(stack, Windows.joined(ids), streamed, sublayers=False, folder=None)
+        _, cost = sweep(stack, Windows.joined(ids), streamed, sublayers=False)
     Path(output).write_text(json.dumps(vars(cost)))
 
 

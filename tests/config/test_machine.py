@@ -35,7 +35,6 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("lamina.runtime.device.version", absent)
-    monkeypatch.setattr("lamina.heal.kernels.version", absent)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
 

@@ -34,14 +34,10 @@ if TYPE_CHECKING:
 def export(run: str, output: str, form: str, dtype: str | None) -> tuple[str | None, Losses | None]:
     """Write a run's result in another form, and check that it loads as the measured model.
 
-    Args:
-        run: A run folder, or the folder of a model that Lamina wrote.
-        output: New or empty folder.
-        form: merged for a whole model; adapter for one that PEFT loads onto the untouched base.
-        dtype: torch's name for the weights' type; None for the type the run measured.
-
-    Returns:
-        The weights' type, None if they kept their own; and the losses, None without recorded rows.
+    `run` is a run folder or that of a model that Lamina wrote; the form is merged, a whole model,
+    or adapter, which PEFT loads onto the untouched base; `dtype` is torch's name for the weights'
+    type, None for the one the run measured. Return the weights' type, None if they kept their own,
+    and the losses, None without recorded rows.
 
     Raises:
         ConfigError: There is no such run, or it does not have that form.

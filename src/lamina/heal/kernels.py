@@ -8,13 +8,12 @@ import ast
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ConfigError
-from lamina.runtime.device import visible_devices
+from lamina.runtime.device import installed, visible_devices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,11 +58,7 @@ def may_need_mask(kind: str) -> bool:
 
 def installed_flash() -> str | None:
     """Return transformers' name of the installed flash attention."""
-    for package, name in FLASH.items():
-        with suppress(PackageNotFoundError):
-            version(package)
-            return name
-    return None
+    return next((name for package, name in FLASH.items() if installed(package)), None)
 
 
 def attention_kernel(kind: str, model: "type[PreTrainedModel]", dtype: str) -> str | None:

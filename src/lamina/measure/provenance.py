@@ -3,11 +3,11 @@
 import hashlib
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.runtime.device import device_name
+from lamina.runtime.device import device_name, installed
 from lamina.weights.reading import identity
 
 if TYPE_CHECKING:
@@ -64,13 +64,7 @@ def git_state(package: Path = LAMINA) -> dict[str, Any]:
 
 def package_versions() -> dict[str, str | None]:
     """Return the installed version of each of `PACKAGES`; None if it is not installed."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return {package: version(package) if installed(package) else None for package in PACKAGES}
 
 
 def fingerprint(rows: "Dataset") -> str:

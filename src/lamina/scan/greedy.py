@@ -58,13 +58,9 @@ class GreedySearch:
     def drop_next(self) -> None:
         """Drop the layer whose removal gives the lowest loss."""
         if self.allowed.windows < len(self.windows):
+            skipped = frozenset(self.dropped)
             scores, cost = sweep(
-                self.stack,
-                self.windows,
-                self.allowed,
-                sublayers=False,
-                folder=None,
-                skipped=frozenset(self.dropped),
+                self.stack, self.windows, self.allowed, sublayers=False, skipped=skipped
             )
             self.layer_forwards += cost.layer_forwards
         else:

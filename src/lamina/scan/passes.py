@@ -120,7 +120,7 @@ def sweep(
     allowed: Budget,
     *,
     sublayers: bool,
-    folder: Path | None,
+    folder: Path | None = None,
     skipped: frozenset[int] = frozenset(),
 ) -> tuple[Scores, Cost]:
     """Score every removal, in as many passes over the weights as the windows need.
