@@ -150,10 +150,7 @@ class Start:
 def find_start(
     folder: Path, run_dir: Path, resume: str, previous: dict[str, Any], now: dict[str, Any]
 ) -> Start:
-    """Claim a checkpoint folder in the first process, and find in all where the run starts.
-
-    For the arguments see `claim_folder`.
-    """
+    """Claim a checkpoint folder in the first process, and find in all where the run starts."""
     given = given_checkpoint(resume)
     before = {**previous, **previous.get("settings", {})}
     checkpoint = distributed.first_process_first(

@@ -181,10 +181,7 @@ architecture papers (bfloat16 products accumulated in float32), at the stated cl
 
 
 def peak_flops(device: str, dtype: str) -> float | None:
-    """Return a device's peak in FLOP/s; None if `PEAKS` does not have it for one of `PEAK_TYPES`.
-
-    `device` is what `torch.cuda.get_device_name` returns.
-    """
+    """Return the peak in FLOP/s, for torch's name of a device; None if `PEAKS` lacks the type."""
     name = re.sub(r"^(NVIDIA|Tesla) ", "", device)
     found = next((PEAKS[pattern] for pattern in PEAKS if re.fullmatch(pattern, name)), None)
     tera = found[PEAK_TYPES.index(dtype)] if found else None

@@ -70,10 +70,7 @@ class Streams:
         """Copies of the streams' states, by the number of layers passed."""
 
     def advance(self, index: int, block: Any, tick: Callable[[int], object]) -> None:
-        """Pass every stream through a layer (0-based), and start the streams that lack it.
-
-        `tick` is called with 1 after each stream.
-        """
+        """Pass every stream through a layer (0-based), start those that lack it, and tick by 1."""
         before = self.boundaries[self.done]
         if self.done == self._known:
             self._apply(index, block, before, self.boundaries[self.done + 1])

@@ -103,10 +103,7 @@ class StepClock(TrainerCallback):
         self._phase, self._since = phase, now
 
     def count(self, inputs: Mapping[str, torch.Tensor]) -> None:
-        """Count the work of attention and the output head for one batch.
-
-        `inputs` are labels, and position_ids or attention_mask, each (batch, tokens).
-        """
+        """Count the work of attention and the output head for one batch, (batch, tokens) each."""
         seen = _seen(inputs)
         windows = [seen if w is None else seen.clamp(max=w) for w in self.flops.per_pair]
         targets = (inputs["labels"][:, 1:] != IGNORED).sum()
