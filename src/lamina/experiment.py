@@ -25,7 +25,6 @@ from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start
 from lamina.measure.protocol import ModelRef, Protocol
 from lamina.measure.results import Record
 from lamina.runtime import distributed
-from lamina.runtime.cache import cache_folder
 from lamina.runtime.files import refuse_unwritable
 from lamina.runtime.out_of_memory import memory_errors
 from lamina.scan.cached import CachedScores
@@ -155,11 +154,10 @@ class Experiment(Parameters):
         kernels.refuse_unsupported_family(self.kernels, family.config_class.model_type)
 
     def refuse_unwritable(self) -> None:
-        """Refuse folders that cannot be written, before the weights are read."""
+        """Refuse folders that cannot be written, before anything slow."""
+        refuse_unwritable(Path(self.output_dir), "output_dir")
         if self.logger.get("tensorboard"):
-            refuse_unwritable(self.log_folder, "logging_dir")
-        if self.evaluation.baseline and self.plan.is_reduced:
-            refuse_unwritable(cache_folder(), "LAMINA_CACHE")
+            refuse_unwritable(Path(self.logging_dir), "logging_dir")
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

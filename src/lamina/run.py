@@ -20,8 +20,9 @@ from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.provenance import base_identity, fingerprint, provenance
 from lamina.measure.results import Record
 from lamina.runtime import distributed
+from lamina.runtime.cache import cache_folder
 from lamina.runtime.device import peak_memory_bytes, release_memory, reset_peak_memory
-from lamina.runtime.files import disk_errors, full_disks
+from lamina.runtime.files import disk_errors, refuse_unwritable
 from lamina.runtime.lock import locked
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def run(experiment: Experiment, record: Record) -> None:
     first, folder, wanted = distributed.is_first(), experiment.folder, experiment.evaluation
     # output_dir may lie outside the run folder, where another run may be at work.
     owner = locked(folder, "output_dir") if first else nullcontext()
-    with full_disks(Path(experiment.run_dir)), owner:
+    with disk_errors(Path(experiment.run_dir)), owner:
         start = resume(experiment, record)
         with experiment.prepared():
             arguments = experiment.arguments(folder)
@@ -69,7 +70,10 @@ def run(experiment: Experiment, record: Record) -> None:
 
 def plan(experiment: Experiment) -> None:
     """Decide which layers stay, and look for the data; only layer scores need weights."""
+    experiment.refuse_unwritable()
     distributed.first_process_first("plan", lambda: experiment.plan)
+    if experiment.evaluation.baseline and experiment.plan.is_reduced:
+        refuse_unwritable(cache_folder(), "LAMINA_CACHE")
     experiment.data.find()
 
 
@@ -81,7 +85,6 @@ def resume(experiment: Experiment, record: Record) -> Start:
     before, now = record.previous or {}, identity | settings
     start = find_start(folder, run_dir, experiment.resume, before, now)
     start.warn_if_reached(experiment.trainer.args["max_steps"])
-    experiment.refuse_unwritable()
     fixed = {"num_layers": experiment.plan.num_layers, "seed": experiment.seed}
     record.update(**identity, **fixed, settings=settings, resumed_from=start.resumed_from)
     return start

@@ -91,6 +91,14 @@ def test_a_sweep_cuts_one_model_per_job(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "11"]
 
 
+def test_a_job_that_fails_ends_the_sweep_in_one_line(tmp_path: Path) -> None:
+    given = ("output=${model.layer_to_drop}", "model.layer_to_drop=99,1")
+    done = lamina("cut", "--multirun", MODEL, *given, cwd=tmp_path)
+    assert done.code == 1
+    reason = "model.layer_to_drop=99, but the model has 12 layers: give 0 to 11 (0-based)"
+    assert done.errors == f"error: job 0: {reason}\n"
+
+
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no output": ((MODEL,), "output is missing: give output=VALUE"),
     "a typo": (("model_nam=x", "output=y"), "model_nam=x: no such key; did you mean model_name?"),
@@ -116,6 +124,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         (MODEL, "output=/proc/out", "model.layer_to_drop=2"),
         "output=/proc/out cannot be written: No such file or directory; nothing of it remains: "
         "make room or give another folder",
+    ),
+    "no experiment": (
+        (MODEL, "output=out", "experiment=quickstart"),
+        "experiment=quickstart: not a group of this command; give model or selector",
     ),
     "from scratch": ((MODEL, "output=out", "model=scratch"), "model=scratch has no weights to cut"),
     "no folder": (("model_name=./gone", "output=out"), "model_name=./gone: no such folder"),

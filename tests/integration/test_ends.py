@@ -214,13 +214,15 @@ def test_a_summary_that_does_not_fit_is_reported_and_the_jobs_are_kept(
     assert [(read_result(tmp_path / name) or {})["status"] for name in "01"] == ["failed"] * 2
 
 
-@pytest.mark.parametrize("key", ["hydra.run.dir", "output_dir", "logging_dir", "LAMINA_CACHE"])
+@pytest.mark.parametrize(
+    "key", ["hydra.run.dir", "output_dir", "logging_dir", "LAMINA_CACHE", "HF_DATASETS_CACHE"]
+)
 def test_a_read_only_folder_is_refused_before_the_data_is_read(
     read_only: Path, tmp_path: Path, key: str
 ) -> None:
     folder = read_only / "run" if key == "hydra.run.dir" else tmp_path / "run"
     given = [f"{key}={read_only}"] if key.endswith("_dir") else []
-    cache = {"LAMINA_CACHE": str(read_only)} if key.isupper() else {}
+    cache = {key: str(read_only)} if key.isupper() else {}
     baseline = "evaluation=default" if cache else "evaluation=none"
     done = train(folder, *SHORT, baseline, *given, cwd=tmp_path, **cache)
     assert done.code == 1
@@ -240,6 +242,17 @@ def test_a_read_only_sweep_folder_is_refused(read_only: Path, tmp_path: Path) ->
     assert done.code == 1
     assert only_line(done).endswith("; give another hydra.sweep.dir")
     assert len(done.errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "output_dir"])
+def test_a_file_is_no_folder(tmp_path: Path, key: str) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / ("file" if key == "hydra.run.dir" else "run")
+    sweep = ["--multirun", "seed=1,2"] if "sweep" in key else []
+    done = train(folder, *sweep, *SHORT, f"{key}={tmp_path / 'file'}")
+    assert done.code == 1
+    reason = "cannot be written: Not a directory; give another"
+    assert done.errors == f"error: {key}: {tmp_path / 'file'} {reason} {key}\n"
 
 
 def started(cwd: Path, *overrides: str) -> subprocess.Popen[str]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lamina.runtime.files import replacing
+from lamina.errors import OutputError
+from lamina.runtime.files import refuse_unwritable, replacing
 
 
 def test_a_folder_whose_body_fails_keeps_its_content(tmp_path: Path) -> None:
@@ -32,3 +33,11 @@ def test_a_file_whose_body_fails_keeps_its_content(tmp_path: Path) -> None:
         pass  # the body wrote nothing
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     assert file.read_text() == "first"
+
+
+def test_a_folder_is_tried_without_creating_it(tmp_path: Path) -> None:
+    refuse_unwritable(tmp_path / "a" / "b", "output_dir")
+    assert list(tmp_path.iterdir()) == []
+    reason = "output_dir: /proc/a cannot be written: .*; give another output_dir"
+    with pytest.raises(OutputError, match=reason):
+        refuse_unwritable(Path("/proc/a"), "output_dir")

@@ -1,10 +1,12 @@
 """Turns a function into a command: Hydra composes its config, errors are printed in one line."""
 
+import errno
 import gc
 import logging
 import os
 import sys
 import traceback
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lamina.errors import Ended, LaminaError
-from lamina.runtime.files import unwritable, write_failure
+from lamina.runtime.files import unwritable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +42,7 @@ def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Ca
             try:
                 task(config)
             except Exception as error:
-                _report(error, raises=closing is None)
+                _report(error, ends=closing is None)
 
         @wraps(task)
         def main() -> None:
@@ -51,8 +53,8 @@ def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Ca
     return decorate
 
 
-def _report(error: Exception, *, raises: bool) -> None:
-    """Report a job's error without the lines that Hydra would add."""
+def _report(error: Exception, *, ends: bool) -> None:
+    """Report a job's error without the lines that Hydra would add; it may end the sweep."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -68,9 +70,9 @@ def _report(error: Exception, *, raises: bool) -> None:
         message = f"{reason}; the traceback is in {log}"
     if job.mode == RunMode.RUN:
         raise Ended(message) from error
+    if ends:
+        raise Ended(f"job {job.job.num}: {message}") from error
     sys.stderr.write(f"error in job {job.job.num}: {message}\n")
-    if raises:
-        raise error
     # Otherwise the traceback's frames hold the failed job's model while the next one is loaded.
     link: BaseException | None = error
     while link is not None:
@@ -81,7 +83,9 @@ def _report(error: Exception, *, raises: bool) -> None:
 
 def _run(job: Task, config_name: str, closing: Closing) -> None:
     import hydra
+    from hydra._internal.utils import get_args_parser
 
+    parse(get_args_parser())
     from lamina.config import security
     from lamina.config.composition import explain
     from lamina.config.messages import COMPOSITION_ERRORS
@@ -117,14 +121,15 @@ def _run(job: Task, config_name: str, closing: Closing) -> None:
 
 
 def _unwritable(error: Exception) -> str | None:
-    """Name the folder that Hydra could not create, before any command saw the config."""
-    if not isinstance(error, OSError) or (reason := write_failure(error)) is None:
+    """Name the folder that Hydra could not write, before any command saw the config."""
+    cause = error.__cause__ or error  # logging raises another error from the one of its handler
+    if not isinstance(cause, OSError):
         return None
     key = f"hydra.{'sweep' if {'-m', '--multirun'} & {*sys.argv} else 'run'}.dir"
     given = [value for name, _, value in (each.partition("=") for each in sys.argv) if name == key]
-    # An error raised on closing a file does not name the file.
-    path = error.filename if isinstance(error.filename, str) else (given or ["."])[-1]
-    return unwritable(Path(path), reason, key)
+    is_file = isinstance(cause, FileExistsError)
+    reason = os.strerror(errno.ENOTDIR) if is_file else cause.strerror or str(cause)
+    return unwritable(Path(given[-1] if given else cause.filename or "."), reason, key)
 
 
 @contextmanager
@@ -138,6 +143,16 @@ def errors_in_one_line() -> Iterator[None]:
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted; the same command in the same folder resumes the run", INTERRUPTED)
+
+
+def parse(parser: ArgumentParser) -> Namespace:
+    """Parse the command line; a usage error is one line."""
+
+    def refuse(message: str) -> NoReturn:
+        fail(f"{parser.prog}: {message}; see {parser.prog} --help", 2)
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_args()
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lamina.commands.app import errors_in_one_line
+from lamina.commands.app import errors_in_one_line, parse
 from lamina.runtime.paths import load_environment
 
 FORMS, DTYPES = ("merged", "adapter"), ("bfloat16", "float16", "float32")
@@ -12,7 +12,7 @@ FORMS, DTYPES = ("merged", "adapter"), ("bfloat16", "float16", "float32")
 
 def main() -> None:
     """Run the command."""
-    given = _parser().parse_args()
+    given = parse(_parser())
     load_environment()
     with errors_in_one_line():
         from lamina.export.convert import export  # imports torch, which takes seconds

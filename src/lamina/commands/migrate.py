@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lamina.commands.app import errors_in_one_line
+from lamina.commands.app import errors_in_one_line, parse
 from lamina.errors import OutputError
 from lamina.legacy.experiment_file import experiment, experiment_name
 from lamina.legacy.form import resolve
@@ -16,7 +16,7 @@ GROUP = "experiment"
 
 def main() -> None:
     """Run the command."""
-    given = _parser().parse_args()
+    given = parse(_parser())
     with errors_in_one_line():
         older = resolve(given.old, drop_unknown=given.force)
         written = write_experiment(experiment(older), given.output, experiment_name(given.old))

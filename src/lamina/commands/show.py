@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lamina.commands.app import errors_in_one_line
+from lamina.commands.app import errors_in_one_line, parse
 from lamina.runtime.paths import load_environment
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument(
         "given", metavar="MODEL_RUN_OR_SWEEP", help="hub id, or a folder of a model, run or sweep"
     )
-    given = parser.parse_args().given
+    given = parse(parser).given
     load_environment()
     with errors_in_one_line():
         from rich.console import Console

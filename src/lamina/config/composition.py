@@ -144,15 +144,21 @@ class _Loader(ConfigLoaderImpl):
             except OverrideParseException as error:
                 self.problems.append(messages.describe(error))
         self._process_config_searchpath(config_name, parsed, self.files)
+        entries = self.files.load_config(config_name).defaults_list
+        groups = [each.group for each in entries if isinstance(each, GroupDefault)]
         for given in parsed:
-            self._sort(given)
+            self._sort(given, [group for group in groups if not group.startswith("hydra/")])
 
-    def _sort(self, given: Override) -> None:
+    def _sort(self, given: Override, groups: Sequence[str]) -> None:
+        """Sort one argument of a command that has some groups, and those of Hydra."""
         group, value = given.key_or_group, given.value()
         if group == "hydra.searchpath":
             self.choices.append(str(given.input_line))
         elif isinstance(value, dict) or not self.files.group_exists(group):
             self.values.append(given)
+        elif group not in groups and not group.startswith("hydra/"):
+            advice = f"not a group of this command; give {either(sorted(groups))}"
+            self.problems.append(f"{given.input_line}: {advice}")
         elif given.is_delete():
             self.choices.append(str(given.input_line))
         elif not isinstance(value, str) or not value:

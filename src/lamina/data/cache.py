@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.runtime.files import disk_errors
+from lamina.runtime.files import disk_errors, refuse_unwritable
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -42,6 +42,7 @@ def cached_rows(
     from datasets import Dataset, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
 
+    refuse_unwritable_cache()
     given = {**arguments, "protocol": _protocol(PROTOCOL)}
     disable_progress_bars()  # reading is fast; `lamina.data.feed` shows them for slow work
     with cache_errors():
@@ -85,6 +86,11 @@ def cached_map(
             new_fingerprint=fingerprint,
             **(place if _is_writable(folder) else {"keep_in_memory": True}),
         )
+
+
+def refuse_unwritable_cache() -> None:
+    """Refuse an HF_DATASETS_CACHE that cannot be written, before the library fails on it."""
+    refuse_unwritable(_datasets_cache(), "HF_DATASETS_CACHE")
 
 
 @contextmanager

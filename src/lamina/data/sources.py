@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typing_extensions import override
 
+from lamina.data.cache import refuse_unwritable_cache
 from lamina.data.files import find_files, read_files
 from lamina.data.splits import Split, Splits, hold_out
 from lamina.errors import DataError
@@ -119,6 +120,7 @@ class Hub(Rows):
         from datasets import load_dataset
         from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
+        refuse_unwritable_cache()
         names = [name for name in (self.train, self.eval) if name is not None]
         try:
             with _offline_unless_reachable():

@@ -33,6 +33,7 @@ def cached(folder: Path, filename: str) -> Iterator[Entry]:
     from filelock import FileLock
 
     refuse_unwritable(folder, "LAMINA_CACHE")
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / filename
     with FileLock(folder / ".lock"):
         before = json.loads(path.read_text()) if path.is_file() else None
@@ -43,12 +44,10 @@ def cached(folder: Path, filename: str) -> Iterator[Entry]:
 
 
 def folder_of(kind: str, parts: list[str]) -> Path:
-    """Return the cache folder of figures.
+    """Return the cache folder of figures of one kind, such as `scans`.
 
-    Args:
-        kind: Such as `scans`.
-        parts: Everything the figures depend on, such as the PROTOCOL number of the code that
-            computes them; a change to the code that changes figures increments it.
+    `parts` are everything the figures depend on, such as the PROTOCOL number of the code that
+    computes them; a change to the code that changes figures increments it.
     """
     name = sha256("\n".join(parts).encode()).hexdigest()[:24]
     return cache_folder() / kind / name

@@ -31,11 +31,7 @@ def first_process_first(name: str, make: Callable[[], T]) -> T:
     """Call `make` in the first process, and in the others once the first has finished.
 
     For results that the first one saves for all, such as a scan. It works before the process group
-    exists.
-
-    Args:
-        name: Unique within a run.
-        make: Computes the result, or loads the saved one.
+    exists. `name` is unique within a run.
     """
     if world_size() == 1:
         return make()

@@ -1,6 +1,5 @@
 """Atomic writes of files and folders, and the errors of disks that refuse them."""
 
-import errno
 import json
 import math
 import os
@@ -12,15 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import OutputError
-from lamina.runtime.sizes import free_disk_bytes
+from lamina.errors import LaminaError, OutputError
+from lamina.runtime.sizes import existing, free_disk_bytes
 from lamina.units import format_bytes
 
 PARTIAL = ".*.partial"
 """Glob of the temporary folders that a killed process leaves behind."""
 
 FULL = ("No space left on device", "Disk quota exceeded")
-REFUSED = ("Read-only file system", "Permission denied", "Not a directory")
+READ_ONLY = "Read-only file system"
+REFUSED = (READ_ONLY, "Permission denied", "Not a directory")
 
 
 def partial_path(path: Path, writer: str = "") -> Path:
@@ -116,13 +116,10 @@ def _finite(value: Any) -> Any:
 
 
 def unwritable(path: Path, reason: str, key: str | None = None, needed: int | None = None) -> str:
-    """Return the message for a path that cannot be written.
+    """Return the message for a file or folder that cannot be written.
 
-    Args:
-        path: A file or folder.
-        reason: The operating system's words.
-        key: Config key that sets the path, if one does.
-        needed: Bytes the write takes, if known.
+    `reason` is the operating system's, `key` the config key that sets the path; the write takes
+    `needed` bytes.
     """
     line = f"{key}: {path}" if key else str(path)
     line += f" cannot be written: {reason}"
@@ -131,7 +128,7 @@ def unwritable(path: Path, reason: str, key: str | None = None, needed: int | No
         room += f", {format_bytes(needed)} are needed" if needed is not None else ""
         intact = "earlier checkpoints are intact: " if key == "output_dir" else ""
         return f"{line}; {room}; {intact}make room and start the same command again in that folder"
-    return f"{line}; give another {key}" if key and reason in REFUSED else line
+    return f"{line}; give another {key}" if key else line
 
 
 def write_failure(error: BaseException) -> str | None:
@@ -150,51 +147,35 @@ def disk_errors(
 ) -> Iterator[None]:
     """Turn a failed write in the body into an OutputError that says where, why and what to do.
 
-    Args:
-        path: What the body writes.
-        key: Config key that sets the path.
-        needed: Returns the bytes the write takes; called only after a failure.
+    Without a `key`, the config key that sets the path, only full and read-only disks count, and the
+    file that the error names is reported. `needed` returns the bytes the write takes, and is called
+    only after a failure.
     """
     from safetensors import SafetensorError
 
     try:
         yield
-    except OutputError:
+    except LaminaError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
-        if (reason := write_failure(error)) is None:
+        reason = write_failure(error)
+        if reason is None or (key is None and reason not in (*FULL, READ_ONLY)):
             raise
-        raise OutputError(unwritable(path, reason, key, needed() if needed else None)) from error
-
-
-@contextmanager
-def full_disks(folder: Path) -> Iterator[None]:
-    """Turn errors of disks that are full or read-only into an OutputError, whatever the file.
-
-    It names the folder if the error does not name a file.
-    """
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        path = Path(error.filename) if isinstance(error.filename, str) else folder
-        raise OutputError(unwritable(path, error.strerror or "")) from error
+        named = getattr(error, "filename", None)
+        place = Path(named) if key is None and isinstance(named, str) else path
+        raise OutputError(unwritable(place, reason, key, needed() if needed else None)) from error
 
 
 def refuse_unwritable(folder: Path, key: str) -> None:
-    """Create a folder if needed and try to write into it, before slow work relies on it.
+    """Try to write into a folder, or the one it would be created in, before slow work.
 
     Permissions do not tell: root ignores them, and a disk may be mounted read-only. `key` is the
     config key that sets the folder.
     """
-    with disk_errors(folder, key):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise OutputError(f"{key}: {folder} is not a folder: give another {key}") from error
-        with tempfile.TemporaryFile(dir=folder) as file:
+    place = folder.expanduser()
+    try:
+        with tempfile.TemporaryFile(dir=existing(place)) as file:
             file.write(b"\0")
             file.flush()
+    except OSError as error:
+        raise OutputError(unwritable(place, error.strerror or str(error), key)) from error

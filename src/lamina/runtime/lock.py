@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.errors import OutputError
-from lamina.runtime.files import disk_errors
+from lamina.runtime.files import refuse_unwritable
 
 LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 
@@ -25,18 +25,18 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    with disk_errors(folder, key):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_FILE, blocking=False)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise OutputError(
-                f"{folder} belongs to {_owner(folder)}, which is still running: wait for it, or "
-                f"give another {key}"
-            ) from error
-        owner = {"pid": os.getpid(), "host": socket.gethostname()}
-        (folder / OWNER_FILE).write_text(json.dumps(owner) + "\n")
+    refuse_unwritable(folder, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(
+            f"{folder} belongs to {_owner(folder)}, which is still running: wait for it, or give "
+            f"another {key}"
+        ) from error
+    owner = {"pid": os.getpid(), "host": socket.gethostname()}
+    (folder / OWNER_FILE).write_text(json.dumps(owner) + "\n")
     try:
         yield
     finally:

@@ -20,9 +20,7 @@ def is_memory_error(error: BaseException) -> bool:
 def memory_errors(what: str, advice: Callable[[], str]) -> Iterator[None]:
     """Turn a failed allocation in the body into a TrainingError with advice.
 
-    Args:
-        what: What does not fit, such as `the training`.
-        advice: Returns what to do; called only after a failure.
+    `what` does not fit, such as `the training`; `advice` is called only after a failure.
     """
     try:
         yield

@@ -33,18 +33,18 @@ def folder_bytes(folder: Path) -> int:
 
 def free_disk_bytes(folder: Path) -> int:
     """Return the free bytes on the disk of a folder, which need not exist yet."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(existing(folder)).free
+
+
+def existing(path: Path) -> Path:
+    """Return a path if it exists, else the closest one above it that does."""
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def most_checkpoints(limit: int, steps: int, interval: int) -> int:
-    """Return the most checkpoints that are on disk at once.
+    """Return the most checkpoints that are on disk at once; `limit` is save_total_limit.
 
-    An old one goes once the new one is complete, and the best one always stays.
-
-    Args:
-        limit: save_total_limit.
-        steps: Optimizer steps of the training.
-        interval: Optimizer steps between evaluations, each of which may save a checkpoint.
+    Each evaluation, every `interval` optimizer steps, may save one. An old one goes once the new
+    one is complete, and the best one always stays.
     """
     return min(max(limit, 2) + 1, -(-steps // interval))

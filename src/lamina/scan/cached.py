@@ -16,9 +16,10 @@ from lamina.depth.reduction import decoder_stack
 from lamina.depth.selection import LayerScores
 from lamina.depth.statistics import Statistics
 from lamina.depth.surgery import layer_count
-from lamina.runtime.cache import cached, folder_of
+from lamina.runtime.cache import cache_folder, cached, folder_of
 from lamina.runtime.console import quiet_libraries
 from lamina.runtime.device import compute_device, free_memory_bytes, peak_memory_bytes
+from lamina.runtime.files import refuse_unwritable
 from lamina.scan.calibration import Calibration, Windows
 from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack
@@ -136,6 +137,7 @@ class CachedScores(LayerScores):
     @cached_property
     def _folder(self) -> Path:
         """Cache folder, named after everything that the numbers depend on."""
+        refuse_unwritable(cache_folder(), "LAMINA_CACHE")
         parts = [
             *identity(self.source),
             f"{self._windows.fingerprint} {self._calibration[1]}",
