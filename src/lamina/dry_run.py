@@ -53,16 +53,7 @@ ONE_STEP = {
 
 
 def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
-    """Print what a run would do and need, and write it to dry_run.json.
-
-    Args:
-        config: The checked config.
-        folder: The run folder.
-        processes: Processes of the run; the dry run has one.
-
-    Raises:
-        LaminaError: The run would fail, too.
-    """
+    """Print what a run of so many processes would do and need; write it to dry_run.json."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
     from rich.console import Console
@@ -85,11 +76,7 @@ def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
 
 
 def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
-    """Do what a run does up to its first step; return the content of dry_run.json.
-
-    Raises:
-        LaminaError: The run would fail, too.
-    """
+    """Do what a run does up to its first step, or raise its error; return dry_run.json."""
     plan(experiment)
     args = {**experiment.trainer.args, **ONE_STEP}
     one_step = replace(experiment, trainer=replace(experiment.trainer, args=args))
@@ -159,13 +146,8 @@ def footprint_of(
 ) -> dict[str, int]:
     """Return the memory and disk that the run takes, in bytes, after its trainer took a step.
 
-    Args:
-        experiment: The run's.
-        trainer: Has taken one step.
-        form: What final/ will hold.
-        scratch: A temporary folder.
-        steps: Optimizer steps of the run.
-        free: Bytes of memory that were free before the model was loaded.
+    The run has so many optimizer steps; `free` bytes of memory were free before the model was
+    loaded.
     """
     model, is_full = trainer.model, form == "model"
     weights = weight_bytes(model.parameters()) + scale_bytes(model)

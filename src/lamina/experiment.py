@@ -135,23 +135,18 @@ class Experiment(Parameters):
     def arguments(self, folder: Path) -> "SFTConfig":
         """Return TRL's arguments for training with checkpoints in `folder`.
 
-        Raises:
-            ConfigError: TRL refuses one, or the model does not support the attention or kernels.
+        A ConfigError if TRL refuses one, or the model does not support the attention or kernels.
         """
         arguments = self.trainer.arguments(folder, sharded=self.sharded, liger=self.liger)
         if distributed.world_size() > 1:
             logger.info("%s", describe_batch(arguments, distributed.world_size()))
-        self._refuse_unsupported()
-        return arguments
-
-    def _refuse_unsupported(self) -> None:
         self.adapter.peft_config()
-        if self.attention == "auto" and self.kernels == "none":
-            return
-        source = self.plan.source
-        family = loading.model_class(source.config if source else self.architecture)
-        kernels.attention_kernel(self.attention, family, self.weights_dtype)
-        kernels.refuse_unsupported_family(self.kernels, family.config_class.model_type)
+        if self.attention != "auto" or self.kernels != "none":
+            source = self.plan.source
+            family = loading.model_class(source.config if source else self.architecture)
+            kernels.attention_kernel(self.attention, family, self.weights_dtype)
+            kernels.refuse_unsupported_family(self.kernels, family.config_class.model_type)
+        return arguments
 
     def refuse_unwritable(self) -> None:
         """Refuse folders that cannot be written, before anything slow."""

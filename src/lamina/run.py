@@ -34,11 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, record: Record) -> None:
-    """Run an experiment; reports read only its record and its folder.
-
-    Raises:
-        LaminaError: A step failed; the message says why and what to do.
-    """
+    """Run an experiment; reports read only its record and its folder."""
     plan(experiment)
     first, folder, wanted = distributed.is_first(), experiment.folder, experiment.evaluation
     # output_dir may lie outside the run folder, where another run may be at work.

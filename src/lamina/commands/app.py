@@ -29,10 +29,8 @@ INTERRUPTED = 130
 def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Callable[[], None]]:
     """Decorate a function of a composed config as a Hydra app.
 
-    Args:
-        config_name: The primary config.
-        closing: Called at the end of a sweep, even after an error; returns what went wrong in its
-            jobs. Without it, the first job that fails ends the sweep.
+    `closing` is called at the end of a sweep, even after an error, and returns what went wrong in
+    its jobs; without it, the first job that fails ends the sweep.
     """
 
     def decorate(task: Task) -> Callable[[], None]:

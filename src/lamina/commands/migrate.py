@@ -27,11 +27,7 @@ def main() -> None:
 
 
 def write_experiment(text: str, output: Path, name: str) -> Path:
-    """Write an experiment file to a folder of configs, or to the folder `experiment` in one.
-
-    Raises:
-        OutputError: The file exists or cannot be written.
-    """
+    """Write a new experiment file to a folder of configs, or to `experiment` in one."""
     folder = output if output.name == GROUP else output / GROUP
     path = folder / f"{name}.yaml"
     try:

@@ -37,10 +37,8 @@ def problems(run: Parameters) -> Iterator[str]:
 def choose_backend(config: DictConfig, processes: int) -> list[str]:
     """Resolve backend=auto in a checked config, in place; return notes for the log and the record.
 
-    On a CPU Unsloth also turns packing off.
-
-    Raises:
-        LaminaError: The model cannot be found, or the chosen backend cannot train it.
+    On a CPU Unsloth also turns packing off. A LaminaError if the model cannot be found, or the
+    chosen backend cannot train it.
     """
     notes: list[str] = []
     run = bind(config)

@@ -32,139 +32,119 @@ LISTED_CHOICES = 12
 LIBRARIES = {"SFTConfig": "trl", "LoraConfig": "peft"}
 """The package of each class."""
 
-TRAINER_ELSEWHERE = {
-    "output_dir": "set output_dir=FOLDER",
-    "report_to": "choose logger=tb, wandb, both or none",
-    "run_name": "set logger.wandb.name=NAME",
-    "project": "set wandb_project=NAME",
-    "trackio_space_id": "choose logger=tb, wandb, both or none",
-    "trackio_bucket_id": "choose logger=tb, wandb, both or none",
-    "trackio_static_space_id": "choose logger=tb, wandb, both or none",
-    "disable_tqdm": "choose callbacks=default or none; ours is the only progress line",
-    "resume_from_checkpoint": "set resume=auto or never; the run folder has the checkpoints",
-    "hub_token": "set HF_TOKEN in the environment or in .env",
-    "do_train": "python -m train always trains",
-    "do_eval": "set trainer.args.eval_strategy",
-    "do_predict": "choose evaluation=default or none",
-    "local_rank": "the launcher decides it",
-    "parallelism_config": "set parallel=ddp or fsdp",
-    "fsdp": "set parallel=fsdp",
-    "fsdp_config": "set parallel=fsdp",
-    "use_liger_kernel": "set kernels=liger",
-    "model_init_kwargs": "Lamina loads the model: set model_name, dtype and backend",
-    "trust_remote_code": "code of a model's repository is never run",
-    "chat_template_path": "the chat template is the model's own",
-    "eos_token": "the tokenizer is the model's own",
-    "pad_token": "the tokenizer is the model's own",
-    "dataset_text_field": "Lamina tokenizes the rows: choose data=jsonl, hub or disk",
-    "dataset_kwargs": "Lamina tokenizes the rows: choose data=jsonl, hub or disk",
-    "dataset_num_proc": "Lamina tokenizes the rows: choose data=jsonl, hub or disk",
-    "truncation_mode": "rows are cut at their end: set max_seq_length=TOKENS",
-    "completion_only_loss": "set data.loss_on=auto, assistant, completion or all",
-    "assistant_only_loss": "set data.loss_on=auto, assistant, completion or all",
-    "remove_unused_columns": "the trainer gets token ids and labels, nothing else",
-    "label_names": "the trainer gets token ids and labels, nothing else",
+TRAINER_ADVICE = {
+    "set output_dir=FOLDER": "output_dir",
+    "choose logger=tb, wandb, both or none": (
+        "report_to trackio_space_id trackio_bucket_id trackio_static_space_id"
+    ),
+    "set logger.wandb.name=NAME": "run_name",
+    "set wandb_project=NAME": "project",
+    "choose callbacks=default or none; ours is the only progress line": "disable_tqdm",
+    "set resume=auto or never; the run folder has the checkpoints": "resume_from_checkpoint",
+    "set HF_TOKEN in the environment or in .env": "hub_token push_to_hub_token",
+    "python -m train always trains": "do_train",
+    "set trainer.args.eval_strategy": "do_eval evaluation_strategy",
+    "choose evaluation=default or none": "do_predict",
+    "the launcher decides it": "local_rank",
+    "set parallel=ddp or fsdp": "parallelism_config",
+    "set parallel=fsdp": (
+        "fsdp fsdp_config sharded_ddp fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap"
+    ),
+    "set kernels=liger": "use_liger_kernel use_liger",
+    "Lamina loads the model: set model_name, dtype and backend": "model_init_kwargs",
+    "code of a model's repository is never run": "trust_remote_code",
+    "the chat template is the model's own": "chat_template_path",
+    "the tokenizer is the model's own": "eos_token pad_token",
+    "Lamina tokenizes the rows: choose data=jsonl, hub or disk": (
+        "dataset_text_field dataset_kwargs dataset_num_proc"
+    ),
+    "rows are cut at their end: set max_seq_length=TOKENS": "truncation_mode",
+    "set data.loss_on=auto, assistant, completion or all": (
+        "completion_only_loss assistant_only_loss"
+    ),
+    "the trainer gets token ids and labels, nothing else": "remove_unused_columns label_names",
+    "set max_seq_length=TOKENS": "max_seq_length",
+    "set warmup_ratio=SHARE": "warmup_ratio",
+    "set logging_dir=FOLDER": "logging_dir",
+    "set trainer.args.use_cpu": "no_cuda",
+    "leave it out; the device is found": "use_mps_device",
+    "leave it out": "use_ipex dataset_batch_size past_index mp_parameters tpu_num_cores",
+    "set trainer.args.train_sampling_strategy=group_by_length": "group_by_length",
+    "leave it out; result.json has tokens_per_second": "include_tokens_per_second",
+    "leave it out; weights are always saved as safetensors": "save_safetensors",
+    "set hydra.run.dir to a new folder": "overwrite_output_dir",
+    "set trainer.args.torch_compile_backend": "torchdynamo",
+    "leave it out; the tokenizer is the model's own": "tokenizer processing_class",
+    "give rows with messages, prompt and completion, or text": "formatting_func",
+    "set adapter.NAME=VALUE": "peft_config",
+    "set dtype=bfloat16 or float32": "torch_dtype",
+    "set packing": "num_of_sequences chars_per_token",
+    "set optim=adafactor": "adafactor",
+    "set per_device_train_batch_size": "per_gpu_train_batch_size",
+    "set per_device_eval_batch_size": "per_gpu_eval_batch_size",
+    "set trainer.args.fp16 or bf16": "fp16_backend half_precision_backend fp16_opt_level",
+    "set torch_compile=true": "jit_mode_eval",
+    "leave it out; sweeps are Hydra's --multirun": "ray_scope",
+    "set trainer.args.debug": "tpu_metrics_debug",
+    "set trainer.args.ddp_backend": "xpu_backend",
+    "set trainer.args.accelerator_config.dispatch_batches": "dispatch_batches",
+    "set trainer.args.accelerator_config.split_batches": "split_batches",
+    "set trainer.args.include_for_metrics": "include_inputs_for_metrics",
+    "set trainer.args.hub_model_id": "push_to_hub_model_id",
+    "set trainer.args.hub_model_id=ORGANIZATION/NAME": "push_to_hub_organization",
 }
-"""Fields of SFTConfig that Lamina sets itself, and what to set instead."""
+"""What to do instead of setting fields of SFTConfig, of today's version or another one."""
 
-TRAINER_GONE = {
-    "evaluation_strategy": "set trainer.args.eval_strategy",
-    "max_seq_length": "set max_seq_length=TOKENS",
-    "warmup_ratio": "set warmup_ratio=SHARE",
-    "logging_dir": "set logging_dir=FOLDER",
-    "no_cuda": "set trainer.args.use_cpu",
-    "use_mps_device": "leave it out; the device is found",
-    "use_ipex": "leave it out",
-    "group_by_length": "set trainer.args.train_sampling_strategy=group_by_length",
-    "include_tokens_per_second": "leave it out; result.json has tokens_per_second",
-    "save_safetensors": "leave it out; weights are always saved as safetensors",
-    "overwrite_output_dir": "set hydra.run.dir to a new folder",
-    "torchdynamo": "set trainer.args.torch_compile_backend",
-    "dataset_batch_size": "leave it out",
-    "tokenizer": "leave it out; the tokenizer is the model's own",
-    "processing_class": "leave it out; the tokenizer is the model's own",
-    "formatting_func": "give rows with messages, prompt and completion, or text",
-    "peft_config": "set adapter.NAME=VALUE",
-    "torch_dtype": "set dtype=bfloat16 or float32",
-    "use_liger": "set kernels=liger",
-    "num_of_sequences": "set packing",
-    "chars_per_token": "set packing",
-    "adafactor": "set optim=adafactor",
-    "per_gpu_train_batch_size": "set per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "set per_device_eval_batch_size",
-    "fp16_backend": "set trainer.args.fp16 or bf16",
-    "half_precision_backend": "set trainer.args.fp16 or bf16",
-    "fp16_opt_level": "set trainer.args.fp16 or bf16",
-    "jit_mode_eval": "set torch_compile=true",
-    "past_index": "leave it out",
-    "ray_scope": "leave it out; sweeps are Hydra's --multirun",
-    "mp_parameters": "leave it out",
-    "tpu_num_cores": "leave it out",
-    "tpu_metrics_debug": "set trainer.args.debug",
-    "xpu_backend": "set trainer.args.ddp_backend",
-    "sharded_ddp": "set parallel=fsdp",
-    "fsdp_min_num_params": "set parallel=fsdp",
-    "fsdp_transformer_layer_cls_to_wrap": "set parallel=fsdp",
-    "dispatch_batches": "set trainer.args.accelerator_config.dispatch_batches",
-    "split_batches": "set trainer.args.accelerator_config.split_batches",
-    "include_inputs_for_metrics": "set trainer.args.include_for_metrics",
-    "push_to_hub_model_id": "set trainer.args.hub_model_id",
-    "push_to_hub_organization": "set trainer.args.hub_model_id=ORGANIZATION/NAME",
-    "push_to_hub_token": "set HF_TOKEN in the environment or in .env",
+ADAPTER_ADVICE = {
+    "set adapter.alpha": "lora_alpha",
+    "set adapter.dropout": "lora_dropout",
+    "it is always CAUSAL_LM": "task_type",
+    "choose adapter=lora, dora, qlora or full": "peft_type",
+    "PEFT finds the model's class": "auto_mapping",
+    "PEFT writes its own": "peft_version",
+    "set model_name": "base_model_name_or_path",
+    "it is the model's own": "revision",
+    "an adapter is trained here": "inference_mode",
+    "the kept layers decide it: choose model=dropped, pruned or layers": "layer_replication",
+    "set adapter.r": "lora_r rank",
+    "set adapter.target_modules": "enable_lora",
+    "set export.form=merged": "merge_weights",
+    "choose adapter=qlora": "use_qlora",
 }
-"""Names from other versions of SFTConfig or SFTTrainer, and what to set instead."""
-
-ADAPTER_ELSEWHERE = {
-    "lora_alpha": "set adapter.alpha",
-    "lora_dropout": "set adapter.dropout",
-    "task_type": "it is always CAUSAL_LM",
-    "peft_type": "choose adapter=lora, dora, qlora or full",
-    "auto_mapping": "PEFT finds the model's class",
-    "peft_version": "PEFT writes its own",
-    "base_model_name_or_path": "set model_name",
-    "revision": "it is the model's own",
-    "inference_mode": "an adapter is trained here",
-    "layer_replication": "the kept layers decide it: choose model=dropped, pruned or layers",
-}
-"""Fields of LoraConfig that Lamina sets itself or renames."""
-
-ADAPTER_GONE = {
-    "lora_r": "set adapter.r",
-    "rank": "set adapter.r",
-    "enable_lora": "set adapter.target_modules",
-    "merge_weights": "set export.form=merged",
-    "use_qlora": "choose adapter=qlora",
-}
-"""Names of LoRA's settings in other versions or libraries."""
+"""The same for LoraConfig, with names of other libraries."""
 
 
 def problems(run: Parameters) -> Iterator[str]:
     """Name what is wrong in trainer.args and in the adapter's fields for PEFT."""
+    advice = by_field(TRAINER_ADVICE)
     for key, value in run.trainer.args.items():
         # An argument that takes its value from a shared parameter is reported under that key.
         path = "" if key in vars(run) and vars(run)[key] == value else "trainer.args."
-        if problem := _problem("SFTConfig", key, value, TRAINER_ELSEWHERE, TRAINER_GONE):
+        if problem := _problem("SFTConfig", key, value, advice):
             yield f"{path}{key}={value}: {problem}"
     if isinstance(run.adapter, Lora):
-        elsewhere = ADAPTER_ELSEWHERE
+        advice = by_field(ADAPTER_ADVICE)
         if isinstance(run.adapter, Dora):
-            elsewhere = {**elsewhere, "use_dora": "adapter=dora is true, adapter=lora false"}
+            advice["use_dora"] = "adapter=dora is true, adapter=lora false"
         for key, value in run.adapter.further.items():
-            if problem := _problem("LoraConfig", key, value, elsewhere, ADAPTER_GONE):
+            if problem := _problem("LoraConfig", key, value, advice):
                 yield f"adapter.{key}={value}: {problem}"
 
 
-def _problem(
-    name: str, key: str, value: Any, elsewhere: Mapping[str, str], gone: Mapping[str, str]
-) -> str | None:
+def by_field(advice: Mapping[str, str]) -> dict[str, str]:
+    """Return the advice on each field of a table."""
+    return {name: each for each, names in advice.items() for name in names.split()}
+
+
+def _problem(name: str, key: str, value: Any, advice: Mapping[str, str]) -> str | None:
     library, known = LIBRARIES[name], fields_of(name)
-    if key in elsewhere:
-        return f"not set here: {elsewhere[key]}"
+    if key in advice and key in known:
+        return f"not set here: {advice[key]}"
+    if key in advice:
+        return f"not a field of {name} in {library} {version(library)}: {advice[key]}"
     if key in known:
         return refusal(known[key], value)
-    if key in gone:
-        return f"not a field of {name} in {library} {version(library)}: {gone[key]}"
-    guess = did_you_mean(key, sorted({*known} - {*elsewhere}))
+    guess = did_you_mean(key, sorted({*known} - {*advice}))
     return "no such key" + (guess or f"; give a field of {library}'s {name}")
 
 

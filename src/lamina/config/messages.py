@@ -90,13 +90,10 @@ def no_option(group: str, option: str, options: Sequence[str]) -> str:
 
 
 def _unknown_key(dotted: str, written: str, settings: str, known: Sequence[str]) -> str:
-    """Say that a key does not exist, and what to give instead.
+    """Say that a dotted key does not exist, and what to give instead.
 
-    Args:
-        dotted: The key.
-        written: The key or the whole argument.
-        settings: Name of the settings class that lacks it.
-        known: All dotted keys of the config.
+    `written` is the key or the whole argument, `settings` names the class that lacks the key, and
+    `known` are all dotted keys of the config.
     """
     if dotted in DERIVED:
         return f"{written}: no longer a key; {DERIVED[dotted]}"

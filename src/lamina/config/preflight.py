@@ -17,12 +17,7 @@ from lamina.units import parse_tokens
 
 
 def preflight(config: DictConfig) -> None:
-    """Refuse a config that cannot run, naming every problem; parse scan.tokens in place.
-
-    Raises:
-        ConfigError: Values are missing, unknown, out of range or contradict each other, or a
-            `_target_` is not allowed.
-    """
+    """Raise a ConfigError that names every problem of a config; parse scan.tokens in place."""
     run, problems, missing = _bound(config)
     problems += library_fields.problems(run)
     problems += _setting_problems(run, config)
@@ -43,9 +38,8 @@ def refuse_incomplete(config: DictConfig) -> None:
 def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
     """Return the settings, the problems of binding them, and the keys without a value.
 
-    Raises:
-        ConfigError: Nothing more can be checked: an interpolation leads nowhere, a group is a
-            plain value, or a target is not allowed.
+    A ConfigError if nothing more can be checked: an interpolation leads nowhere, a group is a plain
+    value, or a target is not allowed.
     """
     try:
         content = OmegaConf.to_container(config, resolve=True)

@@ -52,11 +52,7 @@ class TokenizedSplit:
         return asdict(self.count)
 
     def check_truncation(self, allowed: float, max_seq_length: int) -> None:
-        """Refuse to drop more than data.max_dropped, a share from 0 to 1, of the tokens.
-
-        Raises:
-            DataError: More are dropped; the message suggests values of max_seq_length.
-        """
+        """Raise a DataError if more than `allowed`, data.max_dropped, of the tokens are dropped."""
         lost, total = self.count.tokens_dropped, self.count.tokens_in
         if lost <= allowed * total:
             return
@@ -84,11 +80,7 @@ class TokenizedSplit:
 
 
 def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> TokenizedSplit:
-    """Drop the rows without a trained token, and count; rows were cut to max_seq_length tokens.
-
-    Raises:
-        DataError: No row is left.
-    """
+    """Drop the rows without a trained token, and count; a DataError if no row is left."""
     problems = tokenized["problem"][:]  # iterating over the column would decode row by row
     skipped = tuple(
         {**dict(zip(("origin", "row"), split.where(index), strict=True)), "problem": problem}
@@ -124,10 +116,8 @@ def _where(rows: "Dataset", wanted: Sequence[Any]) -> "Dataset":
 def pack_fill(rows: "Dataset", counted: TokenCount, length: int) -> float | None:
     """Return the share of the packs' places that hold a token, 0 to 1; None without packing.
 
-    `rows` are the trainer's, `counted` the rows it was given; a pack holds `length` tokens.
-
-    Raises:
-        ConfigError: The trainer's rows have another number of tokens.
+    `rows` are the trainer's, `counted` the rows it was given; a pack holds `length` tokens. A
+    ConfigError if the trainer's rows have another number of tokens.
     """
     import pyarrow.compute as compute
 

@@ -5,23 +5,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WORDS = [
-    "Ġup",
-    "Ġdown",
-    "Ġfor",
-    "Ġfrom",
-    "user",
-    "assistant",
-    "system",
-    "compute",
-    "sort",
-    "recall",
-    "follow",
-    "copy",
-    "reverse",
-    "rotate",
-    "swap",
-]
+WORDS = (
+    "Ġup Ġdown Ġfor Ġfrom user assistant system compute sort recall follow copy reverse rotate swap"
+).split()
 """Words of one token each; Ġ is a leading space. All other text is split into bytes.
 
 Merges apply in this order, so words with a space come first: the merge `fo` of `follow` would

@@ -35,9 +35,6 @@ def cached_rows(
     The library writes to a temporary name, renames, and locks the file against other processes.
     `generate`, a module's function, is called with `arguments`, which identify the rows, and
     `protocol`; its errors are raised here.
-
-    Raises:
-        OutputError: HF_DATASETS_CACHE cannot be written.
     """
     from datasets import Dataset, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
@@ -64,9 +61,6 @@ def cached_map(
 
     Without a writable HF_DATASETS_CACHE the result stays in memory. It is identified by the rows,
     by `make` with all objects that it refers to, and by `arguments`, which `make` receives.
-
-    Raises:
-        OutputError: The disk is full.
     """
     from datasets.fingerprint import update_fingerprint
 
@@ -95,11 +89,7 @@ def refuse_unwritable_cache() -> None:
 
 @contextmanager
 def cache_errors() -> Iterator[None]:
-    """Report a failed write of the library as one that names HF_DATASETS_CACHE.
-
-    Raises:
-        OutputError: The body could not write.
-    """
+    """Report a failed write of the library as an OutputError that names HF_DATASETS_CACHE."""
     with disk_errors(_datasets_cache(), "HF_DATASETS_CACHE"):
         yield
 

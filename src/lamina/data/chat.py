@@ -14,9 +14,8 @@ def encode_chat(
 ) -> Any:
     """Return `apply_chat_template`'s dictionary with input_ids; `options` are its own.
 
-    Raises:
-        BadRowError: The template refuses the messages: some require alternating turns, some have
-            no system role.
+    A BadRowError if the template refuses the messages: some require alternating turns, some have no
+    system role.
     """
     from jinja2 import TemplateError
 
@@ -32,8 +31,7 @@ def encode_chat(
 def training_template(tokenizer: "PreTrainedTokenizerBase", loss_on: str) -> str | None:
     """Return a chat template that marks the assistant's tokens; None: use the tokenizer's own.
 
-    Raises:
-        ConfigError: There is no template, or none that trains the assistant's tokens and their end.
+    A ConfigError if there is none that trains the assistant's tokens and their end.
     """
     from trl.chat_template_utils import (
         get_training_chat_template,

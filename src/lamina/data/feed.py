@@ -35,11 +35,7 @@ class Feed:
         return list(rows if limit is None else rows.select(range(min(limit, len(rows)))))
 
     def write(self, folder: Path, limit: int) -> None:
-        """Write the first `limit` evaluation rows to eval.jsonl, skipped ones to their own file.
-
-        Raises:
-            OutputError: A file cannot be written.
-        """
+        """Write the first `limit` evaluation rows to eval.jsonl, skipped ones to their own file."""
         write_rows(folder / ROWS_FILE, self.eval_rows(limit))
         if skipped := [*self.train.skipped, *self.eval.skipped]:
             write_rows(folder / SKIPPED_FILE, skipped)
@@ -49,11 +45,7 @@ class Feed:
         return {"train": self.train.as_dict(), "eval": self.eval.as_dict()}
 
     def packed(self, made: "Mapping[str, Dataset]", length: int) -> dict[str, dict[str, Any]]:
-        """Return the counts with the pack_fill of each split's rows `made` by the trainer.
-
-        Raises:
-            ConfigError: The trainer has cut rows.
-        """
+        """Return the counts and pack_fill; a ConfigError if the trainer's rows, `made`, are cut."""
         return {
             name: {**split.as_dict(), "pack_fill": pack_fill(made[name], split.count, length)}
             for name, split in (("train", self.train), ("eval", self.eval))

@@ -9,6 +9,7 @@ refuses a row longer than its block.
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from lamina.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a pair, which is not UTF-8; also what a byte that is not UTF-8 is read as."""
 
 Stamp = tuple[str, str, int, int]
 """A file's path as given, its absolute path, size in bytes and change time in nanoseconds."""
@@ -52,11 +56,7 @@ def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...
 
 
 def find_files(key: str, name: str, kind: str) -> list[Path]:
-    """Return the files at a path, without reading them; `read_files` explains the arguments.
-
-    Raises:
-        DataError: There are none, or one is empty.
-    """
+    """Return a path's files, unread; a DataError if there are none or one is empty."""
     path = Path(name).expanduser()
     if path.is_dir():
         paths = sorted(entry for entry in path.iterdir() if entry.suffix == f".{kind}")
@@ -135,7 +135,7 @@ def _csv(path: Path, named: str) -> Iterator[Read]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         rows = csv.reader(lines, strict=True)
         header = next(filter(None, rows), [])
-        if len(set(header)) < len(header) or not all(map(_is_utf8, header)):
+        if len(set(header)) < len(header) or any(map(SURROGATE.search, header)):
             raise DataError(
                 f"{named}: found the header {', '.join(map(ascii, header))}; expected distinct "
                 "column names in UTF-8"
@@ -164,7 +164,7 @@ def _cells(cells: list[str], header: list[str]) -> tuple[dict[str, Any], str | N
     if len(cells) != len(header):
         return {}, f"found {len(cells)} cells; expected {len(header)}, one per column"
     for name, cell in zip(header, cells, strict=True):
-        if not _is_utf8(cell):
+        if SURROGATE.search(cell):
             return {}, f"column {name!r} is not UTF-8; expected UTF-8"
     return dict(zip(header, cells, strict=True)), None
 
@@ -209,20 +209,14 @@ def _decode(content: bytes, *, is_start: bool) -> str:
 
 
 def _parse_json(text: str) -> Any:
-    """Parse JSON, refusing NaN and lone surrogates, which Python's parser accepts.
-
-    Raises:
-        ValueError: It is not JSON.
-    """
+    """Parse JSON; a ValueError also for NaN and lone surrogates, which Python's parser accepts."""
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
-        if "\\ud" in text.lower():
-            json.dumps(content, ensure_ascii=False).encode()
+        if "\\ud" in text.lower() and SURROGATE.search(json.dumps(content, ensure_ascii=False)):
+            raise ValueError("not UTF-8 (half of a surrogate pair)")
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if error.lineno > 1 else ""
         raise ValueError(f"not JSON ({error.msg}: {line}column {error.colno})") from error
-    except UnicodeEncodeError as error:
-        raise ValueError("not UTF-8 (half of a surrogate pair)") from error
     except RecursionError as error:
         raise ValueError("not JSON (nested too deeply)") from error
     return content
@@ -230,11 +224,3 @@ def _parse_json(text: str) -> Any:
 
 def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"not JSON ({constant})")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

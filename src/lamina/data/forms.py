@@ -86,11 +86,7 @@ class Conversion:
         return " and ".join(map(self._name, self.form))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Convert a row.
-
-        Raises:
-            BadRowError: A column is missing, empty or of the wrong type.
-        """
+        """Convert a row; a BadRowError if a column is missing, empty or of the wrong type."""
         values = {}
         for column in self.form:
             name = self._name(column)
@@ -143,10 +139,8 @@ class Conversion:
 def conversion_of(columns: Sequence[str], names: Mapping[str, str], place: str) -> Conversion:
     """Recognise the one form that fits a data set's columns and uses all `names`, data.columns.
 
-    `place` is where the columns were found, for errors.
-
-    Raises:
-        DataError: No form fits, or several do, or a column of `names` does not exist.
+    `place` is where the columns were found. A DataError if no form fits, or several do, or a column
+    of `names` does not exist.
     """
     for column, name in names.items():
         if name not in columns:

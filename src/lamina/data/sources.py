@@ -61,11 +61,7 @@ class Rows:
         return Split(rows, origin, files=files, names=names, skips=self.on_bad_row == "skip")
 
     def splits(self, train: Split, evaluation: Split | None = None) -> Splits:
-        """Hold out evaluation rows if there are none, then apply `max_train_samples`.
-
-        Raises:
-            DataError: A split would be empty.
-        """
+        """Hold out evaluation rows if there are none, then apply `max_train_samples`."""
         splits = Splits(train, evaluation) if evaluation else hold_out(train, self.eval_fraction)
         if self.max_train_samples is None:
             return splits
@@ -88,11 +84,7 @@ class Files(Rows):
                 find_files(key, name, self.format)
 
     def load(self) -> Splits:
-        """Read the files.
-
-        Raises:
-            DataError: A file is missing, empty or cannot be read as a whole.
-        """
+        """Read the files; a DataError if one is missing, empty or unreadable as a whole."""
         train = self._read("data.train", self.train)
         return self.splits(train, self._read("data.eval", self.eval) if self.eval else None)
 
@@ -112,9 +104,7 @@ class Hub(Rows):
     def load(self) -> Splits:
         """Download the splits, or take them from the cache.
 
-        Raises:
-            DataError: The hub cannot be reached or has no such data set or split, or the data set
-                cannot be read.
+        A DataError if the hub has no such data set or split, or neither can be read.
         """
         import httpx
         from datasets import load_dataset
@@ -155,9 +145,7 @@ class Disk(Rows):
     def load(self) -> Splits:
         """Open the folder.
 
-        Raises:
-            DataError: It is missing or damaged, was not written by `save_to_disk`, or lacks a
-                split.
+        A DataError if it is missing or damaged, not written by `save_to_disk`, or lacks a split.
         """
         from datasets import DatasetDict, load_from_disk
 

@@ -39,11 +39,7 @@ class Split:
 
     @cached_property
     def conversion(self) -> Conversion:
-        """The conversion that fits the columns of the first usable row.
-
-        Raises:
-            DataError: There are no rows, or none has the columns of a known form.
-        """
+        """The conversion that fits the first usable row's columns; a DataError if none does."""
         if len(self.rows) == 0:
             raise DataError(f"{self.origin}: no rows")
         if not self.files:
@@ -82,10 +78,9 @@ class Split:
         return self.each(lambda row: row)
 
     def each(self, use: Callable[[dict[str, Any]], Used]) -> Iterator[Used]:
-        """Yield the result of `use`, which may raise BadRowError, for each row's trained columns.
+        """Yield `use` of each row's trained columns; it may raise BadRowError.
 
-        Raises:
-            DataError: A row is unusable, and `skips` is False.
+        Without `skips`, a DataError names an unusable row.
         """
         for index, row in enumerate(self.rows):
             try:
@@ -114,10 +109,8 @@ class Splits:
 def hold_out(split: Split, fraction: float) -> Splits:
     """Divide a split into training and evaluation rows, each in the order of the source.
 
-    The division does not depend on the run's seed, so runs evaluate on the same rows.
-
-    Raises:
-        DataError: The fraction leaves one side empty.
+    The division does not depend on the run's seed, so runs evaluate on the same rows. A DataError
+    if one side would be empty.
     """
     count = len(split.rows)
     size = round(count * fraction)
@@ -136,11 +129,7 @@ def hold_out(split: Split, fraction: float) -> Splits:
 
 
 def convert(row: dict[str, Any], conversion: Conversion, from_files: bool) -> dict[str, Any]:
-    """Convert a row of `Split.rows` to the trained columns; `from_files`: the split has `files`.
-
-    Raises:
-        BadRowError: The row is unusable.
-    """
+    """Convert a row of `Split.rows`, `from_files` if it has `files`; a BadRowError if unusable."""
     if not from_files:
         return conversion(row)
     if row["problem"]:

@@ -35,11 +35,9 @@ class Tokenization:
     ) -> None:
         """Take the form, which every split must have, from a split's columns.
 
-        `loss_on` is data.loss_on; rows are cut to `max_seq_length` tokens.
-
-        Raises:
-            DataError: There are no rows, or the columns fit no known form.
-            ConfigError: The form or the chat template does not support `loss_on`.
+        `loss_on` is data.loss_on; rows are cut to `max_seq_length` tokens. A DataError if there are
+        no rows or the columns fit no form; a ConfigError if the form or the chat template does not
+        support `loss_on`.
         """
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
@@ -61,9 +59,8 @@ class Tokenization:
     def __call__(self, split: Split) -> TokenizedSplit:
         """Tokenize every row of a split.
 
-        Raises:
-            DataError: A row is unusable, or no row has a trained token.
-            ConfigError: The end of a row's answer would not be trained.
+        A DataError if a row is unusable, or no row has a trained token; a ConfigError if the end of
+        a row's answer would not be trained.
         """
         if split.conversion.columns != self.columns:
             raise DataError(
@@ -88,8 +85,7 @@ class Tokenization:
     def prompt(self, row: dict[str, Any]) -> tuple[str, list[int]]:
         """Return a row's question as readable text, and all its tokens before the answer.
 
-        Raises:
-            BadRowError: There is no question, or the chat template refuses it.
+        A BadRowError if there is no question, or the chat template refuses it.
         """
         if "messages" in self.columns:
             turns = list(takewhile(lambda m: m["role"] != "assistant", row["messages"]))

@@ -40,9 +40,7 @@ class Layout:
 def decide_layout(processes: int | str, parallel: str) -> Layout:
     """Decide how many processes a run has, without importing torch.
 
-    Args:
-        processes: Number on all nodes; auto for one per device, none for one.
-        parallel: auto, ddp or fsdp.
+    `processes` is the number on all nodes; auto for one per device, none for one.
     """
     nodes, node = _nodes()
     devices = visible_devices()

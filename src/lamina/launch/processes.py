@@ -153,10 +153,7 @@ def record_failure(path: Path, rank: int, failure: BaseException | str) -> None:
 
 
 def _record_killed(failure: Any, folder: Path) -> None:
-    """Write error files into this node's folder for processes that a signal killed.
-
-    `failure` is torchrun's ChildFailedError.
-    """
+    """Write error files into this node's folder for processes that a signal killed."""
     for rank, process in failure.failures.items():
         # torchrun sends SIGTERM itself after another process has failed.
         if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:

@@ -44,7 +44,8 @@ def work(spec: WorkerSpec) -> None:
     if spec.requeues:
         signal.signal(distributed.REQUEUE_SIGNAL, _exit_for_requeue)
     if distributed.world_size() == 1:
-        _forget_torchrun()
+        for name in TORCHRUN_VARIABLES:  # libraries would wrap a lone process's model for several
+            os.environ.pop(name, None)
     else:
         _prepare_torch()
     load_environment()
@@ -79,12 +80,6 @@ def _execute(spec: WorkerSpec, config: Any) -> None:
         from torch.distributed import destroy_process_group
 
         destroy_process_group()
-
-
-def _forget_torchrun() -> None:
-    """Let a single process train alone: libraries would wrap its model for several."""
-    for name in TORCHRUN_VARIABLES:
-        os.environ.pop(name, None)
 
 
 def _prepare_torch() -> None:

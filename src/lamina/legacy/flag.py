@@ -1,5 +1,6 @@
 """`python -m train --old OLD.yaml`: run a config of the older form as it is."""
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,14 +18,15 @@ def take_old(arguments: Sequence[str]) -> list[str]:
     """Replace `--old FILE` by the choice of an experiment in Hydra's ConfigStore.
 
     A launcher sends the store to its jobs, which then need no file. Overrides still win.
-
-    Raises:
-        ConfigError: The flag is not followed by one file, an experiment is chosen as well, or the
-            file cannot be read.
     """
-    given, rest = _split(arguments)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(FLAG, action="append", nargs="?", const="", default=[], dest="given")
+    found, rest = parser.parse_known_args(arguments)
+    given = found.given
     if not given:
         return rest
+    if not all(given):
+        raise ConfigError(f"{FLAG}: give the path of a config of the older form")
     if len(given) > 1:
         raise ConfigError(f"{FLAG} is given more than once: {', '.join(given)}; give one file")
     if other := next((a for a in rest if a.lstrip("+").startswith("experiment=")), None):
@@ -41,20 +43,3 @@ def take_old(arguments: Sequence[str]) -> list[str]:
     # Hydra's parser wants all overrides in one block.
     first = next((n for n, a in enumerate(rest) if "=" in a and not a.startswith("-")), 0)
     return [*rest[:first], f"experiment={GROUP}/{name}", *rest[first:]]
-
-
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the flag's values and all other arguments."""
-    given: list[str] = []
-    rest: list[str] = []
-    remaining = iter(arguments)
-    for argument in remaining:
-        flag, equals, value = argument.partition("=")
-        if flag != FLAG:
-            rest.append(argument)
-            continue
-        value = value if equals else next(remaining, "")
-        if not value or value.startswith("-"):
-            raise ConfigError(f"{FLAG}: give the path of a config of the older form")
-        given.append(value)
-    return given, rest

@@ -37,15 +37,7 @@ class OlderForm:
 
 
 def resolve(path: Path, *, drop_unknown: bool = False) -> OlderForm:
-    """Read a file of the older form and all that it extends; the child wins.
-
-    Args:
-        path: The file.
-        drop_unknown: Leave out unknown keys instead of refusing them.
-
-    Raises:
-        ConfigError: A file cannot be read, or keys or values are wrong; the message lists all.
-    """
+    """Read a file and all that it extends; the child wins. A ConfigError lists all mistakes."""
     files = read_chain(path)
     merged: dict[str, Entry] = {}
     for older in reversed(files):

@@ -70,8 +70,7 @@ class OlderFile:
 def read_chain(path: Path) -> list[OlderFile]:
     """Read a file and all that it extends, the file itself first.
 
-    Raises:
-        ConfigError: A file is missing or is no mapping, or the files extend each other in a circle.
+    A ConfigError if one is missing or no mapping, or they extend each other in a circle.
     """
     chain: list[OlderFile] = []
     following: Path | None = path

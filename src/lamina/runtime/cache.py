@@ -25,11 +25,7 @@ class Entry:
 
 @contextmanager
 def cached(folder: Path, filename: str) -> Iterator[Entry]:
-    """Yield a JSON file's content and save what the body sets; one process at a time.
-
-    Raises:
-        OutputError: The folder, one of `folder_of`, cannot be written.
-    """
+    """Yield a JSON file's content and save what the body sets; one process at a time."""
     from filelock import FileLock
 
     refuse_unwritable(folder, "LAMINA_CACHE")

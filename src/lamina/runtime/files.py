@@ -32,14 +32,11 @@ def partial_path(path: Path, writer: str = "") -> Path:
 def replacing(path: Path, writer: str = "", *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path; the file or folder that the body creates there replaces `path`.
 
-    If the body fails, what it wrote is removed, which makes room on a full disk.
-
-    Args:
-        path: Unchanged until the body has succeeded.
-        writer: Distinguishes processes that may write the same path at once. Without it, the next
-            start removes what a killed process left.
-        flush: Wait for the disk first, so that a power cut never leaves a new name with old or
-            missing content. Not needed for what the same command can write again.
+    If the body fails, `path` is unchanged and what the body wrote is removed, which makes room on a
+    full disk. A `writer` distinguishes processes that may write the same path at once; without it,
+    the next start removes what a killed process left. `flush` waits for the disk first, so that a
+    power cut never leaves a new name with old or missing content; what the same command can write
+    again does not need it.
     """
     partial = partial_path(path, writer)
     shutil.rmtree(partial.parent, ignore_errors=True)
@@ -93,11 +90,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file and the folders above it; readers see the old or the new content.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write a file and the folders above it; readers see the old or the new content."""
     try:
         with replacing(path, f".{os.getpid()}") as partial:
             partial.write_bytes(content)

@@ -18,10 +18,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     """Lock a folder for this process during the body; create it if needed.
 
     The operating system releases the lock however the process ends. `key` is the config key that
-    sets the folder.
-
-    Raises:
-        OutputError: Another process holds the lock, or the folder cannot be written.
+    sets the folder. An OutputError if another process holds the lock.
     """
     from filelock import FileLock, Timeout
 
