@@ -41,6 +41,9 @@ HYDRA_TARGETS = ("hydra.", "hydra_plugins.", "lamina.")
 RESOLVERS = ("hydra", "now", "oc.env", "asset")
 """Resolvers allowed below hydra; others could build nodes that escape the checks."""
 
+CALLED = re.compile(r"\$\{\s*([^}:]*):")
+"""The resolver of an interpolation."""
+
 LOGGING_CLASSES = ("logging.", "colorlog.")
 
 
@@ -141,20 +144,13 @@ def _foreign_code(hydra: dict[str, Any]) -> Iterator[str]:
             yield f"{key}={value}: not allowed; log handlers must be those of Python's logging"
         elif logged and "ext://" in value and value not in ("ext://sys.stdout", "ext://sys.stderr"):
             yield f"{key}={value}: not allowed; give ext://sys.stdout or ext://sys.stderr"
-        elif called := _forbidden_resolver(value):
-            yield f"{key}={value}: not allowed; interpolations below hydra must not call {called}"
+        elif called := [name for name in CALLED.findall(value) if name not in RESOLVERS]:
+            name = called[0] or "a resolver"
+            yield f"{key}={value}: not allowed; interpolations below hydra must not call {name}"
         elif key.startswith(("hydra.callbacks.", "hydra.launcher.", "hydra.sweeper.")) and (
             re.search(r"\$\{(?!hydra[.:]|now:|oc\.env:)", value)
         ):
             yield f"{key}={value}: not allowed; give the value itself"
-
-
-def _forbidden_resolver(value: str) -> str | None:
-    """Return the first resolver in a text that is not allowed below hydra."""
-    for match in re.finditer(r"\$\{\s*([^}:]*):", value):
-        if match[1] not in RESOLVERS:
-            return match[1] or "a resolver"
-    return None
 
 
 def _is_secret(name: str) -> bool:

@@ -116,8 +116,7 @@ def _where(rows: "Dataset", wanted: Sequence[Any]) -> "Dataset":
 def pack_fill(rows: "Dataset", counted: TokenCount, length: int) -> float | None:
     """Return the share of the packs' places that hold a token, 0 to 1; None without packing.
 
-    `rows` are the trainer's, `counted` the rows it was given; a pack holds `length` tokens. A
-    ConfigError if the trainer's rows have another number of tokens.
+    A ConfigError if the trainer's `rows` have fewer or more tokens than it was given.
     """
     import pyarrow.compute as compute
 

@@ -102,10 +102,7 @@ class Hub(Rows):
     train: str
 
     def load(self) -> Splits:
-        """Download the splits, or take them from the cache.
-
-        A DataError if the hub has no such data set or split, or neither can be read.
-        """
+        """Download the splits, or take them from the cache; a DataError if neither works."""
         import httpx
         from datasets import load_dataset
         from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -143,10 +140,7 @@ class Disk(Rows):
             raise DataError(f"data.path={self.path}: no such folder")
 
     def load(self) -> Splits:
-        """Open the folder.
-
-        A DataError if it is missing or damaged, not written by `save_to_disk`, or lacks a split.
-        """
+        """Open the folder; a DataError if it is not a saved data set, damaged or lacks a split."""
         from datasets import DatasetDict, load_from_disk
 
         self.find()

@@ -28,10 +28,7 @@ EVAL_SHARE = 16
 
 
 def arithmetic(rng: random.Random) -> tuple[str, str]:
-    """Add or subtract one to three, three or four times, modulo ten.
-
-    The answer spells out every step and its result, which the next step needs.
-    """
+    """Add or subtract one to three, three or four times, modulo ten; the answer has every step."""
     hour = rng.randrange(10)
     question = answer = str(hour)
     for _ in range(rng.randint(3, 4)):

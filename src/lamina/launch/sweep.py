@@ -165,10 +165,7 @@ def is_complete(folder: Path, overrides: Sequence[str]) -> bool:
 
 
 def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str | None:
-    """Return why a job would be refused, given the sweep's config and the job's overrides.
-
-    Unlike preflight, this also fetches a hub model's config.json.
-    """
+    """Return why a job would be refused; unlike preflight, this reads a hub model's config.json."""
     loader = GlobalHydra.instance().config_loader()
     job = loader.load_sweep_config(config, list(overrides))
     with open_dict(job):

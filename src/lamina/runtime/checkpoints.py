@@ -16,11 +16,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is complete.
-
-    The trainer writes trainer_state.json last: if it is unreadable or names another step, the save
-    was interrupted.
-    """
+    """Whether a checkpoint is complete: the trainer writes its step, trainer_state.json, last."""
     match = STEP.fullmatch(checkpoint.name)
     return match is not None and saved_step(checkpoint) == int(match[1])
 
