@@ -102,7 +102,8 @@ def _read(path: Path) -> OlderFile:
     parser.preserve_quotes = True  # a plain scalar is then a str itself, others of a subclass
     parser.Resolver = _AsWritten
     try:
-        root = parser.load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        root = parser.load(text)
     except (YAMLError, ValueError, RecursionError, AttributeError) as error:
         raise ConfigError(f"{path}{_reason(error)}") from error
     if root is None:
@@ -111,7 +112,7 @@ def _read(path: Path) -> OlderFile:
         raise ConfigError(f"{path}: expected a mapping of keys to values")
     leaves = list(_leaves(path, root))
     read = OlderFile(path=path, entries={key: entry for key, entry, _ in leaves})
-    _attach_comments(read, leaves, root)
+    _attach_comments(read, leaves, text)
     if extends := read.entries.pop(EXTENDS, None):
         if not extends.text:
             raise ConfigError(f"{path}: {EXTENDS}={extends.shown}: expected the path of one file")
@@ -166,43 +167,39 @@ def _meaning(text: str) -> Any:
     return text
 
 
-def _attach_comments(read: OlderFile, leaves: list[Leaf], root: Any) -> None:
+def _attach_comments(read: OlderFile, leaves: list[Leaf], text: str) -> None:
     """Give each entry the comments above it and in its lines."""
-    comments = dict(sorted(_comments(root)))
+    comments = dict(sorted(_comments(text)))
     first = min((lines.start for _, _, lines in leaves), default=0)
-    for line, (text, is_alone) in comments.items():
+    for line, (comment, is_alone) in comments.items():
         found = next(((entry, lines) for _, entry, lines in leaves if lines.stop > line), None)
         if found is None:
-            read.footer.append(text)
+            read.footer.append(comment)
             continue
         entry, lines = found
         if line in lines and not is_alone and not entry.beside:
-            entry.beside = text
+            entry.beside = comment
         elif len(read.header) == line and any(n not in comments for n in range(line, first)):
-            read.header.append(text)
+            read.header.append(comment)
         else:
-            entry.above.append(text)
+            entry.above.append(comment)
 
 
-def _comments(node: Any) -> Iterator[tuple[int, tuple[str, bool]]]:
-    """Yield each comment's 0-based line, its text, and whether it has the line to itself.
+def _comments(text: str) -> Iterator[tuple[int, tuple[str, bool]]]:
+    """Yield each comment's 0-based line, its text, and whether it has the line to itself."""
+    for token in YAML(pure=True).scan(text):
+        for comment in _flat(token.comment):
+            if isinstance(comment, str):  # behind the sign of a block text
+                yield token.start_mark.line, (comment.strip(), False)
+                continue
+            # A line break in front is not counted in the comment's own line.
+            alone = comment.value.startswith("\n") or comment.column == 0
+            for number, line in enumerate(comment.value.removeprefix("\n").split("\n")):
+                if line.strip():
+                    yield comment.start_mark.line + number, (line.strip(), alone or number > 0)
 
-    ruamel.yaml attaches a comment, with all comment lines that follow, to the node before it.
-    """
-    places: list[tuple[Any, int]] = [([node.ca.comment, node.ca.end], node.lc.line)]
-    places += [(found, node.lc.data[key][0]) for key, found in node.ca.items.items()]
-    while places:
-        token, line = places.pop()
-        if isinstance(token, list):
-            places += [(inner, line) for inner in token]
-        elif isinstance(token, str):  # behind the sign of a block text
-            yield line, (token.strip(), False)
-        elif token is not None:
-            # A line break in front is not counted in the token's own line.
-            alone = token.value.startswith("\n") or token.column == 0
-            for number, text in enumerate(token.value.removeprefix("\n").split("\n")):
-                if text.strip():
-                    yield token.start_mark.line + number, (text.strip(), alone or number > 0)
-    for child in node.values() if isinstance(node, dict) else node:
-        if hasattr(child, "ca"):
-            yield from _comments(child)
+
+def _flat(comment: Any) -> list[Any]:
+    if isinstance(comment, list):
+        return [inner for each in comment for inner in _flat(each)]
+    return [] if comment is None else [comment]
