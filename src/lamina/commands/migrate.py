@@ -16,7 +16,23 @@ GROUP = "experiment"
 
 def main() -> None:
     """Run the command."""
-    given = parse(_parser())
+    parser = argparse.ArgumentParser(
+        prog="lamina migrate",
+        description="Turn a config of the older form and the files it extends into an experiment "
+        "file, and print the command that runs it. python -m train --old OLD.yaml runs it at once.",
+    )
+    parser.add_argument("old", metavar="OLD.yaml", type=Path, help="config of the older form")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        default=Path("migrated"),
+        help="folder of configs; the file goes to DIR/experiment (default: migrated)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="leave out unknown keys, and list them"
+    )
+    given = parse(parser)
     with errors_in_one_line():
         older = resolve(given.old, drop_unknown=given.force)
         written = write_experiment(experiment(older), given.output, experiment_name(given.old))
@@ -47,23 +63,3 @@ def train_command(written: Path) -> str:
     is_shipped = configs.resolve() == conf_dir().resolve()
     config_dir = "" if is_shipped else f"--config-dir {shlex.quote(str(configs))} "
     return f"python -m train {config_dir}experiment={written.stem}"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lamina migrate",
-        description="Turn a config of the older form and the files it extends into an experiment "
-        "file, and print the command that runs it. python -m train --old OLD.yaml runs it at once.",
-    )
-    parser.add_argument("old", metavar="OLD.yaml", type=Path, help="config of the older form")
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        type=Path,
-        default=Path("migrated"),
-        help="folder of configs; the file goes to DIR/experiment (default: migrated)",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="leave out unknown keys, and list them"
-    )
-    return parser

@@ -21,15 +21,10 @@ def main(config: DictConfig) -> None:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     scores = scan(config, folder)
-    layers = cheapest(scores, config.scan.candidates)
+    cheapest_first = sorted(range(scores.num_layers), key=scores.leave_one_out.loss.__getitem__)
+    layers = cheapest_first[: config.scan.candidates]
     heal_without_each(layers, job.overrides.task, job.overrides.hydra, folder / "healing")
     print_losses(scores, layers, folder / "healing")
-
-
-def cheapest(scores: Statistics, number: int) -> list[int]:
-    """Return the 0-based layers with the lowest leave-one-out losses, lowest first."""
-    losses = scores.leave_one_out.loss
-    return sorted(range(scores.num_layers), key=lambda index: (losses[index], index))[:number]
 
 
 def heal_without_each(
