@@ -120,8 +120,8 @@ def _run(job: Task, config_name: str, closing: Closing) -> None:
 
 def _unwritable(error: Exception) -> str | None:
     """Name the folder that Hydra could not write, before any command saw the config."""
-    cause = error.__cause__ or error  # logging raises another error from the one of its handler
-    if not isinstance(cause, OSError):
+    cause = error.__cause__ or error  # logging wraps its handlers' errors
+    if isinstance(error, LaminaError) or not isinstance(cause, OSError):
         return None
     key = f"hydra.{'sweep' if {'-m', '--multirun'} & {*sys.argv} else 'run'}.dir"
     given = [value for name, _, value in (each.partition("=") for each in sys.argv) if name == key]

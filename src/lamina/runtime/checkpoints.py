@@ -16,7 +16,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is complete: the trainer writes its step, trainer_state.json, last."""
+    """Whether a checkpoint is complete: trainer_state.json is written last, with its step."""
     match = STEP.fullmatch(checkpoint.name)
     return match is not None and saved_step(checkpoint) == int(match[1])
 
