@@ -1,7 +1,4 @@
-"""Limits on the values of settings fields: `learning_rate: Annotated[float, ABOVE_ZERO]`.
-
-Preflight checks every field of a composed config and names its key in the message.
-"""
+"""Limits on settings, checked by preflight: `learning_rate: Annotated[float, ABOVE_ZERO]`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

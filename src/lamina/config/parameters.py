@@ -1,7 +1,4 @@
-"""The typed settings of an experiment: the shared parameters, and one option of every group.
-
-conf/base.yaml describes each shared parameter and holds its default.
-"""
+"""The typed settings of an experiment; conf/base.yaml describes the shared parameters."""
 
 from dataclasses import dataclass
 from typing import Annotated

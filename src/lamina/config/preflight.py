@@ -58,10 +58,7 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
 
 
 def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iterator[str]:
-    """Check the limits of each field in a tree of settings, and each class's own rules.
-
-    A field that refers to another key is checked at that key.
-    """
+    """Check each field's limits, at the key that holds its value, and each class's own rules."""
     complete = True
     for entry in fields(settings):
         key, value = f"{path}{entry.name}", getattr(settings, entry.name)

@@ -1,7 +1,4 @@
-"""Data sources: each loads a training and an evaluation split.
-
-Sources do not look into rows; `lamina.data.tokenization` does, and names an unusable one.
-"""
+"""Data sources: each loads a training and an evaluation split, but does not look into rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

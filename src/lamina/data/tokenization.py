@@ -83,10 +83,7 @@ class Tokenization:
         return account(split, tokenized, self.max_seq_length)
 
     def prompt(self, row: dict[str, Any]) -> tuple[str, list[int]]:
-        """Return a row's question as readable text, and all its tokens before the answer.
-
-        A BadRowError if there is no question, or the chat template refuses it.
-        """
+        """Return a question as text, and all tokens before its answer; a BadRowError if none."""
         if "messages" in self.columns:
             turns = list(takewhile(lambda m: m["role"] != "assistant", row["messages"]))
             if not turns:

@@ -38,10 +38,7 @@ class Layout:
 
 
 def decide_layout(processes: int | str, parallel: str) -> Layout:
-    """Decide how many processes a run has, without importing torch.
-
-    `processes` is the number on all nodes; auto for one per device, none for one.
-    """
+    """Decide, without importing torch, how many processes a run has on all nodes."""
     nodes, node = _nodes()
     devices = visible_devices()
     if distributed.world_size() > 1:

@@ -55,7 +55,6 @@ class WorkerSpec:
     """Decisions made for the run, for the record."""
 
     folder: str
-    """The run folder."""
 
     logging: dict[str, Any] | None
     """Hydra's job_logging, resolved; None to leave logging alone."""

@@ -11,7 +11,6 @@ from lamina.errors import ConfigError, did_you_mean, either
 from lamina.legacy.yaml_files import Entry, OlderFile, read_chain
 
 MODEL_TYPES = ("original", "dropped", "pruned")
-EVAL_STRATEGIES = ("no", "steps", "epoch")
 REPORTS = ("none", "tensorboard", "wandb", "all")
 
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -184,7 +183,7 @@ KEYS: dict[str, Kind] = {
     "keep_layers": _unset_or(_whole),
     "lora.r": _whole,
     "lora.alpha": _whole,
-    "eval_strategy": _choice(EVAL_STRATEGIES),
+    "eval_strategy": _choice(("no", "steps", "epoch")),
     "fp16": _flag,
     "wandb_run_name": _unset_or(_text),
 }

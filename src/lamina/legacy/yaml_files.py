@@ -68,10 +68,7 @@ class OlderFile:
 
 
 def read_chain(path: Path) -> list[OlderFile]:
-    """Read a file and all that it extends, the file itself first.
-
-    A ConfigError if one is missing or no mapping, or they extend each other in a circle.
-    """
+    """Read a file and all that it extends, the file itself first; a ConfigError if it cannot."""
     chain: list[OlderFile] = []
     following: Path | None = path
     while following is not None:

@@ -28,10 +28,8 @@ def saved_step(checkpoint: Path) -> int | None:
 
 
 def best_checkpoint(checkpoint: Path) -> Path:
-    """Return the best checkpoint so far according to a checkpoint: itself, or one beside it.
-
-    The path in the trainer's state may be outdated: the folder may have moved.
-    """
+    """Return the best checkpoint so far according to a checkpoint: itself, or one beside it."""
+    # The folder may have moved since the trainer wrote the path.
     best = _trainer_state(checkpoint).get("best_model_checkpoint")
     return checkpoint.with_name(Path(best).name) if best else checkpoint
 

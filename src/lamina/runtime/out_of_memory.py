@@ -18,10 +18,7 @@ def is_memory_error(error: BaseException) -> bool:
 
 @contextmanager
 def memory_errors(what: str, advice: Callable[[], str]) -> Iterator[None]:
-    """Turn a failed allocation in the body into a TrainingError with advice.
-
-    `what` does not fit, such as `the training`; `advice` is called only after a failure.
-    """
+    """Turn a failed allocation in the body into a TrainingError that says what does not fit."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
