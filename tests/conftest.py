@@ -17,7 +17,7 @@ import pytest
 
 from lamina.depth.selection import NoScores
 from lamina.heal.backends.unsloth import is_installed
-from tests.forked import Server, needs_fresh
+from tests.forked import Process, Server, fresh, needs_fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "src" / "lamina" / "assets" / "reference"
@@ -97,36 +97,44 @@ def environment(**changes: str) -> dict[str, str]:
 IMPORTED = environment()
 """The environment in which the server of forks imports the libraries."""
 
+SERVERS: list[Server] = []
+"""This process's servers of forks."""
+
 
 @cache
-def forks() -> Server:
-    """Return this process's server of forks; the first command that can be forked starts it."""
-    return Server(IMPORTED)
+def forks(imports: str = "everything", **env: str) -> Server:
+    """Return the server of forks for an environment; the first command that needs it starts it."""
+    SERVERS.append(Server({**IMPORTED, **env}, imports))
+    return SERVERS[-1]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _forks_end() -> Iterator[None]:
     yield
-    if forks.cache_info().currsize:
-        forks().close()
+    for server in SERVERS:
+        server.close()
+
+
+def start(*command: object, cwd: Path, imports: str = "everything", **env: str) -> Process:
+    """Start the installed command, `-m` and a module, or `-c` and code.
+
+    It is forked from a server with its environment, unless it needs a fresh interpreter.
+    """
+    given, own = [*map(str, command)], environment(**env)
+    if needs_fresh(given, cwd, own, IMPORTED) is None:
+        return forks(imports).start(given, cwd=cwd, env=own)
+    for server in SERVERS:
+        if server.imports == imports and needs_fresh(given, cwd, own, server.env) is None:
+            return server.start(given, cwd=cwd, env=own)
+    return fresh(given, cwd=cwd, env=own)
 
 
 def run(
-    *command: object, cwd: Path, timeout: float = 600, **env: str
+    *command: object, cwd: Path, timeout: float = 600, imports: str = "everything", **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run an installed command, or `-m` and a module: forked, unless that needs to start fresh."""
-    given, own = [*map(str, command)], environment(**env)
-    if needs_fresh(given, cwd, own, IMPORTED) is None:
-        return forks().run(given, cwd=cwd, env=own, timeout=timeout)
-    return subprocess.run(
-        [sys.executable, *given] if given[0] == "-m" else given,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=own,
-        timeout=timeout,
-        check=False,
-    )
+    """Run a command to its end, as `start` starts it."""
+    with start(*command, cwd=cwd, imports=imports, **env) as process:
+        return process.completed(timeout)
 
 
 def train(folder: Path, *overrides: str, cwd: Path | None = None, **env: str) -> Finished:

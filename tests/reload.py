@@ -1,12 +1,10 @@
 """A final/ as somebody finds it who has torch and transformers, and nothing of ours."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import Finished, environment
+from tests.conftest import Finished, run
 
 CHECK = """
 import json, sys, torch, transformers
@@ -28,15 +26,9 @@ print(json.dumps({
 """
 
 
-def loaded(run: Finished, final: Path, dtype: str | None = None) -> dict[str, Any]:
+def loaded(finished: Finished, final: Path, dtype: str | None = None) -> dict[str, Any]:
     """What a script with only torch and transformers finds in a final/."""
-    arguments = (str(final), str(run.folder / "eval.jsonl"), dtype or run.result["dtype"])
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
+    arguments = (final, finished.folder / "eval.jsonl", dtype or finished.result["dtype"])
+    done = run("-c", CHECK, *arguments, cwd=final.parent, imports="transformers")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

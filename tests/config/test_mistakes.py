@@ -285,7 +285,7 @@ finally:
 def finished(lines: dict[Path, list[str]]) -> list[Finished]:
     """Run `python -m train` once for each folder, with the arguments given."""
     env, done = environment(), []
-    with TemporaryDirectory() as folder, closing(Server(env, heavy=False)) as server:
+    with TemporaryDirectory() as folder, closing(Server(env, "command")) as server:
         script = Path(folder) / "script.py"
         script.write_text(TELLING)
         for cwd, given in lines.items():

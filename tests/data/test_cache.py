@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from lamina.data.cache import cached_rows
 from lamina.data.feed import feed
 from lamina.data.sources import Disk, Files, Synthetic
 from lamina.errors import OutputError
-from tests.conftest import FOREIGN, environment
+from tests.conftest import FOREIGN, run, start
 
 TURNS = [{"role": "user", "content": "copy AB"}, {"role": "assistant", "content": "AB"}]
 
@@ -100,6 +98,9 @@ def test_generated_rows_are_cached_by_number_and_seed(monkeypatch: pytest.Monkey
 
 FEED = """
 import sys
+from pathlib import Path
+from datasets import config
+config.HF_DATASETS_CACHE = Path(sys.argv[1])
 from lamina.data.sources import Synthetic
 from lamina.data.feed import feed
 from lamina.data.byte_tokenizer import build_tokenizer
@@ -110,19 +111,13 @@ print([file["filename"] for side in (fed.train, fed.eval) for file in side.rows.
 
 
 def test_processes_share_rows_even_if_they_start_together(tmp_path: Path) -> None:
-    env = environment(HF_DATASETS_CACHE=str(tmp_path))
-
-    def started() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", FEED], env=env, stdout=subprocess.PIPE, text=True
-        )
-
-    both = [started(), started()]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    given = ("-c", FEED, tmp_path)
+    with start(*given, cwd=tmp_path) as one, start(*given, cwd=tmp_path) as other:
+        said = [process.completed(120).stdout for process in (one, other)]
     assert said[0] == said[1] != ""
     found = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")}
     assert len(found) == 4
-    assert started().communicate(timeout=120)[0] == said[0]
+    assert run(*given, cwd=tmp_path).stdout == said[0]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")} == found
 
 
@@ -145,20 +140,17 @@ def killed(after, call):
 
 
 def test_a_killed_process_leaves_no_partial_rows(tmp_path: Path) -> None:
-    def run(script: str) -> tuple[int, list[list[int]]]:
+    def ended(script: str) -> tuple[int, list[list[int]]]:
         script += 'print([row["input_ids"] for row in fed.train.rows])'
-        env = environment(HF_DATASETS_CACHE=str(tmp_path))
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True, check=False
-        )
+        done = run("-c", script, tmp_path, cwd=tmp_path)
         return done.returncode, json.loads((done.stdout.splitlines() or ["[]"])[-1])
 
     for name, after in (("synthetic.split_of", 100), ("tokenization.Tokenization.row", 250)):
         dying = FEED.replace("data =", DIE.format(name=name, after=after) + "data =")
-        assert run(dying) == (-signal.SIGKILL, [])
+        assert ended(dying) == (-signal.SIGKILL, [])
     data = Synthetic(train_rows=300, eval_rows=30, seed=1, loss_on="auto", max_dropped=0.01)
     fed = feed(data, build_tokenizer(), max_seq_length=64, num_prompts=1)
-    assert run(FEED) == (0, [row["input_ids"] for row in fed.train.rows])
+    assert ended(FEED) == (0, [row["input_ids"] for row in fed.train.rows])
 
 
 def test_without_a_writable_cache_rows_stay_in_memory(

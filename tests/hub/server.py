@@ -1,6 +1,6 @@
 """As much of the Hugging Face hub as downloading needs, served from local folders.
 
-With HF_ENDPOINT set to a server's `url` the real clients take their files from it.
+With HF_ENDPOINT set to a server's address the real clients take their files from it.
 """
 
 import json
@@ -43,26 +43,14 @@ class Commit:
         ]
 
 
-class HubServer(ThreadingHTTPServer):
-    """A hub on this machine; it remembers which files it has sent."""
-
-    daemon_threads = True
+class Hub:
+    """Repositories, and which of their files were sent."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
         self.commits: dict[str, list[Commit]] = {}
         self.gated: set[str] = set()
         self.sent: list[tuple[str, str]] = []
         self.parts: list[tuple[str, str]] = []
-
-    def __enter__(self) -> "HubServer":
-        Thread(target=self.serve_forever, args=[0.05], daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
 
     def publish(self, repository: str, folder: Path) -> str:
         """Make a folder the newest commit of models/OWNER/NAME or datasets/OWNER/NAME."""
@@ -72,6 +60,22 @@ class HubServer(ThreadingHTTPServer):
     def downloaded(self, repository: str) -> set[str]:
         """Return the files of a repository that were sent."""
         return {file for sender, file in self.sent if sender == repository}
+
+
+class HubServer(ThreadingHTTPServer):
+    """Serves a hub at an address of this machine."""
+
+    daemon_threads = True
+
+    def __init__(self, hub: Hub, port: int) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.hub = hub
+        Thread(target=self.serve_forever, args=[0.05], daemon=True).start()
+
+    def close(self) -> None:
+        """Refuse connections from now on."""
+        self.shutdown()
+        self.server_close()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -85,10 +89,10 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         match = FILE.fullmatch(path) or API.fullmatch(path)
         repository = f"{match['kind'] or 'models/'}{match['repository']}" if match else ""
-        commits = self.server.commits.get(repository)
+        commits = self.server.hub.commits.get(repository)
         if match is None or commits is None:
             return self.answer(404, error="RepoNotFound")
-        if repository in self.server.gated:
+        if repository in self.server.hub.gated:
             return self.answer(403, error="GatedRepo")
         named = {"main": commits[-1], None: commits[-1], **{c.hash: c for c in commits}}
         commit = named.get(match["revision"])
@@ -112,11 +116,11 @@ class Handler(BaseHTTPRequestHandler):
         head["ETag"] = f'"{commit.hashes[name]}"'
         content = commit.files[name]
         if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            self.server.parts.append((repository, name))
+            self.server.hub.parts.append((repository, name))
             part = content[int(asked[1]) : int(asked[2]) + 1]
             return self.answer(206, part, **head)
         if self.command == "GET":
-            self.server.sent.append((repository, name))
+            self.server.hub.sent.append((repository, name))
         return self.answer(200, content, **head)
 
     def answer(self, status: int, body: bytes = b"", *, error: str = "", **head: str) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from lamina.measure.results import read_result
-from tests.conftest import SHORT, Finished, environment, train
+from tests.conftest import SHORT, Finished, environment, run, start, train
 
 QUICK = (*SHORT, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
 SAVES = (*SHORT, "max_steps=8", "eval_steps=2", "save_steps=2", "save_total_limit=10")
@@ -279,8 +279,7 @@ def test_a_run_outlives_its_wandb_process(tmp_path: Path) -> None:
     """SLURM ends all processes of a job that it preempts."""
     folder = tmp_path / "run"
     given = (*SHORT, "max_steps=30", "evaluation=none", "logger=wandb", "model.keep_layers=2")
-    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *given]
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process:
+    with start("-m", "train", f"hydra.run.dir={folder}", *given, cwd=tmp_path) as process:
         while not list(folder.glob("checkpoints/*/checkpoint-3")):
             assert process.poll() is None
             time.sleep(0.02)
@@ -288,7 +287,7 @@ def test_a_run_outlives_its_wandb_process(tmp_path: Path) -> None:
         assert "wandb-core" in [other.name() for other in others]
         for other in others:
             other.terminate()
-    assert process.returncode == 0
+        assert process.completed(300).returncode == 0
     result = read_result(folder) or {}
     assert (result["status"], len(result["history"])) == ("completed", 30)
     said = "Connection lost; later steps are not logged there"
@@ -297,11 +296,11 @@ def test_a_run_outlives_its_wandb_process(tmp_path: Path) -> None:
 
 def test_two_sweeps_started_at_once_have_separate_folders(tmp_path: Path) -> None:
     layers = ("77,88", "78,89")
-    both = [
-        started(tmp_path, *SHORT, "model=dropped", f"model.layer_to_drop={each}") for each in layers
-    ]
+    given = ("-m", "train", "--multirun", *SHORT, "model=dropped")
+    both = [start(*given, f"model.layer_to_drop={each}", cwd=tmp_path) for each in layers]
     for process in both:
-        process.communicate(timeout=120)
+        with process:
+            process.completed(120)
     folders = list((tmp_path / "multirun").glob("*/*"))
     assert len(folders) == 2
     found = sorted([dropped(folder / name) for name in "01"] for folder in folders)
@@ -348,21 +347,19 @@ def test_ctrl_c_keeps_complete_jobs_and_the_same_command_runs_the_others(tmp_pat
 def test_a_bug_prints_one_line_and_logs_its_traceback(
     tmp_path: Path, jobs: tuple[str, ...]
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import lamina.run\nlamina.run.plan = lambda experiment: 1 / 0\n"
-    )
-    path = os.pathsep.join([str(tmp_path), *sys.path])
+    code = "import lamina.run, train; lamina.run.plan = lambda experiment: 1 / 0; train.main()"
     folder = tmp_path / "run"
-    done = train(folder, *jobs, f"hydra.sweep.dir={folder}", *SHORT, PYTHONPATH=path)
-    assert done.code == 1
-    assert "Traceback" not in done.errors
-    assert "Error executing job" not in done.errors
-    assert "HYDRA_FULL_ERROR" not in done.errors
+    folders = (f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}")
+    done = run("-c", code, *jobs, *folders, *SHORT, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Error executing job" not in done.stderr
+    assert "HYDRA_FULL_ERROR" not in done.stderr
     for name in "01" if jobs else ".":
         log = folder / name / "train.log"
         told = f"error in job {name}" if jobs else "error"
         line = f"{told}: ZeroDivisionError: division by zero; the traceback is in {log}"
-        assert done.errors.splitlines().count(line) == 1
+        assert done.stderr.splitlines().count(line) == 1
         assert "Traceback (most recent call last)" in log.read_text()
         assert (read_result(folder / name) or {})["error"] == "ZeroDivisionError: division by zero"
 

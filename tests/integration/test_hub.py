@@ -6,16 +6,14 @@ The clients are real; the hub is a server on this machine.
 import json
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import REFERENCE, SHORT, Finished, environment, lamina, train
-from tests.hub.server import HubServer
+from tests.conftest import REFERENCE, ROOT, SHORT, Finished, forks, lamina, run, train
+from tests.hub.server import Hub, HubServer
 
 MODEL, DATA = "lamina/reference", "lamina/sample"
 IDS = (f"model_name={MODEL}", "data=hub", f"data.name={DATA}")
@@ -106,12 +104,55 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Clients:
+    """The hub's real clients: at import they read its address and that of their cache.
+
+    Both stay the same, such that commands can be forked; what they lead to changes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            self.port = closed.getsockname()[1]
+        self.server: HubServer | None = None
+
+    def of(self, hub: Hub | None, cache: Path, offline: str = "0") -> dict[str, str]:
+        """Return the variables for a hub, or for one that cannot be reached, and a cache."""
+        self.close()
+        self.server = HubServer(hub, self.port) if hub else None
+        self.home.unlink(missing_ok=True)
+        cache.mkdir(exist_ok=True)
+        self.home.symlink_to(cache)
+        return {
+            "HF_ENDPOINT": f"http://127.0.0.1:{self.port}",
+            "HF_HOME": str(self.home),
+            "HF_DATASETS_CACHE": str(self.home / "datasets"),
+            "HF_HUB_OFFLINE": offline,
+            "NO_PROXY": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def close(self) -> None:
+        if self.server:
+            self.server.close()
+            self.server = None
+
+
 @pytest.fixture(scope="module")
-def hub(sample: Path) -> Iterator[HubServer]:
-    with HubServer() as server:
-        server.publish(f"models/{MODEL}", REFERENCE)
-        server.publish(f"datasets/{DATA}", sample)
-        yield server
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
+    folder = tmp_path_factory.mktemp("clients")
+    clients = Clients(folder)
+    forks(**clients.of(None, folder / "nothing"))
+    yield clients
+    clients.close()
+
+
+@pytest.fixture(scope="module")
+def hub(sample: Path) -> Hub:
+    hub = Hub()
+    hub.publish(f"models/{MODEL}", REFERENCE)
+    hub.publish(f"datasets/{DATA}", sample)
+    return hub
 
 
 @pytest.fixture(scope="module")
@@ -121,44 +162,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(hub: HubServer, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def trained(
+    clients: Clients, hub: Hub, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
     """A training that downloaded everything."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    done = train(folder, *TINY, *IDS, **clients(hub.url, cache))
+    done = train(folder, *TINY, *IDS, **clients.of(hub, cache))
     assert done.code == 0, done.errors
     return done
 
 
-@pytest.fixture(scope="module")
-def nowhere() -> str:
-    """An address that refuses every connection."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    return f"http://127.0.0.1:{port}"
-
-
-def clients(url: str, cache: Path, offline: str = "0") -> dict[str, str]:
-    """Environment variables that point the clients at a hub."""
-    return {
-        "HF_ENDPOINT": url,
-        "HF_HOME": str(cache),
-        "HF_DATASETS_CACHE": str(cache / "datasets"),
-        "HF_HUB_OFFLINE": offline,
-        "NO_PROXY": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def python(script: str, *arguments: str, env: dict[str, str]) -> Any:
-    """Run a script in a new process, because the clients read their environment at import."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(**env),
-        timeout=300,
-        check=False,
-    )
+def python(
+    script: str, *arguments: object, env: dict[str, str], imports: str = "everything"
+) -> Any:
+    """Run a script and return what it prints."""
+    done = run("-c", script, *arguments, cwd=ROOT, imports=imports, **env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -172,7 +190,7 @@ def refused(done: Finished) -> str:
     return done.errors.splitlines()[-1]
 
 
-def test_training_takes_a_model_id_and_a_data_set_id(trained: Finished, hub: HubServer) -> None:
+def test_training_takes_a_model_id_and_a_data_set_id(trained: Finished, hub: Hub) -> None:
     commit = hub.commits[f"models/{MODEL}"][-1].hash
     assert trained.result["status"] == "completed"
     assert trained.result["provenance"]["base_model"] == MODEL
@@ -180,66 +198,64 @@ def test_training_takes_a_model_id_and_a_data_set_id(trained: Finished, hub: Hub
     assert trained.metrics["eval_loss"] > 0
 
 
-def test_only_the_needed_files_were_downloaded(trained: Finished, hub: HubServer) -> None:
+def test_only_the_needed_files_were_downloaded(trained: Finished, hub: Hub) -> None:
     assert hub.downloaded(f"datasets/{DATA}") == {"train.jsonl", "test.jsonl"}
     files = hub.downloaded(f"models/{MODEL}")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
     assert "README.md" not in files
 
 
-def test_an_adapter_names_its_base_by_id_and_commit(trained: Finished, hub: HubServer) -> None:
+def test_an_adapter_names_its_base_by_id_and_commit(trained: Finished, hub: Hub) -> None:
     adapter = json.loads((trained.final / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == MODEL
     assert adapter["revision"] == hub.commits[f"models/{MODEL}"][-1].hash
 
 
 def test_final_reloads_on_another_machine_though_the_hub_has_moved_on(
-    trained: Finished, sharded: Path, tmp_path: Path
+    trained: Finished, clients: Clients, sharded: Path, tmp_path: Path
 ) -> None:
     adapter = json.loads((trained.final / "adapter_config.json").read_text())
-    with HubServer() as later:
-        first = later.publish(f"models/{MODEL}", REFERENCE)
-        later.publish(f"models/{MODEL}", sharded)
-        rows = trained.folder / "eval.jsonl"
-        arguments = [str(trained.final), str(rows), adapter["revision"]]
-        loaded = python(RELOAD, *arguments, env=clients(later.url, tmp_path))
+    later = Hub()
+    first = later.publish(f"models/{MODEL}", REFERENCE)
+    later.publish(f"models/{MODEL}", sharded)
+    arguments = (trained.final, trained.folder / "eval.jsonl", adapter["revision"])
+    loaded = python(RELOAD, *arguments, env=clients.of(later, tmp_path), imports="transformers")
     assert first == adapter["revision"]
     assert "model.safetensors" in later.downloaded(f"models/{MODEL}")
     assert loaded["layers"] == len(trained.result["kept_layers"])
     assert loaded["loss"] == pytest.approx(trained.metrics["eval_sample_loss"], rel=1e-5)
 
 
-def test_only_files_with_kept_layers_are_downloaded(sharded: Path, tmp_path: Path) -> None:
+def test_only_files_with_kept_layers_are_downloaded(
+    clients: Clients, sharded: Path, tmp_path: Path
+) -> None:
     index = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
     layer = {name: re.search(r"layers\.(\d+)\.", name) for name in index}
     needed = {index[n] for n, found in layer.items() if found is None or int(found[1]) < 4}
     assert needed < set(index.values())
-    with HubServer() as hub:
-        commit = hub.publish("models/lamina/sharded", sharded)
-        arguments = ["lamina/sharded", str(sharded)]
-        loaded = python(LOAD, *arguments, env=clients(hub.url, tmp_path))
+    hub = Hub()
+    commit = hub.publish("models/lamina/sharded", sharded)
+    loaded = python(LOAD, "lamina/sharded", sharded, env=clients.of(hub, tmp_path))
     assert loaded == {"revision": commit, "same": True}
     weights = {f for f in hub.downloaded("models/lamina/sharded") if f.endswith(".safetensors")}
     assert weights == needed
 
 
-def test_a_model_is_shown_from_its_headers(sharded: Path, tmp_path: Path) -> None:
-    with HubServer() as hub:
-        hub.publish("models/lamina/sharded", sharded)
-        env = clients(hub.url, tmp_path / "cache")
-        done = lamina("show", "lamina/sharded", cwd=tmp_path, **env)
+def test_a_model_is_shown_from_its_headers(clients: Clients, sharded: Path, tmp_path: Path) -> None:
+    hub = Hub()
+    hub.publish("models/lamina/sharded", sharded)
+    done = lamina("show", "lamina/sharded", cwd=tmp_path, **clients.of(hub, tmp_path / "cache"))
     assert done.code == 0, done.errors
     assert "1,814,528" in done.output
     assert not [name for name in hub.downloaded("models/lamina/sharded") if "model-" in name]
     assert {name for _, name in hub.parts} == {p.name for p in sharded.glob("*.safetensors")}
 
 
-def test_a_model_is_cut_by_its_id(sharded: Path, tmp_path: Path) -> None:
-    with HubServer() as hub:
-        commit = hub.publish("models/lamina/sharded", sharded)
-        env = clients(hub.url, tmp_path / "cache")
-        given = ("model_name=lamina/sharded", "model=pruned", "model.keep_layers=4", "output=out")
-        done = lamina("cut", *given, cwd=tmp_path, **env)
+def test_a_model_is_cut_by_its_id(clients: Clients, sharded: Path, tmp_path: Path) -> None:
+    hub = Hub()
+    commit = hub.publish("models/lamina/sharded", sharded)
+    given = ("model_name=lamina/sharded", "model=pruned", "model.keep_layers=4", "output=out")
+    done = lamina("cut", *given, cwd=tmp_path, **clients.of(hub, tmp_path / "cache"))
     assert done.code == 0, done.errors
     note = json.loads((tmp_path / "out" / "lamina.json").read_text())
     assert (note["source_model"], note["revision"]) == ("lamina/sharded", commit)
@@ -248,26 +264,27 @@ def test_a_model_is_cut_by_its_id(sharded: Path, tmp_path: Path) -> None:
 
 
 def test_a_cached_model_and_data_set_need_no_hub(
-    trained: Finished, cache: Path, nowhere: str, tmp_path: Path
+    trained: Finished, clients: Clients, cache: Path, tmp_path: Path
 ) -> None:
-    done = train(tmp_path / "run", *TINY, *IDS, "evaluation=none", **clients(nowhere, cache))
+    done = train(tmp_path / "run", *TINY, *IDS, "evaluation=none", **clients.of(None, cache))
     assert done.code == 0, done.errors
     assert "Retrying" not in done.errors
     for key in ("base_model", "base_revision", "data_fingerprint"):
         assert done.result["provenance"][key] == trained.result["provenance"][key]
 
 
-def test_a_snapshot_is_enough_offline(hub: HubServer, nowhere: str, tmp_path: Path) -> None:
-    python(DOWNLOAD, MODEL, env=clients(hub.url, tmp_path))
-    found = python(FIND, MODEL, env=clients(nowhere, tmp_path, offline="1"))
+def test_a_snapshot_is_enough_offline(clients: Clients, hub: Hub, tmp_path: Path) -> None:
+    python(DOWNLOAD, MODEL, env=clients.of(hub, tmp_path))
+    offline = clients.of(None, tmp_path, offline="1")
+    found = python(FIND, MODEL, env=offline)  # no server has imported in this environment
     assert found == [["model.safetensors"], None, False]
 
 
 @pytest.mark.parametrize("ids", [IDS[:1], IDS[1:]], ids=["model", "data"])
 def test_an_unreachable_hub_is_reported_at_once(
-    nowhere: str, tmp_path: Path, ids: tuple[str, ...]
+    clients: Clients, tmp_path: Path, ids: tuple[str, ...]
 ) -> None:
-    done = train(tmp_path / "run", *TINY, *ids, **clients(nowhere, tmp_path / "cache"))
+    done = train(tmp_path / "run", *TINY, *ids, **clients.of(None, tmp_path / "cache"))
     message = refused(done)
     assert message.startswith(f"error: {ids[-1]}: the hub cannot be reached")
     assert "experiment=quickstart works offline" in message
@@ -275,22 +292,26 @@ def test_an_unreachable_hub_is_reported_at_once(
 
 
 @pytest.mark.parametrize("name", ["lamina/unknown", "two words"])
-def test_an_unknown_model_is_reported(hub: HubServer, tmp_path: Path, name: str) -> None:
+def test_an_unknown_model_is_reported(
+    clients: Clients, hub: Hub, tmp_path: Path, name: str
+) -> None:
     overrides = [*TINY, f"model_name={name}"]
-    done = train(tmp_path / "run", *overrides, **clients(hub.url, tmp_path / "cache"))
+    done = train(tmp_path / "run", *overrides, **clients.of(hub, tmp_path / "cache"))
     expected = f"error: model_name={name}: neither a folder nor a repository on the hub"
     assert refused(done).startswith(expected)
 
 
-def test_a_gated_model_is_reported(hub: HubServer, tmp_path: Path) -> None:
+def test_a_gated_model_is_reported(clients: Clients, hub: Hub, tmp_path: Path) -> None:
     hub.publish("models/lamina/gated", REFERENCE)
     hub.gated.add("models/lamina/gated")
     overrides = [*TINY, "model_name=lamina/gated"]
-    done = train(tmp_path / "run", *overrides, **clients(hub.url, tmp_path / "cache"))
+    done = train(tmp_path / "run", *overrides, **clients.of(hub, tmp_path / "cache"))
     assert "accept its terms on the hub, then set HF_TOKEN" in refused(done)
 
 
-def test_a_data_set_that_cannot_be_read_is_reported(hub: HubServer, tmp_path: Path) -> None:
+def test_a_data_set_that_cannot_be_read_is_reported(
+    clients: Clients, hub: Hub, tmp_path: Path
+) -> None:
     for name, file, content in (
         ("empty", "notes.md", "no rows"),
         ("broken", "train.jsonl", '{"text": "a"}\n{"text": '),
@@ -307,6 +328,6 @@ def test_a_data_set_that_cannot_be_read_is_reported(hub: HubServer, tmp_path: Pa
         ("lamina/empty", None, "train"): "data.name=lamina/empty: No (supported) data files",
         ("lamina/broken", None, "train"): "data.name=lamina/broken: JSON parse error",
     }
-    said = python(READ, json.dumps(list(expected)), env=clients(hub.url, tmp_path / "cache"))
+    said = python(READ, json.dumps(list(expected)), env=clients.of(hub, tmp_path / "cache"))
     for line, start in zip(said, expected.values(), strict=True):
         assert line.startswith(start)

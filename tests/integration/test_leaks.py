@@ -1,7 +1,6 @@
 """Nothing leaks from one job of a sweep into the next, not even from failed jobs."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from lamina.measure.results import read_result
 from lamina.runtime.device import peak_memory_bytes, reset_peak_memory
-from tests.conftest import SHORT, Finished, environment, train
+from tests.conftest import SHORT, Finished, run, train
 
 QUICK = (*SHORT, "model=dropped", "max_steps=3", "evaluation.num_samples=1", "num_threads=1")
 RATES = ("2e-3", "1e38", "3e-3", "1e-3")
@@ -96,24 +95,17 @@ finally:
     after = classes()
     changed = [name for name in before if name in after and before[name] is not after[name]]
     seen = {"states": states, "classes": len(before), "changed": changed}
-    Path(os.environ["SEEN"]).write_text(json.dumps(seen))
+    Path("seen.json").write_text(json.dumps(seen))
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sweep's; seen.json in it holds the state before each job and at the end."""
+    """The sweep's; seen.json beside it holds the state before each job and at the end."""
     folder = tmp_path_factory.mktemp("leaks") / "jobs"
     rates = f"learning_rate={','.join(RATES)}"
     given = ["--multirun", f"hydra.sweep.dir={folder}", *QUICK, rates, "logger=both"]
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *given],
-        env=environment(SEEN=str(folder / "seen.json")),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run("-c", PROBE, *given, cwd=folder.parent)
     results = [read_result(folder / str(number)) or {} for number in range(4)]
     statuses = [result.get("status") for result in results]
     assert statuses == ["completed", "failed", "failed", "completed"], done.stderr
@@ -124,7 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "seen.json").read_text())
+    content: dict[str, Any] = json.loads(folder.with_name("seen.json").read_text())
     return content
 
 

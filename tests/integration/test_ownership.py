@@ -1,22 +1,19 @@
 """Two processes never train into one folder; a dead owner's folder is free."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from lamina.runtime.lock import OWNER_FILE
-from tests.conftest import SHORT, environment, train
+from tests.conftest import SHORT, start, train
+from tests.forked import Process
 
 LONG = (*SHORT, "max_steps=500", "evaluation=none")
 
 
-def started(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+def started(folder: Path, *overrides: str) -> Process:
     """Start a long run and wait until it holds its checkpoint folder."""
-    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *LONG, *overrides]
-    process = subprocess.Popen(
-        command, cwd=folder.parent, env=environment(), stderr=subprocess.DEVNULL
-    )
+    command = ("-m", "train", f"hydra.run.dir={folder}", *LONG, *overrides)
+    process = start(*command, cwd=folder.parent)
     while not list(folder.parent.rglob(f"pruned/{OWNER_FILE}")):
         assert process.poll() is None
         time.sleep(0.05)

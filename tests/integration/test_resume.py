@@ -3,30 +3,26 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REFERENCE, SHORT, Finished, environment, train
+from tests.conftest import REFERENCE, SHORT, Finished, start, train
 
 STEPS = ("max_steps=24", "eval_steps=4", "save_steps=4", "evaluation=none")
 
 
 def killed_after(folder: Path, checkpoint: str, *overrides: str) -> None:
     """Start a run and kill it once `checkpoint` is written."""
-    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *overrides]
-    with subprocess.Popen(
-        command, cwd=folder.parent, env=environment(), stderr=subprocess.DEVNULL
-    ) as process:
+    command = ("-m", "train", f"hydra.run.dir={folder}", *overrides)
+    with start(*command, cwd=folder.parent) as process:
         state = folder / "checkpoints" / "pruned" / checkpoint / "trainer_state.json"
         deadline = time.monotonic() + 300
         while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        process.kill()
+        assert process.poll() == -signal.SIGKILL, "the run ended before it could be killed"
 
 
 @pytest.fixture(scope="module", params=["lora", "full"])

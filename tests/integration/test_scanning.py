@@ -2,16 +2,12 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHORT, Finished, environment, lamina, train
+from tests.conftest import SHORT, Finished, lamina, start, train
 
 SCAN = ("experiment=quickstart", "generator.train_rows=200", "max_seq_length=128", "scan.tokens=1k")
 
@@ -79,19 +75,13 @@ def test_a_killed_scan_resumes(scanned: Finished, tmp_path: Path) -> None:
         "s.Streams.advance = slow\n"
         "from lamina.cli import main; sys.argv[:1] = ['lamina', 'scan']; main()"
     )
-    started = subprocess.Popen(
-        [sys.executable, "-c", code, *SCAN],
-        cwd=tmp_path,
-        env=environment(LAMINA_CACHE=str(cache)),
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(cache.glob("scans/*/scan-state.safetensors")):
-        assert time.monotonic() < deadline
-        assert started.poll() is None
-        time.sleep(0.05)
-    os.kill(started.pid, signal.SIGKILL)
-    started.wait()
+    with start("-c", code, *SCAN, cwd=tmp_path, LAMINA_CACHE=str(cache)) as started:
+        deadline = time.monotonic() + 120
+        while not list(cache.glob("scans/*/scan-state.safetensors")):
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.05)
+        started.kill()
     assert not list(cache.glob("scans/*/scan.json"))
     done = lamina("scan", *SCAN, "hydra.run.dir=run", cwd=tmp_path, LAMINA_CACHE=str(cache))
     assert done.code == 0, done.errors
