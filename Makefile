@@ -36,12 +36,15 @@ install-unsloth: $(VENV)/.installed-unsloth ## Add Unsloth, for backend=unsloth;
 demo: install ## Set up, then run the main job on the embedded model and data (CPU, about 3 minutes)
 	@$(BIN)/python -m train experiment=quickstart
 
+# Each process runs whole files, in the order of tests/conftest.py.
+PARALLEL = -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: install ## Set up, then pass the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --ignore=tests/slurm
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --ignore=tests/slurm
 	@$(BIN)/python -m pytest tests/slurm
 
 test-unsloth: install-unsloth ## Pass the tests of backend=unsloth, and of adapter=qlora
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile tests/unsloth tests/integration/test_adapters.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/unsloth tests/integration/test_adapters.py
 
 check: install ## Lint, format, types, the direction of imports, tests/rules.py and docs/parameters.md
 	@$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -60,6 +61,26 @@ NEEDS_UNSLOTH = pytest.mark.skipif(
 )
 
 
+LONGEST = (
+    "config/test_options.py",
+    "integration/test_quickstart.py",
+    "integration/test_distributed.py",
+    "integration/test_gpu_benchmark.py",
+    "config/test_mistakes.py",
+    "integration/test_resume.py",
+    "integration/test_ends.py",
+    "integration/test_chaos.py",
+    "integration/test_compiled.py",
+    "integration/test_scanning.py",
+)
+"""Files to begin with, such that none is left over when the other processes have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 def no_scores(_: object) -> NoScores:
     """What `make_plan` gets where the choice goes by position."""
     return NoScores()
@@ -102,10 +123,19 @@ SERVERS: list[Server] = []
 
 
 @cache
-def forks(imports: str = "everything", **env: str) -> Server:
-    """Return the server of forks for an environment; the first command that needs it starts it."""
-    SERVERS.append(Server({**IMPORTED, **env}, imports))
+def forks(imports: str = "everything") -> Server:
+    """Return the server of forks that most commands share; the first one starts it."""
+    SERVERS.append(Server(IMPORTED, imports))
     return SERVERS[-1]
+
+
+@contextmanager
+def forking(**env: str) -> Iterator[None]:
+    """In the body, fork commands with these variables, too, instead of starting them fresh."""
+    SERVERS.append(Server({**IMPORTED, **env}))
+    with closing(SERVERS[-1]) as server:
+        yield
+        SERVERS.remove(server)
 
 
 @pytest.fixture(scope="session", autouse=True)

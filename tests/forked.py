@@ -56,8 +56,8 @@ MAY_DIFFER = frozenset(
 )
 """Variables that nothing reads at import: a fork may have other values than its server."""
 
-PROCESSES = frozenset({"backend", "distributed", "hydra/launcher", "parallel"})
-"""Keys that start processes: with torchrun or submitit, or for Unsloth."""
+PROCESSES = frozenset({"distributed", "hydra/launcher", "parallel"})
+"""Keys that start processes, with torchrun or submitit."""
 
 DRIVER = Path("/dev/nvidiactl")
 """Imports look for GPUs, and CUDA fails in a fork of a process that has looked."""
@@ -81,6 +81,8 @@ def needs_fresh(
         return ".env sets variables before the libraries are imported"
     if keys := PROCESSES.intersection(argument.partition("=")[0] for argument in command):
         return f"starts processes: {', '.join(sorted(keys))}"
+    if "backend=unsloth" in command:
+        return "Unsloth patches what is imported after it"
     return "CUDA fails in a fork" if DRIVER.exists() else None
 
 

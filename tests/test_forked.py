@@ -73,9 +73,11 @@ def test_what_else_needs_a_fresh_interpreter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forked, "DRIVER", tmp_path / "nvidiactl")
-    for key in ("backend=unsloth", "distributed=2", "parallel=ddp", "hydra/launcher=slurm"):
+    for key in ("distributed=2", "parallel=ddp", "hydra/launcher=slurm"):
         said = needs_fresh((*TRAIN, key), tmp_path, IMPORTED, IMPORTED)
         assert said == f"starts processes: {key.partition('=')[0]}"
+    said = needs_fresh((*TRAIN, "backend=unsloth"), tmp_path, IMPORTED, IMPORTED)
+    assert said == "Unsloth patches what is imported after it"
     assert needs_fresh(TRAIN, tmp_path, IMPORTED, IMPORTED) is None
     (tmp_path / "nvidiactl").touch()
     assert needs_fresh(TRAIN, tmp_path, IMPORTED, IMPORTED) == "CUDA fails in a fork"

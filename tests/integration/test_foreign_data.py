@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from datasets import DatasetDict, load_dataset
 
-from tests.conftest import ROOT, Finished, train
+from tests.conftest import ROOT, Finished, forking, train
 
 SAMPLE = ROOT / "tests/data/gsm8k/sample.jsonl"
 STEPS = (
@@ -133,14 +133,20 @@ def test_a_saved_data_set_is_only_read(tmp_path: Path) -> None:
     DatasetDict(train=rows, eval=rows.select(range(8))).save_to_disk(saved)
     before, content = listing(saved), {p: p.read_bytes() for p in saved.rglob("*.*")}
     given = (*STEPS, "data=disk", f"data.path={saved}", "max_seq_length=1024")
-    for folder, more in (("dry", ["dry_run=true"]), ("run", [])):
-        done = train(tmp_path / folder, *given, *more, HF_DATASETS_CACHE=str(cache))
-        assert done.code == 0, done.errors
-        assert listing(saved) == before
-    assert {p: p.read_bytes() for p in saved.rglob("*.*")} == content
-    assert {path.parent for path in cache.rglob("*.arrow")} == {cache / "lamina"}
-    with read_only(saved):
-        again = train(tmp_path / "again", *given, HF_DATASETS_CACHE=str(tmp_path / "other"))
-        assert listing(saved) == before
+    named = tmp_path / "named"  # read at import: a link, such that the commands can be forked
+    variable = {"HF_DATASETS_CACHE": str(named)}
+    cache.mkdir()
+    named.symlink_to(cache)
+    with forking(**variable):
+        for folder, more in (("dry", ["dry_run=true"]), ("run", [])):
+            done = train(tmp_path / folder, *given, *more, **variable)
+            assert done.code == 0, done.errors
+            assert listing(saved) == before
+        assert {p: p.read_bytes() for p in saved.rglob("*.*")} == content
+        assert {path.parent for path in cache.rglob("*.arrow")} == {cache / "lamina"}
+        named.unlink()
+        with read_only(saved):
+            again = train(tmp_path / "again", *given, **variable)
+            assert listing(saved) == before
     assert again.code == 0, again.errors
     assert again.result["history"] == done.result["history"]

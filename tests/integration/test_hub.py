@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REFERENCE, ROOT, SHORT, Finished, forks, lamina, run, train
+from tests.conftest import REFERENCE, ROOT, SHORT, Finished, forking, lamina, run, train
 from tests.hub.server import Hub, HubServer
 
 MODEL, DATA = "lamina/reference", "lamina/sample"
@@ -142,8 +142,8 @@ class Clients:
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
     folder = tmp_path_factory.mktemp("clients")
     clients = Clients(folder)
-    forks(**clients.of(None, folder / "nothing"))
-    yield clients
+    with forking(**clients.of(None, folder / "nothing")):
+        yield clients
     clients.close()
 
 

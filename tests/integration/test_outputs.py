@@ -140,24 +140,6 @@ def test_a_run_that_needs_its_base_folder_says_so(pruned: Finished) -> None:
     assert "export.form=merged" in pruned.output
 
 
-def test_no_secret_is_written(tmp_path: Path) -> None:
-    key = "0123456789abcdef" * 3
-    done = train(
-        tmp_path / "run",
-        *SHORT,
-        "max_steps=1",
-        "logger=both",
-        "evaluation=none",
-        "logger.wandb.mode=offline",
-        WANDB_API_KEY=key,
-        HF_TOKEN=f"hf_{key}",
-    )
-    assert done.code == 0, done.errors
-    files = [path for path in done.folder.rglob("*") if path.is_file()]
-    assert len(files) > 10
-    assert [path for path in files if key.encode() in path.read_bytes()] == []
-
-
 def test_both_forms_are_written_side_by_side(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -26,6 +26,7 @@ def written(folder: Path, known: list[str]) -> list[Path]:
 
 def test_a_run_writes_no_secret(tmp_path: Path) -> None:
     known = {name: secrets.token_hex(20) for name in NAMES}
+    known["HF_TOKEN"] = f"hf_{secrets.token_hex(20)}"
     in_file = secrets.token_hex(20)
     (tmp_path / ".env").write_text(f"HUGGINGFACE_API_KEY={in_file}\n")
     done = train(tmp_path / "run", *SHORT, "logger=both", "logger.wandb.mode=offline", **known)
