@@ -56,8 +56,8 @@ MAY_DIFFER = frozenset(
 )
 """Variables that nothing reads at import: a fork may have other values than its server."""
 
-PROCESSES = frozenset({"distributed", "hydra/launcher", "parallel"})
-"""Keys that start processes, with torchrun or submitit."""
+RANKS = frozenset({"distributed", "parallel"})
+"""Keys with which torchrun starts processes; a dry run only counts them."""
 
 DRIVER = Path("/dev/nvidiactl")
 """Imports look for GPUs, and CUDA fails in a fork of a process that has looked."""
@@ -79,7 +79,8 @@ def needs_fresh(
         return f"may be read at import: {', '.join(sorted(changed))}"
     if (cwd / ".env").exists():
         return ".env sets variables before the libraries are imported"
-    if keys := PROCESSES.intersection(argument.partition("=")[0] for argument in command):
+    processes = {"hydra/launcher"} | (frozenset() if "dry_run=true" in command else RANKS)
+    if keys := processes.intersection(argument.partition("=")[0] for argument in command):
         return f"starts processes: {', '.join(sorted(keys))}"
     if "backend=unsloth" in command:
         return "Unsloth patches what is imported after it"

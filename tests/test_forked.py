@@ -76,6 +76,8 @@ def test_what_else_needs_a_fresh_interpreter(
     for key in ("distributed=2", "parallel=ddp", "hydra/launcher=slurm"):
         said = needs_fresh((*TRAIN, key), tmp_path, IMPORTED, IMPORTED)
         assert said == f"starts processes: {key.partition('=')[0]}"
+    dry = (*TRAIN, "distributed=2", "dry_run=true")
+    assert needs_fresh(dry, tmp_path, IMPORTED, IMPORTED) is None
     said = needs_fresh((*TRAIN, "backend=unsloth"), tmp_path, IMPORTED, IMPORTED)
     assert said == "Unsloth patches what is imported after it"
     assert needs_fresh(TRAIN, tmp_path, IMPORTED, IMPORTED) is None

@@ -1,7 +1,5 @@
 """Configs of the older form: a base and six children keep their values when migrated."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ from lamina.errors import ConfigError
 from lamina.legacy.experiment_file import experiment, experiment_name
 from lamina.legacy.form import KEYS, resolve
 from lamina.runtime.paths import conf_dir
-from tests.conftest import ROOT, Finished, environment, lamina
+from tests.conftest import ROOT, Finished, environment, lamina, run
+from tests.forked import fresh
 
 OLDER = Path(__file__).parent / "older"
 CHILDREN = (
@@ -61,10 +60,9 @@ def old_resolution(path: Path) -> dict[str, Any]:
     return {**values, **child}
 
 
-def run(*command_line: str, cwd: Path) -> Finished:
-    done = subprocess.run(
-        command_line, capture_output=True, text=True, cwd=cwd, env=environment(), check=False
-    )
+def shown(*arguments: str, cwd: Path) -> Finished:
+    """Run `python` with arguments that show a config."""
+    done = run(*arguments, cwd=cwd)
     return Finished(done.returncode, done.stdout, done.stderr, cwd)
 
 
@@ -82,7 +80,7 @@ def test_a_migrated_child_composes_to_its_resolved_values(child: str, tmp_path: 
     printed = migrated.output.splitlines()[-1]
     name = f"old_{Path(child).stem}"  # experiments of these names ship
     assert printed == f"python -m train --config-dir migrated experiment={name}"
-    composed = run(sys.executable, *printed.split()[1:], "--cfg", "job", cwd=tmp_path)
+    composed = shown(*printed.split()[1:], "--cfg", "job", cwd=tmp_path)
     assert composed.code == 0, composed.errors
     config = OmegaConf.create(composed.output)
     values = old_resolution(OLDER / child)
@@ -117,7 +115,7 @@ def test_old_composes_to_the_same_as_the_migrated_file(child: str, tmp_path: Pat
     path = OLDER / child
     written = write_experiment(experiment(resolve(path)), tmp_path, experiment_name(path))
     given = train_command(written).split()[1:]
-    migrated = run(sys.executable, *given, "--cfg", "job", cwd=tmp_path)
+    migrated = shown(*given, "--cfg", "job", cwd=tmp_path)
     direct = lamina("train", "--old", path, "--cfg", "job", cwd=tmp_path)
     assert direct.code == 0, direct.errors
     assert direct.output == migrated.output
@@ -342,7 +340,7 @@ def test_a_name_that_hydra_cannot_parse_is_changed(file: str, name: str, tmp_pat
     assert experiment_name(Path(file)) == name
     (tmp_path / file).write_text("model_type: pruned\nkeep_layers: 5\n")
     printed = lamina("migrate", file, cwd=tmp_path).output.splitlines()[-1]
-    composed = run(sys.executable, *printed.split()[1:], "--cfg", "job", cwd=tmp_path)
+    composed = shown(*printed.split()[1:], "--cfg", "job", cwd=tmp_path)
     assert OmegaConf.create(composed.output).model.keep_layers == 5
 
 
@@ -393,7 +391,7 @@ MISTAKES = {
 @pytest.mark.parametrize("given", MISTAKES)
 def test_a_mistake_with_old_is_named(given: str, tmp_path: Path) -> None:
     old(tmp_path, old="model_type: original\n")
-    done = run(sys.executable, "-m", "train", *given.split(), cwd=tmp_path)
+    done = shown("-m", "train", *given.split(), cwd=tmp_path)
     assert (done.code, done.errors) == (1, f"error: {MISTAKES[given]}\n")
 
 
@@ -407,7 +405,7 @@ def test_a_mistake_with_old_is_named(given: str, tmp_path: Path) -> None:
 )
 def test_overrides_win_over_old(given: str, tmp_path: Path) -> None:
     old(tmp_path, old="model_type: dropped\nseed: 5\nmax_steps: 4\n")
-    done = run(sys.executable, "-m", "train", *given.split(), cwd=tmp_path)
+    done = shown("-m", "train", *given.split(), cwd=tmp_path)
     config = OmegaConf.create(done.output)
     assert (config.seed, config.max_steps, config.model.layer_to_drop) == (9, 4, 16)
 
@@ -427,6 +425,7 @@ finally:
 @pytest.mark.parametrize("given", ["migrate old.yaml", "train --old old.yaml --cfg job"])
 def test_the_older_form_needs_no_torch(given: str, tmp_path: Path) -> None:
     old(tmp_path, old="model_type: original\n")
-    done = run(sys.executable, "-c", HEAVY, *given.split(), cwd=tmp_path)
-    assert done.code == 0, done.errors
-    assert done.output.splitlines()[-1].split() == ["heavy:"]
+    with fresh(["-c", HEAVY, *given.split()], cwd=tmp_path, env=environment()) as process:
+        done = process.completed(120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["heavy:"]
