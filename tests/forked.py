@@ -1,8 +1,9 @@
 """Commands forked from a process that has already imported the libraries.
 
 Importing torch, transformers, trl, peft, datasets and wandb takes ten seconds of CPU, more than
-most runs of a test. Each process of pytest starts one server, a fresh interpreter that imports them
-and runs nothing. A command is a fork of it, with its own arguments, folder, environment and pipes.
+most runs of a test. Each process of pytest starts a server, a fresh interpreter that imports them
+and runs nothing; tests with variables of their own start another. A command is a fork of one, with
+its own arguments, folder, environment and output. Several may run at once.
 
 `needs_fresh` decides which commands still start a fresh interpreter. Two differences remain. All
 forks of a server share its hash seed: only two sessions can show a dependence on the order of a
