@@ -123,7 +123,7 @@ class Notebook:
             other = [name for name in FIXED if before[name] != about[name]]
             if other:
                 sys.exit(
-                    f"error: {path} was measured with another {', '.join(other)}: give another "
+                    f"error: {path} was measured with another {', '.join(other)}: use another "
                     "--json, or --again to start over"
                 )
             self.content = before
@@ -232,7 +232,7 @@ def main() -> None:
     print(f"\n{content['device']}, torch {content['versions']['torch']}, {content['commit']}\n")
     print(markdown(found))
     left = len(cells) - len(found)
-    print(f"\n{left} of {len(cells)} cells are left: give the command again" if left else "")
+    print(f"\n{left} of {len(cells)} cells are left: run the command again" if left else "")
     failed = [cell for cell, figures in found.items() if figures.get("failed")]
     judged = not given.tiny and AIMED_AT in content["device"]
     aims = goals(found, LAYERS) if judged else []

@@ -29,5 +29,5 @@ def main() -> None:
     elif name == "--version":
         sys.stdout.write(f"lamina {__version__}\n")
     else:
-        sys.stderr.write(f"error: lamina {name}: no such command; give {', '.join(COMMANDS)}\n")
+        sys.stderr.write(f"error: lamina {name}: no such command; use {', '.join(COMMANDS)}\n")
         sys.exit(2)

@@ -167,7 +167,7 @@ class Experiment(Parameters):
         if trainer is not None:
             return memory_errors("the training", lambda: advice(self._memory(trainer.model)))
         if self.plan.source is None:
-            return memory_errors("the model", lambda: "give a smaller model.architecture")
+            return memory_errors("the model", lambda: "use a smaller model.architecture")
         return memory_errors("the model", lambda: loading_advice(self.planned_memory))
 
     def _memory(self, model: "PreTrainedModel") -> MemoryEstimate:

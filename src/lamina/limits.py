@@ -19,14 +19,14 @@ class Limit:
 
 def one_of(*names: str) -> Limit:
     """Allow only the given names."""
-    return Limit(lambda value: value in names, f"give {either(names)}")
+    return Limit(lambda value: value in names, f"use {either(names)}")
 
 
-ABOVE_ZERO = Limit(lambda value: value > 0, "give more than 0")
-AT_LEAST_ONE = Limit(lambda value: value >= 1, "give 1 or more")
-NOT_NEGATIVE = Limit(lambda value: value >= 0, "give 0 or more")
-FRACTION = Limit(lambda value: 0 <= value < 1, "give 0 to below 1")
-WHOLE_TOKENS = Limit(lambda value: value >= 1, "give a whole number of tokens, such as 4096")
+ABOVE_ZERO = Limit(lambda value: value > 0, "use a value above 0")
+AT_LEAST_ONE = Limit(lambda value: value >= 1, "use 1 or more")
+NOT_NEGATIVE = Limit(lambda value: value >= 0, "use 0 or more")
+FRACTION = Limit(lambda value: 0 <= value < 1, "use a value from 0 to below 1")
+WHOLE_TOKENS = Limit(lambda value: value >= 1, "use a whole number of tokens, such as 4096")
 LAYER_INDEX = Limit(
     lambda value: value == "auto" or type(value) is int,
     "expected a whole number (0-based), or auto for the layer that costs least",

@@ -30,7 +30,7 @@ def _parse(key: str, value: Any, suffixes: dict[str, int], examples: str) -> int
     match = _NUMBER.fullmatch(str(value))
     number = float(match[1]) * suffixes.get(match[2], 0) if match else 0
     if number < 1:
-        raise ConfigError(f"{key}={value}: give a number such as {examples}")
+        raise ConfigError(f"{key}={value}: use a number such as {examples}")
     return round(number)
 
 

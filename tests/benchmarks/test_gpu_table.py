@@ -85,7 +85,7 @@ def test_figures_of_another_commit_are_refused(tmp_path: Path) -> None:
     Notebook(path, about, again=False).keep("cells", str(cell), figures(1.0))
     assert Notebook(path, about, again=False).found([cell]) == {cell: figures(1.0)}
     other = {**about, "commit": "b"}
-    with pytest.raises(SystemExit, match="was measured with another commit: give another --json"):
+    with pytest.raises(SystemExit, match="was measured with another commit: use another --json"):
         Notebook(path, other, again=False)
     assert Notebook(path, other, again=True).found([cell]) == {}
     assert json.loads(path.read_text())["commit"] == "a"

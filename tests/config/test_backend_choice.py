@@ -157,7 +157,7 @@ def test_several_processes_are_refused(machine: Machine) -> None:
     with pytest.raises(ConfigError) as raised:
         choose_backend(composed("backend=unsloth"), 2)
     assert str(raised.value) == (
-        "backend=unsloth trains in one process on one GPU, and distributed=auto makes 2: give "
+        "backend=unsloth trains in one process on one GPU, and distributed=auto makes 2: set "
         "distributed=none, or choose backend=transformers"
     )
 
@@ -182,10 +182,10 @@ def test_preflight_refuses_what_unsloth_cannot_do(machine: Machine, gpt2: Path) 
         "backend=transformers"
     )
     assert refused("bf16=false", "trainer.args.fp16=true", "optim=adamw_torch") == (
-        "trainer.args.fp16=true, but on a CPU Unsloth computes in bfloat16 instead: give "
+        "trainer.args.fp16=true, but on a CPU Unsloth computes in bfloat16 instead: use "
         "bf16=true, or choose backend=transformers\n"
         "optim=adamw_torch, but on a CPU Unsloth uses adamw_torch_fused instead: "
-        "give that, or choose backend=transformers"
+        "use that, or choose backend=transformers"
     )
     assert refused("attention=eager", "torch_compile=true") == (
         "attention=eager, but Unsloth decides that itself: leave it out, or choose "
@@ -195,7 +195,7 @@ def test_preflight_refuses_what_unsloth_cannot_do(machine: Machine, gpt2: Path) 
     )
     machine(installed=True, gpus=1)
     assert refused("bf16=false") == (
-        "bf16=false, but on a GPU Unsloth computes in bfloat16 anyway: give bf16=true, or "
+        "bf16=false, but on a GPU Unsloth computes in bfloat16 anyway: use bf16=true, or "
         "choose backend=transformers"
     )
 

@@ -77,7 +77,7 @@ def test_nothing_is_needed_for_the_defaults_and_flex() -> None:
 @pytest.mark.usefixtures("gpu", "flash")
 def test_flash_attention_takes_no_float32() -> None:
     assert problems("attention=flash", "bf16=false") == [
-        "attention=flash does not support float32 weights: give dtype=bfloat16, or leave it out"
+        "attention=flash does not support float32 weights: set dtype=bfloat16, or leave it out"
     ]
     assert problems("attention=flash") == []
 
@@ -85,7 +85,7 @@ def test_flash_attention_takes_no_float32() -> None:
 def test_a_paged_optimizer_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamina.heal.requirements.installed", lambda package: True)
     assert problems("optim=paged_adamw_8bit") == [
-        "optim=paged_adamw_8bit needs a GPU to page from: give one without paged_, or leave it out"
+        "optim=paged_adamw_8bit needs a GPU to page from: use one without paged_, or leave it out"
     ]
     assert problems("optim=adamw_8bit") == []
 

@@ -16,15 +16,15 @@ VARIANTS = "There are dropped, layers, original, pruned, scratch."
 
 MISTAKES = {
     # Layers.
-    "model.keep_layers=99": "model.keep_layers=99, but the model has 12 layers: give 1 to 11",
-    "model.keep_layers=12": "model.keep_layers=12, but the model has 12 layers: give 1 to 11; for "
+    "model.keep_layers=99": "model.keep_layers=99, but the model has 12 layers: use 1 to 11",
+    "model.keep_layers=12": "model.keep_layers=12, but the model has 12 layers: use 1 to 11; for "
     "the whole model choose model=original",
-    "model.keep_layers=0": "model.keep_layers=0, but the model has 12 layers: give 1 to 11",
+    "model.keep_layers=0": "model.keep_layers=0, but the model has 12 layers: use 1 to 11",
     "model.keep_layers=3.5": "model.keep_layers=3.5: expected a whole number",
     "model=dropped model.layer_to_drop=-1": "model.layer_to_drop=-1, but the model has 12 layers: "
-    "give 0 to 11 (0-based)",
+    "use 0 to 11 (0-based)",
     "model=dropped model.layer_to_drop=12": "model.layer_to_drop=12, but the model has 12 layers: "
-    "give 0 to 11 (0-based)",
+    "use 0 to 11 (0-based)",
     "model=dropped model.layer_to_drop=abc": "model.layer_to_drop=abc: expected a whole number "
     "(0-based), or auto for the layer that costs least",
     "depth.layer_to_drop=first": "depth.layer_to_drop=first: expected a whole number (0-based), or "
@@ -90,16 +90,16 @@ MISTAKES = {
     "(each item text)",
     "trainer.args.optim=adamw": "trainer.args.optim=adamw: not one of its 41 choices; did you mean "
     "grokadamw?",
-    "trainer.args.packing_strategy=best": "trainer.args.packing_strategy=best: give bfd, bfd_split "
+    "trainer.args.packing_strategy=best": "trainer.args.packing_strategy=best: use bfd, bfd_split "
     "or wrapped",
-    "trainer.args=3": "trainer.args=3: a group of keys; give trainer.args.NAME=VALUE",
+    "trainer.args=3": "trainer.args=3: a group of keys; set trainer.args.NAME=VALUE",
     "trainer.args.use_liger_kernel=true": "trainer.args.use_liger_kernel=True: not set here: set "
     "kernels=liger",
     # Kernels and memory, on a machine without a GPU.
-    "attention=fast": "attention=fast: give auto, flash, flex, sdpa or eager",
+    "attention=fast": "attention=fast: use auto, flash, flex, sdpa or eager",
     "attention=flash": "attention=flash needs a GPU: leave it out",
     "attention=flex": "attention=flex needs a GPU: leave it out",
-    "kernels=triton": "kernels=triton: give none or liger",
+    "kernels=triton": "kernels=triton: use none or liger",
     "kernels=liger": "kernels=liger needs a GPU with Triton: leave it out",
     "kernels=liger trainer.args.loss_type=chunked_nll": "trainer.args.loss_type=chunked_nll has "
     "no effect with kernels=liger, which replaces the loss: leave it out\n"
@@ -111,7 +111,7 @@ MISTAKES = {
     "activation_offloading=true": "activation_offloading=true needs a GPU: leave it out",
     "torch_compile=maybe": "torch_compile=maybe: expected true or false",
     "torch_compile=true parallel=fsdp adapter=full": "torch_compile=true does not work with "
-    "parallel=fsdp in this version: leave it out, or give parallel=ddp",
+    "parallel=fsdp in this version: leave it out, or set parallel=ddp",
     "optim=sdg": "optim=sdg: not one of its 41 choices; did you mean sgd?",
     "optim=lomo": "optim=lomo needs lomo-optim: pip install lomo-optim, or leave it out",
     "adapter=dora adapter.use_dora=false": "adapter.use_dora=False: not set here: adapter=dora is "
@@ -119,7 +119,7 @@ MISTAKES = {
     "adapter.use_qlora=true": "adapter.use_qlora=True: not a field of LoraConfig in peft 0.21.2: "
     "choose adapter=qlora",
     "parallel=fsdp adapter=dora": "parallel=fsdp shards trained weights, but adapter=dora "
-    "trains few: give parallel=ddp, or adapter=full",
+    "trains few: set parallel=ddp, or adapter=full",
     # Fields of LoraConfig.
     "adapter.use_rslor=true": "adapter.use_rslor=True: no such key; did you mean use_rslora?",
     "adapter.use_dora=2": "adapter.use_dora=2: expected true or false",
@@ -129,87 +129,87 @@ MISTAKES = {
     "adapter.kasa_config.rank=3 export.form=merged": "adapter.kasa_config={'rank': 3}: expected a "
     "mapping with the keys beta/gamma or null",
     "adapter.init_lora_weights=pissa": "adapter.init_lora_weights=pissa changes the base's "
-    "weights, which an adapter alone cannot rebuild: give export.form=merged",
+    "weights, which an adapter alone cannot rebuild: set export.form=merged",
     "adapter.layers_to_transform=[0]": "adapter.layers_to_transform=[0] needs a list in "
     "adapter.target_modules, such as [q_proj,v_proj]",
     # Types.
     "bf16=maybe": "bf16=maybe: expected true or false",
     "max_steps=ten": "max_steps=ten: expected a whole number",
     "learning_rate=fast": "learning_rate=fast: expected a number",
-    "learning_rate=null": "learning_rate=null: give a value",
+    "learning_rate=null": "learning_rate=null: set a value",
     "learning_rate=1e-3,1e-4": "learning_rate=1e-3,1e-4: several values need --multirun; write "
     "a list in brackets",
-    "export=merged": "export=merged: a group of keys; give export.NAME=VALUE",
-    "max_seq_length=4k": "max_seq_length=4k: give a whole number of tokens, such as 4096",
-    "max_seq_length=0": "max_seq_length=0: give a whole number of tokens, such as 4096",
-    "evaluation.max_new_tokens=1k": "evaluation.max_new_tokens=1k: give a whole number of tokens, "
+    "export=merged": "export=merged: a group of keys; set export.NAME=VALUE",
+    "max_seq_length=4k": "max_seq_length=4k: use a whole number of tokens, such as 4096",
+    "max_seq_length=0": "max_seq_length=0: use a whole number of tokens, such as 4096",
+    "evaluation.max_new_tokens=1k": "evaluation.max_new_tokens=1k: use a whole number of tokens, "
     "such as 4096",
-    "scan.tokens=4kb": "scan.tokens=4kb: give a number such as 4096, 16k or 1.6M",
-    "scan.memory=8": "scan.memory=8: give a number such as 500MB or 8GB",
-    "scan.stream=maybe": "scan.stream=maybe: give auto, true or false",
+    "scan.tokens=4kb": "scan.tokens=4kb: use a number such as 4096, 16k or 1.6M",
+    "scan.memory=8": "scan.memory=8: use a number such as 500MB or 8GB",
+    "scan.stream=maybe": "scan.stream=maybe: use auto, true or false",
     # Ranges.
-    "warmup_ratio=1": "warmup_ratio=1.0: give a fraction of all steps, 0 to below 1",
-    "learning_rate=0": "learning_rate=0.0: give more than 0",
-    "max_steps=0": "max_steps=0: give 1 or more, or -1 for no limit",
-    "adapter.dropout=1": "adapter.dropout=1.0: give 0 to below 1",
-    "lr_scheduler_type=linnear": "lr_scheduler_type=linnear: give linear, cosine, "
+    "warmup_ratio=1": "warmup_ratio=1.0: use a fraction of all steps, 0 to below 1",
+    "learning_rate=0": "learning_rate=0.0: use a value above 0",
+    "max_steps=0": "max_steps=0: use 1 or more, or -1 for no limit",
+    "adapter.dropout=1": "adapter.dropout=1.0: use a value from 0 to below 1",
+    "lr_scheduler_type=linnear": "lr_scheduler_type=linnear: use linear, cosine, "
     "cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt, "
     "reduce_lr_on_plateau, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay or "
     "greedy",
-    "export.form=gguf": "export.form=gguf: give auto, adapter, merged or both",
-    "data.loss_on=everything": "data.loss_on=everything: give auto, assistant, completion or all",
-    "logger=wandb logger.wandb.mode=sometimes": "logger.wandb.mode=sometimes: give auto, online or "
+    "export.form=gguf": "export.form=gguf: use auto, adapter, merged or both",
+    "data.loss_on=everything": "data.loss_on=everything: use auto, assistant, completion or all",
+    "logger=wandb logger.wandb.mode=sometimes": "logger.wandb.mode=sometimes: use auto, online or "
     "offline",
-    "resume=maybe": "resume=maybe: no such folder; give auto, never, or the folder of a run "
+    "resume=maybe": "resume=maybe: no such folder; use auto, never, or the folder of a run "
     "or of a checkpoint",
-    "distributed=0": "distributed=0: give auto for one process a GPU, none, or a number of 1 or "
+    "distributed=0": "distributed=0: use auto for one process a GPU, none, or a number of 1 or "
     "more",
-    "distributed=many": "distributed=many: give auto for one process a GPU, none, or a number of 1 "
+    "distributed=many": "distributed=many: use auto for one process a GPU, none, or a number of 1 "
     "or more",
-    "parallel=dp": "parallel=dp: give auto, ddp or fsdp",
+    "parallel=dp": "parallel=dp: use auto, ddp or fsdp",
     # Contradictions.
-    "parallel=fsdp": "parallel=fsdp shards trained weights, but adapter=lora trains few: give "
+    "parallel=fsdp": "parallel=fsdp shards trained weights, but adapter=lora trains few: set "
     "parallel=ddp, or adapter=full",
     "parallel=fsdp adapter=full distributed=none": "parallel=fsdp needs several processes: leave "
     "out distributed=none, or parallel",
     "parallel=fsdp adapter=full distributed=2": "parallel=fsdp shards the weights over several "
-    "GPUs, but there is no GPU: give parallel=auto",
+    "GPUs, but there is no GPU: set parallel=auto",
     "save_steps=75": "save_steps=75 is not a multiple of eval_steps=50, but the best checkpoint "
-    "must be both saved and evaluated: give a multiple",
+    "must be both saved and evaluated: use a multiple",
     "trainer.args.eval_strategy=no": "trainer.args.eval_strategy=no, but "
     "trainer.args.load_best_model_at_end=true picks the best checkpoint by eval_loss: set it to "
     "false, or evaluate",
     "trainer.args.save_strategy=epoch": "trainer.args.save_strategy=epoch, but "
-    "trainer.args.eval_strategy=steps: the best checkpoint must be both saved and evaluated: give "
-    "both the same value",
+    "trainer.args.eval_strategy=steps: the best checkpoint must be both saved and evaluated: set "
+    "both to the same value",
     "adapter=full export.form=adapter": "export.form=adapter needs adapter=lora: adapter=full has "
     "no adapter",
     "packing=false trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs "
     "packing=true: without it TRL lets packed documents see each other",
-    "bf16=true trainer.args.fp16=true": "trainer.args.fp16=true and bf16=true: give only one of "
+    "bf16=true trainer.args.fp16=true": "trainer.args.fp16=true and bf16=true: set only one of "
     "them",
     "max_seq_length=4000 per_device_train_batch_size=16": "per_device_train_batch_size=16 with "
-    "packing=true and max_seq_length=4000: sdpa's mask of one batch would take 4.1 GB; give 7 or "
+    "packing=true and max_seq_length=4000: sdpa's mask of one batch would take 4.1 GB; use 7 or "
     "less, or packing=false",
     "trainer.args.label_smoothing_factor=0.1": "trainer.args.label_smoothing_factor=0.1 needs "
     "trainer.args.loss_type=nll: TRL's other losses do not smooth labels",
     "trainer.args.max_length=64": "trainer.args.max_length=64, but rows are cut at "
     "max_seq_length=512: set only max_seq_length",
     # What is missing, or not there.
-    "data=jsonl": "data.train is missing: give data.train=VALUE",
-    "data=csv data.train=a data.on_bad_row=ignore": "data.on_bad_row=ignore: give error or skip",
-    "data=csv data.train=a data.format=xls": "data.format=xls: give csv, json, jsonl or parquet",
+    "data=jsonl": "data.train is missing: set data.train=VALUE",
+    "data=csv data.train=a data.on_bad_row=ignore": "data.on_bad_row=ignore: use error or skip",
+    "data=csv data.train=a data.format=xls": "data.format=xls: use csv, json, jsonl or parquet",
     "data=csv data.train=a data.columns.promt=a": "data.columns.promt=a: no such key; did you mean "
     "data.columns.prompt?",
-    "data=csv data.train=a data.eval_fraction=2": "data.eval_fraction=2.0: give a fraction "
+    "data=csv data.train=a data.eval_fraction=2": "data.eval_fraction=2.0: use a fraction "
     "of the training rows, above 0 and below 1",
-    "data=csv data.train=a data.max_train_samples=0": "data.max_train_samples=0: give 1 or more, "
+    "data=csv data.train=a data.max_train_samples=0": "data.max_train_samples=0: use 1 or more, "
     "or null for all rows",
     "data=csv data.train=a": "data.train=a: no such file or folder",
-    "~adapter.r": "adapter.r is missing: give adapter.r=VALUE",
-    "~dtype": "dtype is missing: give dtype=VALUE",
+    "~adapter.r": "adapter.r is missing: set adapter.r=VALUE",
+    "~dtype": "dtype is missing: set dtype=VALUE",
     "data=disk data.path=a": "data.path=a: no such folder",
-    "data.max_dropped=2": "data.max_dropped=2.0: give 0 to 1",
+    "data.max_dropped=2": "data.max_dropped=2.0: use 0 to 1",
     "experiment": "experiment: not of the form NAME=VALUE (quote values with commas or brackets)",
     "model_name=./nowhere": "model_name=./nowhere: no such folder",
     "model_name=${nowhere}": "model_name: refers to nowhere, which does not exist",
@@ -225,15 +225,15 @@ MISTAKES = {
     "learnig_rate=1: no such key; did you mean learning_rate?\n"
     "max_step=3: no such key; did you mean max_steps?\n"
     "bf16=maybe: expected true or false\n"
-    "warmup_ratio=2.0: give a fraction of all steps, 0 to below 1",
+    "warmup_ratio=2.0: use a fraction of all steps, 0 to below 1",
     "data=jsonl warmup_ratio=2 save_steps=7 trainer.args.foo=1 adapter.r=0 model_name=./nowhere "
-    "++x=1": "data.train is missing: give data.train=VALUE\n"
+    "++x=1": "data.train is missing: set data.train=VALUE\n"
     "x=1: no such key\n"
-    "trainer.args.foo=1: no such key; give a field of trl's SFTConfig\n"
-    "warmup_ratio=2.0: give a fraction of all steps, 0 to below 1\n"
-    "adapter.r=0: give 1 or more\n"
+    "trainer.args.foo=1: no such key; use a field of trl's SFTConfig\n"
+    "warmup_ratio=2.0: use a fraction of all steps, 0 to below 1\n"
+    "adapter.r=0: use 1 or more\n"
     "save_steps=7 is not a multiple of eval_steps=50, but the best checkpoint must be both saved "
-    "and evaluated: give a multiple\n"
+    "and evaluated: use a multiple\n"
     "model_name=./nowhere: no such folder",
 }
 """Arguments beside experiment=quickstart, and the whole message."""
@@ -248,10 +248,10 @@ IN_A_FILE = {
     "trainer: {args: {optim: sdg, max_grad_nrom: 1}}\nlearning_rate: 0": "trainer.args.optim=sdg: "
     "not one of its 41 choices; did you mean sgd?\n"
     "trainer.args.max_grad_nrom=1: no such key; did you mean max_grad_norm?\n"
-    "learning_rate=0.0: give more than 0",
+    "learning_rate=0.0: use a value above 0",
     "adapter: {use_rslora: maybe}\nmodel: {keep_layers: 99}": "adapter.use_rslora=maybe: expected "
     "true or false\n"
-    "model.keep_layers=99, but the model has 12 layers: give 1 to 11",
+    "model.keep_layers=99, but the model has 12 layers: use 1 to 11",
     "callbacks: {evil: {_target_: os.system, command: ls}}": "callbacks.evil._target_=os.system: "
     f"not allowed; {TARGETS}",
     "callbacks: {evil: {_target_: builtins.eval}}\nlogger: {evil: {_target_: pickle.load}}": ""
@@ -261,9 +261,9 @@ IN_A_FILE = {
     "_target_=os.system: not allowed; targets begin with hydra., hydra_plugins., lamina.",
     "hydra: {job_logging: {handlers: {evil: {(): os.system, command: ls}}}}": "hydra.job_logging."
     "handlers.evil.()=os.system: not allowed; log handlers must be those of Python's logging",
-    "lora: 16\nlogger: [wandb]": "conf file experiment/mine: lora=16: a group of keys; give "
+    "lora: 16\nlogger: [wandb]": "conf file experiment/mine: lora=16: a group of keys; set "
     "lora.NAME=VALUE\n"
-    "conf file experiment/mine: logger=['wandb']: a group of keys; give logger.NAME=VALUE",
+    "conf file experiment/mine: logger=['wandb']: a group of keys; set logger.NAME=VALUE",
     "max_steps: [": "{folder}/experiment/mine.yaml, line 6: not YAML (expected the node content, "
     "but found '<stream end>')",
 }
@@ -348,12 +348,12 @@ NAMED_TOGETHER = f"""error: model=prund: no such option; did you mean pruned?
 conf file experiment/mine: override /selectr: no such group; did you mean selector?
 conf file experiment/mine: max_stps: no such key; did you mean max_steps?
 conf file experiment/mine: learning_rate=fast: expected a number
-conf file experiment/mine: seed=null: give a value
+conf file experiment/mine: seed=null: set a value
 conf file experiment/mine: lora.rr: no such key; did you mean lora.r?
 conf file experiment/mine: lora.r=2.5: expected a whole number
 conf file experiment/mine: trainer.callbaks: no such key; there is args
 conf file experiment/mine: model.kep_layers: no such key; did you mean model.keep_layers?
-conf file experiment/mine: data=['a']: a group of keys; give data.NAME=VALUE
+conf file experiment/mine: data=['a']: a group of keys; set data.NAME=VALUE
 """
 OF_THE_LINE = """maxsteps=3: no such key; did you mean max_steps?
 num_threads=x: expected a whole number

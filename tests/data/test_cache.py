@@ -173,7 +173,7 @@ def test_an_unwritable_cache_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
     message = (
-        f"HF_DATASETS_CACHE: {tmp_path}/file/cache cannot be written: Not a directory; give "
+        f"HF_DATASETS_CACHE: {tmp_path}/file/cache cannot be written: Not a directory; use "
         "another HF_DATASETS_CACHE"
     )
     with pytest.raises(OutputError, match=re.escape(message)):

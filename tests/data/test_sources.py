@@ -65,7 +65,7 @@ def test_an_unusable_row_is_named_before_a_fraction_that_leaves_nothing(tmp_path
     with pytest.raises(DataError, match=r"a\.jsonl, row 1: found columns txt; expected "):
         source(path).load()
     jsonl(tmp_path / "a.jsonl", '{"text": "a"}')
-    with pytest.raises(DataError, match=r"data\.eval_fraction=0\.5 of 1 row in .*: give data"):
+    with pytest.raises(DataError, match=r"data\.eval_fraction=0\.5 of 1 row in .*: set data"):
         source(path).load()
 
 
@@ -119,7 +119,7 @@ def test_a_saved_data_set_without_splits_is_divided_only_without_data_eval(
     Dataset.from_list([{"text": "a"}, {"text": "b"}]).save_to_disk(tmp_path / "saved")
     options = {"path": str(tmp_path / "saved"), "train": "train"}
     assert len(Disk(**options, **FOREIGN).load().eval.rows) == 1
-    with pytest.raises(DataError, match=r"data\.eval=test: .* has no splits: give data\.eval=null"):
+    with pytest.raises(DataError, match=r"data\.eval=test: .* has no splits: set data\.eval=null"):
         Disk(**options, **{**FOREIGN, "eval": "test"}).load()
 
 

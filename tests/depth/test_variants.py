@@ -21,7 +21,7 @@ def test_dropped_keeps_all_but_one(layer: int) -> None:
 
 @pytest.mark.parametrize("layer", [-1, 4, 99])
 def test_dropped_refuses_a_layer_that_is_not_there(layer: int) -> None:
-    with pytest.raises(ConfigError, match=rf"layer_to_drop={layer}, .* has 4 layers: give 0 to 3"):
+    with pytest.raises(ConfigError, match=rf"layer_to_drop={layer}, .* has 4 layers: use 0 to 3"):
         Dropped(layer_to_drop=layer).kept_layers(4, NoScores())
 
 
@@ -36,7 +36,7 @@ def test_pruned_keeps_the_first_layers() -> None:
 
 @pytest.mark.parametrize("count", [-1, 0, 4, 5])
 def test_pruned_refuses_nothing_everything_and_more(count: int) -> None:
-    with pytest.raises(ConfigError, match=rf"keep_layers={count}, .* has 4 layers: give 1 to 3"):
+    with pytest.raises(ConfigError, match=rf"keep_layers={count}, .* has 4 layers: use 1 to 3"):
         Pruned(keep_layers=count, selector=First()).kept_layers(4, NoScores())
 
 

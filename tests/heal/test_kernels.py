@@ -72,7 +72,7 @@ def test_a_family_without_support_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         kernels.attention_kernel("flex", family, "float32")
     assert str(caught.value) == (
-        "attention=flex: Plain does not support it; leave it out, or give sdpa or eager"
+        "attention=flex: Plain does not support it; leave it out, or use sdpa or eager"
     )
     assert kernels.attention_kernel("eager", family, "float32") == "eager"
     assert kernels.attention_kernel("auto", family, "float32") is None

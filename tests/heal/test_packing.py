@@ -47,14 +47,14 @@ def test_a_collator_that_ignores_documents_is_refused() -> None:
     message = (
         r"^packing=True: packed documents would see each other in this model \(qwen3, attention "
         r"sdpa: other tokens in the first change the second's logits by [0-9.]+ of the largest\); "
-        r"give packing=false$"
+        r"set packing=false$"
     )
     with pytest.raises(ConfigError, match=message):
         refuse_leaking_packs(trainer(REFERENCE, padding_free=False), ROWS)
 
 
 def test_a_model_with_state_across_documents_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\(qwen3_next, attention sdpa.* give packing=false"):
+    with pytest.raises(ConfigError, match=r"\(qwen3_next, attention sdpa.* set packing=false"):
         refuse_leaking_packs(trainer(save("qwen3_next", tmp_path)), ROWS)
 
 

@@ -63,7 +63,7 @@ def test_a_path_is_refused_if_the_run_has_its_own_checkpoint(tmp_path: Path) -> 
     run(tmp_path / "theirs", 3)
     ours = run(tmp_path / "ours", 2, 4)
     before = json.loads((tmp_path / "ours" / "result.json").read_text())
-    with pytest.raises(OutputError, match=rf"but {ours}/checkpoint-4 is there: give resume=auto"):
+    with pytest.raises(OutputError, match=rf"but {ours}/checkpoint-4 is there: use resume=auto"):
         claimed(ours, str(tmp_path / "theirs"), before)
     with pytest.raises(OutputError, match=r"or another hydra\.run\.dir"):
         claimed(ours, str(ours / "checkpoint-2"), before)
@@ -87,7 +87,7 @@ def test_a_checkpoint_whose_best_weights_are_gone_is_refused(tmp_path: Path) -> 
         claimed(ours, "auto")
     assert str(caught.value) == (
         f"{last} says that checkpoint-2 beside it has the best weights, but it is gone: "
-        "restore it, or give another hydra.run.dir to start from scratch"
+        "restore it, or use another hydra.run.dir to start from scratch"
     )
 
 
@@ -113,9 +113,9 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     lonely = checkpoint(tmp_path / "lonely", 3)
     (tmp_path / "empty").mkdir()
     for path, said in (
-        (tmp_path / "absent", "no such folder; give auto, never, or the folder of a run"),
-        (cut, f"its save was interrupted; give {inside / 'checkpoint-3'}"),
-        (tmp_path / "empty", "there is no complete checkpoint; give resume=auto to start"),
+        (tmp_path / "absent", "no such folder; use auto, never, or the folder of a run"),
+        (cut, f"its save was interrupted; use {inside / 'checkpoint-3'}"),
+        (tmp_path / "empty", "there is no complete checkpoint; set resume=auto to start"),
         (
             lonely,
             f"no result.json above {lonely} says which layers and settings it has; "

@@ -104,25 +104,25 @@ def test_every_setting_reaches_the_trainer(plan: Plan, tmp_path: Path) -> None:
         (
             "args.learning_rate",
             5e-5,
-            "trainer.args.learning_rate=0.001, but a library changed it to 5e-05: give "
+            "trainer.args.learning_rate=0.001, but a library changed it to 5e-05: set "
             "trainer.args.learning_rate=5e-05 if that is intended",
         ),
         (
             "args.optim",
             "adamw_8bit",
-            "trainer.args.optim=sgd, but a library changed it to adamw_8bit: give "
+            "trainer.args.optim=sgd, but a library changed it to adamw_8bit: set "
             "trainer.args.optim=adamw_8bit if that is intended",
         ),
         (
             "args.max_grad_norm",  # which the config leaves to TRL
             0.5,
-            "trainer.args.max_grad_norm=1.0, but a library changed it to 0.5: give "
+            "trainer.args.max_grad_norm=1.0, but a library changed it to 0.5: set "
             "trainer.args.max_grad_norm=0.5 if that is intended",
         ),
         (
             "model.peft_config.default.r",
             16,
-            "adapter.r=4, but a library changed it to 16: give adapter.r=16 if that is intended",
+            "adapter.r=4, but a library changed it to 16: set adapter.r=16 if that is intended",
         ),
     ],
 )

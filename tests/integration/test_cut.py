@@ -95,17 +95,17 @@ def test_a_job_that_fails_ends_the_sweep_in_one_line(tmp_path: Path) -> None:
     given = ("output=${model.layer_to_drop}", "model.layer_to_drop=99,1")
     done = lamina("cut", "--multirun", MODEL, *given, cwd=tmp_path)
     assert done.code == 1
-    reason = "model.layer_to_drop=99, but the model has 12 layers: give 0 to 11 (0-based)"
+    reason = "model.layer_to_drop=99, but the model has 12 layers: use 0 to 11 (0-based)"
     assert done.errors.splitlines()[-1] == f"error: job 0: {reason}"
     assert done.errors.count("rror") == 1
 
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
-    "no output": ((MODEL,), "output is missing: give output=VALUE"),
+    "no output": ((MODEL,), "output is missing: set output=VALUE"),
     "a typo": (("model_nam=x", "output=y"), "model_nam=x: no such key; did you mean model_name?"),
     "the source": (
         (MODEL, f"output={REFERENCE}", "model.layer_to_drop=2"),
-        f"output={REFERENCE} is the source itself: give another folder",
+        f"output={REFERENCE} is the source itself: use another folder",
     ),
     "outside": (
         (MODEL, "output=out", "model=layers", "model.keep=[0,5-13]"),
@@ -118,17 +118,17 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "no such layer": (
         (MODEL, "output=out", "model.layer_to_drop=12"),
-        "model.layer_to_drop=12, but the model has 12 layers: give 0 to 11",
+        "model.layer_to_drop=12, but the model has 12 layers: use 0 to 11",
     ),
     "a file": ((MODEL, f"output={__file__}", "model.layer_to_drop=2"), f"output={__file__} is a "),
     "no place": (
         (MODEL, "output=/proc/out", "model.layer_to_drop=2"),
         "output=/proc/out cannot be written: No such file or directory; nothing of it remains: "
-        "make room or give another folder",
+        "make room or use another folder",
     ),
     "no experiment": (
         (MODEL, "output=out", "experiment=quickstart"),
-        "experiment=quickstart: not a group of this command; give model or selector",
+        "experiment=quickstart: not a group of this command; use model or selector",
     ),
     "from scratch": ((MODEL, "output=out", "model=scratch"), "model=scratch has no weights to cut"),
     "no folder": (("model_name=./gone", "output=out"), "model_name=./gone: no such folder"),
@@ -165,7 +165,7 @@ def test_a_non_empty_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out" / "mine").write_text("precious")
     done = lamina("cut", MODEL, "model.layer_to_drop=1", "output=out", cwd=tmp_path)
     assert done.code == 1
-    assert done.errors == "error: output=out is not empty: give a new or empty folder\n"
+    assert done.errors == "error: output=out is not empty: use a new or empty folder\n"
     assert (tmp_path / "out" / "mine").read_text() == "precious"
 
 

@@ -110,7 +110,7 @@ def test_a_run_does_not_resume_with_another_number_of_processes(together: Finish
     before = together.result
     done = train(together.folder, *GIVEN)
     assert done.code == 1
-    assert "checkpoint-9 has distributed=2, not 1: give another hydra.run.dir" in done.errors
+    assert "checkpoint-9 has distributed=2, not 1: use another hydra.run.dir" in done.errors
     assert together.result == before
 
 

@@ -229,7 +229,7 @@ def test_a_read_only_folder_is_refused_before_the_data_is_read(
     line = only_line(done)
     assert line.startswith(f"error: {key}: {read_only}")
     assert " cannot be written: " in line
-    assert line.endswith(f"; give another {key}")
+    assert line.endswith(f"; use another {key}")
     assert done.errors.splitlines() == [line]
     if folder == tmp_path / "run":
         assert (done.result["status"], done.result["data"]) == ("failed", {})
@@ -240,7 +240,7 @@ def test_a_read_only_sweep_folder_is_refused(read_only: Path, tmp_path: Path) ->
     given = ("--multirun", f"hydra.sweep.dir={read_only / 'sweep'}", *SHORT, *REFUSED)
     done = train(tmp_path / "run", *given)
     assert done.code == 1
-    assert only_line(done).endswith("; give another hydra.sweep.dir")
+    assert only_line(done).endswith("; use another hydra.sweep.dir")
     assert len(done.errors.splitlines()) == 1
 
 
@@ -251,7 +251,7 @@ def test_a_file_is_no_folder(tmp_path: Path, key: str) -> None:
     sweep = ["--multirun", "seed=1,2"] if "sweep" in key else []
     done = train(folder, *sweep, *SHORT, f"{key}={tmp_path / 'file'}")
     assert done.code == 1
-    reason = "cannot be written: Not a directory; give another"
+    reason = "cannot be written: Not a directory; use another"
     assert done.errors == f"error: {key}: {tmp_path / 'file'} {reason} {key}\n"
 
 
@@ -325,7 +325,7 @@ def test_ctrl_c_keeps_complete_jobs_and_the_same_command_runs_the_others(tmp_pat
     assert process.returncode == 130
     assert second.code == 1
     assert only_line(second).startswith(f"error: {folder} belongs to process {process.pid} on ")
-    assert only_line(second).endswith("wait for it, or give another hydra.sweep.dir")
+    assert only_line(second).endswith("wait for it, or use another hydra.sweep.dir")
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("error: interrupted; ")
     assert errors.endswith(

@@ -130,7 +130,7 @@ def test_a_non_empty_output_is_refused(pruned: Finished, tmp_path: Path) -> None
     (tmp_path / "file").touch()
     for output, message in (
         ("out", "--output=out is not empty"),
-        ("file", "--output=file is a file: give a new or empty folder"),
+        ("file", "--output=file is a file: use a new or empty folder"),
         (pruned.final, "is the source itself"),
         (pruned.folder, "is the source itself"),
     ):
@@ -269,7 +269,7 @@ def test_show_counts_a_models_parameters(tmp_path: Path) -> None:
     assert (done.code, done.errors.count("\n")) == (1, 1)
     (tmp_path / "table.csv").touch()
     (tmp_path / "empty").mkdir()
-    advice = "give a hub id, or the folder of a model, run or sweep\n"
+    advice = "pass a hub id, or the folder of a model, run or sweep\n"
     for given, what in (("table.csv", "is a file"), ("empty", "holds no model, run or sweep")):
         done = lamina("show", given, cwd=tmp_path)
         assert (done.code, done.errors) == (1, f"error: {given} {what}: {advice}")

@@ -157,7 +157,7 @@ def test_another_runs_final_is_never_overwritten(tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in (tmp_path / "shared").rglob("*.safetensors")}
     second = train(tmp_path / "two", *shared)
     assert second.code == 1
-    assert "never overwritten: give another output_dir" in second.errors
+    assert "never overwritten: use another output_dir" in second.errors
     assert {p: p.read_bytes() for p in (tmp_path / "shared").rglob("*.safetensors")} == before
 
 

@@ -28,7 +28,7 @@ def test_a_second_process_is_refused_while_the_first_runs(tmp_path: Path) -> Non
             first.kill()
     assert second.code == 1
     assert f"error: {tmp_path / 'run'} belongs to process {first.pid} on " in second.errors
-    assert "is still running: wait for it, or give another hydra.run.dir" in second.errors
+    assert "is still running: wait for it, or use another hydra.run.dir" in second.errors
     # Killing the first one frees its folder.
     third = train(tmp_path / "run", *SHORT, "evaluation=none")
     assert third.code == 0, third.errors

@@ -103,13 +103,13 @@ def test_a_checkpoint_of_another_experiment_is_refused(pruned: Finished, change:
     before = pruned.result
     done = train(pruned.folder, *SHORT, change)
     assert done.code == 1
-    assert "give another hydra.run.dir" in done.errors
+    assert "use another hydra.run.dir" in done.errors
     assert pruned.result == before
 
 
 def test_a_changed_setting_is_named_with_both_values(pruned: Finished) -> None:
     done = train(pruned.folder, *SHORT, "learning_rate=1e-4")
-    assert "has trainer.args.learning_rate=0.002, not 0.0001: give another" in done.errors
+    assert "has trainer.args.learning_rate=0.002, not 0.0001: use another" in done.errors
 
 
 def test_resuming_after_the_last_step_trains_no_further(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_resuming_after_the_last_step_trains_no_further(tmp_path: Path) -> None:
     step = before["history"][-1]["step"]
     assert (
         f"max_steps={step}, but {whole.final.parent / f'checkpoint-{step}'} has reached step "
-        f"{step}: nothing is left to train; give a larger max_steps to go on"
+        f"{step}: nothing is left to train; set a larger max_steps to continue"
     ) in again.errors
     assert again.result["history"] == before["history"]
     assert again.metrics["train_tokens"] == before["metrics"]["train_tokens"]
@@ -193,7 +193,7 @@ def test_a_given_checkpoint_of_another_variant_is_refused(
     assert done.code == 1
     (line,) = done.errors.splitlines()
     assert line.startswith(f"error: resume={pruned.folder}, but {pruned.folder}/checkpoints/pruned")
-    assert line.endswith(": give another resume")
+    assert line.endswith(": use another resume")
     assert done.result["data"] == {}
 
 

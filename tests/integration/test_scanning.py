@@ -136,12 +136,12 @@ def test_a_shortlist_heals_the_cheapest_layers(tmp_path: Path) -> None:
     [
         (("max_seq_length=2048", "scan.tokens=1k"), "scan.tokens=1000 is less than one window"),
         (("scan.memory=1MB",), "scan.memory=1MB is too small"),
-        (("scan.memory=lots",), "scan.memory=lots: give a number such as 500MB or 8GB"),
-        (("scan.tokens=1z",), "scan.tokens=1z: give a number such as 4096, 16k or 1.6M"),
-        (("scan.rows=mixed",), "scan.rows=mixed: give joined or apart"),
-        (("scan.sets=0",), "scan.sets=0: give 1 or more"),
+        (("scan.memory=lots",), "scan.memory=lots: use a number such as 500MB or 8GB"),
+        (("scan.tokens=1z",), "scan.tokens=1z: use a number such as 4096, 16k or 1.6M"),
+        (("scan.rows=mixed",), "scan.rows=mixed: use joined or apart"),
+        (("scan.sets=0",), "scan.sets=0: use 1 or more"),
         (("model=dropped", "selector=last"), "selector chooses the layers of model=pruned"),
-        (("selector=angular", "selector.token=first"), "selector.token=first: give last or mean"),
+        (("selector=angular", "selector.token=first"), "selector.token=first: use last or mean"),
     ],
 )
 def test_bad_input_is_reported_in_one_line(

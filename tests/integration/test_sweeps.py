@@ -36,7 +36,7 @@ def test_a_failing_job_is_recorded_and_the_others_run(swept: tuple[Finished, Pat
     assert done.code == 1
     statuses = [result["status"] for result in results(folder)]
     assert statuses == ["completed", "failed", "completed", "completed", "completed"]
-    reason = "model.layer_to_drop=77, but the model has 12 layers: give 0 to 11 (0-based)"
+    reason = "model.layer_to_drop=77, but the model has 12 layers: use 0 to 11 (0-based)"
     assert results(folder)[1]["error"] == reason
     assert f"error in job 1: {reason}" in done.errors
     assert done.errors.splitlines()[-1] == (
@@ -81,7 +81,7 @@ def test_the_summary_ranks_the_jobs(swept: tuple[Finished, Path]) -> None:
         assert float(row["difference"]) == pytest.approx(above)
     lines = (folder / "summary.md").read_text().splitlines()
     assert len(lines) == 7
-    assert lines[-1].endswith("give 0 to 11 (0-based) |")
+    assert lines[-1].endswith("use 0 to 11 (0-based) |")
 
 
 def test_a_second_start_runs_only_incomplete_jobs(swept: tuple[Finished, Path]) -> None:
@@ -100,7 +100,7 @@ def test_a_folder_of_a_job_with_other_settings_is_refused(swept: tuple[Finished,
     _, folder = swept
     done = sweep(folder, "learning_rate=1e-3", "model.layer_to_drop=3")
     assert done.code == 1
-    assert "has trainer.args.learning_rate=0.002, not 0.001: give another" in done.errors
+    assert "has trainer.args.learning_rate=0.002, not 0.001: use another" in done.errors
     assert results(folder)[0]["status"] == "completed"
 
 

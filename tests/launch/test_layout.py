@@ -77,38 +77,38 @@ def test_each_device_gets_one_process(
             3,
             "auto",
             {"CUDA_VISIBLE_DEVICES": "0,1"},
-            "distributed=3, but 2 GPUs are visible here: give 1 to 2, or auto",
+            "distributed=3, but 2 GPUs are visible here: use 1 to 2, or auto",
         ),
         (
             8,
             "auto",
             {"CUDA_VISIBLE_DEVICES": "0", **dict.fromkeys(STEP, "2")},
-            "distributed=8, but 1 GPU is visible on each node: give 1 to 2, or auto",
+            "distributed=8, but 1 GPU is visible on each node: use 1 to 2, or auto",
         ),
         (
             3,
             "auto",
             dict.fromkeys(STEP, "2"),
-            "distributed=3, but there are 2 nodes: give auto or a multiple of 2",
+            "distributed=3, but there are 2 nodes: use auto or a multiple of 2",
         ),
         (
             "none",
             "auto",
             dict.fromkeys(STEP, "2"),
-            "distributed=none, but there are 2 nodes: give auto or a multiple of 2",
+            "distributed=none, but there are 2 nodes: use auto or a multiple of 2",
         ),
         (
             2,
             "fsdp",
             {},
-            "parallel=fsdp shards the weights over several GPUs, but there is no GPU: give "
+            "parallel=fsdp shards the weights over several GPUs, but there is no GPU: set "
             "parallel=auto",
         ),
         (
             "auto",
             "fsdp",
             {"CUDA_VISIBLE_DEVICES": "0"},
-            "parallel=fsdp shards the weights over several GPUs, but there is one process: give "
+            "parallel=fsdp shards the weights over several GPUs, but there is one process: set "
             "parallel=auto",
         ),
         (
@@ -121,7 +121,7 @@ def test_each_device_gets_one_process(
             "auto",
             "auto",
             {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "2"},
-            "SLURM started 2 tasks on 1 node: give hydra.launcher.tasks_per_node=1; each task "
+            "SLURM started 2 tasks on 1 node: set hydra.launcher.tasks_per_node=1; each task "
             "starts its node's processes",
         ),
     ],

@@ -198,8 +198,8 @@ def test_every_comment_is_kept(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "": "@: model_type is missing: give original, dropped or pruned",
-    "model_type: prunned": "@: model_type=prunned: give original, dropped or pruned; "
+    "": "@: model_type is missing: use original, dropped or pruned",
+    "model_type: prunned": "@: model_type=prunned: use original, dropped or pruned; "
     "did you mean pruned?",
     "use_lora: maybe": "@: use_lora=maybe: expected true or false",
     "use_lora: 'true'": "@: use_lora=true: expected true or false",
@@ -213,14 +213,14 @@ REFUSED = {
     "seed: 010": "@: seed=010: YAML reads this as 8: write it in decimal, without zeros",
     "model_name: [a]": "@: model_name=['a']: expected a text",
     "model_name: ???": "@: model_name=???: expected a value",
-    "eval_strategy: never": "@: eval_strategy=never: give no, steps or epoch",
-    "report_to: mlflow": "@: report_to=mlflow: give none, tensorboard, wandb or all, or a list "
+    "eval_strategy: never": "@: eval_strategy=never: use no, steps or epoch",
+    "report_to: mlflow": "@: report_to=mlflow: use none, tensorboard, wandb or all, or a list "
     "of them without none",
-    "report_to: [none, wandb]": "@: report_to=['none', 'wandb']: give none, tensorboard, wandb "
+    "report_to: [none, wandb]": "@: report_to=['none', 'wandb']: use none, tensorboard, wandb "
     "or all, or a list of them without none",
     "lora: 16": "@: lora=16: expected a mapping with r and alpha",
     "lora: {r: 8.5}": "@: lora.r=8.5: expected a whole number",
-    "fp16: true\nbf16: true": "@: fp16=true and bf16=true: give one of them",
+    "fp16: true\nbf16: true": "@: fp16=true and bf16=true: set only one of them",
     "model_type: dropped\nlayer_to_drop: ~": "@: layer_to_drop=null: model_type=dropped needs a "
     "whole number",
     "model_type: pruned\nkeep_layers: null": "@: keep_layers=null: model_type=pruned needs a "
@@ -315,7 +315,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
         refused = lamina("migrate", path, "--output", output, "--force", cwd=tmp_path)
         assert refused.code == 1
         assert refused.errors == (
-            "error: lab/experiment/old.yaml exists and is kept: give another --output\n"
+            "error: lab/experiment/old.yaml exists and is kept: use another --output\n"
         )
     assert (folder / "old.yaml").read_text() == "mine"
 
@@ -378,12 +378,12 @@ def test_keys_that_base_yaml_shares_keep_their_places() -> None:
 
 
 MISTAKES = {
-    "--old": "--old: give the path of a config of the older form",
-    "--old --cfg job": "--old: give the path of a config of the older form",
+    "--old": "--old: pass the path of a config of the older form",
+    "--old --cfg job": "--old: pass the path of a config of the older form",
     "--old nowhere.yaml": "nowhere.yaml: no such file or directory",
-    "--old old.yaml --old=old.yaml": "--old is given more than once: old.yaml, old.yaml; give one "
+    "--old old.yaml --old=old.yaml": "--old is given more than once: old.yaml, old.yaml; pass one "
     "file",
-    "--old old.yaml experiment=pruned": "--old old.yaml and experiment=pruned: give one of them",
+    "--old old.yaml experiment=pruned": "--old old.yaml and experiment=pruned: use one of them",
     "--old old.yaml sed=3": "sed=3: no such key; did you mean seed?",
 }
 

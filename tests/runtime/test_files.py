@@ -38,6 +38,6 @@ def test_a_file_whose_body_fails_keeps_its_content(tmp_path: Path) -> None:
 def test_a_folder_is_tried_without_creating_it(tmp_path: Path) -> None:
     refuse_unwritable(tmp_path / "a" / "b", "output_dir")
     assert list(tmp_path.iterdir()) == []
-    reason = "output_dir: /proc/a cannot be written: .*; give another output_dir"
+    reason = "output_dir: /proc/a cannot be written: .*; use another output_dir"
     with pytest.raises(OutputError, match=reason):
         refuse_unwritable(Path("/proc/a"), "output_dir")

@@ -147,12 +147,12 @@ def test_counts(value: Any, number: int) -> None:
 
 @pytest.mark.parametrize("value", ["many", "16K", "-1", 0, "0k", "", None])
 def test_invalid_counts_are_refused(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"scan\.tokens=.*: give a number such as 4096, 16k"):
+    with pytest.raises(ConfigError, match=r"scan\.tokens=.*: use a number such as 4096, 16k"):
         parse_tokens("scan.tokens", value)
 
 
 def test_sizes() -> None:
     assert parse_bytes("scan.memory", "8GB") == 8 * 10**9
     assert parse_bytes("scan.memory", "500MB") == 5 * 10**8
-    with pytest.raises(ConfigError, match=r"scan\.memory=8: give"):
+    with pytest.raises(ConfigError, match=r"scan\.memory=8: use"):
         parse_bytes("scan.memory", "8")

@@ -330,7 +330,7 @@ def test_a_sweep_without_a_job_that_can_run_is_not_submitted(
     assert done.stderr.splitlines() == [
         *(
             f"job {number} cannot run: model.layer_to_drop={layer}, but the model has 12 "
-            "layers: give 0 to 11 (0-based)"
+            "layers: use 0 to 11 (0-based)"
             for number, layer in enumerate((77, 88))
         ),
         "error: no job of the sweep can run; nothing was submitted",

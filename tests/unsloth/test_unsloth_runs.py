@@ -69,7 +69,7 @@ def test_a_run_resumes_from_its_last_checkpoint(quickstart: Finished, tmp_path: 
     assert done.metrics["eval_loss"] == quickstart.metrics["eval_loss"]
     other = train(folder, *SHORT, "packing=false", "backend=transformers", "max_steps=9")
     assert other.code == 1
-    assert "has backend=unsloth, not transformers: give another hydra.run.dir" in other.errors
+    assert "has backend=unsloth, not transformers: use another hydra.run.dir" in other.errors
 
 
 PATCHED = """

@@ -56,7 +56,7 @@ def choose_backend(config: DictConfig, processes: int) -> list[str]:
         refused.insert(
             0,
             f"backend=unsloth trains in one process on one GPU, and distributed={run.distributed} "
-            f"makes {processes}: give distributed=none, or choose backend=transformers",
+            f"makes {processes}: set distributed=none, or choose backend=transformers",
         )
     if refused:
         raise ConfigError("\n".join(refused))

@@ -157,7 +157,7 @@ class _Loader(ConfigLoaderImpl):
         elif isinstance(value, dict) or not self.files.group_exists(group):
             self.values.append(given)
         elif group not in groups and not group.startswith("hydra/"):
-            advice = f"not a group of this command; give {either(sorted(groups))}"
+            advice = f"not a group of this command; use {either(sorted(groups))}"
             self.problems.append(f"{given.input_line}: {advice}")
         elif given.is_delete():
             self.choices.append(str(given.input_line))

@@ -75,7 +75,7 @@ TRAINER_ADVICE = {
     "set hydra.run.dir to a new folder": "overwrite_output_dir",
     "set trainer.args.torch_compile_backend": "torchdynamo",
     "leave it out; the tokenizer is the model's own": "tokenizer processing_class",
-    "give rows with messages, prompt and completion, or text": "formatting_func",
+    "use rows with messages, prompt and completion, or text": "formatting_func",
     "set adapter.NAME=VALUE": "peft_config",
     "set dtype=bfloat16 or float32": "torch_dtype",
     "set packing": "num_of_sequences chars_per_token",
@@ -145,7 +145,7 @@ def _problem(name: str, key: str, value: Any, advice: Mapping[str, str]) -> str 
     if key in known:
         return refusal(known[key], value)
     guess = did_you_mean(key, sorted({*known} - {*advice}))
-    return "no such key" + (guess or f"; give a field of {library}'s {name}")
+    return "no such key" + (guess or f"; use a field of {library}'s {name}")
 
 
 @cache
@@ -162,7 +162,7 @@ def refusal(field: Mapping[str, Any], value: Any) -> str | None:
     named = list(dict.fromkeys(_names(field)))
     if len(named) > LISTED_CHOICES:
         return f"not one of its {len(named)} choices{did_you_mean(str(value), named)}"
-    return f"{'give' if 'values' in field else 'expected'} {either(named)}"
+    return f"{'use' if 'values' in field else 'expected'} {either(named)}"
 
 
 def _takes(field: Mapping[str, Any], value: Any) -> bool:

@@ -68,7 +68,7 @@ def setting_problem(
         known = [each for each in dotted_keys(content) if each.startswith("hydra.") == hydra]
         return _unknown_key(key, argument or key, getattr(error.object_type, "__name__", ""), known)
     if value is None:
-        return f"{key}=null: give a value"
+        return f"{key}=null: set a value"
     if isinstance(error.child_node, DictConfig):
         return not_a_group(key, value)
     if key in TOKEN_COUNTS:
@@ -80,7 +80,7 @@ def setting_problem(
 
 def not_a_group(key: str, value: Any) -> str:
     """Say that a key holds a value instead of further keys."""
-    return f"{key}={value}: a group of keys; give {key}.NAME=VALUE"
+    return f"{key}={value}: a group of keys; set {key}.NAME=VALUE"
 
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
@@ -90,7 +90,7 @@ def no_option(group: str, option: str, options: Sequence[str]) -> str:
 
 
 def _unknown_key(dotted: str, written: str, settings: str, known: Sequence[str]) -> str:
-    """Say that a dotted key does not exist, and what to give instead.
+    """Say that a dotted key does not exist, and what to use instead.
 
     `written` is the key or the whole argument, `settings` names the class that lacks the key, and
     `known` are all dotted keys of the config.

@@ -16,11 +16,11 @@ from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, WHOLE_TOKENS, 
 from lamina.measure.evaluate import Evaluation
 from lamina.scan.passes import ScanSettings
 
-WARMUP = Limit(lambda value: 0 <= value < 1, "give a fraction of all steps, 0 to below 1")
-MAX_STEPS = Limit(lambda value: value == -1 or value >= 1, "give 1 or more, or -1 for no limit")
+WARMUP = Limit(lambda value: 0 <= value < 1, "use a fraction of all steps, 0 to below 1")
+MAX_STEPS = Limit(lambda value: value == -1 or value >= 1, "use 1 or more, or -1 for no limit")
 PROCESSES = Limit(
     lambda value: value in ("auto", "none") or (type(value) is int and value >= 1),
-    "give auto for one process a GPU, none, or a number of 1 or more",
+    "use auto for one process a GPU, none, or a number of 1 or more",
 )
 
 

@@ -51,7 +51,7 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
         raise ConfigError(_unresolved(error)) from error
     binding = Binding()
     run, missing = binding.build(content), sorted(binding.missing)
-    problems = [f"{key} is missing: give {key}=VALUE" for key in missing] + binding.problems
+    problems = [f"{key} is missing: set {key}=VALUE" for key in missing] + binding.problems
     if binding.refused:
         _raise(problems)
     return run, problems, missing

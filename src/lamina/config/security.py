@@ -143,14 +143,14 @@ def _foreign_code(hydra: dict[str, Any]) -> Iterator[str]:
         elif logged and name in ("()", "class") and not value.startswith(LOGGING_CLASSES):
             yield f"{key}={value}: not allowed; log handlers must be those of Python's logging"
         elif logged and "ext://" in value and value not in ("ext://sys.stdout", "ext://sys.stderr"):
-            yield f"{key}={value}: not allowed; give ext://sys.stdout or ext://sys.stderr"
+            yield f"{key}={value}: not allowed; use ext://sys.stdout or ext://sys.stderr"
         elif called := [name for name in CALLED.findall(value) if name not in RESOLVERS]:
             name = called[0] or "a resolver"
             yield f"{key}={value}: not allowed; interpolations below hydra must not call {name}"
         elif key.startswith(("hydra.callbacks.", "hydra.launcher.", "hydra.sweeper.")) and (
             re.search(r"\$\{(?!hydra[.:]|now:|oc\.env:)", value)
         ):
-            yield f"{key}={value}: not allowed; give the value itself"
+            yield f"{key}={value}: not allowed; use the value itself"
 
 
 def _is_secret(name: str) -> bool:

@@ -42,7 +42,7 @@ def training_template(tokenizer: "PreTrainedTokenizerBase", loss_on: str) -> str
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template, which rows with "
-            "messages need: give rows with text, or a model tuned for chat"
+            "messages need: use rows with text, or a model tuned for chat"
         )
     if loss_on == "all":
         return None

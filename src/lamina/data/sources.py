@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 MaxTrainSamples = Annotated[
-    int | None, Limit(lambda value: value >= 1, "give 1 or more, or null for all rows")
+    int | None, Limit(lambda value: value >= 1, "use 1 or more, or null for all rows")
 ]
 LossOn = Annotated[str, one_of("auto", "assistant", "completion", "all")]
-MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "give 0 to 1")]
+MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "use 0 to 1")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Rows:
         """Refuse a hold-out that leaves one side empty."""
         if self.eval is None and not 0 < self.eval_fraction < 1:
             yield (
-                f"data.eval_fraction={self.eval_fraction}: give a fraction of the training rows, "
+                f"data.eval_fraction={self.eval_fraction}: use a fraction of the training rows, "
                 "above 0 and below 1"
             )
 
@@ -148,7 +148,7 @@ class Disk(Rows):
         if not isinstance(saved, DatasetDict):
             if self.eval is not None:
                 raise DataError(
-                    f"data.eval={self.eval}: {self.path} has no splits: give data.eval=null to "
+                    f"data.eval={self.eval}: {self.path} has no splits: set data.eval=null to "
                     "hold out data.eval_fraction of its rows"
                 )
             return self.splits(self.split(saved, self.path))

@@ -119,7 +119,7 @@ def hold_out(split: Split, fraction: float) -> Splits:
             pass
         raise DataError(
             f"data.eval_fraction={fraction} of {count} row{'s' * (count > 1)} in {split.origin} "
-            "leaves one side empty: give data.eval, another fraction or more rows"
+            "leaves one side empty: set data.eval, or use another fraction or more rows"
         )
     held = set(random.Random(0).sample(range(count), size))
     return Splits(

@@ -47,7 +47,7 @@ class Tokenization:
         if self.loss_on not in ("all", default):
             raise ConfigError(
                 f"data.loss_on={loss_on}, but {split.origin} has {split.conversion.description}: "
-                f"give auto, all{'' if default == 'all' else ' or ' + default}"
+                f"use auto, all{'' if default == 'all' else ' or ' + default}"
             )
         self.template = None
         if default == "assistant":
@@ -202,7 +202,7 @@ class Tokenization:
             raise ConfigError(
                 f"{split.place(unended.index(True))}: the token that ends an answer would not be "
                 "trained, so the model would not learn to stop; the tokenizer of "
-                f"{self.tokenizer.name_or_path} has eos_token={self.tokenizer.eos_token}: give "
+                f"{self.tokenizer.name_or_path} has eos_token={self.tokenizer.eos_token}: use "
                 "a model whose tokenizer or chat template ends an answer with it"
             )
 

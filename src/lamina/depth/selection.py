@@ -191,7 +191,7 @@ def without_lowest(values: Sequence[float], keep_layers: int) -> tuple[int, ...]
     for index, value in enumerate(values):
         if value is None or value != value:
             raise ConfigError(
-                f"layer {index} has no score (its loss is not finite): give dtype=float32"
+                f"layer {index} has no score (its loss is not finite): set dtype=float32"
             )
     ranked = sorted(range(len(values)), key=lambda index: (values[index], index))
     return tuple(sorted(ranked[len(values) - keep_layers :]))

@@ -63,7 +63,7 @@ class Dropped(Variant):
         if not 0 <= self.layer_to_drop < num_layers:
             raise ConfigError(
                 f"model.layer_to_drop={self.layer_to_drop}, but the model has {num_layers} layers: "
-                f"give 0 to {num_layers - 1} (0-based)"
+                f"use 0 to {num_layers - 1} (0-based)"
             )
         return tuple(index for index in range(num_layers) if index != self.layer_to_drop)
 
@@ -86,7 +86,7 @@ class Pruned(Variant):
             whole = "; for the whole model choose model=original"
             raise ConfigError(
                 f"model.keep_layers={self.keep_layers}, but the model has {num_layers} layers: "
-                f"give 1 to {num_layers - 1}" + (whole if self.keep_layers == num_layers else "")
+                f"use 1 to {num_layers - 1}" + (whole if self.keep_layers == num_layers else "")
             )
         return self.selector.kept(num_layers, self.keep_layers, scores)
 

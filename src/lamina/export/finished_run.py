@@ -90,7 +90,7 @@ def finished_run(given: str) -> FinishedRun:
     """
     folder = Path(given).expanduser().resolve()
     if not folder.is_dir():
-        raise ConfigError(f"{given}: no such folder; give a run folder or its final/")
+        raise ConfigError(f"{given}: no such folder; pass a run folder or its final/")
     result = read_result(folder)
     if result is not None:
         if not result.get("final") or not (folder / result["final"]).is_dir():

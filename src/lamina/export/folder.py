@@ -81,10 +81,10 @@ def new_folder(key: str, output: Path, *sources: Path) -> Iterator[Path]:
     """
     place = output.expanduser().resolve()
     if place in [source.resolve() for source in sources]:
-        raise OutputError(f"{key}={output} is the source itself: give another folder")
+        raise OutputError(f"{key}={output} is the source itself: use another folder")
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
         reason = "is a file" if place.is_file() else "is not empty"
-        raise OutputError(f"{key}={output} {reason}: give a new or empty folder")
+        raise OutputError(f"{key}={output} {reason}: use a new or empty folder")
     try:
         with replacing(place, flush=False) as folder:
             folder.mkdir()
@@ -94,7 +94,7 @@ def new_folder(key: str, output: Path, *sources: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(
             f"{key}={output} cannot be written: {error.strerror or error}; nothing of it remains: "
-            "make room or give another folder"
+            "make room or use another folder"
         ) from error
 
 

@@ -24,7 +24,7 @@ from lamina.weights.writing import MAX_SHARD_BYTES
 
 NO_TEXT = (
     "lamina cut has no text to score layers on: take the kept layers from lamina scan, or from a "
-    "run's result.json, and give them as model=layers 'model.keep=[...]'"
+    "run's result.json, and pass them as model=layers 'model.keep=[...]'"
 )
 
 

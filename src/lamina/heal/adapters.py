@@ -76,7 +76,7 @@ class Lora:
         if str(initial).startswith(CHANGES_BASE) or self.further.get("kasa_config"):
             yield (
                 f"adapter.init_lora_weights={initial} changes the base's weights, which an "
-                "adapter alone cannot rebuild: give export.form=merged"
+                "adapter alone cannot rebuild: set export.form=merged"
             )
 
     def settings(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def attention_problem(kind: str, dtype: str) -> str | None:
         )
     if kind == "flash" and dtype == "float32":
         return (
-            "attention=flash does not support float32 weights: give dtype=bfloat16, or leave it out"
+            "attention=flash does not support float32 weights: set dtype=bfloat16, or leave it out"
         )
     return None
 
@@ -72,7 +72,7 @@ def attention_kernel(kind: str, model: "type[PreTrainedModel]", dtype: str) -> s
             return name
         supported = [each for each in SUPPORTS if _implementation(each, model)]
         raise ConfigError(
-            f"attention={kind}: {model.__name__} does not support it; leave it out, or give "
+            f"attention={kind}: {model.__name__} does not support it; leave it out, or use "
             f"{' or '.join([*supported, 'eager'])}"
         )
     import torch

@@ -45,7 +45,7 @@ def conflicts(arguments: Mapping[str, Any], max_seq_length: int, attention: str)
             fitting = max(1, int(MASK_BYTES**0.5) // max_seq_length)
             yield (
                 f"{key}={batch} with packing=true and max_seq_length={max_seq_length}: sdpa's mask "
-                f"of one batch would take {(batch * max_seq_length) ** 2 / 10**9:.1f} GB; give "
+                f"of one batch would take {(batch * max_seq_length) ** 2 / 10**9:.1f} GB; use "
                 f"{fitting}{' or less' if fitting > 1 else ''}, or packing=false"
             )
 
@@ -110,7 +110,7 @@ def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
         raise ConfigError(
             f"packing=True: packed documents would see each other in this model ({kind}, attention "
             f"{attention}: other tokens in the first change the second's logits by {moved:.2g} of "
-            "the largest); give packing=false"
+            "the largest); set packing=false"
         )
 
 

@@ -54,4 +54,4 @@ def _optimizer(name: str) -> Iterator[str]:
     if package and not installed(package):
         yield f"optim={name} needs {package}: pip install {package}, or leave it out"
     elif name.startswith("paged_") and not visible_devices():
-        yield f"optim={name} needs a GPU to page from: give one without paged_, or leave it out"
+        yield f"optim={name} needs a GPU to page from: use one without paged_, or leave it out"

@@ -46,9 +46,9 @@ class GivenCheckpoint:
 
 
 def given_checkpoint(resume: str) -> GivenCheckpoint | None:
-    """Find the checkpoint that resume=PATH gives, the last one if PATH is a run folder.
+    """Find the checkpoint that resume=PATH names: the last one if PATH is a run folder.
 
-    auto and never give None.
+    Return None for auto and never.
 
     Raises:
         ConfigError: There is no complete checkpoint, or no result.json of its run.
@@ -58,7 +58,7 @@ def given_checkpoint(resume: str) -> GivenCheckpoint | None:
     path = Path(resume).expanduser().absolute()
     if not path.is_dir():
         raise ConfigError(
-            f"resume={resume}: no such folder; give auto, never, or the folder of a run or of a "
+            f"resume={resume}: no such folder; use auto, never, or the folder of a run or of a "
             "checkpoint"
         )
     checkpoint = _checkpoint_at(path, resume)
@@ -76,14 +76,12 @@ def _checkpoint_at(path: Path, resume: str) -> Path:
         if is_complete(path):
             return path
         last = last_checkpoint(path.parent)
-        advice = f"give {last}" if last else "there is no complete one beside it"
+        advice = f"use {last}" if last else "there is no complete one beside it"
         raise ConfigError(f"resume={resume}: its save was interrupted; {advice}")
     for folder in _checkpoint_folders(path):
         if (last := last_checkpoint(folder)) is not None:
             return last
-    raise ConfigError(
-        f"resume={resume}: there is no complete checkpoint; give resume=auto to start"
-    )
+    raise ConfigError(f"resume={resume}: there is no complete checkpoint; set resume=auto to start")
 
 
 def _checkpoint_folders(path: Path) -> list[Path]:
@@ -133,8 +131,8 @@ class Start:
         """Warn if the checkpoint has reached max_steps: the run then only measures it."""
         if self.step is not None and 0 < max_steps <= self.step:
             logger.warning(
-                "max_steps=%d, but %s has reached step %d: nothing is left to train; give a larger "
-                "max_steps to go on",
+                "max_steps=%d, but %s has reached step %d: nothing is left to train; set a larger "
+                "max_steps to continue",
                 max_steps,
                 self.checkpoint,
                 self.step,
@@ -197,7 +195,7 @@ def claim_folder(
         _refuse_two_checkpoints(given, own, resume, before)
     elif own is not None and resume == "never":
         raise OutputError(
-            f"resume=never, but {own} is there: give resume=auto or another hydra.run.dir"
+            f"resume=never, but {own} is there: use resume=auto or another hydra.run.dir"
         )
     if own is not None:
         refuse_changes(own, before, now, resume)
@@ -225,7 +223,7 @@ def _refuse_two_checkpoints(
     if given.checkpoint == own or (not inside and before.get("resumed_from") == given.path):
         return
     raise OutputError(
-        f"resume={resume}, but {own} is there: give resume=auto to resume from it, or another "
+        f"resume={resume}, but {own} is there: use resume=auto to resume from it, or another "
         "hydra.run.dir"
     )
 
@@ -236,7 +234,7 @@ def _refuse_without_best(checkpoint: Path) -> None:
     if not is_complete(best):
         raise OutputError(
             f"{checkpoint} says that {best.name} beside it has the best weights, but it is gone: "
-            "restore it, or give another hydra.run.dir to start from scratch"
+            "restore it, or use another hydra.run.dir to start from scratch"
         )
 
 
@@ -248,7 +246,7 @@ def refuse_changes(
         if (earlier := before.get(key)) not in (value, None):
             raise OutputError(
                 f"resume={resume}, but {checkpoint} has {key}={earlier}, not {value}: "
-                f"{'give another hydra.run.dir' if resume == 'auto' else 'give another resume'}"
+                f"{'use another hydra.run.dir' if resume == 'auto' else 'use another resume'}"
             )
 
 
@@ -263,7 +261,7 @@ def _claim(folder: Path, run_dir: Path) -> None:
         if owner != str(run_dir):
             raise OutputError(
                 f"output_dir={folder.parent}: {folder} holds the result of {owner}, which is "
-                "never overwritten: give another output_dir"
+                "never overwritten: use another output_dir"
             )
     with disk_errors(folder, "output_dir"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ FSDP2: dict[str, Any] = {
 """Fields of SFTConfig that shard each decoder layer over the processes."""
 
 NO_COMPILED_SHARDS = (
-    "torch_compile=true does not work with parallel=fsdp in this version: leave it out, or give "
+    "torch_compile=true does not work with parallel=fsdp in this version: leave it out, or set "
     "parallel=ddp"
 )
 
@@ -94,7 +94,7 @@ class SFT:
         if not isinstance(adapter, Full):
             yield (
                 f"parallel=fsdp shards trained weights, but adapter={adapter.name} trains few: "
-                "give parallel=ddp, or adapter=full"
+                "set parallel=ddp, or adapter=full"
             )
         if self.args.get("torch_compile"):
             yield NO_COMPILED_SHARDS
@@ -128,7 +128,7 @@ class SFT:
         ):
             raise ConfigError(
                 f"bf16=true, but {torch.cuda.get_device_name()} does not compute in bfloat16: "
-                "give bf16=false"
+                "set bf16=false"
             )
         own = {
             "dataloader_pin_memory": accelerated,
@@ -214,14 +214,14 @@ def _best_checkpoint(arguments: Mapping[str, Any]) -> Iterator[str]:
     elif save not in (evaluate, "best"):
         yield (
             f"trainer.args.save_strategy={save}, but trainer.args.eval_strategy={evaluate}: the "
-            "best checkpoint must be both saved and evaluated: give both the same value"
+            "best checkpoint must be both saved and evaluated: set both to the same value"
         )
     elif save == evaluate == "steps":
         saved, each = arguments.get("save_steps"), arguments.get("eval_steps")
         if saved and each and _positive(saved) and _positive(each) and saved % each:
             yield (
                 f"save_steps={saved} is not a multiple of eval_steps={each}, but the best "
-                "checkpoint must be both saved and evaluated: give a multiple"
+                "checkpoint must be both saved and evaluated: use a multiple"
             )
 
 
@@ -229,7 +229,7 @@ def _precision(arguments: Mapping[str, Any]) -> Iterator[str]:
     # bf16 is a shared parameter, the others are not.
     for half, other in (("fp16", "bf16"), ("fp16_full_eval", "trainer.args.bf16_full_eval")):
         if arguments.get(half) is arguments.get(other.rpartition(".")[2]) is True:
-            yield f"trainer.args.{half}=true and {other}=true: give only one of them"
+            yield f"trainer.args.{half}=true and {other}=true: set only one of them"
 
 
 def _loss(arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -291,7 +291,7 @@ def refuse_changed(path: str, given: Mapping[str, Any], used: Any) -> None:
         word = BOOLEANS[key][value] if key in BOOLEANS and isinstance(value, bool) else value
         if value is not None and not _same(word, found):
             changed.append(
-                f"{path}{key}={value}, but a library changed it to {_plain(found)}: give "
+                f"{path}{key}={value}, but a library changed it to {_plain(found)}: set "
                 f"{path}{key}={_plain(found)} if that is intended"
             )
     if changed:

@@ -95,7 +95,7 @@ def _publish(spec: WorkerSpec) -> None:
     """Hand the spec to the other processes of a user's own torchrun; refuse a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError(
-            "--multirun starts the processes of each job itself: leave torchrun out, and give "
+            "--multirun starts the processes of each job itself: leave torchrun out, and set "
             "distributed=NUMBER"
         )
     distributed.store().set(SPEC_KEY, spec.dumps())

@@ -56,7 +56,7 @@ def decide_layout(processes: int | str, parallel: str) -> Layout:
     if parallel == "fsdp" and (devices == 0 or layout.processes == 1):
         reason = "no GPU" if devices == 0 else "one process"
         raise ConfigError(
-            f"parallel=fsdp shards the weights over several GPUs, but there is {reason}: give "
+            f"parallel=fsdp shards the weights over several GPUs, but there is {reason}: set "
             "parallel=auto"
         )
     return layout
@@ -65,14 +65,14 @@ def decide_layout(processes: int | str, parallel: str) -> Layout:
 def _refuse_impossible(layout: Layout, devices: int, processes: int | str) -> None:
     if layout.processes % layout.nodes:
         raise ConfigError(
-            f"distributed={processes}, but there are {layout.nodes} nodes: give auto or a multiple "
+            f"distributed={processes}, but there are {layout.nodes} nodes: use auto or a multiple "
             f"of {layout.nodes}"
         )
     if devices and layout.processes_per_node > devices:
         where = "here" if layout.nodes == 1 else "on each node"
         raise ConfigError(
             f"distributed={processes}, but {devices} {'GPU is' if devices == 1 else 'GPUs are'} "
-            f"visible {where}: give 1 to {devices * layout.nodes}, or auto"
+            f"visible {where}: use 1 to {devices * layout.nodes}, or auto"
         )
 
 
@@ -82,7 +82,7 @@ def _nodes() -> tuple[int, int]:
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     if (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))) > nodes:
         raise ConfigError(
-            f"SLURM started {tasks} tasks on {nodes} node{'s' * (nodes > 1)}: give "
+            f"SLURM started {tasks} tasks on {nodes} node{'s' * (nodes > 1)}: set "
             "hydra.launcher.tasks_per_node=1; each task starts its node's processes"
         )
     return nodes, int(os.environ.get("SLURM_NODEID", "0")) if nodes > 1 else 0

@@ -26,11 +26,11 @@ def take_old(arguments: Sequence[str]) -> list[str]:
     if not given:
         return rest
     if not all(given):
-        raise ConfigError(f"{FLAG}: give the path of a config of the older form")
+        raise ConfigError(f"{FLAG}: pass the path of a config of the older form")
     if len(given) > 1:
-        raise ConfigError(f"{FLAG} is given more than once: {', '.join(given)}; give one file")
+        raise ConfigError(f"{FLAG} is given more than once: {', '.join(given)}; pass one file")
     if other := next((a for a in rest if a.lstrip("+").startswith("experiment=")), None):
-        raise ConfigError(f"{FLAG} {given[0]} and {other}: give one of them")
+        raise ConfigError(f"{FLAG} {given[0]} and {other}: use one of them")
     # Imported here: other runs do not need the YAML library.
     from lamina.legacy.experiment_file import experiment, experiment_name
     from lamina.legacy.form import resolve

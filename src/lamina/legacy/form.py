@@ -73,13 +73,13 @@ def _values(merged: dict[str, Entry]) -> tuple[dict[str, Any], list[str]]:
 def _contradictions(path: Path, merged: dict[str, Entry], values: dict[str, Any]) -> list[str]:
     problems = []
     if "model_type" not in merged:
-        problems.append(f"{path}: model_type is missing: give {either(MODEL_TYPES)}")
+        problems.append(f"{path}: model_type is missing: use {either(MODEL_TYPES)}")
     for model_type, key in (("dropped", "layer_to_drop"), ("pruned", "keep_layers")):
         if values.get("model_type") == model_type and values.get(key, key) is None:
             where = merged[key].file
             problems.append(f"{where}: {key}=null: model_type={model_type} needs a whole number")
     if values.get("fp16") and values.get("bf16"):
-        problems.append(f"{path}: fp16=true and bf16=true: give one of them")
+        problems.append(f"{path}: fp16=true and bf16=true: set only one of them")
     return problems
 
 
@@ -126,7 +126,7 @@ def _reports(entry: Entry) -> tuple[str, ...]:
     given = entry.value if isinstance(entry.value, list) else [entry.text]
     names = tuple(dict.fromkeys(str(name) for name in given))
     if not set(names) <= set(REPORTS) or ("none" in names and len(names) > 1):
-        raise ConfigError(f"give {either(REPORTS)}, or a list of them without none")
+        raise ConfigError(f"use {either(REPORTS)}, or a list of them without none")
     return ("tensorboard", "wandb") if "all" in names else names
 
 
@@ -134,7 +134,7 @@ def _choice(allowed: tuple[str, ...]) -> Kind:
     def chosen(entry: Entry) -> str:
         # The text as written: YAML reads no as false.
         if entry.text not in allowed:
-            raise ConfigError(f"give {either(allowed)}{did_you_mean(entry.text or '', allowed)}")
+            raise ConfigError(f"use {either(allowed)}{did_you_mean(entry.text or '', allowed)}")
         return entry.text
 
     return chosen

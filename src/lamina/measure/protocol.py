@@ -188,7 +188,7 @@ def baseline(record: Record, protocol: Protocol, untouched: ModelRef) -> None:
         loss = distributed.from_first(entry.content["loss"] if entry.content else None)
         if loss is None:
             logger.info("evaluating %s, untouched", untouched.name)
-            with memory_errors("the untouched model", lambda: "give evaluation.baseline=false"):
+            with memory_errors("the untouched model", lambda: "set evaluation.baseline=false"):
                 loss = figures(untouched, replace(protocol, prompts=())).losses.mean()
             entry.content = {"loss": loss}
     record.measured(baseline_eval_loss=loss)

@@ -40,7 +40,7 @@ def refuse_what_does_not_fit(content: dict[str, Any], output_dir: str) -> None:
         raise ConfigError(
             f"output_dir={output_dir}: {footprint['checkpoints']} checkpoints and final/ take "
             f"{format_bytes(footprint['disk'])}, {format_bytes(footprint['free_disk'])} are free: "
-            "lower save_total_limit, or give another output_dir"
+            "lower save_total_limit, or use another output_dir"
         )
 
 

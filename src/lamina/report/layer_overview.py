@@ -46,7 +46,7 @@ def overview(given: str) -> RenderableType:
     folder = Path(given).expanduser()
     if folder.exists() and not any((folder / name).is_file() for name in SHOWN_FILES):
         what = "holds no model, run or sweep" if folder.is_dir() else "is a file"
-        raise ConfigError(f"{given} {what}: give a hub id, or the folder of a model, run or sweep")
+        raise ConfigError(f"{given} {what}: pass a hub id, or the folder of a model, run or sweep")
     if (folder / RESULT_FILE).is_file() or (folder / MANIFEST_FILE).is_file():
         return _of_run(finished_run(given))
     source = resolve(given)

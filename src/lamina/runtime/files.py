@@ -121,7 +121,7 @@ def unwritable(path: Path, reason: str, key: str | None = None, needed: int | No
         room += f", {format_bytes(needed)} are needed" if needed is not None else ""
         intact = "earlier checkpoints are intact: " if key == "output_dir" else ""
         return f"{line}; {room}; {intact}make room and start the same command again in that folder"
-    return f"{line}; give another {key}" if key else line
+    return f"{line}; use another {key}" if key else line
 
 
 def write_failure(error: BaseException) -> str | None:

@@ -29,7 +29,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise OutputError(
-            f"{folder} belongs to {_owner(folder)}, which is still running: wait for it, or give "
+            f"{folder} belongs to {_owner(folder)}, which is still running: wait for it, or use "
             f"another {key}"
         ) from error
     owner = {"pid": os.getpid(), "host": socket.gethostname()}

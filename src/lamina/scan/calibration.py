@@ -108,14 +108,14 @@ class Calibration:
         if count < 1:
             raise ConfigError(
                 f"scan.tokens={self.tokens} is less than one window of "
-                f"max_seq_length={self.length} tokens: give more tokens or a shorter window"
+                f"max_seq_length={self.length} tokens: use more tokens or a shorter window"
             )
         # Several sets are drawn from all of the text, so all of it is tokenized.
         found = list(self._cut(split, tokenizer, None if self.sets > 1 else count))
         if len(found) < self.sets:
             raise DataError(
                 f"{split.origin}: its text fills {len(found)} windows of "
-                f"max_seq_length={self.length} tokens, and {self.sets} are needed: give more text "
+                f"max_seq_length={self.length} tokens, and {self.sets} are needed: use more text "
                 "or a shorter window"
             )
         count = min(count, len(found) // self.sets)
@@ -172,7 +172,7 @@ def _row_ids(
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template, which rows with "
-            "messages need: give rows with text"
+            "messages need: use rows with text"
         )
     messages = [message for part in parts for message in part]
     return list(encode_chat(tokenizer, messages)["input_ids"])

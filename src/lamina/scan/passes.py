@@ -36,7 +36,7 @@ class ScanSettings:
     sublayers: bool
     stream: Annotated[
         str,
-        Limit(lambda value: value.lower() in ("auto", "true", "false"), "give auto, true or false"),
+        Limit(lambda value: value.lower() in ("auto", "true", "false"), "use auto, true or false"),
     ]
     memory: Any
     candidates: Annotated[int, AT_LEAST_ONE]
@@ -105,7 +105,7 @@ def budget(
     if fixed + window > limit:
         raise ConfigError(
             f"scan.memory={settings.memory} is too small for "
-            f"{'one layer' if streamed else 'all layers'} and one window of this model: give at "
+            f"{'one layer' if streamed else 'all layers'} and one window of this model: use at "
             f"least {-(-(fixed + window) // 10**8) / 10:.1f}GB"
             + ("" if streamed else ", or scan.stream=true")
         )

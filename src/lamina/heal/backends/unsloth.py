@@ -214,17 +214,17 @@ def unsupported(
     has_gpu = bool(visible_devices())
     if has_gpu and not arguments.get("bf16"):
         yield (
-            "bf16=false, but on a GPU Unsloth computes in bfloat16 anyway: give bf16=true, "
+            "bf16=false, but on a GPU Unsloth computes in bfloat16 anyway: use bf16=true, "
             "or choose backend=transformers"
         )
     if not has_gpu and arguments.get("fp16"):
         yield (
-            "trainer.args.fp16=true, but on a CPU Unsloth computes in bfloat16 instead: give "
+            "trainer.args.fp16=true, but on a CPU Unsloth computes in bfloat16 instead: use "
             "bf16=true, or choose backend=transformers"
         )
     if not has_gpu and (optimizer := arguments.get("optim")) in CPU_OPTIMIZERS:
         yield (
-            f"optim={optimizer}, but on a CPU Unsloth uses adamw_torch_fused instead: give that, "
+            f"optim={optimizer}, but on a CPU Unsloth uses adamw_torch_fused instead: use that, "
             "or choose backend=transformers"
         )
 
