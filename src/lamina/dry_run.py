@@ -53,7 +53,7 @@ ONE_STEP = {
 
 
 def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
-    """Print what a run of so many processes would do and need; write it to dry_run.json."""
+    """Print what a run of `processes` would do and need; write it to `folder`/dry_run.json."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
     from rich.console import Console
@@ -76,7 +76,7 @@ def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
 
 
 def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
-    """Do what a run does up to its first step, or raise its error; return dry_run.json."""
+    """Do what a run does up to its first step, errors included; return dry_run.json's content."""
     plan(experiment)
     args = {**experiment.trainer.args, **ONE_STEP}
     one_step = replace(experiment, trainer=replace(experiment.trainer, args=args))
@@ -90,8 +90,8 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
         model = load(experiment, tokenizer)
         form = experiment.export.form_of(experiment.plan, model, experiment.adapter.name)
         parameters, longest = model.num_parameters(), longest_rows(experiment, rows)
-        own = one_step.arguments(scratch)
-        trainer = one_step.build_trainer(model, tokenizer, longest, own, [])
+        step_arguments = one_step.arguments(scratch)
+        trainer = one_step.build_trainer(model, tokenizer, longest, step_arguments, [])
         step = take_step(experiment, trainer)
         steps = total_steps(len(packs["train"]), arguments, processes)
         shown = rows.train.rows.select(range(min(SAMPLE_ROWS, len(rows.train.rows))))
@@ -144,10 +144,10 @@ def footprint_of(
     steps: int,
     free: int,
 ) -> dict[str, int]:
-    """Return the memory and disk that the run takes, in bytes, after its trainer took a step.
+    """Return the memory and disk space that the run takes, in bytes, once its trainer took a step.
 
-    The run has so many optimizer steps; `free` bytes of memory were free before the model was
-    loaded.
+    `form` is what final/ holds, `steps` counts the run's optimizer steps, and `free` is the memory
+    in bytes that was free before the model was loaded. `scratch` takes temporary files.
     """
     model, is_full = trainer.model, form == "model"
     weights = weight_bytes(model.parameters()) + scale_bytes(model)
@@ -177,7 +177,7 @@ def footprint_of(
 
 
 def spans(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
-    """Return a row's text, special tokens included, in pieces that are trained or not."""
+    """Return a row's text, special tokens included, split where training starts or stops."""
     marked = list(zip(row["input_ids"], row["labels"], strict=True))
     groups = groupby(marked, key=lambda pair: pair[1] != IGNORED)
     return [

@@ -135,7 +135,7 @@ class Experiment(Parameters):
     def arguments(self, folder: Path) -> "SFTConfig":
         """Return TRL's arguments for training with checkpoints in `folder`.
 
-        A ConfigError if TRL refuses one, or the model does not support the attention or kernels.
+        Raises ConfigError if TRL refuses one, or the model lacks the attention or the kernels.
         """
         arguments = self.trainer.arguments(folder, sharded=self.sharded, liger=self.liger)
         if distributed.world_size() > 1:
@@ -156,14 +156,14 @@ class Experiment(Parameters):
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Seed the generators, quiet the libraries, and advise if loading runs out of memory."""
+        """Seed the generators, silence the libraries, advise if loading runs out of memory."""
         with prepared(self.seed, self.num_threads), self.memory_advice():
             yield
 
     def memory_advice(
         self, trainer: "TokenLossTrainer | None" = None
     ) -> AbstractContextManager[None]:
-        """Advise on settings if memory runs out: in training, or without a trainer, in loading."""
+        """Advise on settings if memory runs out: in training or, without a trainer, in loading."""
         if trainer is not None:
             return memory_errors("the training", lambda: advice(self._memory(trainer.model)))
         if self.plan.source is None:
@@ -182,12 +182,12 @@ class Experiment(Parameters):
         return self._memory(reduction(self.plan.source, self.plan.kept_layers).blueprint)
 
     def load_unquantized(self) -> "PreTrainedModel":
-        """Load the reduced model in its own type, to merge a qlora adapter into."""
+        """Load the reduced model without quantization, to merge a qlora adapter into it."""
         assert self.plan.source is not None
         return loading.load_model(self.plan.source, self.plan.kept_layers, dtype=self.torch_dtype)
 
     def context(self, record: Record, start: Start) -> Context:
-        """Return what loggers and callbacks may use of the run."""
+        """Return what loggers and callbacks may know about the run."""
         return Context(
             run_dir=Path(self.run_dir).absolute(),
             logging_dir=self.log_folder,
@@ -233,14 +233,14 @@ class Experiment(Parameters):
 
     @property
     def untouched(self) -> ModelRef:
-        """The larger model."""
+        """The model that layers are removed from, with all of them."""
         return self._ref(range(self.plan.num_layers))
 
     @property
     def reduced(self) -> ModelRef | None:
         """The reduced model to load and measure before healing; None to measure the one in memory.
 
-        That one differs if the backend patched its class or has kernels for four-bit weights.
+        The one in memory differs if the backend patched its class or has its own 4-bit kernels.
         """
         own_kernels = self.adapter.in_4bit and self.backend.has_4bit_kernels
         if self.plan.source is None or not (self.backend.patches_model_classes or own_kernels):
@@ -260,7 +260,7 @@ class Experiment(Parameters):
 
     @property
     def reduced_metrics(self) -> list[str]:
-        """Metrics to record the loss before healing as; the baseline too if every layer stays."""
+        """Names to record the loss before healing under: also the baseline's if all layers stay."""
         is_whole = self.plan.source is not None and not self.plan.is_reduced
         wanted = {
             "reduced_eval_loss": self.evaluation.reduced,

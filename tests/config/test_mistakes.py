@@ -12,7 +12,7 @@ from tests.forked import Server
 TARGETS = (
     "targets begin with lamina., trl., peft., transformers., torch.optim., torch.utils.tensorboard."
 )
-VARIANTS = "There are dropped, layers, original, pruned, scratch."
+VARIANTS = "The options are dropped, layers, original, pruned, scratch."
 
 MISTAKES = {
     # Layers.
@@ -42,24 +42,24 @@ MISTAKES = {
     # Options.
     "model=prunned": f"model=prunned: no such option; did you mean pruned?\n{VARIANTS}",
     "experiment=quikstart": "experiment=quikstart: no such option; did you mean quickstart?\n"
-    "There are dropped, dropped_lora, original, original_lora, pruned, pruned_lora, quickstart, "
-    "reference.",
+    "The options are dropped, dropped_lora, original, original_lora, pruned, pruned_lora, "
+    "quickstart, reference.",
     "adapter=null": "adapter=null: choose dora, full, lora or qlora",
     "callbacks=null": "callbacks=null: choose default, early_stopping or none",
     "backend=transformer": "backend=transformer: no such option; did you mean transformers?\n"
-    "There are auto, transformers, unsloth.",
+    "The options are auto, transformers, unsloth.",
     # Keys.
     "learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",
     "++learnig_rate=1": "learnig_rate=1: no such key; did you mean learning_rate?",
     "keep_layers=3": "keep_layers=3: no such key; did you mean depth.keep_layers?",
-    "lora.rank=3": "lora.rank=3: no such key; there is r or alpha",
+    "lora.rank=3": "lora.rank=3: no such key; use r or alpha",
     "logger=wandb logger.wandb.proj=3": "logger.wandb.proj=3: no such key; did you mean "
     "logger.wandb.project?",
     "++logger.tensorboard.folder=x": "logger.tensorboard.folder=x: no such key",
     "++data.train_row=3": "data.train_row=3: no such key; did you mean train_rows?",
     "callbacks=early_stopping callbacks.early_stopping.patienc=3": "callbacks.early_stopping."
     "patienc=3: no such key; did you mean callbacks.early_stopping.patience?",
-    "hydra.run.folder=x": "hydra.run.folder=x: no such key; there is dir",
+    "hydra.run.folder=x": "hydra.run.folder=x: no such key; use dir",
     "qqqqzzz=1": "qqqqzzz=1: no such key; see docs/parameters.md",
     "use_lora=true": "use_lora=true: no longer a key; choose adapter=lora or adapter=full",
     "report_to=wandb": "report_to=wandb: no longer a key; choose logger=tb, wandb, both or none",
@@ -209,7 +209,7 @@ MISTAKES = {
     "~adapter.r": "adapter.r is missing: set adapter.r=VALUE",
     "~dtype": "dtype is missing: set dtype=VALUE",
     "data=disk data.path=a": "data.path=a: no such folder",
-    "data.max_dropped=2": "data.max_dropped=2.0: use 0 to 1",
+    "data.max_dropped=2": "data.max_dropped=2.0: use a fraction from 0 to 1",
     "experiment": "experiment: not of the form NAME=VALUE (quote values with commas or brackets)",
     "model_name=./nowhere": "model_name=./nowhere: no such folder",
     "model_name=${nowhere}": "model_name: refers to nowhere, which does not exist",
@@ -241,9 +241,9 @@ MISTAKES = {
 IN_A_FILE = {
     "lerning_rate: 1": "conf file experiment/mine: lerning_rate: no such key; did you mean "
     "learning_rate?",
-    "lora: {rank: 4}": "conf file experiment/mine: lora.rank: no such key; there is r or alpha",
+    "lora: {rank: 4}": "conf file experiment/mine: lora.rank: no such key; use r or alpha",
     "trainer: {callbaks: {a: {b: 3}}}": "conf file experiment/mine: trainer.callbaks: no such key; "
-    "there is args",
+    "use args",
     "max_steps: ten": "conf file experiment/mine: max_steps=ten: expected a whole number",
     "trainer: {args: {optim: sdg, max_grad_nrom: 1}}\nlearning_rate: 0": "trainer.args.optim=sdg: "
     "not one of its 41 choices; did you mean sgd?\n"
@@ -351,7 +351,7 @@ conf file experiment/mine: learning_rate=fast: expected a number
 conf file experiment/mine: seed=null: set a value
 conf file experiment/mine: lora.rr: no such key; did you mean lora.r?
 conf file experiment/mine: lora.r=2.5: expected a whole number
-conf file experiment/mine: trainer.callbaks: no such key; there is args
+conf file experiment/mine: trainer.callbaks: no such key; use args
 conf file experiment/mine: model.kep_layers: no such key; did you mean model.keep_layers?
 conf file experiment/mine: data=['a']: a group of keys; set data.NAME=VALUE
 """

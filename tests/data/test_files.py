@@ -180,7 +180,7 @@ def test_a_damaged_saved_data_set_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         damaged(tmp_path / "missing", Path.unlink).load()
     assert str(refused.value) == (
-        f"data.path={tmp_path / 'missing'}: the saved data set is incomplete, "
+        f"data.path={tmp_path / 'missing'}: the saved data set is incomplete: "
         "data-00000-of-00001.arrow is missing"
     )
     with pytest.raises(DataError, match=r"/cut: the saved data set is damaged \("):

@@ -160,7 +160,7 @@ def test_a_missing_base_is_named(moved: Finished, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("form", "message"),
-    [("merged", "was trained on another model than its base"), ("adapter", "do not fit the model")],
+    [("merged", "was trained on a model other than its base"), ("adapter", "do not fit the model")],
 )
 def test_an_adapter_of_another_base_is_refused(
     moved: Finished, form: str, message: str, tmp_path: Path

@@ -1,4 +1,4 @@
-"""`lamina show`: print a model's or a run's layers, or a sweep's table, and renew its summary."""
+"""`lamina show`: print a model's or a run's layers, or a sweep's table, and rebuild its summary."""
 
 import argparse
 from pathlib import Path

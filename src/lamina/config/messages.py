@@ -17,7 +17,7 @@ from lamina.limits import WHOLE_TOKENS
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 """What Hydra and OmegaConf raise when a config cannot be composed or read."""
 
-DERIVED = {
+REPLACED_KEYS = {
     "use_lora": "choose adapter=lora or adapter=full",
     "report_to": "choose logger=tb, wandb, both or none",
 }
@@ -86,7 +86,7 @@ def not_a_group(key: str, value: Any) -> str:
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
     """Say that a group lacks an option, and list those that it has."""
     advice = did_you_mean(option, options)
-    return f"{group}={option}: no such option{advice}\nThere are {', '.join(options)}."
+    return f"{group}={option}: no such option{advice}\nThe options are {', '.join(options)}."
 
 
 def _unknown_key(dotted: str, written: str, settings: str, known: Sequence[str]) -> str:
@@ -95,8 +95,8 @@ def _unknown_key(dotted: str, written: str, settings: str, known: Sequence[str])
     `written` is the key or the whole argument, `settings` names the class that lacks the key, and
     `known` are all dotted keys of the config.
     """
-    if dotted in DERIVED:
-        return f"{written}: no longer a key; {DERIVED[dotted]}"
+    if dotted in REPLACED_KEYS:
+        return f"{written}: no longer a key; {REPLACED_KEYS[dotted]}"
     group, _, key = dotted.partition(".")
     options = OPTIONS.get(group, {}).items()
     owners = [name for name, option in options if key in _names(option)]
@@ -117,7 +117,7 @@ def _advice(dotted: str, known: Sequence[str]) -> str:
     if guess := did_you_mean(name, names):
         return guess.replace("mean ", f"mean {parent}.") if parent else guess
     if parent and names:
-        return f"; there is {either(names)}"
+        return f"; use {either(names)}"
     same_name = [key for key in known if key.endswith(f".{name}")]
     if same_name or (guess := did_you_mean(dotted, known)):
         return f"; did you mean {same_name[0]}?" if same_name else guess

@@ -38,8 +38,8 @@ def refuse_incomplete(config: DictConfig) -> None:
 def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
     """Return the settings, the problems of binding them, and the keys without a value.
 
-    A ConfigError if nothing more can be checked: an interpolation leads nowhere, a group is a plain
-    value, or a target is not allowed.
+    Raises ConfigError if nothing more can be checked: an interpolation leads nowhere, a group is a
+    plain value, or a target is not allowed.
     """
     try:
         content = OmegaConf.to_container(config, resolve=True)

@@ -78,7 +78,7 @@ GROUPS = ("model", "selector", "adapter", "backend", "data", "trainer", "evaluat
 def schema_of(settings: type) -> type:
     """Derive the schema of a settings class; its target is the class's `of`, if it has one.
 
-    A new class, because OmegaConf makes nodes of frozen dataclasses read-only.
+    It is a new class, because OmegaConf makes nodes of frozen dataclasses read-only.
     """
     name = f"{settings.__module__}.{settings.__qualname__}{'.of' if is_open(settings) else ''}"
     target = ("_target_", str, field(default=name))

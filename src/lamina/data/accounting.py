@@ -80,7 +80,7 @@ class TokenizedSplit:
 
 
 def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> TokenizedSplit:
-    """Drop the rows without a trained token, and count; a DataError if no row is left."""
+    """Drop the rows without a trained token, and count; raises DataError if no row is left."""
     problems = tokenized["problem"][:]  # iterating over the column would decode row by row
     skipped = tuple(
         {**dict(zip(("origin", "row"), split.where(index), strict=True)), "problem": problem}
@@ -116,7 +116,7 @@ def _where(rows: "Dataset", wanted: Sequence[Any]) -> "Dataset":
 def pack_fill(rows: "Dataset", counted: TokenCount, length: int) -> float | None:
     """Return the share of the packs' places that hold a token, 0 to 1; None without packing.
 
-    A ConfigError if the trainer's `rows` have fewer or more tokens than it was given.
+    Raises ConfigError if the trainer's `rows` have fewer or more tokens than it was given.
     """
     import pyarrow.compute as compute
 

@@ -1,6 +1,6 @@
 """The cache of prepared rows, kept by the `datasets` library for all jobs that share it.
 
-Every file lies in HF_DATASETS_CACHE, never beside the user's own data.
+Every file is in HF_DATASETS_CACHE, never beside the user's own data.
 """
 
 import os
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 PROTOCOL = 1
-"""What cached rows are: raise it when code changes how rows are generated, read or tokenized.
+"""Version of the cached rows: raise it when code changes how they are generated or tokenized.
 
 The library identifies code by name alone; without a new number it would return the old rows.
 """
 
 LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers", "trl")
-"""They read, render, tokenize and pack rows."""
+"""Read, render, tokenize and pack rows; a new version of one makes new rows."""
 
 
 def cached_rows(
@@ -33,7 +33,7 @@ def cached_rows(
     """Return the rows that a generator yields, from the cache if its arguments are the same.
 
     The library writes to a temporary name, renames, and locks the file against other processes.
-    `generate`, a module's function, is called with `arguments`, which identify the rows, and
+    `generate`, a module-level function, is called with `arguments`, which identify the rows, and
     `protocol`; its errors are raised here.
     """
     from datasets import Dataset, disable_progress_bars

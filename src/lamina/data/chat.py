@@ -31,7 +31,7 @@ def encode_chat(
 def training_template(tokenizer: "PreTrainedTokenizerBase", loss_on: str) -> str | None:
     """Return a chat template that marks the assistant's tokens; None: use the tokenizer's own.
 
-    A ConfigError if there is none that trains the assistant's tokens and their end.
+    Raises ConfigError if there is none that trains the assistant's tokens and their end.
     """
     from trl.chat_template_utils import (
         get_training_chat_template,

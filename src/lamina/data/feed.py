@@ -45,7 +45,7 @@ class Feed:
         return {"train": self.train.as_dict(), "eval": self.eval.as_dict()}
 
     def packed(self, made: "Mapping[str, Dataset]", length: int) -> dict[str, dict[str, Any]]:
-        """Return the counts and pack_fill; a ConfigError if the trainer's rows, `made`, are cut."""
+        """Return the counts and pack_fill; raises ConfigError if `made`, TRL's rows, are cut."""
         return {
             name: {**split.as_dict(), "pack_fill": pack_fill(made[name], split.count, length)}
             for name, split in (("train", self.train), ("eval", self.eval))

@@ -56,7 +56,7 @@ def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...
 
 
 def find_files(key: str, name: str, kind: str) -> list[Path]:
-    """Return a path's files, unread; a DataError if there are none or one is empty."""
+    """Return a path's files, unread; raises DataError if there are none or one is empty."""
     path = Path(name).expanduser()
     if path.is_dir():
         paths = sorted(entry for entry in path.iterdir() if entry.suffix == f".{kind}")

@@ -139,8 +139,8 @@ class Conversion:
 def conversion_of(columns: Sequence[str], names: Mapping[str, str], place: str) -> Conversion:
     """Recognise the one form that fits a data set's columns and uses all `names`, data.columns.
 
-    `place` is where the columns were found. A DataError if no form fits, or several do, or a column
-    of `names` does not exist.
+    `place` is where the columns were found. Raises DataError if no form fits, or several do,
+    or a column of `names` does not exist.
     """
     for column, name in names.items():
         if name not in columns:

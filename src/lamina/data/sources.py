@@ -1,4 +1,4 @@
-"""Data sources: each loads a training and an evaluation split, but does not look into rows."""
+"""Data sources: each loads a training and an evaluation split, but does not inspect rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ MaxTrainSamples = Annotated[
     int | None, Limit(lambda value: value >= 1, "use 1 or more, or null for all rows")
 ]
 LossOn = Annotated[str, one_of("auto", "assistant", "completion", "all")]
-MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "use 0 to 1")]
+MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "use a fraction from 0 to 1")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class Rows:
     eval_fraction: float
     max_train_samples: MaxTrainSamples
     columns: dict[str, str | None]
-    """The data set's name of each column of a form in `lamina.data.forms`; None if it is the same,
-    or if there is no such column."""
+    """By column of the forms in `lamina.data.forms`: its name in the data set. None if the name is
+    the same, or the data set lacks the column."""
 
     loss_on: LossOn
     on_bad_row: Annotated[str, one_of("error", "skip")]
@@ -81,7 +81,7 @@ class Files(Rows):
                 find_files(key, name, self.format)
 
     def load(self) -> Splits:
-        """Read the files; a DataError if one is missing, empty or unreadable as a whole."""
+        """Read the files; raises DataError if one is missing, empty or unreadable as a whole."""
         train = self._read("data.train", self.train)
         return self.splits(train, self._read("data.eval", self.eval) if self.eval else None)
 
@@ -92,14 +92,14 @@ class Files(Rows):
 
 @dataclass(frozen=True, kw_only=True)
 class Hub(Rows):
-    """A data set of the hub."""
+    """A data set on the hub."""
 
     name: str
     config: str | None
     train: str
 
     def load(self) -> Splits:
-        """Download the splits, or take them from the cache; a DataError if neither works."""
+        """Download the splits, or take them from the cache; raises DataError if neither works."""
         import httpx
         from datasets import load_dataset
         from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -137,7 +137,7 @@ class Disk(Rows):
             raise DataError(f"data.path={self.path}: no such folder")
 
     def load(self) -> Splits:
-        """Open the folder; a DataError if it is not a saved data set, damaged or lacks a split."""
+        """Open the folder; raises DataError if it is no readable data set or lacks a split."""
         from datasets import DatasetDict, load_from_disk
 
         self.find()
@@ -189,7 +189,7 @@ def _damage(error: Exception) -> str:
     """Explain why a folder cannot be opened as a saved data set."""
     name = str(getattr(error, "filename", None) or "")
     if name.endswith(".arrow"):
-        return f"the saved data set is incomplete, {Path(name).name} is missing"
+        return f"the saved data set is incomplete: {Path(name).name} is missing"
     if isinstance(error, FileNotFoundError):
         return "not written by save_to_disk"
     return f"the saved data set is damaged ({str(error).splitlines()[0].rstrip('.')})"

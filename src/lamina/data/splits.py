@@ -39,7 +39,7 @@ class Split:
 
     @cached_property
     def conversion(self) -> Conversion:
-        """The conversion that fits the first usable row's columns; a DataError if none does."""
+        """The conversion that fits the first usable row's columns; raises DataError without one."""
         if len(self.rows) == 0:
             raise DataError(f"{self.origin}: no rows")
         if not self.files:
@@ -109,8 +109,8 @@ class Splits:
 def hold_out(split: Split, fraction: float) -> Splits:
     """Divide a split into training and evaluation rows, each in the order of the source.
 
-    The division does not depend on the run's seed, so runs evaluate on the same rows. A DataError
-    if one side would be empty.
+    The division does not depend on the run's seed, so runs evaluate on the same rows. Raises
+    DataError if one side would be empty.
     """
     count = len(split.rows)
     size = round(count * fraction)

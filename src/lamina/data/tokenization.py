@@ -35,9 +35,9 @@ class Tokenization:
     ) -> None:
         """Take the form, which every split must have, from a split's columns.
 
-        `loss_on` is data.loss_on; rows are cut to `max_seq_length` tokens. A DataError if there are
-        no rows or the columns fit no form; a ConfigError if the form or the chat template does not
-        support `loss_on`.
+        `loss_on` is data.loss_on; rows are cut to `max_seq_length` tokens. Raises DataError if
+        there are no rows or the columns fit no form, and ConfigError if the form or the chat
+        template does not support `loss_on`.
         """
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
@@ -59,8 +59,8 @@ class Tokenization:
     def __call__(self, split: Split) -> TokenizedSplit:
         """Tokenize every row of a split.
 
-        A DataError if a row is unusable, or no row has a trained token; a ConfigError if the end of
-        a row's answer would not be trained.
+        Raises DataError if a row is unusable or no row has a trained token, and ConfigError if the
+        end of a row's answer would not be trained.
         """
         if split.conversion.columns != self.columns:
             raise DataError(

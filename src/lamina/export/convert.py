@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 def export(run: str, output: str, form: str, dtype: str | None) -> tuple[str | None, Losses | None]:
     """Write a run's result in another form, and check that it loads as the measured model.
 
-    `run` is a run folder or that of a model that Lamina wrote; the form is merged, a whole model,
-    or adapter, which PEFT loads onto the untouched base; `dtype` is torch's name for the weights'
-    type, None for the one the run measured. Return the weights' type, None if they kept their own,
-    and the losses, None without recorded rows.
+    `run` is the folder of a run, or of a model that Lamina wrote. `form` is merged (a whole model)
+    or adapter (which PEFT loads onto the untouched base). `dtype` is torch's name for the weights'
+    type; None takes the one the run was measured in. Return the weights' type, None if each tensor
+    kept its own, and the losses, None if the run recorded no rows.
 
     Raises:
         ConfigError: There is no such run, or it does not have that form.

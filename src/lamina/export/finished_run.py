@@ -1,4 +1,4 @@
-"""A finished run, read from its files: the layers it kept of a model, and its result."""
+"""A finished run, read from its files: the layers it kept, and its result."""
 
 import json
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class FinishedRun:
     """Content of its lamina.json."""
 
     result: dict[str, Any] | None
-    """Content of result.json; None if the given folder is only a model's."""
+    """Content of result.json; None if the folder has only a model, without its run."""
 
     rows: list[dict[str, Any]]
     """Rows of eval.jsonl, each with final/'s loss; empty without such a file."""
@@ -83,7 +83,7 @@ class FinishedRun:
 
 
 def finished_run(given: str) -> FinishedRun:
-    """Find a run by its folder, or by the folder of its model.
+    """Find a run by its folder, or by final/, the folder of its model.
 
     Raises:
         ConfigError: There is no run, or it did not finish.

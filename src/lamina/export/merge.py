@@ -22,7 +22,7 @@ PREFIX = "base_model.model."
 
 MAGNITUDE, READABLE = "lora_magnitude_vector", "lora_magnitude_vector.weight"
 """Suffixes of DoRA's magnitudes: as PEFT 0.21 writes them, and as both PEFT and transformers 5.17
-read them. transformers leaves the former untrained and only warns."""
+read them. Magnitudes named the first way stay untrained in transformers, which only warns."""
 
 
 def rename_magnitudes(path: Path) -> None:
@@ -47,8 +47,8 @@ class AdapterUpdates:
     config: "LoraConfig"
 
     updates: dict[int | None, dict[str, "torch.Tensor"]]
-    """Tensors by their names in the adapter's file, each layer's as if it were the only one. None
-    holds the tensors outside the layers."""
+    """By 0-based layer (None: outside the layers), tensors by name as in the adapter's file, but
+    all numbered as layer 0: each layer is merged as a model of its own."""
 
     reduction: Reduction
     """The reduced model that the adapter belongs to."""
@@ -57,11 +57,12 @@ class AdapterUpdates:
         """Return one layer's updated weights in float32.
 
         transformers loads the layer as a model of its own, PEFT merges the adapter into it, and
-        transformers returns the weights under their names in the checkpoint. None is for tensors
-        outside the layers; `slices` are the base's, by their names in the reduced checkpoint.
+        transformers returns the weights under their names in the checkpoint. `layer` is 0-based,
+        None for the tensors outside the layers; `slices` are the layer's tensors before merging,
+        and both they and the result have the names of the reduced checkpoint.
 
         Raises:
-            ModelError: The adapter does not fit.
+            ModelError: The adapter does not fit the model.
         """
         import torch
         from transformers.core_model_loading import revert_weight_conversion
@@ -88,7 +89,7 @@ class AdapterUpdates:
 
         try:
             with warnings.catch_warnings():
-                # In a model with experts, a layer without them misses target_parameters.
+                # PEFT warns of missing target_parameters where a layer has no experts.
                 warnings.simplefilter("ignore")
                 wrapped = PeftModel(model, copy(self.config))
             outcome = set_peft_model_state_dict(wrapped, self.updates[layer])
@@ -104,7 +105,7 @@ class AdapterUpdates:
 
     def _other_base(self, reason: str) -> ModelError:
         return ModelError(
-            f"{self.folder}: the adapter was trained on another model than its base ({reason})"
+            f"{self.folder}: the adapter was trained on a model other than its base ({reason})"
         )
 
 
@@ -133,5 +134,5 @@ def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
     found = AdapterUpdates(folder, config, dict(updates), reduced)
     depth = reduced.config.num_hidden_layers
     if beyond := [layer for layer in updates if layer is not None and layer >= depth]:
-        raise found._other_base(f"it changes layer {max(beyond)} of {depth}")
+        raise found._other_base(f"it changes layer {max(beyond)}, but the model has {depth} layers")
     return found

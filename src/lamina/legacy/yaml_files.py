@@ -68,7 +68,7 @@ class OlderFile:
 
 
 def read_chain(path: Path) -> list[OlderFile]:
-    """Read a file and all that it extends, the file itself first; a ConfigError if it cannot."""
+    """Read a file and all that it extends, the file first; raises ConfigError if that fails."""
     chain: list[OlderFile] = []
     following: Path | None = path
     while following is not None:

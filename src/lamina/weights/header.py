@@ -46,10 +46,10 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Read the tensors' names and places, and check them against the file's size.
+    """Read the tensors, by name, and check their offsets against the file's size.
 
     Raises:
-        ValueError: The file is truncated, has bytes that belong to no tensor, or is no safetensors.
+        ValueError: The file is truncated, has bytes that belong to no tensor, or has no header.
     """
     from huggingface_hub import parse_local_safetensors_file_metadata
     from huggingface_hub.errors import SafetensorsParsingError
@@ -74,7 +74,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _begin_of_weights(path: Path) -> int:
-    """Return the offset of the first weight, with the header left in the page cache.
+    """Return the offset of the weights' first byte; leave the header in the page cache.
 
     An ordinary read would start the kernel's readahead: megabytes of dropped layers.
     """

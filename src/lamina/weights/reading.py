@@ -1,7 +1,7 @@
-"""Reading tensors from safetensors files: each once, and no byte besides.
+"""Reading tensors from safetensors files: each byte once, and only those that are needed.
 
 The library's reader maps entire files, or reads an entire tensor where a few rows are enough. This
-one reads exactly the bytes that the header points at.
+one reads exactly the bytes that the header points to.
 """
 
 import json
@@ -44,7 +44,7 @@ class WeightFile:
     """One open safetensors file."""
 
     def __init__(self, path: Path, *, mapped: bool) -> None:
-        """Open a file; with `mapped`, tensors are views of the mapped file instead of copies."""
+        """Open a file; with `mapped`, tensors are views of the memory-mapped file, not copies."""
         self.path = path
         self.descriptor = os.open(path, os.O_RDONLY)
         self.map = mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_COPY) if mapped else None
@@ -59,13 +59,13 @@ class WeightFile:
         os.close(self.descriptor)
 
     def read(self, begin: int, nbytes: int) -> bytearray:
-        """Read a range; see `read_into`."""
+        """Return `nbytes` bytes from offset `begin`; raises what `read_into` does."""
         buffer = bytearray(nbytes)
         self.read_into(memoryview(buffer), begin)
         return buffer
 
     def read_into(self, buffer: memoryview, begin: int) -> None:
-        """Fill a buffer with the file's bytes from offset `begin`.
+        """Fill a buffer with the file's bytes from offset `begin` on.
 
         Raises:
             ModelError: The file has shrunk.
@@ -82,7 +82,7 @@ class WeightFile:
             os.posix_fadvise(self.descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
 
     def view(self, begin: int, nbytes: int) -> mmap.mmap | None:
-        """Prefetch a range and return the map; None if the file is not mapped."""
+        """Prefetch a range; return the map of the whole file, or None if it is not mapped."""
         if self.map is not None and nbytes and hasattr(mmap, "MADV_WILLNEED"):
             page = begin - begin % mmap.PAGESIZE
             for advice in (mmap.MADV_WILLNEED, mmap.MADV_NORMAL):  # under RANDOM every page faults
@@ -91,7 +91,7 @@ class WeightFile:
 
 
 class TensorSlice:
-    """A tensor of a file, read when indexed: `[...]` for all of it, `[start:stop]` for rows."""
+    """A stored tensor, read when indexed: `[...]` for all of it, `[start:stop]` for rows."""
 
     def __init__(self, file: WeightFile, stored: StoredTensor) -> None:
         self.file, self.stored = file, stored
@@ -142,10 +142,10 @@ class TensorSlice:
 def tensor_slices(
     source: Source, mapping: Mapping[str, str], *, mapped: bool = False
 ) -> Iterator[dict[str, TensorSlice]]:
-    """Open a checkpoint's files and give tensors under new names, as slices read when indexed.
+    """Open a checkpoint's files; yield tensors by their new names, as slices read when indexed.
 
-    `mapping` has the new name of each tensor, by its name in the checkpoint. With `mapped`, tensors
-    are views of the mapped files: fastest if they stay as they are, but if their type or device
+    `mapping` maps each tensor's name in the checkpoint to its new name. With `mapped`, tensors are
+    views of the memory-mapped files: fastest if they stay as they are, but if their type or device
     changes, memory holds them twice.
     """
     stored = source.stored(mapping)
@@ -192,7 +192,7 @@ def weights_fingerprint(source: Source) -> str:
 
 
 def identity(source: Source) -> list[str]:
-    """Return what identifies a model: its commit or its weights, and its config."""
+    """Return what identifies a model: its commit and name, or its weights; and its config."""
     weights = [source.revision, source.name] if source.revision else [weights_fingerprint(source)]
     return [*weights, json.dumps(source.config, sort_keys=True)]
 
@@ -209,7 +209,7 @@ def torch_dtype_of(stored: StoredTensor) -> "torch.dtype":
         if stored.dtype == stored_name:
             dtype: torch.dtype = getattr(torch, name)
             return dtype
-    raise ModelError(f"weights of type {stored.dtype} cannot be loaded; start from unpacked ones")
+    raise ModelError(f"weights of type {stored.dtype} cannot be loaded; use an unquantized model")
 
 
 def as_bytes(tensor: "torch.Tensor", dtype: "torch.dtype") -> memoryview:
