@@ -67,7 +67,7 @@ def test_the_cheapest_come_first_and_those_that_change_results_last() -> None:
         "bf16=true",
         "adapter=qlora",
         "max_seq_length=2048",
-        "one layer less",
+        "one layer fewer",
     ]
 
 
@@ -115,14 +115,14 @@ def test_settings_in_use_or_unavailable_are_left_out() -> None:
         chunked_loss=False,
         installed=frozenset(),
     )
-    assert settings(poor) == ["adapter=lora", "max_seq_length=2048", "one layer less"]
+    assert settings(poor) == ["adapter=lora", "max_seq_length=2048", "one layer fewer"]
     processor = replace(LORA, gpus=0, masked=True, chunked_loss=False, computed_bytes=2)
     assert settings(processor) == [
         "per_device_train_batch_size=2 gradient_accumulation_steps=8",
         "gradient_checkpointing=true",
         "adapter=qlora",
         "max_seq_length=2048",
-        "one layer less",
+        "one layer fewer",
     ]
     assert "adapter=qlora" not in settings(replace(processor, adapter="qlora"))
 
@@ -135,7 +135,7 @@ def test_the_effective_batch_stays(batch: int, fewer: int, more: int) -> None:
 
 def test_a_model_that_does_not_load_gets_advice() -> None:
     assert loading_advice(LORA) == (
-        "try, in this order: adapter=qlora (saves about 6.87 GB); one layer less (saves about 490 "
+        "try, in this order: adapter=qlora (saves about 6.87 GB); one layer fewer (saves about 490 "
         "MB)"
     )
     wide = replace(LORA, linear_bytes=4, weights=2 * LORA.weights, installed=frozenset())

@@ -210,8 +210,8 @@ REFUSED = {
     "max_steps: 1.5": "@: max_steps=1.5: expected a whole number",
     "max_steps: null": "@: max_steps=null: expected a whole number; leave the key out for "
     "Lamina's default",
-    "seed: 010": "@: seed=010: YAML reads this as 8: write it in decimal, without zeros",
-    "model_name: [a]": "@: model_name=['a']: expected a text",
+    "seed: 010": "@: seed=010: YAML reads this as 8: write it without leading zeros",
+    "model_name: [a]": "@: model_name=['a']: expected text",
     "model_name: ???": "@: model_name=???: expected a value",
     "eval_strategy: never": "@: eval_strategy=never: use no, steps or epoch",
     "report_to: mlflow": "@: report_to=mlflow: use none, tensorboard, wandb or all, or a list "
@@ -230,8 +230,8 @@ REFUSED = {
     "seed: [1": "@, line 2: invalid YAML: expected ',' or ']', but got '<stream end>'",
     "seed: !!timestamp x": '@, line 2: invalid YAML: failed to construct timestamp from "x"',
     "seed: !!python/name:os.system": "@: seed has a tag: leave it out",
-    "? [a]\n: b": "@: a key must be a text, not a list or a mapping",
-    "<<: {[a]: b}": "@: a key must be a text, not a list or a mapping",
+    "? [a]\n: b": "@: a key must be text, not a list or a mapping",
+    "<<: {[a]: b}": "@: a key must be text, not a list or a mapping",
     "a: &a {<<: *a}": "@: a mapping merges itself with <<",
     "- a": "@, line 2: invalid YAML: expected <block end>, but found '-'",
     "_extends: [a, b]": "@: _extends=['a', 'b']: expected the path of one file",
@@ -315,7 +315,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
         refused = lamina("migrate", path, "--output", output, "--force", cwd=tmp_path)
         assert refused.code == 1
         assert refused.errors == (
-            "error: lab/experiment/old.yaml exists and is kept: use another --output\n"
+            "error: lab/experiment/old.yaml already exists: use another --output\n"
         )
     assert (folder / "old.yaml").read_text() == "mine"
 

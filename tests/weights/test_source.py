@@ -80,7 +80,7 @@ def test_a_shape_that_does_not_fit_its_bytes_is_refused(folder: Path) -> None:
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     first = sorted(sharded.glob("model-*.safetensors"))[0]
     first.unlink()
-    refused(sharded, rf"{first.name} is missing in that folder")
+    refused(sharded, rf"{first.name} is missing from that folder")
 
 
 def test_an_index_with_a_tensor_that_its_file_lacks_is_refused(sharded: Path) -> None:

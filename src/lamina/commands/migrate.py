@@ -51,7 +51,7 @@ def write_experiment(text: str, output: Path, name: str) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise OutputError(f"{error.filename} exists and is kept: use another --output") from error
+        raise OutputError(f"{error.filename} already exists: use another --output") from error
     except OSError as error:
         raise OutputError(f"--output={output}: {error.strerror}: {error.filename}") from error
     return path

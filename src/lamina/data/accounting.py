@@ -116,7 +116,7 @@ def _where(rows: "Dataset", wanted: Sequence[Any]) -> "Dataset":
 def pack_fill(rows: "Dataset", counted: TokenCount, length: int) -> float | None:
     """Return the share of the packs' places that hold a token, 0 to 1; None without packing.
 
-    Raises ConfigError if the trainer's `rows` have fewer or more tokens than it was given.
+    Raises ConfigError if the trainer's `rows` have other tokens than the `counted` ones.
     """
     import pyarrow.compute as compute
 

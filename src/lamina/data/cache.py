@@ -1,7 +1,4 @@
-"""The cache of prepared rows, kept by the `datasets` library for all jobs that share it.
-
-Every file is in HF_DATASETS_CACHE, never beside the user's own data.
-"""
+"""The cache of prepared rows, which all jobs share: files of `datasets` in HF_DATASETS_CACHE."""
 
 import os
 import platform

@@ -14,8 +14,8 @@ def encode_chat(
 ) -> Any:
     """Return `apply_chat_template`'s dictionary with input_ids; `options` are its own.
 
-    A BadRowError if the template refuses the messages: some require alternating turns, some have no
-    system role.
+    Raises BadRowError if the template refuses the messages: some require alternating turns, some
+    have no system role.
     """
     from jinja2 import TemplateError
 

@@ -2,7 +2,7 @@
 
 Each reader yields every row with its number and, for a broken one, the problem. The libraries'
 readers lose one or the other: `datasets` and `pyarrow.json` guess types (a CSV answer of 72 becomes
-a number, a text like a date a date) and stop at the first broken line. `pyarrow.csv` 26 reads all
+a number, text like a date a date) and stop at the first broken line. `pyarrow.csv` 26 reads all
 that follows an unclosed quote as one row and `"a"b` as `ab`, stops at a cell that is not UTF-8, and
 refuses a row longer than its block.
 """
@@ -209,7 +209,7 @@ def _decode(content: bytes, *, is_start: bool) -> str:
 
 
 def _parse_json(text: str) -> Any:
-    """Parse JSON; a ValueError also for NaN and lone surrogates, which Python's parser accepts."""
+    """Parse JSON; refuse NaN and lone surrogates, too, which Python's parser accepts."""
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
         if "\\ud" in text.lower() and SURROGATE.search(json.dumps(content, ensure_ascii=False)):

@@ -86,7 +86,7 @@ class Conversion:
         return " and ".join(map(self._name, self.form))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Convert a row; a BadRowError if a column is missing, empty or of the wrong type."""
+        """Convert a row; raises BadRowError if a column is missing, empty or of the wrong type."""
         values = {}
         for column in self.form:
             name = self._name(column)

@@ -83,7 +83,7 @@ class Tokenization:
         return account(split, tokenized, self.max_seq_length)
 
     def prompt(self, row: dict[str, Any]) -> tuple[str, list[int]]:
-        """Return a question as text, and all tokens before its answer; a BadRowError if none."""
+        """Return a question as text, and all tokens before its answer; raises BadRowError."""
         if "messages" in self.columns:
             turns = list(takewhile(lambda m: m["role"] != "assistant", row["messages"]))
             if not turns:

@@ -167,7 +167,7 @@ def model_class(content: Mapping[str, Any]) -> "type[PreTrainedModel]":
 
 
 def torch_dtype(name: str, *, automatic: str) -> "torch.dtype":
-    """Return the dtype of this name, or of `automatic` if the name is auto."""
+    """Return the torch dtype called `name`, or `automatic` if the name is auto."""
     import torch
 
     dtype: torch.dtype = getattr(torch, automatic if name == "auto" else name)

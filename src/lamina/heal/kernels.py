@@ -36,7 +36,7 @@ LIGER_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
 
 
 def attention_problem(kind: str, dtype: str) -> str | None:
-    """Return why this machine cannot use a kind of attention with weights of a type, or None."""
+    """Return why this machine cannot use an attention `kind` with `dtype` weights, or None."""
     if kind in ("flash", "flex") and not visible_devices():
         return f"attention={kind} needs a GPU: leave it out"
     if kind == "flash" and installed_flash() is None:

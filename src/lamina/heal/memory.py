@@ -252,7 +252,7 @@ def _changing_results(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
     else:
         yield from _quantized(e)
     yield f"max_seq_length={e.length // 2}", e.saved_by(length=e.length // 2)
-    yield "one layer less", (e.held + e.activations) / e.layers
+    yield "one layer fewer", (e.held + e.activations) / e.layers
 
 
 def _quantized(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
@@ -273,7 +273,7 @@ def loading_advice(estimate: MemoryEstimate) -> str:
         if estimate.adapter == "qlora":
             unquantized -= round(estimate.linear_weights * QUANTIZED_BYTES)
         found.append(("dtype=bfloat16", unquantized / 2))
-    found.append(("one layer less", estimate.weights / estimate.layers))
+    found.append(("one layer fewer", estimate.weights / estimate.layers))
     return _listed(found)
 
 

@@ -65,7 +65,7 @@ def packed(splits: "Mapping[str, Dataset]", arguments: "SFTConfig") -> "dict[str
 
 
 def total_steps(sequences: int, arguments: "SFTConfig", processes: int) -> int:
-    """Return the optimizer steps of a training with a number of rows or packs per epoch."""
+    """Return the optimizer steps of a training on `sequences` rows or packs per epoch."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
     return math.ceil(-(-sequences // batch_size(arguments, processes)) * arguments.num_train_epochs)

@@ -148,7 +148,10 @@ class Start:
 def find_start(
     folder: Path, run_dir: Path, resume: str, previous: dict[str, Any], now: dict[str, Any]
 ) -> Start:
-    """Claim a checkpoint folder in the first process, and find in all where the run starts."""
+    """Claim a checkpoint folder in the first process, and find in all where the run starts.
+
+    `previous` is the result.json that the run left before, `now` are its identity and settings.
+    """
     given = given_checkpoint(resume)
     before = {**previous, **previous.get("settings", {})}
     checkpoint = distributed.first_process_first(

@@ -38,7 +38,7 @@ class Layout:
 
 
 def decide_layout(processes: int | str, parallel: str) -> Layout:
-    """Decide, without importing torch, how many processes a run has on all nodes."""
+    """Return the processes on all nodes, without torch: auto is one per device, none is one."""
     nodes, node = _nodes()
     devices = visible_devices()
     if distributed.world_size() > 1:

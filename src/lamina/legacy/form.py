@@ -36,7 +36,7 @@ class OlderForm:
 
 
 def resolve(path: Path, *, drop_unknown: bool = False) -> OlderForm:
-    """Read a file and all that it extends; the child wins. A ConfigError lists all mistakes."""
+    """Read a file and all that it extends; the child wins. One ConfigError names all mistakes."""
     files = read_chain(path)
     merged: dict[str, Entry] = {}
     for older in reversed(files):
@@ -85,7 +85,7 @@ def _contradictions(path: Path, merged: dict[str, Entry], values: dict[str, Any]
 
 def _text(entry: Entry) -> str:
     if entry.text is None:
-        raise ConfigError("expected a text" + _no_null(entry))
+        raise ConfigError("expected text" + _no_null(entry))
     # To OmegaConf this text is a missing value; it cannot be escaped.
     if entry.text == "???":
         raise ConfigError("expected a value")
@@ -101,7 +101,7 @@ def _decimal(entry: Entry, expected: str) -> int | float:
         raise ConfigError("expected a finite number")
     # 010 is 8 to YAML and ten to people.
     if isinstance(entry.value, int | float) and entry.value != number:
-        raise ConfigError(f"YAML reads this as {entry.value}: write it in decimal, without zeros")
+        raise ConfigError(f"YAML reads this as {entry.value}: write it without leading zeros")
     return number
 
 

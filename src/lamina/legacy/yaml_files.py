@@ -1,7 +1,7 @@
 """YAML files of the older form: read with their comments, and with the files they extend.
 
 ruamel.yaml gives each scalar as written. What it means depends on its key: the older loader was
-`yaml.safe_load`, to which `1e-4` is a text, `no` is false and `2024-05-01` is a date.
+`yaml.safe_load`, to which `1e-4` is text, `no` is false and `2024-05-01` is a date.
 """
 
 from collections.abc import Iterator
@@ -85,7 +85,7 @@ def read_chain(path: Path) -> list[OlderFile]:
 
 
 class _AsWritten(VersionedResolver):
-    """Takes every plain scalar for a text."""
+    """Reads every plain scalar as text."""
 
     @override
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
@@ -136,7 +136,7 @@ def _leaves(path: Path, mapping: Any, prefix: str = "") -> Iterator[Leaf]:
     value: Any
     for name, value in mapping.items():
         if not isinstance(name, str):
-            raise ConfigError(f"{path}: a key must be a text, not a list or a mapping")
+            raise ConfigError(f"{path}: a key must be text, not a list or a mapping")
         # A key with a dot is not that of a nested mapping.
         key = prefix + (repr(str(name)) if "." in name else name)
         if isinstance(value, dict) and value and not prefix:

@@ -1,7 +1,6 @@
 """Reading tensors from safetensors files: each byte once, and only those that are needed.
 
-The library's reader maps entire files, or reads an entire tensor where a few rows are enough. This
-one reads exactly the bytes that the header points to.
+The library's own reader maps entire files, or reads an entire tensor where a few rows are enough.
 """
 
 import json

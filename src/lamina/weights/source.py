@@ -137,7 +137,7 @@ class Source:
             return path
         if self.is_local:
             if required:
-                raise ModelError(f"model_name={self.name}: {filename} is missing in that folder")
+                raise ModelError(f"model_name={self.name}: {filename} is missing from that folder")
             return None
         return hub.download(self.name, filename, self.revision, required=required)
 
