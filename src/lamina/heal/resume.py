@@ -33,7 +33,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
 
 @dataclass(frozen=True)
 class GivenCheckpoint:
-    """The checkpoint that resume=PATH gives."""
+    """The checkpoint that resume=PATH names."""
 
     path: str
     """The absolute path, of a checkpoint or of a run folder."""

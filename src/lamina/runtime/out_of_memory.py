@@ -18,7 +18,7 @@ def is_memory_error(error: BaseException) -> bool:
 
 @contextmanager
 def memory_errors(what: str, advice: Callable[[], str]) -> Iterator[None]:
-    """Turn a failed allocation in the body into a TrainingError: `what` does not fit, and advice."""
+    """Turn a failed allocation into a TrainingError: `what` does not fit, and advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
