@@ -193,7 +193,7 @@ def test_a_given_checkpoint_of_another_variant_is_refused(
     assert done.code == 1
     (line,) = done.errors.splitlines()
     assert line.startswith(f"error: resume={pruned.folder}, but {pruned.folder}/checkpoints/pruned")
-    assert line.endswith(": use another resume")
+    assert line.endswith(": use another checkpoint")
     assert done.result["data"] == {}
 
 

@@ -115,7 +115,7 @@ class Start:
     """The parameter."""
 
     resumed_from: str | None
-    """The absolute path that resume=PATH gives, or gave at an earlier start."""
+    """The absolute path that resume=PATH names, or named at an earlier start."""
 
     @property
     def path(self) -> str | None:
@@ -139,7 +139,7 @@ class Start:
             )
 
     def refuse_other_data(self, fingerprint: str) -> None:
-        """Refuse to continue on data with another fingerprint than the checkpoint's."""
+        """Refuse to continue if the data's fingerprint is not the checkpoint's."""
         if self.checkpoint is not None and self.recorded:
             now, before = {"data_fingerprint": fingerprint}, self.recorded["provenance"]
             refuse_changes(self.checkpoint, before, now, self.resume)
@@ -249,7 +249,7 @@ def refuse_changes(
         if (earlier := before.get(key)) not in (value, None):
             raise OutputError(
                 f"resume={resume}, but {checkpoint} has {key}={earlier}, not {value}: "
-                f"{'use another hydra.run.dir' if resume == 'auto' else 'use another resume'}"
+                f"{'use another hydra.run.dir' if resume == 'auto' else 'use another checkpoint'}"
             )
 
 
