@@ -142,7 +142,7 @@ def figures(ref: ModelRef, protocol: Protocol) -> Figures:
 def loaded_figures(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", protocol: Protocol
 ) -> Figures:
-    """Measure a model in memory; processes share the losses, and the first one answers."""
+    """Measure a model in memory; processes share the losses, the first answers the prompts."""
     model, losses = on_device(model), RowLosses((), ())
     if protocol.rows:
         losses = row_losses(model, protocol.rows, max_tokens=protocol.max_tokens)

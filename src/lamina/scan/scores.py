@@ -106,7 +106,7 @@ class Scores:
                 self.kl.setdefault(removal, []).append(math.fsum(values))
 
     def statistics(self, num_layers: int, sets: Sequence[range]) -> Statistics:
-        """Average the sums of a scan that skipped no layer; `sets` are each set's windows."""
+        """Average the sums of a scan that skipped no layer; `sets` are the sets' ranges of windows."""
         full = self.loss[None]
         parts = sorted({kind for kind, _ in self.kl} - {"layer"})
         return Statistics(
@@ -177,7 +177,7 @@ def jaccard(first: set[int], second: set[int]) -> float:
 
 
 def lowest(values: Sequence[float], number: int) -> set[int]:
-    """Return the indices of the smallest values; ties go to the earlier one."""
+    """Return the indices of the `number` smallest values; ties go to the earlier one."""
     return set(sorted(range(len(values)), key=lambda index: (values[index], index))[:number])
 
 
