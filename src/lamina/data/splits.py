@@ -129,7 +129,7 @@ def hold_out(split: Split, fraction: float) -> Splits:
 
 
 def convert(row: dict[str, Any], conversion: Conversion, from_files: bool) -> dict[str, Any]:
-    """Convert a split's row, `from_files` if the split has `files`; raises BadRowError."""
+    """Convert a row, `from_files` if its split has `files`; raises BadRowError if unusable."""
     if not from_files:
         return conversion(row)
     if row["problem"]:

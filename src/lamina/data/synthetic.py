@@ -55,7 +55,7 @@ def recall(rng: random.Random) -> tuple[str, str]:
 
 
 def multi_hop(rng: random.Random) -> tuple[str, str]:
-    """Follow two or three links from a letter, with one other at most; the answer is the path."""
+    """Follow two or three links from a letter; one more may distract; the answer is the path."""
     hops, others = rng.randint(2, 3), rng.randint(0, 1)
     letters = rng.sample(LETTERS, hops + 1 + 2 * others)
     path, rest = letters[: hops + 1], letters[hops + 1 :]

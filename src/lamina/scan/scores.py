@@ -106,7 +106,7 @@ class Scores:
                 self.kl.setdefault(removal, []).append(math.fsum(values))
 
     def statistics(self, num_layers: int, sets: Sequence[range]) -> Statistics:
-        """Average the sums of a scan that skipped no layer; `sets` are the sets' ranges of windows."""
+        """Average the sums of a scan that skipped no layer; `sets` are ranges of windows."""
         full = self.loss[None]
         parts = sorted({kind for kind, _ in self.kl} - {"layer"})
         return Statistics(
