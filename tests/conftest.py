@@ -46,6 +46,7 @@ FOREIGN: dict[str, Any] = {
     "max_train_samples": None,
     "columns": {},
     "loss_on": "auto",
+    "chat_template": None,
     "on_bad_row": "error",
     "max_dropped": 0.01,
 }

@@ -31,6 +31,13 @@ class DataError(LaminaError, ValueError):
     """A data set is missing or empty, or has a row that cannot be used."""
 
 
+class BadRowError(Exception):
+    """An unusable row; the message says what was found and what is expected.
+
+    Whoever knows the row's place turns it into a DataError, or leaves the row out.
+    """
+
+
 class OutputError(LaminaError, OSError):
     """A result cannot be written, or would overwrite the result of another run."""
 

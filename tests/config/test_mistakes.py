@@ -75,6 +75,8 @@ MISTAKES = {
     "trl 1.14.2: set max_seq_length=TOKENS",
     "trainer.args.warmup_ratio=0.1": "trainer.args.warmup_ratio=0.1: not a field of SFTConfig in "
     "trl 1.14.2: set warmup_ratio=SHARE",
+    "trainer.args.chat_template_path=a.jinja": "trainer.args.chat_template_path=a.jinja: "
+    "not set here: set data.chat_template=NAME or FILE",
     "trainer.args.no_cuda=true": "trainer.args.no_cuda=True: not a field of SFTConfig in trl "
     "1.14.2: set trainer.args.use_cpu",
     "trainer.args.group_by_length=true": "trainer.args.group_by_length=True: not a field of "
@@ -158,6 +160,8 @@ MISTAKES = {
     "greedy",
     "export.form=gguf": "export.form=gguf: use auto, adapter, merged or both",
     "data.loss_on=everything": "data.loss_on=everything: use auto, assistant, completion or all",
+    "data.chat_template=own.jinja": "data.chat_template=own.jinja: no such file; use a jinja "
+    "file, chatml, or the name of one of the tokenizer's templates",
     "logger=wandb logger.wandb.mode=sometimes": "logger.wandb.mode=sometimes: use auto, online or "
     "offline",
     "resume=maybe": "resume=maybe: no such folder; use auto, never, or the folder of a run "

@@ -86,7 +86,7 @@ def test_a_file_changed_without_a_new_size_or_time_is_read_again(rows: Path) -> 
 def test_generated_rows_are_cached_by_number_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def generated(**changes: Any) -> list[str]:
         given = {"train_rows": 20, "eval_rows": 10, "seed": 1, **changes}
-        return made(Synthetic(**given, loss_on="auto", max_dropped=0.01))
+        return made(Synthetic(**given, loss_on="auto", chat_template=None, max_dropped=0.01))
 
     first = generated()
     monkeypatch.setattr(synthetic, "generate", None)
@@ -104,7 +104,8 @@ config.HF_DATASETS_CACHE = Path(sys.argv[1])
 from lamina.data.sources import Synthetic
 from lamina.data.feed import feed
 from lamina.data.byte_tokenizer import build_tokenizer
-data = Synthetic(train_rows=300, eval_rows=30, seed=1, loss_on="auto", max_dropped=0.01)
+own = dict(train_rows=300, eval_rows=30, seed=1)
+data = Synthetic(**own, loss_on="auto", chat_template=None, max_dropped=0.01)
 fed = feed(data, build_tokenizer(), max_seq_length=64, num_prompts=1)
 print([file["filename"] for side in (fed.train, fed.eval) for file in side.rows.cache_files])
 """
@@ -148,7 +149,9 @@ def test_a_killed_process_leaves_no_partial_rows(tmp_path: Path) -> None:
     for name, after in (("synthetic.split_of", 100), ("tokenization.Tokenization.row", 250)):
         dying = FEED.replace("data =", DIE.format(name=name, after=after) + "data =")
         assert ended(dying) == (-signal.SIGKILL, [])
-    data = Synthetic(train_rows=300, eval_rows=30, seed=1, loss_on="auto", max_dropped=0.01)
+    data = Synthetic(
+        train_rows=300, eval_rows=30, seed=1, loss_on="auto", chat_template=None, max_dropped=0.01
+    )
     fed = feed(data, build_tokenizer(), max_seq_length=64, num_prompts=1)
     assert ended(FEED) == (0, [row["input_ids"] for row in fed.train.rows])
 

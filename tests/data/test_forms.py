@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from lamina.data.forms import BadRowError, conversion_of
-from lamina.errors import DataError
+from lamina.data.forms import conversion_of
+from lamina.errors import BadRowError, DataError
 
 CHAT = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
 SAID = [{"from": "human", "value": "2+2"}, {"from": "gpt", "value": "4"}]
@@ -19,7 +19,7 @@ SYSTEM = {"role": "system", "content": "Count."}
     ("row", "read"),
     [
         ({"messages": CHAT}, {"messages": CHAT, "tools": None}),
-        ({"messages": CHAT, "tools": []}, {"messages": CHAT, "tools": []}),
+        ({"messages": CHAT, "tools": []}, {"messages": CHAT, "tools": None}),
         ({"conversations": SAID}, {"messages": CHAT, "tools": None}),
         ({"conversations": CHAT}, {"messages": CHAT, "tools": None}),
         (
@@ -117,7 +117,7 @@ NO_ROLE = {"role": "narrator", "content": "a"}
         ),
         (
             {"messages": [NO_ROLE, *CHAT]},
-            "message 1 has the role 'narrator'; expected system, developer, user, assistant or",
+            "message 1 has the role 'narrator'; expected system, developer, user, assistant, tool",
         ),
         (
             {"conversations": [{"from": "narrator", "value": "a"}]},
@@ -131,7 +131,7 @@ NO_ROLE = {"role": "narrator", "content": "a"}
         ),
         (
             {"messages": [*CHAT, {"role": "user", "content": ["a"]}]},
-            "message 3 has list as content; expected text",
+            "message 3 has the part 'a' in its content; expected text, or parts of type text",
         ),
         ({"instruction": "a", "input": 3, "output": "b"}, "column 'input' holds int; expected te"),
     ],

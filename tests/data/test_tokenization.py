@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from tokenizers import processors
+from transformers import PreTrainedTokenizerBase
 
 from lamina.data.accounting import TokenizedSplit, pack_fill
 from lamina.data.byte_tokenizer import build_tokenizer
@@ -104,7 +106,10 @@ def test_the_prompt_ends_where_the_answer_begins() -> None:
         ({"text": None}, "row 2: column 'text' is empty or missing"),
         ({"messages": []}, "row 2: column 'messages' is empty or missing"),
         ({"messages": TURNS[:2]}, "row 2: no message in column 'messages' has the role assistant"),
-        ({"messages": [{"role": "assistant", "content": None}]}, "row 2: message 1 has no role"),
+        (
+            {"messages": [{"role": "assistant", "content": None}]},
+            "row 2: message 1 is .* expected an object with",
+        ),
         ({"messages": [{"role": "assistant"}]}, "row 2: message 1 is .* expected an object with"),
         ({"prompt": "a", "completion": None}, "row 2: column 'completion' is empty or missing"),
     ],
@@ -125,12 +130,14 @@ def test_loss_on_the_assistant_needs_messages() -> None:
         trained(split({"text": "a"}), "assistant")
 
 
-def test_a_template_without_marks_is_refused_with_a_way_out() -> None:
+def test_a_template_that_never_ends_an_answer_is_refused_with_a_way_out() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     rows = split({"messages": TURNS})
-    with pytest.raises(ConfigError, match=r"choose data\.loss_on=all"):
-        Tokenization(tokenizer, "auto", 64, rows)
+    with pytest.raises(
+        ConfigError, match=r"ends an answer would not be trained.*or set data\.chat"
+    ):
+        Tokenization(tokenizer, "auto", 64, rows)(rows)
     assert Tokenization(tokenizer, "all", 64, rows)(rows).count.rows == 1
 
 
@@ -225,6 +232,50 @@ def test_a_row_whose_answer_does_not_end_is_refused() -> None:
     rows = split(chat(2), chat(9))
     with pytest.raises(ConfigError, match=r"^rows\.jsonl, row 2: the token that ends an answer"):
         Tokenization(tokenizer, "auto", 64, rows)(rows)
+
+
+def bounded_tokenizer() -> PreTrainedTokenizerBase:
+    """Return a tokenizer that adds a start and an end token to every text."""
+    tokenizer = build_tokenizer()
+    tokenizer.bos_token = "<|pad|>"
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|pad|>", "<|im_end|>")}
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|pad|> $A <|im_end|>", special_tokens=list(ids.items())
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "answer"),
+    [
+        ({"text": "copy A"}, "<|pad|>copy A<|im_end|>", "copy A<|im_end|>"),
+        ({"text": "<|pad|>copy A<|im_end|>"}, "<|pad|>copy A<|im_end|>", "copy A<|im_end|>"),
+        ({"prompt": "copy A", "completion": "A"}, "<|pad|>copy AA<|im_end|>", "A<|im_end|>"),
+        (
+            {"prompt": "<|pad|>copy A", "completion": "A<|im_end|>"},
+            "<|pad|>copy AA<|im_end|>",
+            "A<|im_end|>",
+        ),
+        (
+            {"messages": TURNS[3:]},
+            "<|im_start|>user\ncopy AB<|im_end|>\n<|im_start|>assistant\nAB<|im_end|>\n",
+            "AB<|im_end|>",
+        ),
+    ],
+)
+@pytest.mark.parametrize("pad", ["<|pad|>", "<|im_end|>"])
+def test_one_start_and_one_end_token_are_kept(
+    row: dict[str, Any], text: str, answer: str, pad: str
+) -> None:
+    tokenizer = bounded_tokenizer()
+    tokenizer.pad_token = pad
+    tokenize = Tokenization(tokenizer, "auto", 64, split(row))
+    done = tokenize(split(row)).rows[0]
+    places = [i for i, label in enumerate(done["labels"]) if label != IGNORED and i > 0]
+    assert tokenizer.decode(done["input_ids"]) == text
+    assert tokenizer.decode([done["input_ids"][i] for i in places]) == answer
+    if "prompt" in row:
+        assert tokenizer.decode(tokenize.prompt(row)[1]) == "<|pad|>copy A"
 
 
 def test_the_pack_fill_is_the_share_of_places_with_a_token() -> None:

@@ -72,6 +72,7 @@ said = []
 for name, config, split in json.loads(sys.argv[1]):
     keys = dict(name=name, config=config, train=split, eval=None, eval_fraction=0.2, loss_on="auto")
     keys |= dict(max_train_samples=None, columns={}, on_bad_row="error", max_dropped=0.01)
+    keys |= dict(chat_template=None)
     try:
         said.append(f"{len(Hub(**keys).load().eval.rows)} rows")
     except DataError as error:

@@ -53,7 +53,7 @@ TRAINER_ADVICE = {
     "set kernels=liger": "use_liger_kernel use_liger",
     "Lamina loads the model: set model_name, dtype and backend": "model_init_kwargs",
     "code of a model's repository is never run": "trust_remote_code",
-    "the chat template is the model's own": "chat_template_path",
+    "set data.chat_template=NAME or FILE": "chat_template_path",
     "the tokenizer is the model's own": "eos_token pad_token",
     "Lamina tokenizes the rows: choose data=jsonl, hub or disk": (
         "dataset_text_field dataset_kwargs dataset_num_proc"

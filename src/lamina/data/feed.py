@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.accounting import TokenizedSplit, pack_fill
+from lamina.data.chat.template import choose_template
 from lamina.data.sources import DataSource
 from lamina.data.tokenization import Tokenization
 from lamina.measure.results import ROWS_FILE, SKIPPED_FILE
@@ -68,6 +69,8 @@ def feed(
 ) -> Feed:
     """Load a data set and tokenize it; rows are cut to max_seq_length tokens.
 
+    The tokenizer gets the template of data.chat_template, which is saved with it.
+
     Raises:
         DataError: The data set is missing, empty or has an unusable row, or truncation drops too
             many tokens.
@@ -75,6 +78,7 @@ def feed(
     """
     from datasets import disable_progress_bars, enable_progress_bars
 
+    choose_template(tokenizer, data.chat_template)
     splits = data.load()
     is_long = len(splits.train.rows) + len(splits.eval.rows) >= LONG
     (enable_progress_bars if is_long else disable_progress_bars)()

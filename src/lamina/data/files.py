@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.cache import cached_rows
+from lamina.data.chat.messages import without_nulls
 from lamina.errors import DataError
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def _parquet(path: Path, named: str) -> Iterator[Read]:
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     number += 1
+                    row = {name: without_nulls(cell) for name, cell in row.items()}
                     yield number, json.loads(json.dumps(row, default=_as_object)), None
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamina.errors import DataError, did_you_mean, either
+from lamina.data.chat.messages import read_messages, read_tools
+from lamina.errors import BadRowError, DataError, did_you_mean
 
 TRAINED: dict[str, tuple[str, ...]] = {
     "assistant": ("messages",),
@@ -37,27 +38,11 @@ OPTIONAL: dict[tuple[str, ...], tuple[str, ...]] = {
 
 EXPECTED = ", or ".join(" and ".join(form) for form in FORMS)
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-
-SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-}
-"""Role of each `from` in a conversation."""
-
 LISTS = ("messages", "conversations")
 """Columns of messages; all others but `EITHER` hold text."""
 
 EITHER = ("prompt", "completion", "response")
 """Columns of text or messages."""
-
-
-class BadRowError(Exception):
-    """An unusable row; the message says what was found and what is expected."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +90,12 @@ class Conversion:
 
     def _chat(self, values: dict[str, Any]) -> dict[str, Any]:
         column = self.form[0]
-        messages = values[column]
-        if column == "conversations":
-            messages = [_message(turn, number) for number, turn in enumerate(messages, 1)]
-            if system := values["system"]:
-                _check_filled(self._name("system"), system, values, (str,))
-                messages = [{"role": "system", "content": system}, *messages]
-        _check_messages(messages)
+        messages = read_messages(values[column])
+        if system := values.get("system"):
+            _check_filled(self._name("system"), system, values, (str,))
+            messages = [{"role": "system", "content": system}, *messages]
         _check_answered(messages, self._name(column))
-        return {"messages": messages, "tools": values["tools"]}
+        return {"messages": messages, "tools": read_tools(values["tools"], self._name("tools"))}
 
     def _pair(self, values: dict[str, Any]) -> dict[str, Any]:
         prompt, completion = (values[column] for column in self.form)
@@ -130,8 +112,7 @@ class Conversion:
                 "expected the same in both"
             )
         if isinstance(prompt, list):
-            _check_messages(prompt)
-            _check_messages(completion)
+            prompt, completion = read_messages(prompt), read_messages(completion)
             _check_answered(completion, names[1])
         return {"prompt": prompt, "completion": completion}
 
@@ -176,18 +157,6 @@ def _types(column: str) -> tuple[type, ...]:
     return (str, list) if column in EITHER else (str,)
 
 
-def _message(turn: Any, number: int) -> Any:
-    """Convert a conversation's turn; `_check_messages` reports one that is something else."""
-    if not isinstance(turn, dict) or turn.get("from") is None:
-        return turn
-    speaker = turn["from"]
-    if speaker not in SPEAKERS:
-        raise BadRowError(
-            f"message {number} is from {str(speaker)[:40]!r}; expected {', '.join(SPEAKERS)}"
-        )
-    return {"role": SPEAKERS[speaker], "content": turn.get("value")}
-
-
 def _check_filled(name: str, value: Any, row: dict[str, Any], types: tuple[type, ...]) -> None:
     expected = " or ".join("text" if each is str else "a list of messages" for each in types)
     blank = isinstance(value, str) and not value.strip()
@@ -200,37 +169,13 @@ def _check_filled(name: str, value: Any, row: dict[str, Any], types: tuple[type,
         raise BadRowError(f"column {name!r} holds {type(value).__name__}; expected {expected}")
 
 
-def _check_messages(messages: list[Any]) -> None:
-    """Refuse messages that a chat template would drop or render as something else."""
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise BadRowError(
-                f"message {number} is {_excerpt(message)}; expected an object with role and content"
-            )
-        role, content = message["role"], message["content"]
-        if role is None or (content is None and not message.get("tool_calls")):
-            raise BadRowError(f"message {number} has no role or no content; expected both as text")
-        if role not in ROLES:
-            allowed = either(ROLES)
-            raise BadRowError(f"message {number} has the role {_excerpt(role)}; expected {allowed}")
-        if content is not None and not isinstance(content, str):
-            raise BadRowError(
-                f"message {number} has {type(content).__name__} as content; expected text"
-            )
-
-
 def _check_answered(messages: list[dict[str, Any]], name: str) -> None:
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
         raise BadRowError(
             f"no message in column {name!r} has the role assistant; expected at least one"
         )
-    if not any((each["content"] or "").strip() or each.get("tool_calls") for each in answers):
+    if not any(each["content"].strip() or each.get("tool_calls") for each in answers):
         raise BadRowError(
             f"no assistant message in column {name!r} has text; expected at least one"
         )
-
-
-def _excerpt(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -23,6 +23,20 @@ MaxTrainSamples = Annotated[
     int | None, Limit(lambda value: value >= 1, "use 1 or more, or null for all rows")
 ]
 LossOn = Annotated[str, one_of("auto", "assistant", "completion", "all")]
+
+
+def _may_exist(template: str) -> bool:
+    path = Path(template).expanduser()
+    return path.is_file() or not (path.suffix or path.parent.name)
+
+
+Template = Annotated[
+    str | None,
+    Limit(
+        _may_exist,
+        "no such file; use a jinja file, chatml, or the name of one of the tokenizer's templates",
+    ),
+]
 MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "use a fraction from 0 to 1")]
 
 
@@ -38,6 +52,9 @@ class Rows:
     the same, or the data set lacks the column."""
 
     loss_on: LossOn
+    chat_template: Template
+    """Name of one of the tokenizer's templates, chatml, or a jinja file; None: the tokenizer's."""
+
     on_bad_row: Annotated[str, one_of("error", "skip")]
     max_dropped: MaxDropped
 
@@ -167,6 +184,7 @@ class Synthetic:
     eval_rows: Annotated[int, AT_LEAST_ONE]
     seed: int
     loss_on: LossOn
+    chat_template: Template
     max_dropped: MaxDropped
 
     def find(self) -> None:
@@ -182,7 +200,7 @@ class Synthetic:
 
 
 DataSource = Files | Hub | Disk | Synthetic
-"""Anything with `find`, `load`, `loss_on` and `max_dropped`."""
+"""Anything with `find`, `load`, `loss_on`, `chat_template` and `max_dropped`."""
 
 
 def _damage(error: Exception) -> str:

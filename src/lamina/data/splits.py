@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lamina.data.forms import BadRowError, Conversion, conversion_of
-from lamina.errors import DataError
+from lamina.data.chat.messages import without_nulls
+from lamina.data.forms import Conversion, conversion_of
+from lamina.errors import BadRowError, DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,7 +132,7 @@ def hold_out(split: Split, fraction: float) -> Splits:
 def convert(row: dict[str, Any], conversion: Conversion, from_files: bool) -> dict[str, Any]:
     """Convert a row, `from_files` if its split has `files`; raises BadRowError if unusable."""
     if not from_files:
-        return conversion(row)
+        return conversion({name: without_nulls(cell) for name, cell in row.items()})
     if row["problem"]:
         raise BadRowError(row["problem"])
     return conversion(row["content"])

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.data.accounting import TokenizedSplit, account
 from lamina.data.cache import cached_map
-from lamina.data.chat import encode_chat, training_template
-from lamina.data.forms import BadRowError, Conversion
+from lamina.data.chat.mask import assistant_mask
+from lamina.data.chat.template import ChatTemplate, marked_template, own_template
+from lamina.data.forms import Conversion
 from lamina.data.splits import Split, convert
-from lamina.errors import ConfigError, DataError
+from lamina.errors import BadRowError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -49,9 +50,9 @@ class Tokenization:
                 f"data.loss_on={loss_on}, but {split.origin} has {split.conversion.description}: "
                 f"use auto, all{'' if default == 'all' else ' or ' + default}"
             )
-        self.template = None
+        self.marked = marked_template(tokenizer) if self.loss_on == "assistant" else None
         if default == "assistant":
-            self.template = training_template(tokenizer, self.loss_on)
+            own_template(tokenizer)  # refuse a tokenizer without one before a row is read
         ends = {*tokenizer.get_added_vocab().values(), tokenizer.eos_token_id} - {None}
         unchecked = self.columns == ("messages",) and self.loss_on == "all"
         self.ends = frozenset() if unchecked else frozenset(ends)
@@ -89,13 +90,13 @@ class Tokenization:
             if not turns:
                 raise BadRowError("the first message is the assistant's; expected another before")
             text = turns[-1]["content"]
-            return text, list(self._chat(turns, add_generation_prompt=True)["input_ids"])
+            return text, self._prompt_ids(turns, row.get("tools"))
         if "prompt" in self.columns:
             prompt = row["prompt"]
             text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
             return text, self._prompt_ids(prompt)
-        ids = self.tokenizer(row["text"])["input_ids"][: self.max_seq_length]
-        ids = list(ids[: max(1, len(ids) // 2)])
+        ids = encode_text(self.tokenizer, row["text"])[: self.max_seq_length]
+        ids = ids[: max(1, len(ids) // 2)]
         return self.tokenizer.decode(ids), ids
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -142,19 +143,23 @@ class Tokenization:
             return {"input_ids": [], "labels": [], **none, "problem": str(error)}
 
     def _messages(self, row: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
+        messages, tools, chat = row["messages"], row.get("tools"), self._chat
         masked = self.loss_on == "assistant"
-        encoded = self._chat(
-            row["messages"], tools=row.get("tools"), return_assistant_tokens_mask=masked
-        )
+        chat.refuse_lost(messages, tools, reasoning=masked)
+        if masked and not self.marked:
+            return assistant_mask(chat, messages, tools, self.ends)
+        encoded = chat.encode(messages, tools=tools, return_assistant_tokens_mask=masked)
         ids = encoded["input_ids"]
         return ids, encoded["assistant_masks"] if masked else [1] * len(ids)
 
     def _completion(self, row: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
         prompt_ids = self._prompt_ids(row["prompt"])
         if isinstance(row["prompt"], str):
-            ids = self.tokenizer(self._ended(row["prompt"] + row["completion"]))["input_ids"]
+            ids = encode_text(self.tokenizer, self._ended(row["prompt"] + row["completion"]))
         else:
-            ids = self._chat(row["prompt"] + row["completion"])["input_ids"]
+            messages = row["prompt"] + row["completion"]
+            self._chat.refuse_lost(messages, None, reasoning=self.loss_on != "all")
+            ids = self._chat.encode(messages)["input_ids"]
         if self.loss_on == "all":
             return ids, [1] * len(ids)
         # Tokens may merge across the boundary: the completion starts where the two first differ.
@@ -163,20 +168,27 @@ class Tokenization:
         return ids, [0] * start + [1] * (len(ids) - start)
 
     def _text(self, row: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
-        ids = self.tokenizer(self._ended(row["text"]))["input_ids"]
+        ids = encode_text(self.tokenizer, self._ended(row["text"]))
         return ids, [1] * len(ids)
 
-    def _prompt_ids(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
-        return list(self._chat(prompt, add_generation_prompt=True)["input_ids"])
+    def _prompt_ids(self, prompt: Any, tools: list[dict[str, Any]] | None = None) -> list[int]:
+        if not isinstance(prompt, str):
+            encoded = self._chat.encode(prompt, tools=tools, add_generation_prompt=True)
+            return list(encoded["input_ids"])
+        ids = encode_text(self.tokenizer, prompt)
+        end = self.tokenizer.eos_token_id
+        is_added = len(ids) > 1 and ids[-1] == end and not self._is_ended(prompt)
+        return ids[:-1] if is_added else ids
 
-    def _chat(self, messages: list[dict[str, Any]], **options: Any) -> Any:
-        return encode_chat(self.tokenizer, messages, chat_template=self.template, **options)
+    @property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, self.marked or own_template(self.tokenizer))
 
     def _ended(self, text: str) -> str:
-        end = self.tokenizer.eos_token or ""
-        return text if text.endswith(end) else text + end
+        return text if self._is_ended(text) else text + (self.tokenizer.eos_token or "")
+
+    def _is_ended(self, text: str) -> bool:
+        return text.endswith(self.tokenizer.eos_token or "")
 
     def _ends_are_trained(self, ids: Sequence[int], mask: Sequence[int], is_chat: bool) -> bool:
         """Whether the token that ends an answer is trained: without it no model learns to stop.
@@ -203,8 +215,19 @@ class Tokenization:
                 f"{split.place(unended.index(True))}: the token that ends an answer would not be "
                 "trained, so the model would not learn to stop; the tokenizer of "
                 f"{self.tokenizer.name_or_path} has eos_token={self.tokenizer.eos_token}: use "
-                "a model whose tokenizer or chat template ends an answer with it"
+                "a model whose tokenizer or chat template ends an answer with it, or set "
+                "data.chat_template"
             )
+
+
+def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Tokenize text; where it has a start or end token and the tokenizer adds one, one is kept."""
+    ids = list(tokenizer(text)["input_ids"])
+    while len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        del ids[0]
+    while len(ids) > 1 and ids[-1] == ids[-2] == tokenizer.eos_token_id:
+        del ids[-1]
+    return ids
 
 
 def _features() -> "Features":

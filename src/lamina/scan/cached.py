@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from lamina.data.chat.template import choose_template
 from lamina.data.sources import DataSource, Synthetic
 from lamina.depth.loading import load_model, load_tokenizer
 from lamina.depth.reduction import decoder_stack
@@ -132,7 +133,8 @@ class CachedScores(LayerScores):
             apart=self.settings.rows == "apart",
             loss_on=self.data.loss_on,
         )
-        return calibration.windows(self.data.load().train, load_tokenizer(self.source))
+        tokenizer = choose_template(load_tokenizer(self.source), self.data.chat_template)
+        return calibration.windows(self.data.load().train, tokenizer)
 
     @cached_property
     def _folder(self) -> Path:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from lamina.data.chat import encode_chat
+from lamina.data.chat.template import ChatTemplate, own_template
 from lamina.data.splits import Split
-from lamina.data.tokenization import IGNORED, Tokenization
+from lamina.data.tokenization import IGNORED, Tokenization, encode_text
 from lamina.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -168,11 +168,6 @@ def _row_ids(
 ) -> list[int]:
     parts = [row[column] for column in columns]
     if all(isinstance(part, str) for part in parts):
-        return list(tokenizer("".join(parts))["input_ids"])
-    if tokenizer.chat_template is None:
-        raise ConfigError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template, which rows with "
-            "messages need: use rows with text"
-        )
+        return encode_text(tokenizer, "".join(parts))
     messages = [message for part in parts for message in part]
-    return list(encode_chat(tokenizer, messages)["input_ids"])
+    return list(ChatTemplate(tokenizer, own_template(tokenizer)).encode(messages)["input_ids"])

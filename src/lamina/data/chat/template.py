@@ -1,0 +1,191 @@
+"""The chat template that renders a row's messages: which one it is, and what it must not lose."""
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.data.byte_tokenizer import CHAT_TEMPLATE, END, START
+from lamina.errors import BadRowError, ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[dict[str, Any]]
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields in which a message has the thinking that precedes its content."""
+
+ADVICE = "set data.chat_template to a template that does"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """One jinja text with the tokenizer that it writes for."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    text: str
+
+    def __str__(self) -> str:
+        """Return its name in errors."""
+        return f"the chat template of {self.tokenizer.name_or_path}"
+
+    def encode(self, messages: Messages, **options: Any) -> Any:
+        """Return `apply_chat_template`'s dictionary with input_ids; `options` are its own.
+
+        Raises BadRowError if the template refuses the messages: some require alternating turns,
+        some have no system role.
+        """
+        return self._apply(messages, tokenize=True, return_dict=True, **options)
+
+    def render(
+        self, messages: Messages, tools: list[dict[str, Any]] | None, *, prompt: bool = False
+    ) -> str:
+        """Return the messages as text, with `prompt` followed by what begins the next answer."""
+        text = self._apply(messages, tools=tools, add_generation_prompt=prompt, tokenize=False)
+        return str(text)
+
+    def ids(self, text: str) -> list[int]:
+        """Tokenize rendered text; the template has written all special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def refuse_lost(
+        self, messages: Messages, tools: list[dict[str, Any]] | None, *, reasoning: bool
+    ) -> None:
+        """Refuse a row of which the template leaves something out without a word.
+
+        Raises BadRowError if the text is the same without the tools, a tool call, a message of the
+        system, the developer or a tool or, with `reasoning`, the thinking before an answer.
+        """
+        fields = ("tool_calls", *(REASONING if reasoning else ()))
+        usual = ("user", "assistant")
+        if not tools and not any(
+            message["role"] not in usual or any(map(message.get, fields)) for message in messages
+        ):
+            return
+        text = self.render(messages, tools)
+        if tools and self._writes(text, messages, None):
+            raise BadRowError(f"{self} does not write the row's tools; {ADVICE}")
+        for number, message in enumerate(messages, 1):
+            before, after = messages[: number - 1], messages[number:]
+            for key in filter(message.get, fields):
+                rest = {name: value for name, value in message.items() if name != key}
+                if self._writes(text, [*before, rest, *after], tools):
+                    raise BadRowError(f"{self} does not write {key} of message {number}; {ADVICE}")
+            role = message["role"]
+            is_written = role in usual or message["content"].strip() in text
+            if not is_written and self._writes(text, [*before, *after], tools):
+                raise BadRowError(f"{self} does not write message {number}, role {role}; {ADVICE}")
+
+    def _writes(self, text: str, messages: Messages, tools: list[dict[str, Any]] | None) -> bool:
+        try:
+            return self.render(messages, tools) == text
+        except BadRowError:
+            return False
+
+    def _apply(self, messages: Messages, **options: Any) -> Any:
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), chat_template=self.text, **options
+            )
+        except _failures() as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BadRowError(
+                f"the model's chat template refuses these messages ({reason}); expected roles and "
+                "an order that it supports"
+            ) from error
+
+
+def choose_template(
+    tokenizer: "PreTrainedTokenizerBase", name: str | None
+) -> "PreTrainedTokenizerBase":
+    """Set a tokenizer's template to the one of data.chat_template, which is then saved with it.
+
+    Raises ConfigError if there is no such template, or the tokenizer lacks its tokens.
+    """
+    if name is None:
+        return tokenizer
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if name in named:
+        text = named[name]
+    elif name == "chatml":
+        missing = [token for token in (START, END) if token not in tokenizer.get_vocab()]
+        if missing:
+            raise ConfigError(
+                f"data.chat_template=chatml: the tokenizer of {tokenizer.name_or_path} has no "
+                f"token {' or '.join(missing)}; use a jinja file that ends turns with "
+                f"{tokenizer.eos_token}"
+            )
+        text = CHAT_TEMPLATE
+    else:
+        text = _read(name, [*named, "chatml"])
+    tokenizer.chat_template = text
+    return tokenizer
+
+
+def own_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return a tokenizer's template, of several named ones `default`; raises ConfigError."""
+    found = tokenizer.chat_template
+    if found is None:
+        raise ConfigError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template, which rows with "
+            "messages need: set data.chat_template, use rows with text, or a model tuned for chat"
+        )
+    if isinstance(found, dict):
+        if "default" not in found:
+            raise ConfigError(
+                f"the tokenizer of {tokenizer.name_or_path} has the chat templates "
+                f"{', '.join(found)} and no default: set data.chat_template to one of them"
+            )
+        return str(found["default"])
+    return str(found)
+
+
+def marked_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Return a template that marks the assistant's tokens and their end, if there is one.
+
+    It is the tokenizer's own, or TRL's training form of it, which TRL knows by the exact text.
+    """
+    from trl.chat_template_utils import (
+        get_training_chat_template,
+        has_generation_markers,
+        is_chat_template_stop_token_trained,
+    )
+
+    own = own_template(tokenizer)
+    text = own if has_generation_markers(own) else None
+    if text is None:
+        single = copy(tokenizer)
+        single.chat_template = own
+        try:
+            text = get_training_chat_template(single)
+        except _failures():  # TRL tries the template on a tool call
+            return None
+    trained = is_chat_template_stop_token_trained(tokenizer, chat_template=text)
+    return text if trained else None
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return how a template fails on messages that it does not expect."""
+    from jinja2 import TemplateError
+
+    return TemplateError, TypeError, ValueError, LookupError, AttributeError
+
+
+def _read(name: str, named: list[str]) -> str:
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    key = f"data.chat_template={name}"
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{key}: no such file or template; use {', '.join(named)} or a file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        _compile_jinja_template(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: not UTF-8; use a jinja file in UTF-8") from error
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"{key}, line {error.lineno}: not a jinja template ({error})") from error
+    return text
