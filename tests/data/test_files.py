@@ -45,6 +45,20 @@ def test_every_kind_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     assert read(write(tmp_path / f"rows.{kind}", ROWS)) == ROWS
 
 
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_numbers_keep_all_their_digits(tmp_path: Path, kind: str) -> None:
+    """The library's own type for JSON fails beyond 64 bits and rounds to nine decimals."""
+    numbers = {"id": 10**30, "least": -(2**63) - 1, "share": 0.12345678901234568}
+    call = {"type": "function", "function": {"name": "f", "arguments": numbers}}
+    chat = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    path = write(tmp_path / f"rows.{kind}", [{"messages": chat, **numbers}] * 2)
+    for row in read(path):
+        assert row["messages"][1]["tool_calls"][0]["function"]["arguments"] == numbers
+
+
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / kind

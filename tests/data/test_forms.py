@@ -98,6 +98,57 @@ def test_columns_that_fit_no_form_are_reported(
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        ({"messages": CHAT, "rejected": CHAT}, "messages"),
+        ({"messages": CHAT, "chosen": CHAT, "rejected": CHAT}, "messages"),
+        ({"messages": CHAT, "rejected_response": "5"}, "messages"),
+        ({"conversations": SAID, "chosen": SAID[1], "rejected": SAID[1]}, "conversations"),
+        ({"instruction": "2+2", "output": "4", "rejected": "5"}, "instruction and output"),
+        (
+            {"prompt": "2+2", "completion": "4", "non_preferred_output": "5"},
+            "prompt and completion",
+        ),
+    ],
+)
+def test_preferences_are_not_taken_for_answers(row: dict[str, Any], form: str) -> None:
+    """Rows for DPO name the columns to train, or are refused."""
+    names = {column: column for column in form.split(" and ")}
+    given = ", ".join(f"{column}: {column}" for column in names)
+    worse = next(column for column in row if column.startswith(("rejected", "non_")))
+    with pytest.raises(DataError) as refused:
+        conversion_of(list(row), {}, "a.csv, row 1")
+    assert str(refused.value) == (
+        f"a.csv, row 1: found columns {', '.join(row)}; with {worse}, they are preferences (DPO), "
+        f"which are not trained on; to train on {form} alone, set 'data.columns={{{given}}}'"
+    )
+    plain = {column: row[column] for column in names}
+    read = conversion_of(list(row), names, "a.csv, row 1")(row)
+    assert read == conversion_of(list(plain), {}, "a.csv, row 1")(plain)
+
+
+@pytest.mark.parametrize("row", [{"messages": CHAT}, {"conversations": SAID}, PAIR])
+@pytest.mark.parametrize("column", ["label", "kto_tag"])
+def test_an_answer_that_is_called_bad_is_not_trained(row: dict[str, Any], column: str) -> None:
+    """Rows for KTO, whose labels a CSV file holds as text."""
+    conversion = conversion_of([*row, column], {}, "a.csv, row 1")
+    for good in (True, "True", None, 3, "maths"):
+        assert conversion({**row, column: good}) == conversion(row)
+    for bad in (False, "False", "false"):
+        with pytest.raises(BadRowError) as refused:
+            conversion({**row, column: bad})
+        assert str(refused.value) == (
+            f"column '{column}' is false, as beside a bad answer (KTO), which training would "
+            "teach; expected good answers alone (data.on_bad_row=skip leaves out the others)"
+        )
+
+
+def test_labels_of_plain_text_are_no_judgement() -> None:
+    row = {"text": "2+2", "label": False}
+    assert conversion_of(list(row), {}, "a.csv, row 1")(row) == {"text": "2+2"}
+
+
 NO_ROLE = {"role": "narrator", "content": "a"}
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
@@ -15,10 +16,16 @@ from transformers import (
 )
 
 from lamina.data.byte_tokenizer import build_tokenizer
-from lamina.depth.loading import load_model, load_tokenizer, new_model
+from lamina.depth.loading import (
+    load_model,
+    load_tokenizer,
+    new_model,
+    refuse_long_sequences,
+    refuse_unknown_tokens,
+)
 from lamina.depth.plan import make_plan
 from lamina.depth.variants import Original
-from lamina.errors import ModelError
+from lamina.errors import ConfigError, ModelError
 from lamina.weights import reading
 from lamina.weights.source import resolve
 from tests.conftest import no_scores
@@ -150,8 +157,96 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         load_model(resolve(str(tmp_path)), (0, 1), dtype=torch.float32)
 
 
+MISFITS = {
+    "lm_head.weight": {"lm_head.weight": None},
+    "model.norm.weight": {
+        "model.norm.weight": None,
+        "transformer.norm.weight": "model.norm.weight",
+    },
+    "model.extra.weight": {"model.extra.weight": "model.norm.weight"},
+    "model.embed_tokens.weight": {"model.embed_tokens.weight": "model.norm.weight"},
+}
+"""By the first tensor that does not fit: new names and the tensors that get them, None for none."""
+
+
+@pytest.mark.parametrize("kept", [range(6), (0, 1, 4)], ids=["original", "pruned"])
+@pytest.mark.parametrize("first", MISFITS)
+def test_weights_that_do_not_fit_are_refused_with_and_without_all_layers(
+    first: str, kept: tuple[int, ...], tmp_path: Path
+) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE, tie_word_embeddings=False)).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    before = load_file(path)
+    after = {**before, **{new: old and before[old].clone() for new, old in MISFITS[first].items()}}
+    save_file({k: v for k, v in after.items() if v is not None}, path, {"format": "pt"})
+    count = 2 if "transformer.norm.weight" in after else 1
+    with pytest.raises(ModelError) as refused:
+        load_model(resolve(str(tmp_path)), kept, dtype=torch.float32)
+    assert str(refused.value) == (
+        f"model_name={tmp_path}: {count} tensors do not fit the model (first: {first}): the "
+        "checkpoint and its config.json disagree"
+    )
+
+
+def test_heads_for_multi_token_prediction_are_no_misfits(tmp_path: Path) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE)).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["mtp.norm.weight"] = tensors["model.norm.weight"].clone()
+    save_file(tensors, path, {"format": "pt"})
+    load_model(resolve(str(tmp_path)), range(6), dtype=torch.float32)
+
+
+def test_an_architecture_that_transformers_lacks_is_named(tmp_path: Path) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE)).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "qwen33"}))
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*model type `qwen33`"):
+        load_model(resolve(str(tmp_path)), range(6), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_sequences_longer_than_learned_positions_are_refused(
+    model_type: str, tmp_path: Path
+) -> None:
+    sizes = {**SIZE, "max_position_embeddings": 64, "ffn_dim": 24, "word_embed_proj_dim": 16}
+    if model_type == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 6, "n_head": 4, "n_positions": 64, "vocab_size": 64}
+    config = AutoConfig.for_model(model_type, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    source = resolve(str(tmp_path))
+    refuse_long_sequences(source, 64)
+    with pytest.raises(ConfigError) as refused:
+        refuse_long_sequences(source, 65)
+    assert str(refused.value) == (
+        f"max_seq_length=65: this {model_type} has learned positions for 64 tokens: use 64 or less"
+    )
+
+
+def test_computed_positions_have_no_limit(tmp_path: Path) -> None:
+    config = Qwen3Config(**SIZE, max_position_embeddings=64)
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    refuse_long_sequences(resolve(str(tmp_path)), 4096)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_if_the_text_shows_it(
+    tmp_path: Path,
+) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE)).save_pretrained(tmp_path)
+    source, tokenizer = resolve(str(tmp_path)), build_tokenizer()
+    refuse_unknown_tokens(source, tokenizer, [[3, 63], []])
+    with pytest.raises(ModelError) as refused:
+        refuse_unknown_tokens(source, tokenizer, [[3, 64], [5]])
+    assert str(refused.value) == (
+        f"model_name={tmp_path}: its tokenizer has {len(tokenizer)} tokens, its embedding 64, and "
+        f"token 64 ({tokenizer.decode([64])}) is used: take the tokenizer that the model was "
+        "trained with, or enlarge the embedding with transformers' resize_token_embeddings first"
+    )
+
+
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2}))
+    content = {"model_type": "llama", "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match="no safetensors weights"):
         make_plan(Original(), str(tmp_path), no_scores)
     with pytest.raises(ModelError, match="no usable tokenizer"):

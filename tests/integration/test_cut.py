@@ -1,13 +1,15 @@
 """lamina cut: a reduced checkpoint from the command line, with all that belongs to a model."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import REFERENCE, environment, lamina
@@ -180,3 +182,38 @@ def test_a_damaged_source_leaves_nothing_behind(tmp_path: Path) -> None:
     assert done.code == 1
     assert "model.safetensors is truncated or corrupt" in done.errors
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_every_chat_template_is_copied(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(REFERENCE, source)
+    (source / "additional_chat_templates").mkdir()
+    further = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text(further)
+    given = (f"model_name={source}", "model=dropped", "model.layer_to_drop=2", "output=out")
+    done = lamina("cut", *given, cwd=tmp_path)
+    assert (done.code, done.errors) == (0, "")
+    templates = AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    assert templates["tool_use"] == further
+    assert templates == AutoTokenizer.from_pretrained(source).chat_template
+
+
+@pytest.mark.parametrize("differs", [True, False])
+def test_config_json_says_whether_embedding_and_head_are_tied(
+    differs: bool, tmp_path: Path
+) -> None:
+    """Some checkpoints hold a head of their own beside tie_word_embeddings=true."""
+    source = tmp_path / "source"
+    shutil.copytree(REFERENCE, source)
+    tensors = load_file(source / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    head[-1] += differs
+    save_file({**tensors, "lm_head.weight": head}, source / "model.safetensors", {"format": "pt"})
+    for given in (("model=dropped", "model.layer_to_drop=2"), ("model=original",)):
+        output = "-".join(given).replace("=", "-")
+        done = lamina("cut", f"model_name={source}", *given, f"output={output}", cwd=tmp_path)
+        assert done.code == 0, done.errors
+        config = json.loads((tmp_path / output / "config.json").read_text())
+        assert config["tie_word_embeddings"] is not differs
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / output)
+        assert torch.equal(model.lm_head.weight, head)

@@ -45,6 +45,13 @@ EITHER = ("prompt", "completion", "response")
 """Columns of text or messages."""
 
 
+WORSE = ("rejected", "non_preferred")
+"""Beginnings of names of columns with the worse of two answers, as in DPO."""
+
+JUDGED = ("label", "kto_tag")
+"""Columns that are false beside a bad answer, as in KTO."""
+
+
 @dataclass(frozen=True)
 class Conversion:
     """Converts rows of one form."""
@@ -73,6 +80,8 @@ class Conversion:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Convert a row; raises BadRowError if a column is missing, empty or of the wrong type."""
         values = {}
+        if self.form != ("text",):
+            _refuse_bad_answer(row, self.names)
         for column in self.form:
             name = self._name(column)
             _check_filled(name, row.get(name), row, _types(column))
@@ -135,9 +144,16 @@ def conversion_of(columns: Sequence[str], names: Mapping[str, str], place: str) 
         for form in FORMS
         if present.issuperset(form) and {*form, *OPTIONAL.get(form, ())}.issuperset(names)
     ]
+    found = f"{place}: found columns {', '.join(columns)}"
+    worse = [column for column in columns if column.startswith(WORSE)]
+    if fitting and worse and not names.keys() & {*fitting[0]}:
+        form = ", ".join(f"{column}: {column}" for column in fitting[0])
+        raise DataError(
+            f"{found}; with {worse[0]}, they are preferences (DPO), which are not trained on; to "
+            f"train on {' and '.join(fitting[0])} alone, set 'data.columns={{{form}}}'"
+        )
     if len(fitting) == 1:
         return Conversion(fitting[0], dict(names))
-    found = f"{place}: found columns {', '.join(columns)}"
     if fitting:
         choices = ", or ".join(" and ".join(form) for form in fitting)
         first = ", ".join(f"{column}: {names.get(column, column)}" for column in fitting[0])
@@ -155,6 +171,15 @@ def _types(column: str) -> tuple[type, ...]:
     if column in LISTS:
         return (list,)
     return (str, list) if column in EITHER else (str,)
+
+
+def _refuse_bad_answer(row: dict[str, Any], names: Mapping[str, str]) -> None:
+    for name in JUDGED:
+        if str(row.get(name)).lower() == "false" and name not in names.values():
+            raise BadRowError(
+                f"column {name!r} is false, as beside a bad answer (KTO), which training would "
+                "teach; expected good answers alone (data.on_bad_row=skip leaves out the others)"
+            )
 
 
 def _check_filled(name: str, value: Any, row: dict[str, Any], types: tuple[type, ...]) -> None:

@@ -1,5 +1,6 @@
 """Splits of a data set: rows with their places in the source, and how they are converted."""
 
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,7 +51,8 @@ class Split:
             try:
                 if row["problem"]:
                     raise self.error(index, row["problem"])
-                return conversion_of(list(row["content"]), self.names, self.place(index))
+                columns = list(json.loads(row["content"]))
+                return conversion_of(columns, self.names, self.place(index))
             except DataError as error:
                 first = first or error
                 if not self.skips:
@@ -135,4 +137,4 @@ def convert(row: dict[str, Any], conversion: Conversion, from_files: bool) -> di
         return conversion({name: without_nulls(cell) for name, cell in row.items()})
     if row["problem"]:
         raise BadRowError(row["problem"])
-    return conversion(row["content"])
+    return conversion(json.loads(row["content"]))

@@ -1,20 +1,26 @@
 """Load a model with only its kept layers: the dropped ones are never read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.quantization import quantization
 from lamina.depth.reduction import Reduction, blueprint, reduction, with_derived_lists
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
-from lamina.depth.tensor_names import kept_tensors, with_layer
-from lamina.errors import ModelError, did_you_mean
+from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
+from lamina.errors import ConfigError, ModelError, did_you_mean
+from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
 from lamina.weights.source import Source, read_json, resolve
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+POSITIONS = ("n_positions", "max_position_embeddings")
+"""Names in config.json of the longest sequence."""
+
+DISAGREEMENT = "the checkpoint and its config.json disagree"
 
 
 def load_model(
@@ -35,8 +41,6 @@ def load_model(
         ModelError: Weights are missing or unreadable, do not fit the smaller model, or removal is
             not exact.
     """
-    from transformers import AutoModelForCausalLM
-
     settings: dict[str, Any] = {"dtype": dtype}
     if device != "cpu" or in_4bit:
         settings["device_map"] = {"": device}
@@ -45,11 +49,28 @@ def load_model(
     mapping = kept_tensors(source.weight_map, kept_layers, source.config)
     stored = source.stored(mapping)
     if len(kept_layers) == layer_count(source.config):
-        return AutoModelForCausalLM.from_pretrained(**_location(source), **settings)
+        return _load_whole(source, settings)
     name = DTYPES.get(str(dtype).removeprefix("torch."))
     mapped = settings.keys() == {"dtype"} and {name} == {each.dtype for each in stored.values()}
     with tensor_slices(source, mapping, mapped=mapped) as slices:
         return _load_reduced(source, kept_layers, slices, settings)
+
+
+def _load_whole(source: Source, settings: Mapping[str, Any]) -> "PreTrainedModel":
+    """Load a model with all its layers, as anybody does."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            **_location(source), ignore_mismatched_sizes=True, output_loading_info=True, **settings
+        )
+    except (ImportError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"model_name={source.name} cannot be loaded: {reason}") from error
+    heads = {n for n in info["unexpected_keys"] if is_mtp_tensor(n, layer_count(source.config))}
+    info["unexpected_keys"] = set(info["unexpected_keys"]) - heads
+    refuse_misfits(f"model_name={source.name}", info)
+    return model
 
 
 def _load_reduced(
@@ -67,7 +88,12 @@ def _load_reduced(
 
     smaller = reduction(source, kept_layers)
     model, info = type(smaller.blueprint).from_pretrained(
-        None, config=smaller.config, state_dict=slices, output_loading_info=True, **settings
+        None,
+        config=smaller.config,
+        state_dict=slices,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **settings,
     )
     refuse_misfits(f"model_name={source.name}", info)
     # An adapter trained on this model records this name as its base.
@@ -189,6 +215,55 @@ def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
         raise ModelError(f"model_name={source.name}: no usable tokenizer ({reason})") from error
 
 
+def refuse_long_sequences(source: Source, max_seq_length: int) -> None:
+    """Refuse what `refuse_beyond_positions` does, before a weight is read."""
+    declared = [source.config[field] for field in POSITIONS if field in source.config]
+    if not declared or max_seq_length > declared[0]:
+        whole = reduction(source, range(layer_count(source.config)))
+        refuse_beyond_positions(whole.blueprint, max_seq_length)
+
+
+def refuse_beyond_positions(model: "PreTrainedModel", max_seq_length: int) -> None:
+    """Refuse sequences longer than a model's table of positions; most models compute them instead.
+
+    Raises:
+        ConfigError: The table has fewer rows than max_seq_length.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None or max_seq_length <= limit:
+        return
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        is_table = tensor.ndim == 2 and any(part in name for part in ("wpe", "pos"))
+        if is_table and tensor.shape[0] in (limit, limit + 2):  # OPT's has two more rows
+            raise ConfigError(
+                f"max_seq_length={max_seq_length}: this {model.config.model_type} has learned "
+                f"positions for {limit} tokens: use {limit} or less"
+            )
+
+
+def refuse_unknown_tokens(
+    source: Source, tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Iterable[int]]
+) -> None:
+    """Refuse rows of token ids that the embedding has no row for.
+
+    A tokenizer may be larger than the embedding as long as the text does not show it.
+
+    Raises:
+        ModelError: A row, or padding, uses such a token.
+    """
+    size = source.config.get("vocab_size")
+    if not isinstance(size, int) or len(tokenizer) <= size:
+        return
+    token = max(tokenizer.pad_token_id or 0, *(max(row, default=0) for row in rows))
+    if token >= size:
+        raise ModelError(
+            f"model_name={source.name}: its tokenizer has {len(tokenizer)} tokens, its embedding "
+            f"{size}, and token {token} ({tokenizer.decode([token])}) is used: take the tokenizer "
+            "that the model was trained with, or enlarge the embedding with transformers' "
+            "resize_token_embeddings first"
+        )
+
+
 def _location(source: Source) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": source.name, "revision": source.revision or "main"}
 
@@ -199,12 +274,17 @@ def refuse_unloadable(folder: Path) -> None:
     Raises:
         ModelError: A file is incomplete, or a tensor is missing, unexpected or of another shape.
     """
-    import torch
     from transformers import AutoConfig
 
     source = resolve(str(folder))
     stored = source.stored(source.weight_map)
-    config = AutoConfig.from_pretrained(folder)
+    refuse_unfit(f"{folder}", AutoConfig.from_pretrained(folder), stored)
+
+
+def refuse_unfit(name: str, config: "PretrainedConfig", stored: Mapping[str, StoredTensor]) -> None:
+    """Refuse stored tensors that do not fit a model, by names and shapes alone."""
+    import torch
+
     _, info = type(blueprint(config)).from_pretrained(
         None,
         config=config,
@@ -213,15 +293,17 @@ def refuse_unloadable(folder: Path) -> None:
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    refuse_misfits(f"{folder}", info)
+    refuse_misfits(name, info)
 
 
-def refuse_misfits(name: str, info: dict[str, Any]) -> None:
-    """Refuse a model if its loading info lists a missing, unexpected or misshapen tensor."""
+def refuse_misfits(name: str, info: dict[str, Any], advice: str = DISAGREEMENT) -> None:
+    """Refuse a model if its loading info lists a missing, unexpected or misshapen tensor.
+
+    `advice` ends the message.
+    """
     mismatched = {str(entry[0]) for entry in info["mismatched_keys"]}
     wrong = sorted(set(info["missing_keys"]) | set(info["unexpected_keys"]) | mismatched)
     if wrong:
         raise ModelError(
-            f"{name}: {len(wrong)} tensors do not fit the model (first: {wrong[0]}): "
-            "the checkpoint and its config.json disagree"
+            f"{name}: {len(wrong)} tensors do not fit the model (first: {wrong[0]}): {advice}"
         )

@@ -7,12 +7,14 @@ through its position and that the surgery missed, whatever the architecture.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.surgery import PER_LAYER_FIELDS, reduced_config
 from lamina.errors import ModelError
+from lamina.weights.reading import TensorSlice, byte_blocks
 from lamina.weights.source import Source
 
 if TYPE_CHECKING:
@@ -59,6 +61,30 @@ def reduction(source: Source, kept_layers: Sequence[int]) -> Reduction:
     model = blueprint(smaller)
     refuse_changed_blocks(blueprint(larger), model, kept_layers)
     return Reduction(content, smaller, model)
+
+
+def true_ties(model: Reduction, slices: Mapping[str, TensorSlice]) -> Reduction:
+    """Set tie_word_embeddings=false if the tied tensors differ; `slices` are stored ones, by name.
+
+    transformers then keeps both, with a warning; other engines would believe config.json.
+    """
+    prefix = f"{model.blueprint.base_model_prefix}."
+    for names in model.blueprint.all_tied_weights_keys.items():
+        stored = (slices.get(name) or slices.get(name.removeprefix(prefix)) for name in names)
+        pair = [piece for piece in stored if piece]
+        if len(pair) == len(names) and not _are_equal(*pair):
+            config = deepcopy(model.config)
+            config.tie_word_embeddings = False
+            content = {**model.content, "tie_word_embeddings": False}
+            return Reduction(content, config, blueprint(config))
+    return model
+
+
+def _are_equal(first: TensorSlice, second: TensorSlice) -> bool:
+    if first.stored != second.stored:
+        return False
+    blocks = zip(byte_blocks(first, None), byte_blocks(second, None), strict=True)
+    return all(bytes(a) == bytes(b) for a, b in blocks)
 
 
 def with_derived_lists(content: dict[str, Any], config: "PretrainedConfig") -> dict[str, Any]:

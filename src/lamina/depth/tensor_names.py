@@ -48,6 +48,12 @@ def kept_tensors(
     return mapping if len(kept_layers) < num_layers else {name: name for name in names}
 
 
+def is_mtp_tensor(name: str, num_layers: int) -> bool:
+    """Whether a tensor belongs to a head for multi-token prediction, behind the last layer."""
+    layer = layer_of(name)
+    return bool(_MTP_KEY.match(name)) or (layer is not None and layer >= num_layers)
+
+
 def layer_of(name: str) -> int | None:
     """Return the 0-based index of a tensor's layer; None if it belongs to none."""
     match = _layer_key(name)

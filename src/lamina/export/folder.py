@@ -25,9 +25,13 @@ CARD_FILE, MANIFEST_FILE = "README.md", "lamina.json"
 
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json vocab.json "
-    "vocab.txt merges.txt added_tokens.json chat_template.jinja chat_template.json"
+    "vocab.txt merges.txt added_tokens.json spiece.model sentencepiece.bpe.model tekken.json "
+    "chat_template.jinja chat_template.json"
 ).split()
 """Files of a tokenizer and its chat template."""
+
+TEMPLATES = "additional_chat_templates"
+"""Folder of a tokenizer's further chat templates."""
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any], *, is_adapter: bool = False) -> None:
@@ -38,8 +42,10 @@ def write_manifest(folder: Path, manifest: dict[str, Any], *, is_adapter: bool =
 
 def copy_tokenizer(source: Source, folder: Path) -> None:
     """Copy the files of a model's tokenizer unchanged."""
-    for name in TOKENIZER_FILES:
+    templates = [f"{TEMPLATES}/{name}" for name in source.names_in(TEMPLATES, ".jinja")]
+    for name in (*TOKENIZER_FILES, *templates):
         if path := source.fetch(name, required=False):
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / name)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamina.depth.plan import Plan, make_plan
-from lamina.depth.reduction import reduction
+from lamina.depth.reduction import reduction, true_ties
 from lamina.depth.selection import NoScores, ScoresNeededError, Selector
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import DepthDefaults, Variant
@@ -81,9 +81,10 @@ def write_cut(
     with new_folder(key, output, source.folder) as folder:
         quiet_libraries()
         mapping = kept_tensors(source.weight_map, kept_layers, source.config)
-        write_config(folder, reduction(source, kept_layers).content, source, None)
+        reduced = reduction(source, kept_layers)
         copy_tokenizer(source, folder)
         with tensor_slices(source, mapping) as slices:
+            write_config(folder, true_ties(reduced, slices).content, source, None)
             write_weights(folder, outgoing(slices, None), max_shard_bytes)
         # After the weights: reading the fingerprint's few pages first would trigger readahead.
         write_manifest(folder, manifest(plan))

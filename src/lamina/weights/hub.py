@@ -93,6 +93,23 @@ def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
     }
 
 
+def names_in(repo_id: str, folder: str, suffix: str, revision: str | None) -> list[str]:
+    """Return the names of a folder's files with a suffix; those in the cache without a hub."""
+    import httpx
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if is_reachable():
+        try:
+            entries = HfApi().list_repo_tree(repo_id, folder, revision=revision)
+            return sorted(Path(e.path).name for e in entries if e.path.endswith(suffix))
+        except (HfHubHTTPError, httpx.HTTPError):  # there is no such folder
+            return []
+    config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+    snapshot = Path(config).parent if isinstance(config, str) else Path()
+    return sorted(path.name for path in (snapshot / folder).glob(f"*{suffix}"))
+
+
 def _fail_early(repo_id: str, filename: str, revision: str | None) -> None:
     """Fail early with the error that a download would raise only after its long retries.
 

@@ -13,6 +13,7 @@ from lamina.weights.header import StoredTensor, read_header
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter_config.json"
 
 ADAPTER = (
     "that folder holds an adapter, not a model: lamina export RUN --output DIR writes the model"
@@ -124,6 +125,17 @@ class Source:
             return self.stored(self.weight_map)
         return hub.read_headers(self.name, self.revision)
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether looking for further files needs no hub, or the hub answers."""
+        return self.is_local or hub.offline() or hub.is_reachable()
+
+    def names_in(self, folder: str, suffix: str) -> list[str]:
+        """Return the names of a folder's files with a suffix; none if there is no such folder."""
+        if self.is_local:
+            return sorted(path.name for path in (self.folder / folder).glob(f"*{suffix}"))
+        return hub.names_in(self.name, folder, suffix, self.revision)
+
     def fetch(self, filename: str, *, required: bool = True) -> Path | None:
         """Return the local path of one file, downloading it from the hub if necessary.
 
@@ -155,7 +167,7 @@ def resolve(model_name: str, revision: str | None = None) -> Source:
     if folder.is_dir():
         folder = folder.resolve()
         if not (folder / "config.json").is_file():
-            is_adapter = (folder / "adapter_config.json").is_file()
+            is_adapter = (folder / ADAPTER_FILE).is_file()
             reason = ADAPTER if is_adapter else "no config.json in that folder"
             raise ModelError(f"model_name={model_name}: {reason}")
         return Source(name=str(folder), revision=None, folder=folder)
