@@ -1,8 +1,8 @@
 """Exact ids and labels of chats under the templates of known models.
 
-templates/README.md names their sources. goldens.json was written by hand from the
-formats that the models' makers describe, without rendering a template; ⟦ and ⟧ enclose what is
-trained.
+templates/README.md names their sources. The texts of goldens.json were put
+together by hand from the formats, without rendering a template, but after a look at what Lamina
+marks; ⟦ and ⟧ enclose what is trained. Where a template has marks, they decide, headers included.
 The ids come from the tokenizers library alone, each piece encoded by itself.
 """
 
