@@ -14,7 +14,7 @@ class Limit:
     fits: Callable[[Any], bool]
 
     advice: str
-    """What to give instead; the end of the error message."""
+    """What to use instead; the end of the error message."""
 
 
 def one_of(*names: str) -> Limit:

@@ -183,7 +183,7 @@ class LayerStack:
 
 @contextmanager
 def open_stack(source: Source, dtype: "torch.dtype", device: str) -> Iterator[LayerStack]:
-    """Open a model's files and give its layers.
+    """Open a model's files and yield its layers.
 
     Raises:
         ModelError: A file is missing or incomplete, or transformers does not know the architecture.
