@@ -34,7 +34,7 @@ class DataError(LaminaError, ValueError):
 class BadRowError(Exception):
     """An unusable row; the message says what was found and what is expected.
 
-    Whoever knows the row's place turns it into a DataError, or leaves the row out.
+    The caller that knows the row's place raises a DataError, or leaves the row out.
     """
 
 
