@@ -39,6 +39,7 @@ def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Ca
         def job(config: "DictConfig") -> None:
             try:
                 task(config)
+            # Hydra would print any error with its own traceback and hints.
             except Exception as error:
                 _report(error, ends=closing is None)
 
@@ -110,6 +111,7 @@ def _run(job: Task, config_name: str, closing: Closing) -> None:
             if wrong := closing():
                 fail(f"interrupted; {wrong}", INTERRUPTED)
             raise
+        # A sweep's summary is due whatever ended it.
         except Exception as error:
             if wrong := _unwritable(error) or closing():
                 fail(wrong)

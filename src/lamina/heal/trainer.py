@@ -169,6 +169,13 @@ class TokenLossTrainer(SFTTrainer):
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(folder), self.args.save_total_limit, best)
 
+    @override
+    def _save_rng_state(self, output_dir: str) -> None:
+        # Each process writes its own, and would create the folder again that the first process has
+        # removed because its disk is full.
+        self.accelerator.wait_for_everyone()
+        super()._save_rng_state(output_dir)
+
     def _checkpoint_bytes(self) -> int:
         """Return the approximate bytes of one checkpoint."""
         return weight_bytes(trained_weights(self.model)) + state_bytes(self.optimizer.state)

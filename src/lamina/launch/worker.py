@@ -69,6 +69,7 @@ def _execute(spec: WorkerSpec, config: Any) -> None:
     except SystemExit:
         record.update(status="requeued")
         raise
+    # Whatever failed, the notes survive; the process that started this one reports the error.
     except Exception:
         with suppress(OutputError):
             record.write()

@@ -38,6 +38,7 @@ class WandbEntries(WandbCallback):
         """Warn once when the connection is lost."""
         try:
             yield
+        # wandb raises what its network library does; no failure to log may end a training.
         except Exception as error:
             if self.is_connected:
                 reason = f"{type(error).__name__}: {error}"
