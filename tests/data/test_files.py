@@ -1,11 +1,17 @@
 """Files of rows: what each kind reads, and how a broken one is reported."""
 
+import bz2
+import gzip
 import json
+import lzma
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas
+import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -74,12 +80,98 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path, kind: str) -
     ]
 
 
+COMPRESSED = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda content: _compress(content, "zstd"),
+    "lz4": lambda content: _compress(content, "lz4"),
+}
+
+
+def _compress(content: bytes, codec: str) -> bytes:
+    stream = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(stream, codec) as file:
+        file.write(content)
+    return stream.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl"])
+@pytest.mark.parametrize("suffix", COMPRESSED)
+def test_a_compressed_file_is_read(tmp_path: Path, kind: str, suffix: str) -> None:
+    folder = tmp_path / kind
+    folder.mkdir()
+    plain = write(tmp_path / f"rows.{kind}", ROWS).read_bytes()
+    packed = folder / f"rows.{kind}.{suffix}"
+    packed.write_bytes(COMPRESSED[suffix](plain))
+    assert read(folder) == ROWS
+    misnamed = packed.rename(folder / f"rows.{kind}")
+    assert read(misnamed) == ROWS
+    misnamed.write_bytes(COMPRESSED[suffix](plain * 2000)[:-9])
+    named = re.escape(f"data.train={misnamed}")
+    with pytest.raises(DataError, match=rf"^{named}: a damaged (gzip|bz2|xz|zstd|lz4) file \("):
+        read(misnamed)
+
+
+def test_an_archive_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", ROWS)
+    for name, kind in (("rows.zip", "zip"), ("rows.tar", "tar"), ("rows.tar.gz", "tar")):
+        form = "gztar" if name.endswith("gz") else kind
+        shutil.make_archive(str(tmp_path / "rows"), form, tmp_path, "rows.jsonl")
+        packed = (tmp_path / name).rename(tmp_path / "packed.jsonl")
+        with pytest.raises(DataError) as refused:
+            read(packed)
+        assert str(refused.value) == (
+            f"data.train={packed}: a {kind} archive: unpack it, and set the path of what was in it"
+        )
+
+
+def test_compressed_parquet_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.parquet", ROWS)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(DataError) as refused:
+        read(path)
+    assert str(refused.value) == (
+        f"data.train={path}: a gzip file: decompress it; Parquet compresses its columns"
+    )
+
+
+def test_a_folder_skips_dot_files_and_refuses_a_file_and_its_compressed_copy(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "jsonl"
+    (folder / "folder.jsonl").mkdir(parents=True)
+    path = write(folder / "a.jsonl", ROWS)
+    (folder / "._a.jsonl").write_bytes(b"\0\x05\x16\x07")
+    assert read(folder) == ROWS
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(DataError) as refused:
+        read(folder)
+    assert str(refused.value) == (
+        f"data.train={folder}: both a.jsonl and a.jsonl.gz are there: keep one"
+    )
+    path.unlink()
+    (folder / "a.jsonl.gz").unlink()
+    with pytest.raises(DataError, match=r"no file in this folder ends in \.jsonl$"):
+        read(folder)
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "records", "split", "table"])
+@pytest.mark.parametrize("labels", [[0, 1], [7, 3], ["first", "second"]])
+def test_what_pandas_writes_is_read(tmp_path: Path, orient: str, labels: list[Any]) -> None:
+    path = tmp_path / "rows.json"
+    pandas.DataFrame(ROWS, index=labels).to_json(path, orient=orient)
+    assert read(path) == ROWS
+
+
 @pytest.mark.parametrize(
     "content",
     [
         '{"data": [{"text": "a"}]}',
         '{"data": [{"text": "a"}], "version": 1}',
         '{"0": {"text": "a"}}',
+        '{"text": {"0": "a"}}',
+        '{"text": ["a"]}',
         '\ufeff[{"text": "a"}]',
     ],
 )

@@ -107,10 +107,19 @@ def test_a_saved_data_set_is_loaded(tmp_path: Path) -> None:
 
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
-    DatasetDict(train=Dataset.from_list([{"text": "a"}])).save_to_disk(tmp_path / "saved")
-    disk = Disk(path=str(tmp_path / "saved"), train="train", **{**FOREIGN, "eval": "test"})
-    with pytest.raises(DataError, match=r"data\.eval=test: .* has the splits train"):
-        disk.load()
+    rows = Dataset.from_list([{"text": "a"}])
+    DatasetDict(fit=rows, dev=rows).save_to_disk(tmp_path / "saved")
+    place = f"{tmp_path / 'saved'} has the splits fit, dev; choose one of them"
+    given = {**FOREIGN, "path": str(tmp_path / "saved")}
+    with pytest.raises(DataError) as refused:
+        Disk(**{**given, "train": "train", "eval": "dev"}).load()
+    assert str(refused.value) == f"data.train=train: {place}"
+    with pytest.raises(DataError) as refused:
+        Disk(**{**given, "train": "fit", "eval": "test"}).load()
+    assert str(refused.value) == (
+        f"data.eval=test: {place}, or data.eval=null to hold out data.eval_fraction of the "
+        "training rows"
+    )
 
 
 def test_a_saved_data_set_without_splits_is_divided_only_without_data_eval(

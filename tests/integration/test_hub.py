@@ -322,8 +322,8 @@ def test_a_data_set_that_cannot_be_read_is_reported(
         hub.publish(f"datasets/lamina/{name}", tmp_path / name)
     expected = {
         (DATA, None, "train"): "8 rows",
-        (DATA, None, "dev"): f"data.name={DATA}: Unknown split",
-        (DATA, "other", "test"): f"data.name={DATA}: BuilderConfig 'other' not found",
+        (DATA, None, "dev"): f"data.train=dev: {DATA} has the splits train, test; choose one",
+        (DATA, "other", "test"): f"data.config=other: {DATA} has default; choose one of them",
         ("lamina/unknown", None, "train"): "data.name=lamina/unknown: no such data set on the hub",
         ("two words", None, "train"): "data.name=two words: Repo id must use",
         ("lamina/empty", None, "train"): "data.name=lamina/empty: No (supported) data files",

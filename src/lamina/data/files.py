@@ -1,4 +1,4 @@
-"""Files of rows: CSV, JSON, JSON lines and Parquet, one file or a folder of them.
+"""Files of rows: CSV, JSON, JSON lines and Parquet, one file or a folder; some are compressed.
 
 Each reader yields every row with its number and, for a broken one, the problem. The libraries'
 readers lose one or the other: `datasets` and `pyarrow.json` guess types (a CSV answer of 72 becomes
@@ -12,11 +12,14 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.cache import cached_rows
 from lamina.data.chat.messages import without_nulls
+from lamina.data.compression import SUFFIXES, compression, decompressed
+from lamina.data.forms import FORMS
 from lamina.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,9 +64,15 @@ def find_files(key: str, name: str, kind: str) -> list[Path]:
     """Return a path's files, unread; raises DataError if there are none or one is empty."""
     path = Path(name).expanduser()
     if path.is_dir():
-        paths = sorted(entry for entry in path.iterdir() if entry.suffix == f".{kind}")
+        paths = _in_folder(path, kind)
         if not paths:
             raise DataError(f"{key}={name}: no file in this folder ends in .{kind}")
+        read = dict[str, Path]()
+        for each in paths:
+            if (other := read.setdefault(each.name.rpartition(f".{kind}")[0], each)) != each:
+                raise DataError(
+                    f"{key}={name}: both {other.name} and {each.name} are there: keep one"
+                )
     elif path.is_file():
         paths = [path]
     else:
@@ -72,6 +81,13 @@ def find_files(key: str, name: str, kind: str) -> list[Path]:
         if entry.stat().st_size == 0:
             raise DataError(f"{key}={entry}: the file is empty")
     return paths
+
+
+def _in_folder(folder: Path, kind: str) -> list[Path]:
+    """Return a folder's files of one kind; a Mac leaves ._NAME beside NAME on foreign disks."""
+    endings = tuple(f".{kind}{suffix}" for suffix in SUFFIXES)
+    files = (path for path in folder.iterdir() if path.name.endswith(endings) and path.is_file())
+    return sorted(path for path in files if not path.name.startswith("."))
 
 
 def _stamp(path: Path) -> Stamp:
@@ -93,7 +109,7 @@ def _rows(
 
 
 def _jsonl(path: Path, named: str) -> Iterator[Read]:
-    with path.open("rb") as lines:
+    with decompressed(path, named) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, *_object(line, number)
@@ -112,18 +128,16 @@ def _object(line: bytes, number: int) -> tuple[dict[str, Any], str | None]:
 
 
 def _json(path: Path, named: str) -> Iterator[Read]:
+    with decompressed(path, named) as file:
+        text = file.read()
     try:
-        content = _parse_json(_decode(path.read_bytes(), is_start=True))
+        content = _parse_json(_decode(text, is_start=True))
     except ValueError as error:
         raise DataError(
             f"{named}: {error}; expected a list of objects; for one object per line use data=jsonl"
         ) from error
     if isinstance(content, dict):
-        lists = [value for value in content.values() if isinstance(value, list)]
-        if len(lists) == 1:
-            content = lists[0]
-        elif content and all(isinstance(value, dict) for value in content.values()):
-            content = list(content.values())
+        content = _rows_of_object(content)
     if not isinstance(content, list):
         raise DataError(f"{named}: found {type(content).__name__}; expected a list of objects")
     for number, row in enumerate(content, 1):
@@ -133,9 +147,43 @@ def _json(path: Path, named: str) -> Iterator[Read]:
             yield number, {}, f"found {type(row).__name__}; expected a JSON object"
 
 
+def _rows_of_object(content: dict[str, Any]) -> Any:
+    """Return the list of rows below a key, or the rows of a table as pandas and datasets write it.
+
+    Its to_json writes columns of cells by row label, with orient=index rows by label, with
+    orient=split lists of columns and of data; to_dict gives columns of lists.
+    """
+    values = list(content.values())
+    lists = [value for value in values if isinstance(value, list)]
+    if len(lists) == 1 and (len(values) > 1 or not lists[0] or _has_object(lists[0])):
+        return lists[0]
+    columns, data = content.get("columns"), content.get("data")
+    if isinstance(columns, list) and isinstance(data, list):
+        if all(isinstance(cells, list) and len(cells) == len(columns) for cells in data):
+            return [dict(zip(map(str, columns), cells, strict=True)) for cells in data]
+    elif lists == values and len({*map(len, lists)}) == 1 and not any(map(_has_object, lists)):
+        return [dict(zip(content, cells, strict=True)) for cells in zip(*lists, strict=True)]
+    if not values or not all(isinstance(value, dict) for value in values):
+        return content
+    labels = values[0].keys()
+    numbered = [all(map(str.isdecimal, keys)) for keys in (content, labels)]
+    has_form = [any(keys >= {*form} for form in FORMS) for keys in (content.keys(), labels)]
+    is_by_column = numbered == [False, True] or has_form == [True, False]
+    if is_by_column and all(value.keys() == labels for value in values):
+        return [{name: cells[label] for name, cells in content.items()} for label in labels]
+    return values
+
+
+def _has_object(cells: list[Any]) -> bool:
+    return any(isinstance(cell, dict) for cell in cells)
+
+
 def _csv(path: Path, named: str) -> Iterator[Read]:
     csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+    with (
+        decompressed(path, named) as file,
+        TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as lines,
+    ):
         rows = csv.reader(lines, strict=True)
         header = next(filter(None, rows), [])
         if len(set(header)) < len(header) or any(map(SURROGATE.search, header)):
@@ -177,6 +225,8 @@ def _parquet(path: Path, named: str) -> Iterator[Read]:
     from pyarrow.parquet import ParquetFile
 
     number = 0
+    if kind := compression(path):
+        raise DataError(f"{named}: a {kind} file: decompress it; Parquet compresses its columns")
     try:
         with ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1000):

@@ -1,6 +1,7 @@
 """Data sources: each loads a training and an evaluation split, but does not inspect rows."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,9 +137,22 @@ class Hub(Rows):
                 "cache; experiment=quickstart works offline"
             ) from error
         except (DatasetsError, httpx.HTTPError, OSError, TypeError, ValueError) as error:
+            if (problem := self._not_there(str(error))) is not None:
+                raise problem from error
             reason = str(error.__cause__ or error).strip() or type(error).__name__
             raise DataError(f"data.name={self.name}: {reason.splitlines()[0]}") from error
         return self.splits(*map(self.split, found, [f"{self.name} {name}" for name in names]))
+
+    def _not_there(self, reason: str) -> DataError | None:
+        """Explain datasets' errors about a split or configuration that the data set lacks."""
+        known = re.findall(r"'([^']+)'", reason.rpartition("[")[2].partition("]")[0])
+        if missing := re.match(r'Unknown split "(.+)"\. Should be one of ', reason):
+            key = "train" if missing[1] in self.train else "eval"
+            return _no_split(key, getattr(self, key), self.name, known)
+        if re.match(r"Config name is missing|BuilderConfig '.*' not found", reason):
+            given = f"data.config={self.config or 'null'}"
+            return DataError(f"{given}: {self.name} has {', '.join(known)}; choose one of them")
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +185,7 @@ class Disk(Rows):
             return self.splits(self.split(saved, self.path))
         for key, name in (("train", self.train), ("eval", self.eval)):
             if name is not None and name not in saved:
-                raise DataError(f"data.{key}={name}: {self.path} has the splits {', '.join(saved)}")
+                raise _no_split(key, name, self.path, saved)
         names = [name for name in (self.train, self.eval) if name is not None]
         return self.splits(*(self.split(saved[name], f"{self.path} {name}") for name in names))
 
@@ -201,6 +215,13 @@ class Synthetic:
 
 DataSource = Files | Hub | Disk | Synthetic
 """Anything with `find`, `load`, `loss_on`, `chat_template` and `max_dropped`."""
+
+
+def _no_split(key: str, name: str | None, place: str, splits: Iterable[str]) -> DataError:
+    """Return the error for a split that a data set lacks."""
+    hold_out = ", or data.eval=null to hold out data.eval_fraction of the training rows"
+    line = f"data.{key}={name}: {place} has the splits {', '.join(splits)}; choose one of them"
+    return DataError(line + hold_out * (key == "eval"))
 
 
 def _damage(error: Exception) -> str:
