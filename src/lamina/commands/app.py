@@ -4,10 +4,11 @@ import errno
 import gc
 import logging
 import os
+import re
 import sys
 import traceback
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -24,6 +25,9 @@ Closing = Callable[[], str | None]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
+
+HOME = re.compile(r"(?:^|(?<=[=,\[])|(?<=file://))~(?=[/,\]]|$)")
+"""A person's home folder, as an argument, its value or one of several values begins with it."""
 
 
 def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Callable[[], None]]:
@@ -84,7 +88,8 @@ def _run(job: Task, config_name: str, closing: Closing) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    parse(get_args_parser())
+    overrides = parse(get_args_parser()).overrides
+    sys.argv[1:] = _flags_first(sys.argv[1:], overrides)
     from lamina.config import security
     from lamina.config.composition import explain
     from lamina.config.messages import COMPOSITION_ERRORS
@@ -146,13 +151,33 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def parse(parser: ArgumentParser) -> Namespace:
-    """Parse the command line; a usage error is one line."""
+    """Parse the command line, after expanding ~ in it; a usage error is one line."""
 
     def refuse(message: str) -> NoReturn:
         fail(f"{parser.prog}: {message}; see {parser.prog} --help", 2)
 
     parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_args()
+    sys.argv[1:] = expand_home(sys.argv[1:])
+    return parser.parse_intermixed_args()
+
+
+def expand_home(arguments: Sequence[str]) -> list[str]:
+    """Expand ~ where a shell leaves it, as in data.train=~/rows.jsonl, but not within quotes."""
+    home = str(Path.home())
+    return [
+        each if "'" in each or '"' in each else HOME.sub(lambda _: home, each) for each in arguments
+    ]
+
+
+def _flags_first(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Return a command line with its overrides in one block, as Hydra's own parser wants them."""
+    flags, left = [], list(overrides)
+    for argument in arguments:
+        if left and argument == left[0]:
+            left.pop(0)
+        else:
+            flags.append(argument)
+    return [*flags, *overrides]
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

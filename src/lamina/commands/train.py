@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.commands.app import app, errors_in_one_line, short_path
+from lamina.commands.app import app, errors_in_one_line, expand_home, short_path
 from lamina.launch.job import dry_run_job, run_job, wait_for_spec
 from lamina.launch.sweep import close_sweep, is_complete
 from lamina.launch.worker import work
@@ -39,5 +39,5 @@ def main() -> None:
         if not distributed.is_first():
             work(wait_for_spec())  # in a user's own torchrun; its first process reads the config
             return
-        sys.argv[1:] = take_old(sys.argv[1:])
+        sys.argv[1:] = take_old(expand_home(sys.argv[1:]))
     train()

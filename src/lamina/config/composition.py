@@ -16,13 +16,12 @@ from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
-from lamina.config import messages
+from lamina.config import messages, quoting
 from lamina.config.messages import COMPOSITION_ERRORS
 from lamina.config.preflight import preflight, refuse_incomplete
 from lamina.config.security import refuse_unsafe
@@ -47,10 +46,7 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str) -> str
         )
         loader.try_values(config)
         if not line.multirun and config.hydra.mode != RunMode.MULTIRUN:
-            loader.problems += (
-                f"{swept}: several values need --multirun; write a list in brackets"
-                for swept in loader.swept
-            )
+            loader.problems += (messages.swept(each, config) for each in loader.swept)
         refuse_unsafe(config)
         HydraConfig.instance().set_config(config)
         content = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
@@ -133,16 +129,15 @@ class _Loader(ConfigLoaderImpl):
     def sort(self, config_name: str, arguments: Sequence[str]) -> None:
         """Split arguments into chosen options and values; of swept values take the first."""
         parser, parsed = OverridesParser.create(self), []
-        for argument in arguments:
-            try:
-                (given,) = parser.parse_overrides([argument])
-                if given.is_sweep_override():
-                    self.swept.append(argument)
-                    first = next(given.sweep_string_iterator())
-                    (given,) = parser.parse_overrides([f"{given.get_key_element()}={first}"])
+        for given in quoting.read(arguments, parser):
+            if isinstance(given, str):
+                self.problems.append(given)
+            elif given.is_sweep_override():
+                self.swept.append(str(given.input_line))
+                first = next(given.sweep_string_iterator())
+                parsed += parser.parse_overrides([f"{given.get_key_element()}={first}"])
+            else:
                 parsed.append(given)
-            except OverrideParseException as error:
-                self.problems.append(messages.describe(error))
         self._process_config_searchpath(config_name, parsed, self.files)
         entries = self.files.load_config(config_name).defaults_list
         groups = [each.group for each in entries if isinstance(each, GroupDefault)]

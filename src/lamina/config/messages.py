@@ -5,11 +5,21 @@ from dataclasses import fields
 from typing import Any
 
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf, StringNode
+from omegaconf import (
+    AnyNode,
+    BooleanNode,
+    DictConfig,
+    FloatNode,
+    IntegerNode,
+    ListConfig,
+    OmegaConf,
+    StringNode,
+)
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from lamina.config.library_fields import fields_of
+from lamina.config.quoting import NO_PAIR, as_text, for_shell
 from lamina.config.schema import OPTIONS, is_open, schema_of
 from lamina.errors import LaminaError, did_you_mean, either
 from lamina.limits import WHOLE_TOKENS
@@ -47,9 +57,7 @@ def describe(
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: not YAML ({error.problem})"
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override}: not of the form NAME=VALUE (quote values with commas or brackets)"
-        )
+        return f"{error.override}: {NO_PAIR}"
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, OmegaConfBaseException) and cause.full_key and config is not None:
         return setting_problem(cause, config, argument)
@@ -74,8 +82,23 @@ def setting_problem(
     if key in TOKEN_COUNTS:
         return f"{key}={value}: {WHOLE_TOKENS.advice}"
     if expected := EXPECTED.get(type(error.child_node)):
-        return f"{key}={value}: expected {expected}"
+        line = f"{key}={value}: expected {expected}"
+        return f"{line}; quote it: {as_text(argument)}" if argument and expected == "text" else line
     return f"{argument or key}: {str(error).splitlines()[0]}"
+
+
+def swept(argument: str, config: DictConfig) -> str:
+    """Say that an argument gives several values outside of a sweep, and how to write one value."""
+    line = f"{argument}: several values need --multirun"
+    key, _, values = argument.lstrip("+").partition("=")
+    parent, _, name = key.rpartition(".")
+    group = OmegaConf.select(config, parent) if parent else config
+    node = group._get_node(name, validate_access=False) if isinstance(group, DictConfig) else None
+    if isinstance(node, StringNode):
+        return f"{line}; if it is one text, quote it: {as_text(argument)}"
+    if isinstance(node, (AnyNode, ListConfig)):
+        return f"{line}; if it is a list: {for_shell(f'{key}=[{values}]')}"
+    return line
 
 
 def not_a_group(key: str, value: Any) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -74,9 +75,17 @@ def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
         except (TypeError, ValueError) as error:
             raise ConfigCompositionException(str(error)) from error
         refuse_unsafe(config)
+        _expand_home(config)
         return config
 
     return watched
+
+
+def _expand_home(config: DictConfig) -> None:
+    """Expand ~ in every value, in place: Hydra and other libraries would create a folder ~."""
+    for key, value in _strings(OmegaConf.to_container(config, resolve=False), ""):
+        if value == "~" or value.startswith("~/"):
+            OmegaConf.update(config, key, str(Path(value).expanduser()))
 
 
 def refuse_unsafe(config: DictConfig) -> None:

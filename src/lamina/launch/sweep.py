@@ -185,13 +185,18 @@ def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str |
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:
     """Return the overrides of every job that Hydra's basic sweeper derives from a command line."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     given += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    jobs: list[list[str]] = BasicSweeper.split_arguments(
-        OverridesParser.create().parse_overrides(given), None
-    )[0]
+    # For experiment=glob(...), which reads the folders that the command read.
+    path = ConfigSearchPathImpl()
+    for source in config.hydra.runtime.config_sources:
+        path.append(source.provider, f"{source.schema}://{source.path}")
+    parser = OverridesParser.create(ConfigLoaderImpl(path))
+    jobs: list[list[str]] = BasicSweeper.split_arguments(parser.parse_overrides(given), None)[0]
     return jobs
 
 
