@@ -83,7 +83,7 @@ ALL = {
 
 def printed(of: Statistics, width: int = 100) -> list[str]:
     console = Console(file=io.StringIO(), width=width, record=True)
-    console.print(scan_table(of))
+    console.print(scan_table(of, "bfloat16"))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -110,7 +110,7 @@ def test_csv_with_sublayers(tmp_path: Path) -> None:
 
 
 def test_heading() -> None:
-    heading = "12 layers, 65,408 predictions in 512 windows, baseline loss 3.5 ± 0.031"
+    heading = "12 layers, 65,408 predictions in 512 windows, baseline loss 3.5 ± 0.031, in bfloat16"
     assert printed(statistics())[1] == heading
     assert " in 1 window, " in printed(replace(TWO, num_windows=1))[1]
 

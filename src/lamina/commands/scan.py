@@ -40,7 +40,7 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
     write_csv(found, folder / "scan.csv")
     draw(found, folder / "scan.png")
     console = Console()
-    console.print(scan_table(found))
+    console.print(scan_table(found, content["provenance"]["dtype"]))
     files = f"{short_path(folder)}/scan.json, scan.csv, scan.png"
     console.print(files, style="dim", highlight=False)
     return found

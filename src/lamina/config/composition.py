@@ -132,6 +132,8 @@ class _Loader(ConfigLoaderImpl):
         for given in quoting.read(arguments, parser):
             if isinstance(given, str):
                 self.problems.append(given)
+            elif problem := messages.no_value(given):
+                self.problems.append(problem)
             elif given.is_sweep_override():
                 self.swept.append(str(given.input_line))
                 first = next(given.sweep_string_iterator())

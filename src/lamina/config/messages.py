@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import (
     AnyNode,
@@ -99,6 +100,20 @@ def swept(argument: str, config: DictConfig) -> str:
     if isinstance(node, (AnyNode, ListConfig)):
         return f"{line}; if it is a list: {for_shell(f'{key}=[{values}]')}"
     return line
+
+
+def no_value(given: Override) -> str | None:
+    """Say why an argument's sweep has no value, if it has none."""
+    line = given.input_line
+    if given.is_interval_sweep():
+        return f"{line}: an interval has no single values; list some, or use range(START,STOP,STEP)"
+    if not given.is_sweep_override() or next(given.sweep_string_iterator(), None) is not None:
+        return None
+    if given.is_range_sweep():
+        return f"{line}: an empty range"
+    if options := given.config_loader.get_group_options(given.key_or_group):
+        return f"{line}: matches no option\nThe options are {', '.join(options)}."
+    return f"{line}: glob chooses options of a group; list the values, separated by commas"
 
 
 def not_a_group(key: str, value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from typing_extensions import override
 
 from lamina.config import security
+from lamina.config.messages import no_value
 from lamina.config.preflight import preflight
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
@@ -48,6 +50,8 @@ class Sweep(Callback):
 
     @override
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if found := list(filter(None, map(no_value, given_overrides(config)))):
+            raise Ended("\n".join(found))
         Sweep.started = self
         self.folder = Path(config.hydra.sweep.dir)
         self.planned = planned_jobs(config)
@@ -185,19 +189,23 @@ def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str |
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:
     """Return the overrides of every job that Hydra's basic sweeper derives from a command line."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    jobs: list[list[str]] = BasicSweeper.split_arguments(given_overrides(config), None)[0]
+    return jobs
+
+
+def given_overrides(config: DictConfig) -> list[Override]:
+    """Return a sweep's overrides; for experiment=glob(...) its folders of configs are looked up."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     given += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    # For experiment=glob(...), which reads the folders that the command read.
     path = ConfigSearchPathImpl()
     for source in config.hydra.runtime.config_sources:
         path.append(source.provider, f"{source.schema}://{source.path}")
-    parser = OverridesParser.create(ConfigLoaderImpl(path))
-    jobs: list[list[str]] = BasicSweeper.split_arguments(parser.parse_overrides(given), None)[0]
-    return jobs
+    return OverridesParser.create(ConfigLoaderImpl(path)).parse_overrides(given)
 
 
 def _duration(seconds: float) -> str:

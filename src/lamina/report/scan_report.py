@@ -56,9 +56,13 @@ def write_csv(statistics: Statistics, path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def scan_table(statistics: Statistics) -> RenderableType:
-    """Return the tables of every layer, the best blocks and the stability."""
-    parts: list[RenderableType] = [Text(), *_heading(statistics), Text(), _layers(statistics)]
+def scan_table(statistics: Statistics, dtype: str) -> RenderableType:
+    """Return the tables of every layer, the best blocks and the stability.
+
+    `dtype` is torch's name of the type in which the model computed.
+    """
+    heading = _heading(statistics, dtype)
+    parts: list[RenderableType] = [Text(), *heading, Text(), _layers(statistics)]
     if statistics.num_layers > 1:
         parts += [Text(), Text(_BLOCKS, style="bold"), _blocks(statistics)]
     if statistics.stability:
@@ -73,13 +77,13 @@ def scored(statistics: Statistics) -> str:
     return "{}, {} in {}".format(*(f"{n:,} {name}{'s' * (n != 1)}" for name, n in counts.items()))
 
 
-def _heading(statistics: Statistics) -> list[Text]:
+def _heading(statistics: Statistics, dtype: str) -> list[Text]:
     loss = f"{statistics.baseline_loss:.5g} ± {statistics.baseline_stderr:.2g}"
     floor, top = _bar_range(increases(statistics))
     scale = f"; bars: {floor:g} to {top:.3g}, log" if top else ""
     unit = f"nats per token; each layer left out alone, ± one standard error{scale}"
     return [
-        Text(f"{scored(statistics)}, baseline loss {loss}", style="bold"),
+        Text(f"{scored(statistics)}, baseline loss {loss}, in {dtype}", style="bold"),
         Text(unit, style="dim"),
     ]
 
