@@ -1,11 +1,14 @@
 """What a mistake says: all of it, exactly, with the key, the value and what is allowed."""
 
+import subprocess
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from lamina.config.quoting import as_text
 from tests.conftest import Finished, environment
 from tests.forked import Server
 
@@ -139,8 +142,39 @@ MISTAKES = {
     "max_steps=ten": "max_steps=ten: expected a whole number",
     "learning_rate=fast": "learning_rate=fast: expected a number",
     "learning_rate=null": "learning_rate=null: set a value",
-    "learning_rate=1e-3,1e-4": "learning_rate=1e-3,1e-4: several values need --multirun; write "
-    "a list in brackets",
+    # Several values.
+    "learning_rate=1e-3,1e-4": "learning_rate=1e-3,1e-4: several values need --multirun",
+    "model=dropped,pruned": "model=dropped,pruned: several values need --multirun",
+    "adapter.target_modules=q_proj,v_proj": "adapter.target_modules=q_proj,v_proj: several values "
+    "need --multirun; if it is a list: 'adapter.target_modules=[q_proj,v_proj]'",
+    "wandb_project=a,b": "wandb_project=a,b: several values need --multirun; if it is one text, "
+    "quote it: 'wandb_project=\"a,b\"'",
+    "learning_rate=interval(0,1)": "learning_rate=interval(0,1): an interval has no single values; "
+    "list some, or use range(START,STOP,STEP)",
+    "seed=range(3,3)": "seed=range(3,3): an empty range",
+    "adapter=glob(x*)": "adapter=glob(x*): matches no option\n"
+    "The options are dora, full, lora, qlora.",
+    "wandb_project=glob(*)": "wandb_project=glob(*): glob chooses options of a group; list the "
+    "values, separated by commas",
+    # Values that need quotes.
+    "wandb_project=a=b": "wandb_project=a=b: not of the form NAME=VALUE; quote its value: "
+    "'wandb_project=\"a=b\"'",
+    "wandb_project=a#b": "wandb_project=a#b: not of the form NAME=VALUE; quote its value: "
+    "'wandb_project=\"a#b\"'",
+    "wandb_project=a(1)": "wandb_project=a(1): not of the form NAME=VALUE; quote its value: "
+    "'wandb_project=\"a(1)\"'",
+    "wandb_project=a[1]": "wandb_project=a[1]: not of the form NAME=VALUE; quote its value: "
+    "'wandb_project=\"a[1]\"'",
+    "wandb_project=[a]": "wandb_project=['a']: expected text; quote it: 'wandb_project=\"[a]\"'",
+    "wandb_project=it's": "wandb_project=it's: not of the form NAME=VALUE; quote its value: "
+    '"wandb_project=\\"it\'s\\""',
+    "data=jsonl data.train=my (1).jsonl seed=1": "(1).jsonl: not of the form NAME=VALUE; if it "
+    "belongs to the value before it, quote both: 'data.train=\"my (1).jsonl\"'",
+    "model=layers model.keep=[0, 1, 5-11]": "model.keep=[0, 1, 5-11]: one argument with spaces: "
+    "quote it: 'model.keep=[0, 1, 5-11]'",
+    "model_name=./a(1) x.jsonl": "model_name=./a(1): not of the form NAME=VALUE; quote its value: "
+    "'model_name=\"./a(1) x.jsonl\"'\n"
+    "model_name=./a(1) x.jsonl: no such folder",
     "export=merged": "export=merged: a group of keys; set export.NAME=VALUE",
     "max_seq_length=4k": "max_seq_length=4k: use a whole number of tokens, such as 4096",
     "max_seq_length=0": "max_seq_length=0: use a whole number of tokens, such as 4096",
@@ -214,7 +248,8 @@ MISTAKES = {
     "~dtype": "dtype is missing: set dtype=VALUE",
     "data=disk data.path=a": "data.path=a: no such folder",
     "data.max_dropped=2": "data.max_dropped=2.0: use a fraction from 0 to 1",
-    "experiment": "experiment: not of the form NAME=VALUE (quote values with commas or brackets)",
+    "experiment": "experiment: not of the form NAME=VALUE; if it belongs to the value before it, "
+    "quote both: 'experiment=\"quickstart experiment\"'",
     "model_name=./nowhere": "model_name=./nowhere: no such folder",
     "model_name=${nowhere}": "model_name: refers to nowhere, which does not exist",
     # Foreign code.
@@ -381,6 +416,18 @@ def test_mistakes_of_a_file_and_of_the_command_line_are_named_together(tmp_path:
     assert sweep.errors == one.errors
     assert (one.code, sweep.code) == (1, 1)
     assert path.read_text() == EVERYTHING_WRONG
+
+
+QUOTED = ("a=b", "a#b", "a(1)", "a[1]", "[a]", "it's", "a,b", "a b (1)", 'say "a"', "\\", "'$a`!")
+
+
+def test_the_quoting_in_a_message_works_in_a_shell() -> None:
+    parser = OverridesParser.create()
+    for value in QUOTED:
+        line = f"printf %s {as_text(f'wandb_project={value}')}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        (given,) = parser.parse_overrides([done.stdout])
+        assert given.value() == value
 
 
 def test_a_refused_run_says_failed_in_its_result(answers: dict[str, Finished]) -> None:

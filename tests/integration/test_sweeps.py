@@ -8,7 +8,7 @@ import pytest
 
 from lamina.measure.results import read_result
 from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
-from tests.conftest import SHORT, Finished, lamina, train
+from tests.conftest import SHORT, Finished, lamina, run, train
 
 LAYERS = (3, 77, 1, 5, 9)
 QUICK = (*SHORT, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation.num_samples=1")
@@ -113,6 +113,31 @@ def test_jobs_without_a_result_are_missing(tmp_path: Path) -> None:
     write_summary(tmp_path, jobs)
     assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith(",0,missing,b=1")
     assert sweep_table(jobs)
+
+
+def test_a_sweep_over_experiments_by_glob_is_closed_and_shown(tmp_path: Path) -> None:
+    """No job can run, so the test is short; flags stand between the overrides."""
+    experiments, folder = tmp_path / "conf" / "experiment", tmp_path / "jobs"
+    experiments.mkdir(parents=True)
+    for name in ("mine_a", "mine_b"):
+        (experiments / f"{name}.yaml").write_text(
+            "# @package _global_\ndefaults:\n  - quickstart\n\ndepth: {keep_layers: 99}\n"
+        )
+    flags = ("--multirun", "--config-dir", experiments.parent)
+    given = ("experiment=glob(mine_*)", *flags, "seed=1,2", f"hydra.sweep.dir={folder}")
+    done = run("-m", "train", *given, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: 4 of 4 jobs did not complete: 0 (failed), 1 (failed), 2 (failed), 3 (failed); "
+    )
+    names = [f"experiment=mine_{name} seed={seed}" for name in "ab" for seed in (1, 2)]
+    with (folder / "summary.csv").open() as file:
+        assert [row["overrides"] for row in csv.DictReader(file)] == names
+    (folder / "3" / "result.json").unlink()
+    shown = lamina("show", folder, cwd=tmp_path, COLUMNS="200")
+    assert shown.code == 0, shown.errors
+    assert all(name in shown.output for name in names)
 
 
 def test_show_says_why_a_job_failed(swept: tuple[Finished, Path], tmp_path: Path) -> None:
