@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -202,6 +203,7 @@ def given_overrides(config: DictConfig) -> list[Override]:
 
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     given += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    Plugins.instance()  # registers the kinds of sources, where Hydra itself has not run
     path = ConfigSearchPathImpl()
     for source in config.hydra.runtime.config_sources:
         path.append(source.provider, f"{source.schema}://{source.path}")
