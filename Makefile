@@ -1,12 +1,21 @@
 .DEFAULT_GOAL := help
-PYTHON ?= python3.11
+PYTHON ?= python3.13 python3.12 python3.11 python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 UNSLOTH = $(shell grep -oE 'unsloth(_zoo)?==[0-9.]+' pyproject.toml)
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# Debian packages venv and ensurepip apart; a shim of pyenv may stand for no Python.
+$(BIN)/python:
+	@for each in $(PYTHON); do \
+	  $$each -c "import ensurepip, sys, venv; \
+	    sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" 2> /dev/null \
+	  && exec $$each -m venv $(VENV); \
+	done; \
+	echo "error: no Python 3.11 to 3.13 with venv (tried $(PYTHON)): install one, for instance with" \
+	  "apt-get install python3-venv or brew install python@3.13, or set PYTHON=PATH" >&2; exit 1
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Lamina into $(VENV) (about a minute, once) ..."
 	@$(PIP) install -c constraints.txt -e ".[dev]"
 	@touch $@
