@@ -37,6 +37,9 @@ Set a parameter with `NAME=VALUE` on the command line, or in an experiment file.
 `python -m train --cfg job` prints the composed values, `python -m train --info defaults` the files
 they come from. Fields of the libraries: [healing.md](healing.md#settings-of-the-libraries).
 
+A value with `=`, `#`, a comma, a quote or a bracket is quoted twice:
+`'data.train="rows (1).jsonl"'`. `~` is your home folder, and flags may stand anywhere.
+
 ## Shared parameters
 
 """

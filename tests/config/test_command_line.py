@@ -1,5 +1,6 @@
 """How a command line is read: flags among the overrides, and ~ in paths."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from omegaconf import OmegaConf
 
 from lamina.commands.app import expand_home
 from lamina.legacy.flag import take_old
+from lamina.legacy.yaml_files import read_chain
+from lamina.runtime.paths import load_environment
 from tests.config.test_mistakes import experiment, finished
 from tests.conftest import lamina, run, train
 
@@ -102,3 +105,19 @@ def test_home_is_expanded_after_old(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "experiment=older/mine",
         "seed=1",
     ]
+
+
+def test_home_is_expanded_in_files_of_variables_and_of_the_older_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("HF_DATASETS_CACHE")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("HF_DATASETS_CACHE=~/rows\n")
+    load_environment()
+    assert os.environ["HF_DATASETS_CACHE"] == str(tmp_path / "rows")
+    (tmp_path / "base.yaml").write_text("model_type: original\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.yaml").write_text("_extends: ~/base.yaml\nseed: 3\n")
+    read = [each.path for each in read_chain(tmp_path / "folder" / "mine.yaml")]
+    assert read == [tmp_path / "folder" / "mine.yaml", tmp_path / "base.yaml"]

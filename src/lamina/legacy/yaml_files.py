@@ -113,7 +113,7 @@ def _read(path: Path) -> OlderFile:
     if extends := read.entries.pop(EXTENDS, None):
         if not extends.text:
             raise ConfigError(f"{path}: {EXTENDS}={extends.shown}: expected the path of one file")
-        read.extends = path.parent / extends.text
+        read.extends = path.parent / Path(extends.text).expanduser()
         read.header += extends.above
     return read
 

@@ -28,4 +28,6 @@ def load_environment() -> None:
 
         for key, value in dotenv_values(".env").items():
             if value is not None:
-                os.environ.setdefault(key, value)
+                # Of the libraries, only some expand it.
+                path = str(Path(value).expanduser()) if value.startswith("~/") else value
+                os.environ.setdefault(key, path)
