@@ -163,10 +163,11 @@ def parse(parser: ArgumentParser) -> Namespace:
 
 def expand_home(arguments: Sequence[str]) -> list[str]:
     """Expand ~ where a shell leaves it, as in data.train=~/rows.jsonl, but not within quotes."""
-    home = str(Path.home())
-    return [
-        each if "'" in each or '"' in each else HOME.sub(lambda _: home, each) for each in arguments
-    ]
+
+    def expanded(argument: str) -> str:
+        return HOME.sub(lambda _: str(Path.home()), argument)
+
+    return [each if "'" in each or '"' in each else expanded(each) for each in arguments]
 
 
 def _flags_first(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lamina.errors import ConfigError
 
@@ -81,11 +81,16 @@ def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     return watched
 
 
-def _expand_home(config: DictConfig) -> None:
+def _expand_home(node: DictConfig | ListConfig) -> None:
     """Expand ~ in every value, in place: Hydra and other libraries would create a folder ~."""
-    for key, value in _strings(OmegaConf.to_container(config, resolve=False), ""):
-        if value == "~" or value.startswith("~/"):
-            OmegaConf.update(config, key, str(Path(value).expanduser()))
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue
+        value = node[key]
+        if isinstance(value, (DictConfig, ListConfig)):
+            _expand_home(value)
+        elif isinstance(value, str) and (value == "~" or value.startswith("~/")):
+            node[key] = str(Path(value).expanduser())
 
 
 def refuse_unsafe(config: DictConfig) -> None:
