@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lamina.config.quoting import as_text
+from lamina.config.quoting import as_text, typed
 from tests.conftest import Finished, environment
 from tests.forked import Server
 
@@ -428,6 +428,8 @@ def test_the_quoting_in_a_message_works_in_a_shell() -> None:
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
         (given,) = parser.parse_overrides([done.stdout])
         assert given.value() == value
+        assert typed(f"a={value}") == as_text(f"a={value}")
+    assert typed("hydra.sweep.dir=/a/b-1.c") == "hydra.sweep.dir=/a/b-1.c"
 
 
 def test_a_refused_run_says_failed_in_its_result(answers: dict[str, Finished]) -> None:

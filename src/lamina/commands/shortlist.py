@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from lamina.commands.app import app
 from lamina.commands.scan import scan
+from lamina.config.quoting import quoted
 from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError
 from lamina.measure.results import read_result
@@ -38,7 +39,8 @@ def heal_without_each(
     launch = [o for o in hydra_overrides if not o.startswith(("hydra.run.", "hydra.mode"))]
     dropped = ["model=dropped", f"model.layer_to_drop={','.join(map(str, layers))}"]
     command = [sys.executable, "-m", "train", "--multirun", *kept, *launch, *dropped]
-    if subprocess.run([*command, f"hydra.sweep.dir={folder}"], check=False).returncode:
+    command.append(quoted(f"hydra.sweep.dir={folder}"))
+    if subprocess.run(command, check=False).returncode:
         raise ConfigError(f"the healing sweep in {folder} failed; see above")
 
 

@@ -36,7 +36,7 @@ def read(arguments: Sequence[str], parser: OverridesParser) -> Iterator[Override
         elif words and (given := _parsed(whole, parser)):
             yield f"{whole}: one argument with spaces: quote it: {for_shell(whole)}"
             yield given
-        elif "=" in whole and (given := _parsed(_quoted(whole), parser)):
+        elif "=" in whole and (given := _parsed(quoted(whole), parser)):
             yield f"{first}: {NO_PAIR}; quote its value: {as_text(whole)}"
             yield given
         else:
@@ -45,10 +45,18 @@ def read(arguments: Sequence[str], parser: OverridesParser) -> Iterator[Override
 
 def as_text(argument: str) -> str:
     """Return NAME=VALUE as a shell takes it, such that Hydra reads the value as text."""
-    return for_shell(_quoted(argument))
+    return for_shell(quoted(argument))
 
 
-def _quoted(argument: str) -> str:
+def typed(argument: str) -> str:
+    """Return NAME=VALUE as it is typed in a shell, in quotes only if they are needed."""
+    given = _parsed(argument, OverridesParser.create())
+    is_plain = given is not None and given.value() == argument.partition("=")[2]
+    return argument if is_plain and shlex.quote(argument) == argument else as_text(argument)
+
+
+def quoted(argument: str) -> str:
+    """Return NAME=VALUE such that Hydra reads the value as text."""
     name, _, value = argument.partition("=")
     # In quotes, a backslash means itself unless a quote follows.
     escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + '\\"' * bool(found[2]), value)

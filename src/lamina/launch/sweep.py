@@ -23,6 +23,7 @@ from typing_extensions import override
 from lamina.config import security
 from lamina.config.messages import no_value
 from lamina.config.preflight import preflight
+from lamina.config.quoting import typed
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError
@@ -127,7 +128,7 @@ class Sweep(Callback):
         queued = "; some may still be queued (squeue, scancel)" if self.is_queued else ""
         return (
             f"{len(wrong)} of {len(jobs)} jobs did not complete: {named}{queued}; the same command "
-            f"with hydra.sweep.dir={self.folder} runs only these again"
+            f"with {typed(f'hydra.sweep.dir={self.folder}')} runs only these again"
         )
 
     def _close_dry_run(self) -> str | None:
