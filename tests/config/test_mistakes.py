@@ -172,8 +172,8 @@ MISTAKES = {
     "belongs to the value before it, quote both: 'data.train=\"my (1).jsonl\"'",
     "model=layers model.keep=[0, 1, 5-11]": "model.keep=[0, 1, 5-11]: one argument with spaces: "
     "quote it: 'model.keep=[0, 1, 5-11]'",
-    "model_name=./a(1) x.jsonl": "model_name=./a(1): not of the form NAME=VALUE; quote its value: "
-    "'model_name=\"./a(1) x.jsonl\"'\n"
+    "model_name=./a(1) x.jsonl": "model_name=./a(1) x.jsonl: not of the form NAME=VALUE; quote "
+    "its value: 'model_name=\"./a(1) x.jsonl\"'\n"
     "model_name=./a(1) x.jsonl: no such folder",
     "export=merged": "export=merged: a group of keys; set export.NAME=VALUE",
     "max_seq_length=4k": "max_seq_length=4k: use a whole number of tokens, such as 4096",

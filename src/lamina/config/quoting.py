@@ -37,10 +37,10 @@ def read(arguments: Sequence[str], parser: OverridesParser) -> Iterator[Override
             yield f"{whole}: one argument with spaces: quote it: {for_shell(whole)}"
             yield given
         elif "=" in whole and (given := _parsed(quoted(whole), parser)):
-            yield f"{first}: {NO_PAIR}; quote its value: {as_text(whole)}"
+            yield f"{whole}: {NO_PAIR}; quote its value: {as_text(whole)}"
             yield given
         else:
-            yield f"{first}: {NO_PAIR}"
+            yield f"{whole}: {NO_PAIR}"
 
 
 def as_text(argument: str) -> str:

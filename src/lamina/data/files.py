@@ -1,4 +1,4 @@
-"""Files of rows: CSV, JSON, JSON lines and Parquet, one file or a folder; some are compressed.
+"""Files of rows: CSV, JSON, JSON lines and Parquet, alone or in a folder, compressed or not.
 
 Each reader yields every row with its number and, for a broken one, the problem. The libraries'
 readers lose one or the other: `datasets` and `pyarrow.json` guess types (a CSV answer of 72 becomes
@@ -67,9 +67,9 @@ def find_files(key: str, name: str, kind: str) -> list[Path]:
         paths = _in_folder(path, kind)
         if not paths:
             raise DataError(f"{key}={name}: no file in this folder ends in .{kind}")
-        read = dict[str, Path]()
+        names = dict[str, Path]()
         for each in paths:
-            if (other := read.setdefault(each.name.rpartition(f".{kind}")[0], each)) != each:
+            if (other := names.setdefault(each.name.rpartition(f".{kind}")[0], each)) != each:
                 raise DataError(
                     f"{key}={name}: both {other.name} and {each.name} are there: keep one"
                 )
