@@ -42,7 +42,7 @@ def test_a_scan_writes_its_numbers_its_table_and_its_picture(scanned: Finished) 
     assert [float(row["loss"]) for row in rows] == found["leave_one_out"]["loss"]
     assert (scanned.folder / "scan.png").read_bytes().startswith(b"\x89PNG")
     assert "cheapest" in scanned.output
-    assert ", in float32\n" in scanned.output  # the quickstart sets bf16=false
+    assert ", in float32" in scanned.output  # the quickstart sets bf16=false
     # This model depends most on its first layers.
     losses = found["leave_one_out"]["loss"]
     assert min(losses[:2]) > max(losses[2:])

@@ -137,9 +137,9 @@ class Hub(Rows):
                 "cache; experiment=quickstart works offline"
             ) from error
         except (DatasetsError, httpx.HTTPError, OSError, TypeError, ValueError) as error:
-            if (problem := self._not_there(str(error))) is not None:
-                raise problem from error
             reason = str(error.__cause__ or error).strip() or type(error).__name__
+            if (problem := self._not_there(reason)) is not None:
+                raise problem from error
             raise DataError(f"data.name={self.name}: {reason.splitlines()[0]}") from error
         return self.splits(*map(self.split, found, [f"{self.name} {name}" for name in names]))
 
