@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
@@ -19,10 +20,12 @@ from lamina.depth.loading import (
     load_model,
     load_tokenizer,
     new_model,
+    refuse_long_sequences,
+    refuse_unknown_tokens,
 )
 from lamina.depth.plan import make_plan
 from lamina.depth.variants import Original
-from lamina.errors import ModelError
+from lamina.errors import ConfigError, ModelError
 from lamina.weights import reading
 from lamina.weights.source import resolve
 from tests.conftest import no_scores
@@ -200,6 +203,45 @@ def test_an_architecture_that_transformers_lacks_is_named(tmp_path: Path) -> Non
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "qwen33"}))
     with pytest.raises(ModelError, match=r"cannot be loaded: .*model type `qwen33`"):
         load_model(resolve(str(tmp_path)), range(6), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_sequences_longer_than_learned_positions_are_refused(
+    model_type: str, tmp_path: Path
+) -> None:
+    sizes = {**SIZE, "max_position_embeddings": 64, "ffn_dim": 24, "word_embed_proj_dim": 16}
+    if model_type == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 6, "n_head": 4, "n_positions": 64, "vocab_size": 64}
+    config = AutoConfig.for_model(model_type, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    source = resolve(str(tmp_path))
+    refuse_long_sequences(source, 64)
+    with pytest.raises(ConfigError) as refused:
+        refuse_long_sequences(source, 65)
+    assert str(refused.value) == (
+        f"max_seq_length=65: this {model_type} has learned positions for 64 tokens: use 64 or less"
+    )
+
+
+def test_computed_positions_have_no_limit(tmp_path: Path) -> None:
+    config = Qwen3Config(**SIZE, max_position_embeddings=64)
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    refuse_long_sequences(resolve(str(tmp_path)), 4096)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_if_the_text_shows_it(
+    tmp_path: Path,
+) -> None:
+    Qwen3ForCausalLM(Qwen3Config(**SIZE)).save_pretrained(tmp_path)
+    source, tokenizer = resolve(str(tmp_path)), build_tokenizer()
+    refuse_unknown_tokens(source, tokenizer, [[3, 63], []])
+    with pytest.raises(ModelError) as refused:
+        refuse_unknown_tokens(source, tokenizer, [[3, 64], [5]])
+    assert str(refused.value) == (
+        f"model_name={tmp_path}: its tokenizer has {len(tokenizer)} tokens, its embedding 64, and "
+        f"token 64 ({tokenizer.decode([64])}) is used: take the tokenizer that the model was "
+        "trained with, or enlarge the embedding with transformers' resize_token_embeddings first"
+    )
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:

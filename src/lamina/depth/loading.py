@@ -1,6 +1,6 @@
 """Load a model with only its kept layers: the dropped ones are never read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ from lamina.depth.quantization import quantization
 from lamina.depth.reduction import Reduction, blueprint, reduction, with_derived_lists
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
-from lamina.errors import ModelError, did_you_mean
+from lamina.errors import ConfigError, ModelError, did_you_mean
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
 from lamina.weights.source import Source, read_json, resolve
@@ -213,6 +213,55 @@ def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model_name={source.name}: no usable tokenizer ({reason})") from error
+
+
+def refuse_long_sequences(source: Source, max_seq_length: int) -> None:
+    """Refuse what `refuse_beyond_positions` does, before a weight is read."""
+    declared = [source.config[field] for field in POSITIONS if field in source.config]
+    if not declared or max_seq_length > declared[0]:
+        whole = reduction(source, range(layer_count(source.config)))
+        refuse_beyond_positions(whole.blueprint, max_seq_length)
+
+
+def refuse_beyond_positions(model: "PreTrainedModel", max_seq_length: int) -> None:
+    """Refuse sequences longer than a model's table of positions; most models compute them instead.
+
+    Raises:
+        ConfigError: The table has fewer rows than max_seq_length.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None or max_seq_length <= limit:
+        return
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        is_table = tensor.ndim == 2 and any(part in name for part in ("wpe", "pos"))
+        if is_table and tensor.shape[0] in (limit, limit + 2):  # OPT's has two more rows
+            raise ConfigError(
+                f"max_seq_length={max_seq_length}: this {model.config.model_type} has learned "
+                f"positions for {limit} tokens: use {limit} or less"
+            )
+
+
+def refuse_unknown_tokens(
+    source: Source, tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Iterable[int]]
+) -> None:
+    """Refuse rows of token ids that the embedding has no row for.
+
+    A tokenizer may be larger than the embedding as long as the text does not show it.
+
+    Raises:
+        ModelError: A row, or padding, uses such a token.
+    """
+    size = source.config.get("vocab_size")
+    if not isinstance(size, int) or len(tokenizer) <= size:
+        return
+    token = max(tokenizer.pad_token_id or 0, *(max(row, default=0) for row in rows))
+    if token >= size:
+        raise ModelError(
+            f"model_name={source.name}: its tokenizer has {len(tokenizer)} tokens, its embedding "
+            f"{size}, and token {token} ({tokenizer.decode([token])}) is used: take the tokenizer "
+            "that the model was trained with, or enlarge the embedding with transformers' "
+            "resize_token_embeddings first"
+        )
 
 
 def _location(source: Source) -> dict[str, Any]:
