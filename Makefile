@@ -34,7 +34,7 @@ $(VENV)/.installed-unsloth: $(VENV)/.installed
 	fi
 	@touch $@
 
-.PHONY: help install install-unsloth demo test test-unsloth check docs fields wheel clean
+.PHONY: help install install-unsloth demo test test-unsloth test-older check docs fields wheel clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
@@ -55,6 +55,12 @@ test: install ## Set up, then pass the tests
 test-unsloth: install-unsloth ## Pass the tests of backend=unsloth, and of adapter=qlora
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/unsloth tests/integration/test_adapters.py
 
+# Beside the installed torch; the newer transformers stays where it is.
+test-older: install ## Load results in transformers 4.57
+	@test -d .venv-older || $(PIP) install --no-deps --target .venv-older \
+	  transformers==4.57.6 huggingface-hub==0.36.0 tokenizers==0.22.1
+	@LAMINA_OLDER=$(CURDIR)/.venv-older $(BIN)/python -m pytest tests/integration/test_older_transformers.py
+
 check: install ## Lint, format, types, the direction of imports, tests/rules.py and docs/parameters.md
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -73,4 +79,4 @@ wheel: install ## Build the wheel into dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) .venv-unsloth dist build
+	rm -rf $(VENV) .venv-unsloth .venv-older dist build

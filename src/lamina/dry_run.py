@@ -88,7 +88,7 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
         tokenizer, rows = feed(experiment)
         packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
         model = load(experiment, tokenizer)
-        form = experiment.export.form_of(experiment.plan, model, experiment.adapter.name)
+        form = experiment.form_of(model)
         parameters, longest = model.num_parameters(), longest_rows(experiment, rows)
         step_arguments = one_step.arguments(scratch)
         trainer = one_step.build_trainer(model, tokenizer, longest, step_arguments, [])

@@ -15,6 +15,7 @@ from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import reduction
 from lamina.depth.variants import Scratch
+from lamina.export.final import Form
 from lamina.heal import kernels
 from lamina.heal.backends.transformers import Training
 from lamina.heal.callbacks.settings import Context
@@ -135,12 +136,15 @@ class Experiment(Parameters):
     def arguments(self, folder: Path) -> "SFTConfig":
         """Return TRL's arguments for training with checkpoints in `folder`.
 
-        Raises ConfigError if TRL refuses one, or the model lacks the attention or the kernels.
+        Raises ConfigError if TRL refuses one, or the model lacks the attention, the kernels or the
+        positions.
         """
         arguments = self.trainer.arguments(folder, sharded=self.sharded, liger=self.liger)
         if distributed.world_size() > 1:
             logger.info("%s", describe_batch(arguments, distributed.world_size()))
         self.adapter.peft_config()
+        if self.plan.source is not None:
+            loading.refuse_long_sequences(self.plan.source, self.max_seq_length)
         if self.attention != "auto" or self.kernels != "none":
             source = self.plan.source
             family = loading.model_class(source.config if source else self.architecture)
@@ -180,6 +184,12 @@ class Experiment(Parameters):
         """The estimated memory of the training, from the model's config alone."""
         assert self.plan.source is not None
         return self._memory(reduction(self.plan.source, self.plan.kept_layers).blueprint)
+
+    def form_of(self, model: "PreTrainedModel") -> Form:
+        """Choose what final/ holds, given the reduced model."""
+        adapter = self.adapter
+        loadable = adapter.is_loadable
+        return self.export.form_of(self.plan, model, adapter.name, is_loadable=loadable)
 
     def load_unquantized(self) -> "PreTrainedModel":
         """Load the reduced model without quantization, to merge a qlora adapter into it."""

@@ -49,7 +49,7 @@ def run(experiment: Experiment, record: Record) -> None:
             if wanted.baseline and experiment.plan.is_reduced:
                 measure.baseline(record, protocol, experiment.untouched)
             model = load(experiment, tokenizer)
-            form = experiment.export.form_of(experiment.plan, model, experiment.adapter.name)
+            form = experiment.form_of(model)
             reference, metrics = experiment.reduced, experiment.reduced_metrics
             measure.reduced(record, protocol, model, tokenizer, reference, metrics)
             loggers, callbacks = experiment.logger.values(), experiment.callbacks.values()
@@ -58,10 +58,12 @@ def run(experiment: Experiment, record: Record) -> None:
                 trainer = experiment.build_trainer(model, tokenizer, rows, arguments, observers)
                 heal(experiment, record, rows, trainer, start)
                 final = keep(experiment, record, trainer, form)
+                comparable = start.has_eval_rows(record.content["eval_fingerprint"])
+                tolerance = trainer.tolerance(final) if comparable else None
                 del trainer, model
                 release_memory()  # otherwise memory holds the model twice once final/ is loaded
                 if wanted.reload:
-                    measure.final(record, protocol, final)
+                    measure.final(record, protocol, final, tolerance)
 
 
 def plan(experiment: Experiment) -> None:
@@ -92,6 +94,8 @@ def feed(experiment: Experiment) -> "tuple[PreTrainedTokenizerBase, data.Feed]":
     tokenizer = loading.load_tokenizer(source) if source else build_tokenizer()
     length, prompts = experiment.max_seq_length, experiment.evaluation.num_samples
     rows = data.feed(experiment.data, tokenizer, max_seq_length=length, num_prompts=prompts)
+    if source:
+        loading.refuse_unknown_tokens(source, tokenizer, rows.token_ids())
     return tokenizer, rows
 
 
@@ -109,7 +113,9 @@ def load(experiment: Experiment, tokenizer: "PreTrainedTokenizerBase") -> "PreTr
     """Read the kept layers and no others; a model from scratch starts with random weights."""
     plan, dtype = experiment.plan, experiment.torch_dtype
     if plan.source is None:
-        return loading.new_model(experiment.architecture, tokenizer, dtype=dtype)
+        model = loading.new_model(experiment.architecture, tokenizer, dtype=dtype)
+        loading.refuse_beyond_positions(model, experiment.max_seq_length)
+        return model
     count, name = len(plan.kept_layers), experiment.model_name
     logger.info("loading %s, %d of %d layers", name, count, plan.num_layers)
     return experiment.backend.load_model(plan, dtype, experiment.training)
@@ -145,6 +151,7 @@ def keep(
         trainer.best_model(),
         trainer.processing_class,
         experiment.folder,
+        plan=experiment.plan,
         form=form,
         dtype=experiment.export_dtype,
         manifest=content,

@@ -135,6 +135,12 @@ MISTAKES = {
     "mapping with the keys beta/gamma or null",
     "adapter.init_lora_weights=pissa": "adapter.init_lora_weights=pissa changes the base's "
     "weights, which an adapter alone cannot rebuild: set export.form=merged",
+    "adapter.modules_to_save=[lm_head] export.form=adapter": "adapter.modules_to_save=['lm_head'] "
+    "needs export.form=merged, not adapter: transformers leaves it out when it loads an adapter",
+    "adapter.trainable_token_indices=[3] export.form=both": "adapter.trainable_token_indices=[3] "
+    "needs export.form=merged, not both: transformers leaves it out when it loads an adapter\n"
+    "adapter.trainable_token_indices=[3] needs trainer.args.loss_type=nll: TRL's chunked loss "
+    "reads the output head, which may be tied to these tokens",
     "adapter.layers_to_transform=[0]": "adapter.layers_to_transform=[0] needs a list in "
     "adapter.target_modules, such as [q_proj,v_proj]",
     # Types.

@@ -1,10 +1,14 @@
 """Bad input that only a running job can detect: one clear error and a failed result."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
-from tests.conftest import REFERENCE, SHORT, Finished, train
+import pytest
+
+from tests.architectures import save
+from tests.conftest import REFERENCE, SHORT, Finished, lamina, train
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
@@ -60,3 +64,93 @@ def test_an_export_that_would_not_be_exact_is_refused_before_training(tmp_path: 
     done = train(tmp_path / "run", *given)
     refused(done, "export.form=adapter: an adapter cannot rebuild scratch-12of12")
     assert done.result["trainable_parameters"] is None
+
+
+def model(folder: Path, **changes: object) -> Path:
+    """The reference model with another config.json; None removes a field."""
+    shutil.copytree(REFERENCE, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    content = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+UNUSABLE: list[tuple[dict[str, object], str]] = [
+    (
+        {"model_type": None},
+        "config.json has no model_type: add that of the model's architecture, such as "
+        '"model_type": "llama"',
+    ),
+    *(
+        (
+            {"quantization_config": {"quant_method": method, "bits": 4}},
+            f"its weights are quantized ({method}) and can be neither reduced nor trained: use "
+            "the unquantized model; adapter=qlora quantizes it in memory",
+        )
+        for method in ("awq", "gptq", "compressed-tensors", "fp8")
+    ),
+]
+
+
+@pytest.mark.parametrize("variant", ["model=original", "model=pruned model.keep_layers=8"])
+@pytest.mark.parametrize(("changes", "message"), UNUSABLE)
+def test_a_model_that_cannot_be_trained_is_named_before_anything_slow(
+    changes: dict[str, object], message: str, variant: str, tmp_path: Path
+) -> None:
+    folder = model(tmp_path / "model", **changes)
+    done = train(tmp_path / "run", *SHORT, *variant.split(), f"model_name={folder}")
+    assert done.errors == f"error: model_name={folder}: {message}\n"
+    assert done.code == 1
+
+
+def test_weights_that_do_not_fit_are_refused_with_model_original(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model", tie_word_embeddings=False)
+    done = train(tmp_path / "run", *SHORT, "model=original", f"model_name={folder}")
+    message = (
+        f"error: model_name={folder}: 1 tensors do not fit the model (first: lm_head.weight): the "
+        "checkpoint and its config.json disagree\n"
+    )
+    refused(done, message)
+    done = lamina("scan", "experiment=quickstart", f"model_name={folder}", cwd=tmp_path)
+    assert done.errors.endswith(message)
+
+
+POSITIONS = (
+    "error: max_seq_length=512: this gpt2 has learned positions for 64 tokens: use 64 or less\n"
+)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 with 64 positions and 300 tokens, and a larger tokenizer."""
+    folder = tmp_path_factory.mktemp("gpt2") / "model"
+    save("gpt2", folder, vocab_size=300, eos_token_id=2, pad_token_id=0)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(REFERENCE / name, folder)
+    return folder
+
+
+def test_sequences_beyond_learned_positions_are_refused(gpt2: Path, tmp_path: Path) -> None:
+    own = f"model_name={gpt2}"
+    for number, given in enumerate((("model=original",), ("model=pruned", "model.keep_layers=3"))):
+        refused(train(tmp_path / str(number), *SHORT, *given, own), POSITIONS)
+    done = lamina("scan", "experiment=quickstart", "model=original", own, cwd=tmp_path)
+    assert done.errors.endswith(POSITIONS)
+    absent = ("intermediate_size", "num_key_value_heads", "head_dim", "initializer_range")
+    sizes = ("model.architecture.model_type=opt", "model.architecture.max_position_embeddings=64")
+    given = ("model=scratch", "adapter=full", *sizes, *(f"~model.architecture.{k}" for k in absent))
+    refused(train(tmp_path / "new", *SHORT, *given), POSITIONS.replace("gpt2", "opt"))
+
+
+def test_tokens_that_the_embedding_lacks_are_refused(gpt2: Path, tmp_path: Path) -> None:
+    given = (f"model_name={gpt2}", "max_seq_length=64", "model=original")
+    done = train(tmp_path / "run", *SHORT, *given, "data.max_dropped=1")
+    scan = lamina("scan", "experiment=quickstart", *given, cwd=tmp_path)
+    refused(done, "error:")
+    for found in (done, scan):
+        assert re.fullmatch(
+            f"error: model_name={gpt2}: its tokenizer has 321 tokens, its embedding 300, and token "
+            r"3\d\d \(\w+\) is used: take the tokenizer that the model was trained with, or "
+            r"enlarge the embedding with transformers' resize_token_embeddings first\n",
+            found.errors.splitlines(keepends=True)[-1],
+        )

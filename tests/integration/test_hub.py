@@ -5,6 +5,7 @@ The clients are real; the hub is a server on this machine.
 
 import json
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -262,6 +263,26 @@ def test_a_model_is_cut_by_its_id(clients: Clients, sharded: Path, tmp_path: Pat
     assert (note["source_model"], note["revision"]) == ("lamina/sharded", commit)
     assert note["source_fingerprint"] is None
     assert "base_model: lamina/sharded" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_every_chat_template_of_a_model_is_copied_by_its_id(
+    clients: Clients, tmp_path: Path
+) -> None:
+    source, hub = tmp_path / "source", Hub()
+    shutil.copytree(REFERENCE, source)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    hub.publish("models/lamina/templates", source)
+    given = ("model_name=lamina/templates", "model=pruned", "model.keep_layers=4")
+    env = clients.of(hub, tmp_path / "cache")
+    done = lamina("cut", *given, "output=out", cwd=tmp_path, **env)
+    assert done.code == 0, done.errors
+    copied = tmp_path / "out" / "additional_chat_templates"
+    assert [path.name for path in copied.iterdir()] == ["tool_use.jinja"]
+    env = clients.of(None, tmp_path / "cache", offline="1")
+    done = lamina("cut", *given, "output=again", cwd=tmp_path, **env)
+    assert done.code == 0, done.errors
+    assert (tmp_path / "again" / "additional_chat_templates" / "tool_use.jinja").is_file()
 
 
 def test_a_cached_model_and_data_set_need_no_hub(

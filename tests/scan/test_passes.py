@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -92,6 +93,19 @@ def test_leave_one_out_is_the_loss_of_the_model_built_without_the_layer(source: 
         assert found.leave_one_out.kl[layer] == pytest.approx(
             divergence.sum(-1).mean().item(), abs=1e-5
         )
+
+
+def test_a_head_that_config_json_calls_tied_is_scored_as_it_is(tmp_path: Path) -> None:
+    source = resolve(str(save("qwen2", tmp_path / "model")))
+    path = tmp_path / "model" / "model.safetensors"
+    head = torch.randn(64, 16, generator=torch.Generator().manual_seed(2))
+    save_file({**load_file(path), "lm_head.weight": head}, path, {"format": "pt"})
+    windows = text()
+    model = whole(source)
+    assert torch.equal(model.lm_head.weight, head)
+    assert statistics(source, windows).baseline_loss == pytest.approx(
+        loss(predictions(model, windows), windows), abs=1e-5
+    )
 
 
 def test_a_sublayer_score_is_the_loss_with_its_output_zeroed(source: Source) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lamina.config import backend_choice
 from lamina.config.parameters import Parameters
+from lamina.depth.plan import refuse_unusable
 from lamina.depth.selection import First, NoScores, ScoresNeededError
 from lamina.depth.surgery import layer_count
 from lamina.depth.variants import Pruned, Scratch
@@ -43,6 +44,7 @@ def layer_problems(run: Parameters) -> Iterator[str]:
     try:
         source = resolve(name)
         if not isinstance(run.model, Scratch):
+            refuse_unusable(source)
             run.model.kept_layers(layer_count(source.config), NoScores())
     except LaminaError as error:
         yield str(error)

@@ -1,7 +1,7 @@
 """The tokenized rows of a training, and the prompts for its samples."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,11 @@ class Feed:
         """Return the first `limit` tokenized evaluation rows, or all of them."""
         rows = self.eval.rows
         return list(rows if limit is None else rows.select(range(min(limit, len(rows)))))
+
+    def token_ids(self) -> Iterator[list[int]]:
+        """Yield the ids of each row of both splits."""
+        for split in (self.train, self.eval):
+            yield from (row["input_ids"] for row in split.rows)
 
     def write(self, folder: Path, limit: int) -> None:
         """Write the first `limit` evaluation rows to eval.jsonl, skipped ones to their own file."""

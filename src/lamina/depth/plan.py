@@ -9,7 +9,11 @@ from lamina.depth.selection import LayerScores
 from lamina.depth.surgery import layer_count, reduced_config
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import Scratch, Variant
+from lamina.errors import ModelError
 from lamina.weights.source import Source, resolve
+
+TRAINABLE = ("bitsandbytes", "mxfp4")
+"""Quantization methods of weights that transformers itself can train an adapter beside."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def make_plan(
         count = layer_count(variant.architecture)
         return Plan(variant.model_type, None, count, tuple(range(count)), {})
     source = resolve(model_name)
+    refuse_unusable(source)
     num_layers = layer_count(source.config)
     kept_layers = variant.kept_layers(num_layers, scores_of(source))
     reduced_config(source.config, kept_layers)
@@ -70,3 +75,22 @@ def make_plan(
         for key, value in vars(variant).items()
     }
     return Plan(variant.model_type, source, num_layers, kept_layers, settings)
+
+
+def refuse_unusable(source: Source) -> None:
+    """Refuse a config.json without an architecture, and weights that cannot be trained.
+
+    Raises:
+        ModelError: It has no model_type, or its weights are quantized for inference.
+    """
+    if not source.config.get("model_type"):
+        raise ModelError(
+            f"model_name={source.name}: config.json has no model_type: add that of the model's "
+            'architecture, such as "model_type": "llama"'
+        )
+    quantized = source.config.get("quantization_config") or {}
+    if (method := quantized.get("quant_method", TRAINABLE[0])) not in TRAINABLE:
+        raise ModelError(
+            f"model_name={source.name}: its weights are quantized ({method}) and can be neither "
+            "reduced nor trained: use the unquantized model; adapter=qlora quantizes it in memory"
+        )

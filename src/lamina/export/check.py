@@ -9,7 +9,7 @@ from lamina.depth.loading import refuse_misfits
 from lamina.depth.quantization import quantization
 from lamina.errors import ModelError
 from lamina.export.finished_run import FinishedRun
-from lamina.measure.evaluate import row_losses
+from lamina.measure.evaluate import TOLERANCES, row_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,10 +31,6 @@ class Losses:
 
 CHECKED_TOKENS = 512
 """Most recorded tokens to evaluate, unless the first row is longer."""
-
-TOLERANCES = {"same": 1e-4, "rounded": 0.03}
-"""Largest difference of losses, as a share of 1 + the loss, for a model measured and written in
-float32, and for one rounded to bfloat16."""
 
 
 def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.depth.reduction import adapter_form_is_exact, reduction
+from lamina.depth.reduction import adapter_form_is_exact, reduction, true_ties
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, ModelError
 from lamina.export.check import Losses, adapter_loss, model_loss
-from lamina.export.finished_run import ADAPTER_FILE, FinishedRun, finished_run
+from lamina.export.finished_run import FinishedRun, finished_run
 from lamina.export.folder import (
     copy_tokenizer,
     new_folder,
@@ -21,10 +21,16 @@ from lamina.export.folder import (
     write_manifest,
     write_weights,
 )
-from lamina.export.merge import WEIGHTS_FILE, AdapterUpdates, adapter_updates, rename_magnitudes
+from lamina.export.merge import (
+    WEIGHTS_FILE,
+    AdapterUpdates,
+    adapter_updates,
+    rename_magnitudes,
+    trained_beside,
+)
 from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
-from lamina.weights.source import Source, resolve
+from lamina.weights.source import ADAPTER_FILE, Source, resolve
 from lamina.weights.writing import Outgoing
 
 if TYPE_CHECKING:
@@ -61,6 +67,11 @@ def _export_adapter(run: FinishedRun, folder: Path, dtype: str | None) -> Losses
         raise ConfigError(f"--dtype={dtype} needs --form merged: an adapter keeps its own type")
     if run.adapter is None:
         raise ConfigError(f"--form adapter: {run.final} has no adapter; choose --form merged")
+    if beside := trained_beside(run.adapter):
+        raise ConfigError(
+            f"--form adapter: {beside} was trained, which transformers leaves out when it loads an "
+            "adapter; choose --form merged"
+        )
     kept_layers = run.manifest["kept_layers"]
     reduced = reduction(run.checked_base(), kept_layers)
     is_reduced = len(kept_layers) < run.manifest["num_layers"]
@@ -83,16 +94,22 @@ def _export_model(run: FinishedRun, folder: Path, dtype: str | None) -> Losses |
     import torch
 
     is_adapter = run.final_is_adapter
+    if is_adapter and (beside := trained_beside(run.final)):
+        raise ModelError(
+            f"{run.final}: {beside} was trained, which transformers leaves out when it loads an "
+            "adapter, so the run's losses are not this model's: run the same command with "
+            "export.form=merged and the same hydra.run.dir"
+        )
     source = run.checked_base() if is_adapter else resolve(str(run.final))
     kept = run.manifest["kept_layers"] if is_adapter else range(layer_count(source.config))
     reduced = reduction(source, kept)
     updates = adapter_updates(run.final, reduced) if is_adapter else None
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
-    write_config(folder, reduced.content, source, dtype)
     copy_tokenizer(_tokenizer(run), folder)
     write_manifest(folder, run.manifest)
     mapping = kept_tensors(source.weight_map, kept, source.config)
     with tensor_slices(source, mapping) as slices:
+        write_config(folder, true_ties(reduced, slices).content, source, dtype)
         write_weights(folder, _tensors(updates, slices, wanted))
     return model_loss(run, folder, dtype)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lamina.depth.plan import Plan
-from lamina.depth.reduction import adapter_form_is_exact
+from lamina.depth.reduction import adapter_form_is_exact, reduction
 from lamina.errors import ConfigError
-from lamina.export.folder import write_manifest
+from lamina.export.folder import keep_config_form, write_manifest, write_tokenizer
 from lamina.export.merge import WEIGHTS_FILE, rename_magnitudes
 from lamina.limits import one_of
 from lamina.measure.protocol import ModelRef
@@ -35,8 +35,12 @@ class Export:
     form: Annotated[str, one_of("auto", "adapter", "merged", "both")]
     dtype: Annotated[str, one_of("auto", "bfloat16", "float32")]
 
-    def form_of(self, plan: Plan, model: "PreTrainedModel", adapter: str) -> Form:
+    def form_of(
+        self, plan: Plan, model: "PreTrainedModel", adapter: str, *, is_loadable: bool
+    ) -> Form:
         """Choose what final/ holds, given the reduced model and the name of the adapter option.
+
+        `is_loadable` says whether transformers loads all that is trained from the saved adapter.
 
         Raises:
             ConfigError: export.form demands an adapter that would not be exact.
@@ -44,6 +48,7 @@ class Export:
         if adapter == "full":
             return "model"
         exact = plan.source is not None and (not plan.is_reduced or adapter_form_is_exact(model))
+        exact = exact and is_loadable
         if self.form in ("adapter", "both") and not exact:
             raise ConfigError(
                 f"export.form={self.form}: an adapter cannot rebuild {plan.name} of this "
@@ -58,6 +63,7 @@ def save_final(
     tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
     *,
+    plan: Plan,
     form: Form,
     dtype: "torch.dtype",
     manifest: dict[str, Any],
@@ -78,16 +84,18 @@ def save_final(
     if distributed.is_first():
         model.config.use_cache = True  # the trainer turned it off; generation needs it
         if has_adapter:
-            with _writing(final, tokenizer, weight_bytes(trained_weights(model))) as partial:
+            with _writing(final, weight_bytes(trained_weights(model))) as partial:
                 model.save_pretrained(partial)
                 rename_magnitudes(partial / WEIGHTS_FILE)
+                write_tokenizer(partial, tokenizer, plan.source)
                 write_manifest(partial, manifest, is_adapter=True)
         if form in ("merged", "both"):
             model = _merged(model, unquantized)
         if form != "adapter":
             whole = final.with_name(f"{FINAL}-merged") if form == "both" else final
-            with _writing(whole, tokenizer, model.num_parameters() * dtype.itemsize) as partial:
-                model.to(dtype).save_pretrained(partial)
+            with _writing(whole, model.num_parameters() * dtype.itemsize) as partial:
+                _save_whole(model.to(dtype), plan, partial)
+                write_tokenizer(partial, tokenizer, plan.source)
                 write_manifest(partial, manifest)
     distributed.wait_for_all()
     return ModelRef(
@@ -114,8 +122,19 @@ def _merged(
     return whole.merge_and_unload()
 
 
+def _save_whole(model: "PreTrainedModel", plan: Plan, folder: Path) -> None:
+    """Save a whole model with a config.json in its source's form."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        # Trained apart as modules_to_save, or never equal in the source.
+        model.config.tie_word_embeddings = False
+    model.save_pretrained(folder)
+    if plan.source is not None:
+        reduced = reduction(plan.source, plan.kept_layers)
+        keep_config_form(folder, reduced, model.config, str(model.dtype).removeprefix("torch."))
+
+
 @contextmanager
-def _writing(folder: Path, tokenizer: "PreTrainedTokenizerBase", needed: int) -> Iterator[Path]:
+def _writing(folder: Path, needed: int) -> Iterator[Path]:
     with disk_errors(folder, "output_dir", lambda: needed), replacing(folder) as partial:
         yield partial
-        tokenizer.save_pretrained(partial)

@@ -10,9 +10,7 @@ from lamina.export.folder import MANIFEST_FILE
 from lamina.measure.results import ROWS_FILE, read_result
 from lamina.runtime.checkpoints import best_checkpoint, last_checkpoint
 from lamina.weights.reading import weights_fingerprint
-from lamina.weights.source import Source, read_json, resolve
-
-ADAPTER_FILE = "adapter_config.json"
+from lamina.weights.source import ADAPTER_FILE, Source, read_json, resolve
 
 
 @dataclass(frozen=True)

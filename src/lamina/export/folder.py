@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.loading import refuse_unloadable
+from lamina.depth.reduction import Reduction
 from lamina.depth.surgery import reduced_generation_config
 from lamina.errors import OutputError
 from lamina.export.card import card
@@ -20,6 +21,7 @@ from lamina.weights.writing import MAX_SHARD_BYTES, Outgoing, write_shards
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 CARD_FILE, MANIFEST_FILE = "README.md", "lamina.json"
 
@@ -32,6 +34,11 @@ TOKENIZER_FILES = (
 
 TEMPLATES = "additional_chat_templates"
 """Folder of a tokenizer's further chat templates."""
+
+QUANTIZED = "quantization_config"
+
+SET_IN_TRAINING = "bos_token_id eos_token_id pad_token_id tie_word_embeddings use_cache".split()
+"""Fields of a config that a training, or the merging of its adapter, may change."""
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any], *, is_adapter: bool = False) -> None:
@@ -49,17 +56,79 @@ def copy_tokenizer(source: Source, folder: Path) -> None:
             shutil.copyfile(path, folder / name)
 
 
+def write_tokenizer(
+    folder: Path, tokenizer: "PreTrainedTokenizerBase", source: Source | None
+) -> None:
+    """Write a tokenizer, in its source's own files if these are readable on their own.
+
+    transformers 5 saves a form that 4.57 does not read. Files without `tokenizer_class` need the
+    model's config.json, which an adapter's folder lacks.
+    """
+    from transformers import AutoTokenizer
+
+    if source is not None and source.is_at_hand:
+        try:
+            copy_tokenizer(source, folder)
+            again = AutoTokenizer.from_pretrained(folder)
+        except (KeyError, OSError, ValueError):
+            again = None
+        if again is not None and again.get_vocab() == tokenizer.get_vocab():
+            if again.chat_template != tokenizer.chat_template:
+                _write_template(folder, tokenizer.chat_template)
+            return
+        _remove(folder, *TOKENIZER_FILES)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_template(folder: Path, template: str) -> None:
+    """Replace a tokenizer's chat templates, wherever they are, by one."""
+    _remove(folder, "chat_template.json")
+    (folder / "chat_template.jinja").write_text(template)
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and "chat_template" in (config := read_json(path)):
+        path.write_text(json.dumps({**config, "chat_template": template}, indent=2) + "\n")
+
+
+def _remove(folder: Path, *names: str) -> None:
+    shutil.rmtree(folder / TEMPLATES, ignore_errors=True)
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_config(folder: Path, content: dict[str, Any], source: Source, dtype: str | None) -> None:
     """Write config.json with its content, and generation_config.json if the source has one.
 
     `dtype` is torch's name for the weights' new type; None keeps theirs.
     """
-    names = {"dtype", "torch_dtype"} & content.keys() or {"dtype"}
-    changed = {**content, **(dict.fromkeys(names, dtype) if dtype else {})}
-    (folder / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
+    _write_config(folder, content, dtype)
     if path := source.fetch("generation_config.json", required=False):
         generation = reduced_generation_config(read_json(path))
         (folder / path.name).write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def keep_config_form(
+    folder: Path, reduced: Reduction, config: "PretrainedConfig", dtype: str
+) -> None:
+    """Write a saved model's config.json in its source's form, which `reduced` has.
+
+    transformers 5 saves a form of its own, such as `rope_parameters`; older versions and other
+    engines would read defaults instead. `config` is the saved one.
+    """
+    saved = read_json(folder / "config.json")
+    content = dict(reduced.content)
+    if QUANTIZED not in saved:  # the saved weights are not, even if the source's are
+        content.pop(QUANTIZED, None)
+    content.setdefault("architectures", saved["architectures"])
+    for field in SET_IN_TRAINING:
+        if (value := getattr(config, field, None)) != getattr(reduced.config, field, None):
+            content[field] = value
+    _write_config(folder, content, dtype)
+
+
+def _write_config(folder: Path, content: dict[str, Any], dtype: str | None) -> None:
+    names = {"dtype", "torch_dtype"} & content.keys() or {"dtype"}
+    changed = {**content, **(dict.fromkeys(names, dtype) if dtype else {})}
+    (folder / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
 
 
 def outgoing(slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None") -> dict[str, Outgoing]:

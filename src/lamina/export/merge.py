@@ -12,6 +12,7 @@ from lamina.depth.loading import load_single_layer
 from lamina.depth.reduction import Reduction
 from lamina.depth.tensor_names import layer_of, with_layer
 from lamina.errors import ModelError
+from lamina.weights.source import ADAPTER_FILE, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +21,19 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
+BESIDE = ("modules_to_save", "trainable_token_indices")
+"""Fields of LoraConfig that train whole weights beside the low-rank updates. transformers 5.17
+leaves these out when it loads an adapter; a merged model has them."""
+
 MAGNITUDE, READABLE = "lora_magnitude_vector", "lora_magnitude_vector.weight"
 """Suffixes of DoRA's magnitudes: as PEFT 0.21 writes them, and as both PEFT and transformers 5.17
 read them. Magnitudes named the first way stay untrained in transformers, which only warns."""
+
+
+def trained_beside(folder: Path) -> str | None:
+    """Return KEY=VALUE of the first of `BESIDE` that an adapter has; None if it has none."""
+    config = read_json(folder / ADAPTER_FILE)
+    return next((f"adapter.{key}={config[key]}" for key in BESIDE if config.get(key)), None)
 
 
 def rename_magnitudes(path: Path) -> None:

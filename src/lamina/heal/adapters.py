@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lamina.depth.variants import Scratch, Variant
 from lamina.errors import ConfigError
+from lamina.export.merge import BESIDE
 from lamina.limits import AT_LEAST_ONE, FRACTION, one_of
 from lamina.runtime.device import installed
 
@@ -40,6 +41,11 @@ class Lora:
 
     in_4bit: ClassVar[bool] = False
 
+    @property
+    def is_loadable(self) -> bool:
+        """Whether transformers loads all that is trained from the saved adapter."""
+        return not any(map(self.further.get, BESIDE))
+
     @classmethod
     def of(
         cls, *, r: int, alpha: int, dropout: float, bias: str, target_modules: Any, **further: Any
@@ -70,6 +76,12 @@ class Lora:
 
     def conflicts(self, model: Variant, form: str) -> Iterator[str]:
         """Refuse a model, or a value of export.form, that this adapter does not support."""
+        if form in ("adapter", "both"):
+            for key in filter(self.further.get, BESIDE):
+                yield (
+                    f"adapter.{key}={self.further[key]} needs export.form=merged, not {form}: "
+                    "transformers leaves it out when it loads an adapter"
+                )
         initial = self.further.get("init_lora_weights", True)
         if initial in NEEDS_DATA or form == "merged":
             return
@@ -145,6 +157,8 @@ class Full:
 
     in_4bit: ClassVar[bool] = False
 
+    is_loadable: ClassVar[bool] = False
+
     def conflicts(self, model: Variant, form: str) -> Iterator[str]:
         """Refuse an export form that holds an adapter."""
         if form in ("adapter", "both"):
@@ -159,4 +173,4 @@ class Full:
 
 
 Adapter = Lora | Full
-"""Anything with `name`, `in_4bit`, `conflicts`, `settings` and `peft_config`."""
+"""Anything with `name`, `in_4bit`, `is_loadable`, `conflicts`, `settings` and `peft_config`."""

@@ -96,7 +96,7 @@ def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
     import torch
 
     first, second = (rows[index]["input_ids"][:PROBE_TOKENS] for index in (0, len(rows) - 1))
-    count = trainer.model.get_input_embeddings().num_embeddings
+    count = trainer.model.get_input_embeddings().weight.shape[0]
     other = [(token + 1) % count for token in first]
     training = trainer.model.training
     trainer.model.eval()

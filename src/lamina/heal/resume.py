@@ -138,6 +138,10 @@ class Start:
                 self.step,
             )
 
+    def has_eval_rows(self, fingerprint: str) -> bool:
+        """Whether the checkpoint's best eval_loss is that of the rows with this fingerprint."""
+        return self.checkpoint is None or self.recorded.get("eval_fingerprint") == fingerprint
+
     def refuse_other_data(self, fingerprint: str) -> None:
         """Refuse to continue if the data's fingerprint is not the checkpoint's."""
         if self.checkpoint is not None and self.recorded:

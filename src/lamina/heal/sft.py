@@ -85,10 +85,16 @@ class SFT:
         yield from missing_requirements(self.args)
 
     def conflicts(self, adapter: Adapter, parallel: str, processes: int | str) -> Iterator[str]:
-        """Refuse adapters, arguments and numbers of processes that parallel=fsdp cannot use.
+        """Refuse adapters, arguments and numbers of processes that do not work together.
 
         `parallel` is auto, ddp or fsdp; `processes` a number, auto or none.
         """
+        tokens = adapter.settings().get("trainable_token_indices")
+        if tokens and self.args.get("loss_type") in (None, "chunked_nll"):
+            yield (
+                f"adapter.trainable_token_indices={tokens} needs trainer.args.loss_type=nll: TRL's "
+                "chunked loss reads the output head, which may be tied to these tokens"
+            )
         if parallel != "fsdp":
             return
         if not isinstance(adapter, Full):

@@ -18,9 +18,10 @@ from lamina.data.tokenization import IGNORED
 from lamina.depth.reduction import blueprint
 from lamina.heal.callbacks.clock import SPEED, STEP, StepClock
 from lamina.heal.callbacks.saving import Checkpointing, SaveAndRequeue, saved_best
-from lamina.heal.kernels import undoing_patches
+from lamina.heal.kernels import MASKED, undoing_patches
 from lamina.heal.sampling import ShuffledThenPadding, set_epoch, with_padding_rows
-from lamina.measure.evaluate import perplexity
+from lamina.measure.evaluate import TOLERANCES, perplexity
+from lamina.measure.protocol import ModelRef
 from lamina.measure.speed import compute_peak, training_flops
 from lamina.runtime import distributed
 from lamina.runtime.files import disk_errors, partial_path, replacing
@@ -71,6 +72,27 @@ class TokenLossTrainer(SFTTrainer):
             "seconds": seconds,
             **self.speed(),
         }
+
+    def tolerance(self, final: ModelRef) -> float | None:
+        """Return how far final/'s loss may be from the best checkpoint's, as a share of 1 + it.
+
+        None if they are not comparable: the last weights were saved, another metric chose them,
+        packs cut documents apart, a router's loss was added, or four bits became more.
+        """
+        args, config = self.args, self.model.config
+        packing = args.packing if args.eval_packing is None else args.eval_packing
+        if (
+            not args.load_best_model_at_end
+            or args.metric_for_best_model not in ("loss", "eval_loss")
+            or (packing and args.packing_strategy == "wrapped")
+            or getattr(config, "output_router_logits", False)
+            or getattr(self.model, "is_loaded_in_4bit", False) != final.in_4bit
+        ):
+            return None
+        rounded = args.bf16 or args.fp16 or args.tf32 or final.in_4bit or final.dtype != "float32"
+        kernels = args.use_liger_kernel or args.torch_compile
+        own = config._attn_implementation not in MASKED
+        return TOLERANCES["rounded" if rounded or kernels or own else "same"]
 
     def speed(self) -> dict[str, float | None]:
         """Return the speed after warm-up so far; all processes must call it."""

@@ -23,6 +23,10 @@ another loss on the same rows."""
 SAMPLE_ROWS = 200
 """Most rows in eval.jsonl."""
 
+TOLERANCES = {"same": 1e-4, "rounded": 0.03}
+"""Largest difference of one model's losses, as a share of 1 + the loss: computed twice in float32,
+and with rounding to fewer bits or other kernels in between."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:

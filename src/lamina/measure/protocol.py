@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.depth import loading
 from lamina.depth.quantization import quantization
-from lamina.errors import TrainingError
+from lamina.errors import ModelError, TrainingError
 from lamina.measure.evaluate import (
     PROTOCOL,
     SAMPLE_ROWS,
+    TOLERANCES,
     RowLosses,
     answers,
     perplexity,
@@ -31,7 +32,7 @@ from lamina.runtime.device import compute_device, device_name, on_device, releas
 from lamina.runtime.files import write_json, write_rows
 from lamina.runtime.out_of_memory import memory_errors
 from lamina.weights.reading import identity
-from lamina.weights.source import resolve
+from lamina.weights.source import ADAPTER_FILE, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,11 +62,24 @@ class ModelRef:
     in_4bit: bool
     """Whether the linear layers (of an adapter's base) are quantized to four bits."""
 
+    @property
+    def advice(self) -> str:
+        """What to do if the written model is not the trained one."""
+        if (Path(self.name) / ADAPTER_FILE).is_file():
+            return (
+                "transformers loads the adapter as another model than was trained: set "
+                "export.form=merged, and continue with the same hydra.run.dir"
+            )
+        return "transformers loads another model than was trained: please report this"
+
     def load(self) -> "PreTrainedModel":
         """Load the model as a user would.
 
         An adapter trained on a four-bit base gets a four-bit base: it learned to correct that one,
         and memory may not suffice for more bits.
+
+        Raises:
+            ModelError: A tensor is missing, unexpected or of another shape.
         """
         dtype = loading.torch_dtype(self.dtype, automatic=self.dtype)
         if self.kept_layers is not None:
@@ -83,7 +97,11 @@ class ModelRef:
         settings: dict[str, Any] = {"dtype": dtype, "revision": self.revision or "main"}
         if self.in_4bit:
             settings["quantization_config"] = quantization(dtype)
-        return AutoModelForCausalLM.from_pretrained(self.name, **settings)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            self.name, output_loading_info=True, **settings
+        )
+        loading.refuse_misfits(self.name, info, self.advice)
+        return model
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """Load the tokenizer from the same place."""
@@ -218,15 +236,30 @@ def reduced(
     record.update(num_parameters=parameters, samples=samples)
 
 
-def final(record: Record, protocol: Protocol, ref: ModelRef) -> None:
+def final(
+    record: Record, protocol: Protocol, ref: ModelRef, tolerance: float | None = None
+) -> None:
     """Measure final/, loaded as a user would, and add its loss on each row to eval.jsonl.
 
+    `tolerance` is the largest difference from the best checkpoint's eval_loss, as a share of 1 +
+    the loss; None allows any.
+
     Raises:
-        TrainingError: The separate process of an isolated protocol failed.
+        ModelError: Its tensors do not fit.
+        TrainingError: Its loss is not the best checkpoint's, or the separate process of an isolated
+            protocol failed.
     """
     logger.info("evaluating %s", ref.name)
-    found = figures(ref, protocol)
+    try:
+        found = figures(ref, protocol)
+    except ModelError:
+        record.update(final=None)
+        raise
     loss = found.losses.mean()
+    if tolerance is not None:
+        if protocol.isolated:  # the backend's kernels round in their own way
+            tolerance = max(tolerance, TOLERANCES["rounded"])
+        refuse_other_loss(record, ref, loss, tolerance)
     sample_loss = found.losses.mean(SAMPLE_ROWS)
     record.measured(eval_loss=loss, perplexity=perplexity(loss), eval_sample_loss=sample_loss)
     if distributed.is_first():
@@ -235,3 +268,20 @@ def final(record: Record, protocol: Protocol, ref: ModelRef) -> None:
         write_rows(record.path.with_name(ROWS_FILE), rows)
     for sample, text in zip(record.content["samples"], found.answers, strict=True):
         sample["after"] = text
+
+
+def refuse_other_loss(record: Record, ref: ModelRef, loss: float, tolerance: float) -> None:
+    """Refuse a final/ whose loss is not the eval_loss that the trainer measured.
+
+    Raises:
+        TrainingError: The losses differ by more than `tolerance`, a share of 1 + the loss.
+    """
+    best = record.content["metrics"]["eval_loss"]
+    allowed = tolerance * (1 + best)
+    if not abs(loss - best) <= allowed:
+        record.update(final=None)
+        raise TrainingError(
+            f"{ref.name}: loaded again, its eval_loss is {loss:.6g}, but the best checkpoint had "
+            f"{best:.6g}, and {ref.dtype} explains a difference of {allowed:.2g} at most: "
+            f"{ref.advice}"
+        )

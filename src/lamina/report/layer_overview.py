@@ -15,11 +15,11 @@ from lamina.depth.layer_sets import format_layers
 from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count
 from lamina.depth.tensor_names import layer_of
 from lamina.errors import ConfigError
-from lamina.export.finished_run import ADAPTER_FILE, FinishedRun, finished_run
+from lamina.export.finished_run import FinishedRun, finished_run
 from lamina.export.folder import MANIFEST_FILE
 from lamina.measure.results import RESULT_FILE
 from lamina.weights.header import StoredTensor
-from lamina.weights.source import Source, resolve
+from lamina.weights.source import ADAPTER_FILE, Source, resolve
 
 SHOWN_FILES = (RESULT_FILE, MANIFEST_FILE, "config.json", ADAPTER_FILE)
 """Any of these makes a folder one of a run, a model or an adapter."""

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lamina.units import format_time_split
+from lamina.weights.source import ADAPTER_FILE
 
 
 def summary(content: dict[str, Any], folder: Path) -> RenderableType:
@@ -34,7 +35,7 @@ def _where(content: dict[str, Any], final: Path) -> list[Text]:
     """Return the path of final/, and what an adapter in it depends on."""
     lines = [Text(str(final), style="dim", overflow="fold")]
     base = content["provenance"]["base_model"]
-    if (final / "adapter_config.json").is_file() and not content["provenance"]["base_revision"]:
+    if (final / ADAPTER_FILE).is_file() and not content["provenance"]["base_revision"]:
         advice = (
             f"An adapter: it loads only while {base} exists. "
             "export.form=merged or lamina export writes a full model."

@@ -12,7 +12,12 @@ from typing_extensions import override
 
 from lamina.data.chat.template import choose_template
 from lamina.data.sources import DataSource, Synthetic
-from lamina.depth.loading import load_model, load_tokenizer
+from lamina.depth.loading import (
+    load_model,
+    load_tokenizer,
+    refuse_long_sequences,
+    refuse_unknown_tokens,
+)
 from lamina.depth.reduction import decoder_stack
 from lamina.depth.selection import LayerScores
 from lamina.depth.statistics import Statistics
@@ -125,6 +130,7 @@ class CachedScores(LayerScores):
 
     @cached_property
     def _calibration(self) -> tuple[Windows, tuple[range, ...]]:
+        refuse_long_sequences(self.source, self.max_seq_length)
         calibration = Calibration(
             tokens=parse_tokens("scan.tokens", self.settings.tokens),
             length=self.max_seq_length,
@@ -134,7 +140,9 @@ class CachedScores(LayerScores):
             loss_on=self.data.loss_on,
         )
         tokenizer = choose_template(load_tokenizer(self.source), self.data.chat_template)
-        return calibration.windows(self.data.load().train, tokenizer)
+        windows, sets = calibration.windows(self.data.load().train, tokenizer)
+        refuse_unknown_tokens(self.source, tokenizer, windows.ids.tolist())
+        return windows, sets
 
     @cached_property
     def _folder(self) -> Path:

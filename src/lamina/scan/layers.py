@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.loading import load_single_layer
-from lamina.depth.reduction import Reduction, decoder_stack, reduction
+from lamina.depth.loading import load_single_layer, refuse_unfit
+from lamina.depth.reduction import Reduction, decoder_stack, reduction, true_ties
 from lamina.depth.surgery import layer_count
-from lamina.depth.tensor_names import kept_tensors, layer_of
+from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, layer_of
 from lamina.weights.reading import tensor_slices
 from lamina.weights.source import Source
 
@@ -131,12 +131,13 @@ class LayerStack:
         """Load everything outside the layers; `slices` are all tensors, by name."""
         self.num_layers = layer_count(source.config)
         self.dtype, self.device = dtype, device
-        self._model = reduction(source, range(self.num_layers))
+        needed = {k: v for k, v in slices.items() if not is_mtp_tensor(k, self.num_layers)}
+        self._model = true_ties(reduction(source, range(self.num_layers)), needed)
+        stored = {name: piece.stored for name, piece in needed.items()}
+        refuse_unfit(f"model_name={source.name}", self._model.config, stored)
         self._slices: dict[int | None, dict[str, Any]] = defaultdict(dict)
-        for name, piece in slices.items():
-            layer = layer_of(name)
-            if layer is None or layer < self.num_layers:
-                self._slices[layer][name] = piece
+        for name, piece in needed.items():
+            self._slices[layer_of(name)][name] = piece
         self.shell = ModelShell(self._model, self._slices[None], dtype, device)
         self._held: dict[int, Any] = {}
 
