@@ -83,11 +83,17 @@ UNUSABLE: list[tuple[dict[str, object], str]] = [
     ),
     *(
         (
-            {"quantization_config": {"quant_method": method, "bits": 4}},
+            {"quantization_config": content},
             f"its weights are quantized ({method}) and can be neither reduced nor trained: use "
             "the unquantized model; adapter=qlora quantizes it in memory",
         )
-        for method in ("awq", "gptq", "compressed-tensors", "fp8")
+        for method, content in {
+            "hqq": "hqq",
+            **{
+                name: {"quant_method": name, "bits": 4}
+                for name in ("awq", "gptq", "compressed-tensors", "fp8")
+            },
+        }.items()
     ),
 ]
 
@@ -113,6 +119,9 @@ def test_weights_that_do_not_fit_are_refused_with_model_original(tmp_path: Path)
     refused(done, message)
     done = lamina("scan", "experiment=quickstart", f"model_name={folder}", cwd=tmp_path)
     assert done.errors.endswith(message)
+    for variant in ("model=original", "model=pruned model.keep_layers=4"):
+        given = (f"model_name={folder}", *variant.split(), "output=out")
+        assert lamina("cut", *given, cwd=tmp_path).errors == message
 
 
 POSITIONS = (

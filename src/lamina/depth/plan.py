@@ -88,8 +88,10 @@ def refuse_unusable(source: Source) -> None:
             f"model_name={source.name}: config.json has no model_type: add that of the model's "
             'architecture, such as "model_type": "llama"'
         )
-    quantized = source.config.get("quantization_config") or {}
-    if (method := quantized.get("quant_method", TRAINABLE[0])) not in TRAINABLE:
+    method = source.config.get("quantization_config") or {}
+    if isinstance(method, dict):
+        method = method.get("quant_method", TRAINABLE[0])
+    if method not in TRAINABLE:
         raise ModelError(
             f"model_name={source.name}: its weights are quantized ({method}) and can be neither "
             "reduced nor trained: use the unquantized model; adapter=qlora quantizes it in memory"

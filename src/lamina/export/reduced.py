@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lamina.depth.loading import refuse_unfit
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import reduction, true_ties
 from lamina.depth.selection import NoScores, ScoresNeededError, Selector
@@ -84,7 +85,10 @@ def write_cut(
         reduced = reduction(source, kept_layers)
         copy_tokenizer(source, folder)
         with tensor_slices(source, mapping) as slices:
-            write_config(folder, true_ties(reduced, slices).content, source, None)
+            reduced = true_ties(reduced, slices)
+            stored = {name: piece.stored for name, piece in slices.items()}
+            refuse_unfit(f"model_name={source.name}", reduced.config, stored)
+            write_config(folder, reduced.content, source, None)
             write_weights(folder, outgoing(slices, None), max_shard_bytes)
         # After the weights: reading the fingerprint's few pages first would trigger readahead.
         write_manifest(folder, manifest(plan))

@@ -85,7 +85,7 @@ class TokenLossTrainer(SFTTrainer):
             not args.load_best_model_at_end
             or args.metric_for_best_model not in ("loss", "eval_loss")
             or (packing and args.packing_strategy == "wrapped")
-            or getattr(config, "output_router_logits", False)
+            or self.aux_loss_enabled
             or getattr(self.model, "is_loaded_in_4bit", False) != final.in_4bit
         ):
             return None
