@@ -58,10 +58,9 @@ def test_transformers_4_57_reads_what_was_written(family: str, tmp_path: Path) -
     assert lamina("cut", *dropped, "output=cut", cwd=tmp_path).code == 0
     done = train(tmp_path / "run", *SHORT, *dropped, "adapter=full", "packing=false")
     assert done.code == 0, done.errors
-    adapted = train(tmp_path / "adapted", *SHORT, *dropped, "packing=false", "export.form=both")
-    assert adapted.code == 0, adapted.errors
-    merged = adapted.final.with_name("final-merged")
-    for folder in (tmp_path / "cut", done.final, merged):
+    merged = train(tmp_path / "merged", *SHORT, *dropped, "packing=false", "export.form=merged")
+    assert merged.code == 0, merged.errors
+    for folder in (tmp_path / "cut", done.final, merged.final):
         read = subprocess.run(
             [sys.executable, "-c", READ, str(folder), json.dumps(IDS)],
             capture_output=True,
