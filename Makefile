@@ -69,8 +69,9 @@ check: install ## Lint, format, types, the direction of imports, tests/rules.py 
 	@$(BIN)/python tests/rules.py
 	@$(BIN)/python tools/parameters_page.py --check
 
-docs: install ## Write docs/parameters.md from the comments in conf/
+docs: install ## Write docs/parameters.md from the comments in conf/, and the families in docs/layers.md
 	@$(BIN)/python tools/parameters_page.py
+	@$(BIN)/python tools/families_list.py
 
 fields: install ## Update the table of TRL's and PEFT's fields from the installed versions
 	@$(BIN)/python tools/library_fields.py

@@ -20,6 +20,7 @@ from lamina.config.preflight import preflight
 from lamina.config.schema import register
 from lamina.runtime.paths import conf_dir
 from tests.conftest import ROOT
+from tools import families_list
 
 PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -161,3 +162,7 @@ def test_the_architecture_lists_the_import_order_that_is_enforced() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     listed = re.findall(r"^    ([a-z][a-z_, ]*?)  +\S", page.partition("## Packages")[2], re.M)
     assert [set(line.split(", ")) for line in listed] == enforced
+
+
+def test_the_list_of_families_is_the_tested_one() -> None:
+    assert (ROOT / "docs" / "layers.md").read_text() == families_list.page()

@@ -48,7 +48,12 @@ class Experiment(Parameters):
     @cached_property
     def plan(self) -> Plan:
         """Which layers stay, from config.json alone unless the variant needs scores."""
-        return make_plan(self.model, self.model_name, lambda source: self.scores(source, self.data))
+        return make_plan(
+            self.model,
+            self.model_name,
+            lambda source: self.scores(source, self.data),
+            self.depth.protect,
+        )
 
     def scores(self, source: Source, data: DataSource) -> CachedScores:
         """Return the scores of a model's layers on a data set; nothing is computed yet."""

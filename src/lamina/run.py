@@ -72,6 +72,8 @@ def plan(experiment: Experiment) -> None:
     distributed.first_process_first("plan", lambda: experiment.plan)
     if experiment.evaluation.baseline and experiment.plan.is_reduced:
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")
+    for note in experiment.plan.notes():
+        logger.info("%s", note)
     experiment.data.find()
 
 

@@ -47,8 +47,8 @@ class Scores(LayerScores):
     def statistics(self) -> Statistics:
         return self.found
 
-    def greedy(self, count: int) -> tuple[int, ...]:
-        return (2, 4, 1, 3)[:count]
+    def greedy(self, count: int, protected: frozenset[int] = frozenset()) -> tuple[int, ...]:
+        return tuple(index for index in (2, 4, 1, 3, 0) if index not in protected)[:count]
 
     def taylor(self) -> tuple[float, ...]:
         return (5.0, 1.0, 4.0, 2.0, 3.0)

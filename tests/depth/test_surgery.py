@@ -94,6 +94,7 @@ def test_a_field_that_cannot_be_carried_over_is_refused_by_name(
         ("some_interval", 1),
         ("scale_attn_by_inverse_layer_idx", False),
         ("suppressed_token_ids", [1, 2, 3, 4, 5]),
+        ("time_step_limit", [0.0, 1.0]),
     ],
 )
 def test_a_field_unrelated_to_layers_stays(field: str, value: object) -> None:
@@ -101,11 +102,13 @@ def test_a_field_unrelated_to_layers_stays(field: str, value: object) -> None:
 
 
 def test_multimodal_models_are_refused_with_the_reason() -> None:
+    parts = {"vision_config": {"num_hidden_layers": 3}, "text_config": {"num_hidden_layers": 5}}
     with pytest.raises(ModelError) as raised:
-        layer_count({"model_type": "gemma3", "text_config": {"num_hidden_layers": 5}})
+        layer_count({"model_type": "llava", **parts})
     assert str(raised.value) == (
-        "config.json nests a language model under 'text_config': multimodal models cannot be "
-        "reduced; save the language model on its own first"
+        "config.json nests a language model under 'text_config': of multimodal models, only "
+        "qwen3_5, qwen3_5_moe, qwen3_vl, qwen3_vl_moe, gemma3, mistral3, llama4 can be reduced; "
+        "save the language model on its own first"
     )
     shared = {"num_hidden_layers": 35, "num_kv_shared_layers": 15}
     with pytest.raises(ModelError, match="num_kv_shared_layers=15: late layers use the keys"):
@@ -135,6 +138,25 @@ def test_sparse_layers_chosen_by_a_step_are_listed_one_by_one() -> None:
     config = {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [1]}
     reduced = reduced_config(config, (1, 2, 3, 5))
     assert (reduced["decoder_sparse_step"], reduced["mlp_only_layers"]) == (1, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("kept", "step", "experts"),
+    [
+        ((0, 1, 2, 3), 2, [1, 3]),
+        ((1, 2, 3, 5), 1, [0, 2, 3]),
+        ((0, 2, 4), 4, []),
+        ((1, 3, 5), 1, [0, 1, 2]),
+    ],
+)
+def test_layers_with_experts_are_listed_and_keep_their_cadence_where_they_have_one(
+    kept: tuple[int, ...], step: int, experts: list[int]
+) -> None:
+    stated = {"num_hidden_layers": 6, "interleave_moe_layer_step": 2}
+    listed = {**stated, "moe_layers": [1, 3, 5]}
+    for config in (stated, listed):
+        reduced = reduced_config(config, kept)
+        assert (reduced["interleave_moe_layer_step"], reduced["moe_layers"]) == (step, experts)
 
 
 def test_a_string_with_one_letter_per_layer_is_sliced() -> None:

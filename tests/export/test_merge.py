@@ -38,11 +38,18 @@ def trained(
     return model
 
 
+STATE_SPACES = {
+    "mamba2": {"target_modules": ["in_proj"]},
+    "falcon_h1": {"target_modules": ["in_proj", "q_proj", "up_proj"]},
+}
+"""What PEFT adapts in models whose output projection it refuses."""
+
+
 @pytest.mark.parametrize("kept", [KEPT, EVERY], ids=["reduced", "whole"])
 @pytest.mark.parametrize(
     ("model_type", "settings"),
     [
-        *((model_type, {}) for model_type in ARCHITECTURES),
+        *((model_type, STATE_SPACES.get(model_type, {})) for model_type in ARCHITECTURES),
         ("llama", {"use_dora": True}),
         ("llama", {"use_rslora": True, "alpha_pattern": {"q_proj": 5}}),
         ("qwen2", {"bias": "all"}),
@@ -78,6 +85,8 @@ def drop_lists(folder: Path) -> None:
     """Leave it to the config's class what it derives by itself, as published configs do."""
     path = folder / "config.json"
     content = json.loads(path.read_text())
+    if "layer_types" not in content:
+        return
     path.write_text(json.dumps({**content, "layer_types": None}))
     if getattr(AutoConfig.from_pretrained(folder), "layer_types", None) != content.get(
         "layer_types"

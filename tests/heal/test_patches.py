@@ -12,9 +12,10 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from torch.utils.data import BatchSampler
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from tests.architectures import MULTIMODAL, build
 from tests.conftest import REFERENCE
 
 ROWS = Dataset.from_list(
@@ -78,3 +79,21 @@ def test_accelerate_repeats_rows_to_fill_the_last_batches() -> None:
     shards = (BatchSamplerShard(batches, 2, index) for index in range(2))
     rows = list(chain.from_iterable(chain.from_iterable(shards)))
     assert len(rows) > len(set(rows)) == 5
+
+
+def test_llama_4_names_a_base_that_it_lacks_and_its_router_returns_two_values() -> None:
+    config = AutoConfig.for_model("llama4_text", **MULTIMODAL["llama4"][0])
+    model = AutoModelForCausalLM.from_config(config)
+    assert model.base_model is model
+    routers = [each for each in model.modules() if type(each).__name__ == "Llama4Router"]
+    assert all(isinstance(each, torch.nn.Linear) for each in routers)
+    assert isinstance(routers[0](torch.ones(1, config.hidden_size)), tuple)
+
+
+def test_trl_turns_on_router_logits_with_which_a_cache_fails() -> None:
+    """See `save_final`."""
+    model = build("qwen3_moe")
+    model.config.output_router_logits = True
+    ids = torch.arange(3, 9).repeat(2, 1)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        model.generate(ids, use_cache=True, max_new_tokens=2, min_new_tokens=2)

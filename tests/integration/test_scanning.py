@@ -118,18 +118,30 @@ def test_a_sweep_over_selectors_scans_once_and_ends_in_a_table(tmp_path: Path) -
     assert note["selector"] == {"keep_layers": 8, "selector": {"name": "Greedy"}}
 
 
-def test_a_shortlist_heals_the_cheapest_layers(tmp_path: Path) -> None:
-    given = (*SHORT, "scan.tokens=1k", "scan.candidates=2", "hydra.run.dir=run")
+def test_a_shortlist_heals_the_cheapest_layers_that_are_not_protected(tmp_path: Path) -> None:
+    given = (*SHORT, "scan.tokens=1k", "scan.candidates=2", "depth.protect=[9]")
+    given = (*given, "hydra.run.dir=run")
     done = lamina(
         "shortlist", *given, cwd=tmp_path, LAMINA_CACHE=str(tmp_path / "cache"), COLUMNS="120"
     )
     assert done.code == 0, done.errors
     losses = content(tmp_path / "run")["leave_one_out"]["loss"]
-    cheapest = sorted(range(12), key=lambda layer: losses[layer])[:2]
+    assert min(range(12), key=lambda layer: losses[layer]) in (8, 9)
+    cheapest = sorted({*range(12)} - {9}, key=lambda layer: losses[layer])[:2]
     jobs = [json.loads((tmp_path / f"run/healing/{n}/result.json").read_text()) for n in "01"]
     for job, layer in zip(jobs, cheapest, strict=True):
         assert job["kept_layers"] == [index for index in range(12) if index != layer]
     assert [line.split()[0] for line in done.output.splitlines()[-2:]] == list(map(str, cheapest))
+
+
+def test_a_shortlist_without_a_layer_to_drop_is_refused(tmp_path: Path) -> None:
+    given = (*SCAN, "model=original", "depth.protect=full_attention")
+    done = lamina("shortlist", *given, cwd=tmp_path)
+    assert done.code == 1
+    assert done.errors.splitlines()[-1].endswith(
+        "depth.protect=[full_attention] protects every layer: protect fewer"
+    )
+    assert "scoring the layers" not in done.errors
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,17 @@ from lamina.weights.source import Source, resolve
 from tests.architectures import save
 from tests.conftest import REFERENCE
 
-MODELS = ("qwen3", "llama", "gemma3_text", "gpt2", "qwen3_next", "gpt_oss", "reference")
+MODELS = (
+    "qwen3",
+    "llama",
+    "gemma3_text",
+    "gpt2",
+    "qwen3_next",
+    "gpt_oss",
+    "falcon_h1",
+    "llama4",
+    "reference",
+)
 
 SETTINGS = ScanSettings(
     tokens="1k", sets=1, rows="joined", sublayers=True, stream="auto", memory="8GB", candidates=2
@@ -74,6 +84,8 @@ def loss(logits: torch.Tensor, windows: Windows) -> float:
 
 
 def whole(source: Source) -> PreTrainedModel:
+    if source.is_text_part:
+        return load_model(source, range(depth_of(source)), dtype=torch.float32).eval()
     return AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
 
 
@@ -135,7 +147,9 @@ def test_influences_and_distances_are_those_of_the_states_seen_by_hooks(source: 
     blocks = decoder_stack(model, depth_of(source))[1]
     blocks[0].register_forward_pre_hook(lambda _, given: states.append(given[0]))
     for block in blocks:
-        block.register_forward_hook(lambda _, __, out: states.append(out))
+        block.register_forward_hook(
+            lambda _, __, out: states.append(out[0] if isinstance(out, tuple) else out)
+        )
     predictions(model, windows)
     for start in range(depth_of(source)):
         for end in range(start + 1, depth_of(source) + 1):
@@ -231,10 +245,14 @@ def test_greedy_removes_what_the_naive_loop_removes(source: Source) -> None:
     with open_stack(source, torch.float32, "cpu") as stack:
         assert greedy_order(stack, windows, SETTINGS, 3, [], 10**10) == order
         assert greedy_order(stack, windows, SETTINGS, 3, order[:2], 10**10) == order
+        protected = frozenset(order[:1])
+        others = greedy_order(stack, windows, SETTINGS, 2, [], 10**10, protected)
+        assert len(set(others) - protected) == 2
         with pytest.MonkeyPatch.context() as patch:
             # Passes of two windows leave no memory to share anything with the next round.
             patch.setattr(greedy, "budget", lambda *_: Budget(hold=False, windows=2))
             assert greedy_order(stack, windows, SETTINGS, 3, [], 10**10) == order
+            assert greedy_order(stack, windows, SETTINGS, 2, [], 10**10, protected) == others
 
 
 def forwards(stack: LayerStack, spare: int, rounds: int) -> list[int]:

@@ -22,3 +22,4 @@ def main(config: DictConfig) -> None:
         f"{output}: {len(plan.kept_layers)} of {plan.num_layers} layers, "
         f"{format_layers(plan.kept_layers)} (0-based, half-open), {weights:,} bytes\n"
     )
+    sys.stdout.writelines(f"{note}\n" for note in plan.notes())

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.app import app
 from lamina.commands.scan import scan
+from lamina.config.preflight import preflight
 from lamina.config.quoting import quoted
+from lamina.depth.plan import protection_of
 from lamina.depth.statistics import Statistics
+from lamina.depth.surgery import layer_count
 from lamina.errors import ConfigError
 from lamina.measure.results import read_result
+from lamina.weights.source import resolve
 
 
 @app("config")
@@ -21,8 +25,14 @@ def main(config: DictConfig) -> None:
     """Scan, choose, heal, compare."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
+    preflight(config)
+    source, protect = resolve(config.model_name), OmegaConf.to_container(config.depth)["protect"]
+    protected = protection_of(source, protect)
+    free = set(range(layer_count(source.config))) - protected.layers
+    if not free:
+        raise ConfigError(f"{protected.given} protects every layer: protect fewer")
     scores = scan(config, folder)
-    cheapest_first = sorted(range(scores.num_layers), key=scores.leave_one_out.loss.__getitem__)
+    cheapest_first = sorted(free, key=scores.leave_one_out.loss.__getitem__)
     layers = cheapest_first[: config.scan.candidates]
     heal_without_each(layers, job.overrides.task, job.overrides.hydra, folder / "healing")
     print_losses(scores, layers, folder / "healing")

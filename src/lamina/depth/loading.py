@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.quantization import quantization
-from lamina.depth.reduction import Reduction, blueprint, reduction, with_derived_lists
+from lamina.depth.reduction import (
+    Reduction,
+    blueprint,
+    config_of,
+    reduction,
+    with_derived_lists,
+)
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
 from lamina.errors import ConfigError, ModelError, did_you_mean
@@ -48,12 +54,19 @@ def load_model(
         settings["quantization_config"] = quantization(dtype)
     mapping = kept_tensors(source.weight_map, kept_layers, source.config)
     stored = source.stored(mapping)
-    if len(kept_layers) == layer_count(source.config):
-        return _load_whole(source, settings)
+    if len(kept_layers) == layer_count(source.config) and not source.is_text_part:
+        return _with_base(_load_whole(source, settings))
     name = DTYPES.get(str(dtype).removeprefix("torch."))
     mapped = settings.keys() == {"dtype"} and {name} == {each.dtype for each in stored.values()}
     with tensor_slices(source, mapping, mapped=mapped) as slices:
-        return _load_reduced(source, kept_layers, slices, settings)
+        return _with_base(_load_reduced(source, kept_layers, slices, settings))
+
+
+def _with_base(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Name the module below the head, whose hidden states TRL's loss takes."""
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"  # transformers 5.17: Llama 4 names one that it lacks
+    return model
 
 
 def _load_whole(source: Source, settings: Mapping[str, Any]) -> "PreTrainedModel":
@@ -125,7 +138,7 @@ def load_single_layer(
     placed = {} if device == "cpu" else {"device_map": {"": device}}
     return type(model.blueprint).from_pretrained(
         None,
-        config=type(model.config).from_dict(content),
+        config=config_of(type(model.config), content),
         state_dict={with_layer(name, 0): piece for name, piece in slices.items()},
         dtype=dtype,
         **placed,

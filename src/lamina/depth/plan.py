@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+from lamina.depth.layer_kinds import layer_kinds, layout
 from lamina.depth.layer_sets import half_open_ranges
+from lamina.depth.protection import Protection, entries, names_kind, protection
+from lamina.depth.reduction import whole_config, with_derived_lists
 from lamina.depth.selection import LayerScores
-from lamina.depth.surgery import layer_count, reduced_config
-from lamina.depth.tensor_names import kept_tensors
+from lamina.depth.surgery import layer_count, reduced_config, refuse_sharing
+from lamina.depth.tensor_names import has_mtp_heads, kept_tensors
 from lamina.depth.variants import Scratch, Variant
 from lamina.errors import ModelError
 from lamina.weights.source import Source, resolve
@@ -45,6 +48,20 @@ class Plan:
         """The kept layers as PEFT's `layer_replication`: half-open ranges; None if all stay."""
         return half_open_ranges(self.kept_layers) if self.is_reduced else None
 
+    def notes(self) -> list[str]:
+        """Return one line for each thing about the smaller model that its name does not say.
+
+        What is left out beside the layers, and the layout of a hybrid.
+        """
+        if self.source is None:
+            return []
+        left_out = ["the vision part"] if self.source.is_text_part else []
+        if (self.is_reduced or self.source.is_text_part) and has_mtp_heads(self.source):
+            left_out.append("the multi-token prediction heads")
+        order = layout(reduced_config(_with_kinds(self.source), self.kept_layers))
+        notes = [f"left out: {' and '.join(left_out)}"] if left_out else []
+        return [*notes, f"layout: {order}"] if order else notes
+
     @property
     def name(self) -> str:
         """The variant and its depth, such as pruned-24of36."""
@@ -52,12 +69,17 @@ class Plan:
 
 
 def make_plan(
-    variant: Variant, model_name: str, scores_of: Callable[[Source], LayerScores]
+    variant: Variant,
+    model_name: str,
+    scores_of: Callable[[Source], LayerScores],
+    protect: Any = None,
 ) -> Plan:
     """Decide which layers stay: from config.json alone, unless the variant needs scores.
 
+    `protect` is depth.protect.
+
     Raises:
-        ConfigError: The variant does not fit the model's depth.
+        ConfigError: The variant does not fit the model's depth, or removes a protected layer.
         ModelError: The model is not found, has no weights, or cannot be reduced exactly.
     """
     if isinstance(variant, Scratch):
@@ -66,7 +88,10 @@ def make_plan(
     source = resolve(model_name)
     refuse_unusable(source)
     num_layers = layer_count(source.config)
-    kept_layers = variant.kept_layers(num_layers, scores_of(source))
+    if source.is_text_part:
+        refuse_sharing(source.config)
+    protected = protection_of(source, protect)
+    kept_layers = variant.kept_layers(num_layers, scores_of(source), protected)
     reduced_config(source.config, kept_layers)
     if source.is_local:
         source.stored(kept_tensors(source.weight_map, kept_layers, source.config))
@@ -96,3 +121,20 @@ def refuse_unusable(source: Source) -> None:
             f"model_name={source.name}: its weights are quantized ({method}) and can be neither "
             "reduced nor trained: use the unquantized model; adapter=qlora quantizes it in memory"
         )
+
+
+def protection_of(source: Source, protect: Any) -> Protection:
+    """Find the layers of a model that depth.protect names.
+
+    Raises:
+        ConfigError: It names none of this model's.
+    """
+    by_kind = any(map(names_kind, entries(protect)))
+    return protection(protect, _with_kinds(source) if by_kind else source.config)
+
+
+def _with_kinds(source: Source) -> dict[str, Any]:
+    """Return config.json with its layers' kinds, which its config class may have to derive."""
+    if any(layer_kinds(source.config)):
+        return source.config
+    return with_derived_lists(source.config, whole_config(source))

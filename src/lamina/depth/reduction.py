@@ -47,17 +47,11 @@ def reduction(source: Source, kept_layers: Sequence[int]) -> Reduction:
     Raises:
         ModelError: transformers does not know the architecture, or removal is not exact.
     """
-    from transformers import AutoConfig
-
-    try:
-        larger = AutoConfig.from_pretrained(source.folder)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"model_name={source.name}: config.json: {reason}") from error
+    larger = whole_config(source)
     if len(kept_layers) == larger.num_hidden_layers:
         return Reduction(dict(source.config), larger, blueprint(larger))
     content = reduced_config(with_derived_lists(source.config, larger), kept_layers)
-    smaller = type(larger).from_dict(content)
+    smaller = config_of(type(larger), content)
     model = blueprint(smaller)
     refuse_changed_blocks(blueprint(larger), model, kept_layers)
     return Reduction(content, smaller, model)
@@ -85,6 +79,32 @@ def _are_equal(first: TensorSlice, second: TensorSlice) -> bool:
         return False
     blocks = zip(byte_blocks(first, None), byte_blocks(second, None), strict=True)
     return all(bytes(a) == bytes(b) for a, b in blocks)
+
+
+def whole_config(source: Source) -> "PretrainedConfig":
+    """Return the larger model's config as transformers reads it.
+
+    Raises:
+        ModelError: transformers does not know the architecture, or refuses the config.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    try:
+        if source.is_text_part:
+            return config_of(CONFIG_MAPPING[source.config["model_type"]], source.config)
+        return AutoConfig.from_pretrained(source.folder)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"model_name={source.name}: config.json: {reason}") from error
+
+
+def config_of(kind: "type[PretrainedConfig]", content: dict[str, Any]) -> "PretrainedConfig":
+    """Build a config from config.json's content, in which transformers tags special floats."""
+
+    def decoded(value: dict[str, Any]) -> Any:
+        return float(value["__float__"]) if value.keys() == {"__float__"} else value
+
+    return kind.from_dict(json.loads(json.dumps(content), object_hook=decoded))
 
 
 def with_derived_lists(content: dict[str, Any], config: "PretrainedConfig") -> dict[str, Any]:

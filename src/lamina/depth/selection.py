@@ -6,6 +6,7 @@ Ties go to the earlier layer, so a choice depends on nothing but the scores.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated, Protocol
 
 from typing_extensions import override
@@ -26,8 +27,11 @@ class LayerScores:
         """Return the results of one sweep over the weights."""
         raise ScoresNeededError
 
-    def greedy(self, count: int) -> tuple[int, ...]:
-        """Return `count` 0-based layers in order of removal, each the cheapest of those left."""
+    def greedy(self, count: int, protected: frozenset[int] = frozenset()) -> tuple[int, ...]:
+        """Return `count` 0-based layers in order of removal, each the cheapest of those left.
+
+        Those in `protected` stay.
+        """
         raise ScoresNeededError
 
     def taylor(self) -> tuple[float, ...]:
@@ -130,6 +134,11 @@ class Angular(Selector):
         size = num_layers - keep_layers
         starts = range(num_layers - size + 1)
         best = min(starts, key=lambda start: (table[start][size], start))
+        if table[best][size] == inf:
+            raise ConfigError(
+                f"selector=angular drops one block of {size} layers, and depth.protect leaves no "
+                "such block: keep more layers, protect fewer, or choose another selector"
+            )
         return tuple(i for i in range(num_layers) if not best <= i < best + size)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lamina.errors import ModelError
+from lamina.weights.text_part import TEXT_MODELS
 
 COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """The architectures' names for their number of decoder layers."""
@@ -51,8 +52,10 @@ SHARING_FIELDS = {
 }
 """Fields that make removal inexact unless they are zero or absent."""
 
-HARMLESS_FIELDS = frozenset({"time_step_rank"})
-"""Numbers whose names only sound as if they were about decoder layers."""
+HARMLESS_FIELDS = frozenset(
+    {"time_step_rank", "time_step_limit", "mlp_multipliers", "ssm_multipliers"}
+)
+"""Fields whose names or lengths only look as if they were about decoder layers."""
 
 _ABOUT_LAYERS = re.compile(
     r"(^|_)(layers?|idxs?|indices|interval|period|offset|freq|frequency|pattern|step)(_|$)"
@@ -68,17 +71,21 @@ def layer_count(config: dict[str, Any]) -> int:
     for field in COUNT_FIELDS:
         if isinstance(config.get(field), int):
             return int(config[field])
-    for field, value in config.items():
-        if isinstance(value, dict) and any(count in value for count in COUNT_FIELDS):
-            _refuse_sharing(value)
-            raise ModelError(
-                f"config.json nests a language model under {field!r}: multimodal models cannot "
-                "be reduced; save the language model on its own first"
-            )
+    nested = [field for field in config if _declares_layers(config[field])]
+    if named := [field for field in nested if "vision" not in field and "audio" not in field]:
+        refuse_sharing(config[named[0]])
+        raise ModelError(
+            f"config.json nests a language model under {named[0]!r}: of multimodal models, only "
+            f"{', '.join(TEXT_MODELS)} can be reduced; save the language model on its own first"
+        )
     raise ModelError(
         f"model_type {config.get('model_type')!r} declares no number of decoder layers "
         f"({' or '.join(COUNT_FIELDS[:2])}): only decoder language models can be reduced"
     )
+
+
+def _declares_layers(value: Any) -> bool:
+    return isinstance(value, dict) and any(field in value for field in COUNT_FIELDS)
 
 
 def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[str, Any]:
@@ -90,10 +97,10 @@ def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[s
     num_layers = layer_count(config)
     if len(kept_layers) == num_layers:
         return dict(config)
-    _refuse_sharing(config)
+    refuse_sharing(config)
     _refuse_unknown(config, num_layers)
-    full = {**config, **_lists_of_cadences(config, num_layers)}
-    sparse = _sparse_layers(full, kept_layers)
+    full = with_cadences(config, num_layers)
+    sparse = _sparse_layers(full, kept_layers) | _expert_layers(full, kept_layers)
     reduced = {**full, **sparse}
     for field in full.keys() & set(COUNT_FIELDS):
         reduced[field] = len(kept_layers)
@@ -127,7 +134,7 @@ def _sliced(field: str, entries: Any, kept_layers: Sequence[int], num_layers: in
     return "".join(kept) if isinstance(entries, str) else kept
 
 
-def _lists_of_cadences(config: dict[str, Any], num_layers: int) -> dict[str, Any]:
+def with_cadences(config: dict[str, Any], num_layers: int) -> dict[str, Any]:
     """Spell out, layer by layer, what a config states only as a cadence."""
     lists: dict[str, Any] = {}
     for field, (target, nth, others) in CADENCES.items():
@@ -136,7 +143,7 @@ def _lists_of_cadences(config: dict[str, Any], num_layers: int) -> dict[str, Any
             if type(every) is not int:
                 raise ModelError(f"config.json's {field}={every} is not a whole number")
             lists[target] = [others if (i + 1) % every else nth for i in range(num_layers)]
-    return lists
+    return {**config, **lists}
 
 
 def _without_cadences(reduced: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +170,20 @@ def _sparse_layers(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[s
     return {"decoder_sparse_step": 1, "mlp_only_layers": new}
 
 
-def _refuse_sharing(config: dict[str, Any]) -> None:
+def _expert_layers(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[str, Any]:
+    """List the layers with experts one by one if a cadence (`interleave_moe_layer_step`) did."""
+    step, given = config.get("interleave_moe_layer_step"), config.get("moe_layers")
+    if not step:
+        return {}
+    experts = given if given is not None else range(step - 1, layer_count(config), step)
+    new = [i for i, old in enumerate(kept_layers) if old in experts]
+    every, depth = (new[0] if new else len(kept_layers)) + 1, len(kept_layers)
+    is_cadence = new == list(range(every - 1, depth, every))
+    return {"interleave_moe_layer_step": every if is_cadence else 1, "moe_layers": new}
+
+
+def refuse_sharing(config: dict[str, Any]) -> None:
+    """Raise a ModelError if layers depend on each other or on their position."""
     for field, reason in SHARING_FIELDS.items():
         if config.get(field):
             value = "" if isinstance(config[field], dict) else f"={config[field]}"
@@ -173,6 +193,7 @@ def _refuse_sharing(config: dict[str, Any]) -> None:
 def _refuse_unknown(config: dict[str, Any], num_layers: int) -> None:
     known = {*PER_LAYER_FIELDS, *INDEX_FIELDS, *THRESHOLD_FIELDS, *CADENCES, *MTP_FIELDS}
     known |= {*COUNT_FIELDS, *HARMLESS_FIELDS, "decoder_sparse_step", "architectures"}
+    known.add("interleave_moe_layer_step")
     for field, value in config.items():
         if field in known or field.endswith(("_token_id", "_token_ids")):
             continue

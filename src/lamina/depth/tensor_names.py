@@ -6,8 +6,11 @@ from typing import Any
 
 from lamina.depth.surgery import MTP_FIELDS, layer_count
 from lamina.errors import ModelError
+from lamina.weights.source import Source
 
-_LAYER_KEY = re.compile(r"^(?P<prefix>(?:\w+\.)*?(?:layers|h))\.(?P<index>\d+)\.(?P<rest>.+)$")
+_LAYER_KEY = re.compile(
+    r"^(?P<prefix>(?:\w+\.)*?(?:layers|h|blocks))\.(?P<index>\d+)\.(?P<rest>.+)$"
+)
 _MTP_KEY = re.compile(r"^(?:\w+\.)*mtp(?:_\w+)?\.")
 
 
@@ -52,6 +55,14 @@ def is_mtp_tensor(name: str, num_layers: int) -> bool:
     """Whether a tensor belongs to a head for multi-token prediction, behind the last layer."""
     layer = layer_of(name)
     return bool(_MTP_KEY.match(name)) or (layer is not None and layer >= num_layers)
+
+
+def has_mtp_heads(source: Source) -> bool:
+    """Whether a model has heads for multi-token prediction; of a hub model, config.json decides."""
+    configs = (source.whole_config, source.whole_config.get("text_config") or {})
+    if any(config.get(field) for config in configs for field in MTP_FIELDS):
+        return True
+    return source.is_local and any(_MTP_KEY.match(name) for name in source.files)
 
 
 def layer_of(name: str) -> int | None:

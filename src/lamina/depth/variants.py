@@ -6,9 +6,12 @@ from typing import Annotated, Any, ClassVar, Protocol
 from typing_extensions import override
 
 from lamina.depth.layer_sets import parse_layers
+from lamina.depth.protection import Protection
 from lamina.depth.selection import LayerScores, LeaveOneOutLoss, Selector
 from lamina.errors import ConfigError
 from lamina.limits import LAYER_INDEX
+
+NOTHING = Protection()
 
 
 class Variant(Protocol):
@@ -17,11 +20,14 @@ class Variant(Protocol):
     model_type: ClassVar[str]
     """Name of the variant, and of its folder below checkpoints/ and logs/."""
 
-    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
+    def kept_layers(
+        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
+    ) -> tuple[int, ...]:
         """Return the 0-based indices that stay, ascending; scores are computed only if used.
 
         Raises:
-            ConfigError: The choice does not fit a model of this depth.
+            ConfigError: The choice does not fit a model of this depth, or removes a protected
+                layer.
         """
         ...
 
@@ -33,7 +39,9 @@ class Original(Variant):
     model_type: ClassVar[str] = "original"
 
     @override
-    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
+    def kept_layers(
+        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
+    ) -> tuple[int, ...]:
         return tuple(range(num_layers))
 
 
@@ -47,7 +55,9 @@ class Dropped(Variant):
     model_type: ClassVar[str] = "dropped"
 
     @override
-    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
+    def kept_layers(
+        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
+    ) -> tuple[int, ...]:
         if self.layer_to_drop != "auto" and type(self.layer_to_drop) is not int:
             raise ConfigError(
                 f"model.layer_to_drop={self.layer_to_drop}: expected a whole number (0-based), or "
@@ -59,13 +69,16 @@ class Dropped(Variant):
                 "nothing would be left; choose model=original"
             )
         if self.layer_to_drop == "auto":
-            return LeaveOneOutLoss().kept(num_layers, num_layers - 1, scores)
+            cheapest, setting = LeaveOneOutLoss(), "model.layer_to_drop=auto"
+            return protected.kept(cheapest, num_layers, num_layers - 1, scores, setting)
         if not 0 <= self.layer_to_drop < num_layers:
             raise ConfigError(
                 f"model.layer_to_drop={self.layer_to_drop}, but the model has {num_layers} layers: "
                 f"use 0 to {num_layers - 1} (0-based)"
             )
-        return tuple(index for index in range(num_layers) if index != self.layer_to_drop)
+        kept = tuple(index for index in range(num_layers) if index != self.layer_to_drop)
+        protected.refuse_removal(f"model.layer_to_drop={self.layer_to_drop}", kept, num_layers)
+        return kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +94,17 @@ class Pruned(Variant):
     model_type: ClassVar[str] = "pruned"
 
     @override
-    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
+    def kept_layers(
+        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
+    ) -> tuple[int, ...]:
         if not 0 < self.keep_layers < num_layers:
             whole = "; for the whole model choose model=original"
             raise ConfigError(
                 f"model.keep_layers={self.keep_layers}, but the model has {num_layers} layers: "
                 f"use 1 to {num_layers - 1}" + (whole if self.keep_layers == num_layers else "")
             )
-        return self.selector.kept(num_layers, self.keep_layers, scores)
+        setting = f"model.keep_layers={self.keep_layers}"
+        return protected.kept(self.selector, num_layers, self.keep_layers, scores, setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +120,9 @@ class Layers(Variant):
     model_type: ClassVar[str] = "layers"
 
     @override
-    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
+    def kept_layers(
+        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
+    ) -> tuple[int, ...]:
         if (self.keep is None) == (self.drop is None):
             raise ConfigError(
                 "model=layers takes either model.keep or model.drop, such as "
@@ -118,6 +136,9 @@ class Layers(Variant):
         if not 0 < len(kept) < num_layers:
             nothing = "no layer would be left" if not kept else "every layer would stay"
             raise ConfigError(f"model=layers: {nothing}; for the whole model choose model=original")
+        key, value = ("drop", self.drop) if self.keep is None else ("keep", self.keep)
+        shown = f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else value
+        protected.refuse_removal(f"model.{key}={shown}", kept, num_layers)
         return kept
 
 
@@ -131,7 +152,9 @@ class Scratch(Variant):
     model_type: ClassVar[str] = "scratch"
 
     @override
-    def kept_layers(self, num_layers: int, scores: LayerScores) -> tuple[int, ...]:
+    def kept_layers(
+        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
+    ) -> tuple[int, ...]:
         return tuple(range(num_layers))
 
 
@@ -144,3 +167,6 @@ class DepthDefaults:
 
     layer_to_drop: Annotated[Any, LAYER_INDEX]
     """0-based index of the layer that goes with model=dropped, or auto."""
+
+    protect: Any
+    """Layers that always stay: 0-based indices, half-open ranges, and kinds of layers."""

@@ -10,6 +10,7 @@ from lamina.depth.quantization import quantization
 from lamina.errors import ModelError
 from lamina.export.finished_run import FinishedRun
 from lamina.measure.evaluate import TOLERANCES, row_losses
+from lamina.weights.source import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +34,13 @@ CHECKED_TOKENS = 512
 """Most recorded tokens to evaluate, unless the first row is longer."""
 
 
+LLAMA_4 = {
+    **dict.fromkeys(("model.embed_tokens", "model.rotary_emb"), "cpu"),
+    **dict.fromkeys(("model.layers", "model.norm", "lm_head"), "disk"),
+}
+"""Where Llama 4's weights stay: it moves its input to the embedding, which must be real."""
+
+
 def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:
     """Load a written model and evaluate it; its weights stay on disk until a layer needs them.
 
@@ -45,10 +53,11 @@ def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | No
     from transformers import AutoModelForCausalLM
 
     offloaded = folder / ".offload"
+    is_llama_4 = read_json(folder / "config.json")["model_type"] == "llama4_text"
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype) if dtype else "auto",
-        device_map={"": "disk"},
+        device_map=LLAMA_4 if is_llama_4 else {"": "disk"},
         offload_folder=offloaded,
     )
     unquantized = None

@@ -73,9 +73,10 @@ def _export_adapter(run: FinishedRun, folder: Path, dtype: str | None) -> Losses
             "adapter; choose --form merged"
         )
     kept_layers = run.manifest["kept_layers"]
-    reduced = reduction(run.checked_base(), kept_layers)
+    base = run.checked_base()
+    reduced = reduction(base, kept_layers)
     is_reduced = len(kept_layers) < run.manifest["num_layers"]
-    if is_reduced and not adapter_form_is_exact(reduced.blueprint):
+    if base.is_text_part or (is_reduced and not adapter_form_is_exact(reduced.blueprint)):
         raise ConfigError(
             "--form adapter: an adapter cannot rebuild this set of layers of this architecture "
             "exactly; choose --form merged"

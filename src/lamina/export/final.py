@@ -47,8 +47,9 @@ class Export:
         """
         if adapter == "full":
             return "model"
-        exact = plan.source is not None and (not plan.is_reduced or adapter_form_is_exact(model))
-        exact = exact and is_loadable
+        # transformers would load the adapter onto the whole multimodal model.
+        fits = plan.source is not None and not plan.source.is_text_part
+        exact = fits and is_loadable and (not plan.is_reduced or adapter_form_is_exact(model))
         if self.form in ("adapter", "both") and not exact:
             raise ConfigError(
                 f"export.form={self.form}: an adapter cannot rebuild {plan.name} of this "
@@ -83,6 +84,8 @@ def save_final(
     loaded_dtype = model.get_base_model().dtype if has_adapter else dtype
     if distributed.is_first():
         model.config.use_cache = True  # the trainer turned it off; generation needs it
+        if hasattr(model.config, "output_router_logits"):
+            model.config.output_router_logits = False  # TRL turned it on; a cache fails with it
         if has_adapter:
             with _writing(final, weight_bytes(trained_weights(model))) as partial:
                 model.save_pretrained(partial)

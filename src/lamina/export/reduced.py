@@ -59,7 +59,7 @@ class Cut:
                 output cannot be written.
         """
         try:
-            plan = make_plan(self.model, self.model_name, lambda _: NoScores())
+            plan = make_plan(self.model, self.model_name, lambda _: NoScores(), self.depth.protect)
         except ScoresNeededError:
             raise ConfigError(NO_TEXT) from None
         if plan.source is None:

@@ -178,6 +178,10 @@ class SFT:
         """
         from lamina.heal.trainer import TokenLossTrainer
 
+        config = model.config.get_text_config()
+        if hasattr(config, "output_router_logits") and not hasattr(config, "num_experts"):
+            # Llama 4 has no loss that balances its experts, and TRL 1.14 fails to compute one.
+            arguments.router_aux_loss_coef = 0.0
         before = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
         try:
             adapted, left_to_trl = backend.add_adapter(model, training)

@@ -181,7 +181,7 @@ def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str |
     try:
         preflight(job)
         run = instantiate(job)
-        make_plan(run.model, run.model_name, lambda _: NoScores())
+        make_plan(run.model, run.model_name, lambda _: NoScores(), run.depth.protect)
     except LaminaError as error:
         return str(error)
     except ScoresNeededError:

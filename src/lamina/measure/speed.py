@@ -100,13 +100,18 @@ def training_flops(model: torch.nn.Module) -> Flops:
 def _attention(config: Any, layer: int, *, backward: bool) -> Counter[int | None]:
     """Return one layer's operations per pair of tokens, by the layer's window."""
     text = config.get_text_config()
-    heads = text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     window = getattr(text, "sliding_window", None)
-    kinds = {"full_attention": None, "sliding_attention": window}
+    kinds = {
+        "full_attention": None,
+        "hybrid": None,  # Falcon-H1: attention beside a state space
+        "sliding_attention": window,
+        "chunked_attention": getattr(text, "attention_chunk_size", None),
+    }
     types = getattr(text, "layer_types", None)
     if types and types[layer] not in kinds:
         return Counter()
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     work = 4 * heads * head_dim * (3 if backward else 1)
     return Counter({kinds[types[layer]] if types else window: work})
 

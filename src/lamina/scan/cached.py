@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,15 +73,20 @@ class CachedScores(LayerScores):
             return content
 
     @override
-    def greedy(self, count: int) -> tuple[int, ...]:
+    def greedy(self, count: int, protected: frozenset[int] = frozenset()) -> tuple[int, ...]:
         losses = self.statistics().leave_one_out.loss
-        first = min(range(len(losses)), key=lambda index: (losses[index], index))
-        with cached(self._folder, "greedy.json") as cache:
+        candidates = set(range(len(losses))) - protected
+        first = min(candidates, key=lambda index: (losses[index], index))
+        kept = "".join(f"-{index}" for index in sorted(protected))
+        name = f"-{sha256(kept.encode()).hexdigest()[:8]}" if kept else ""
+        with cached(self._folder, f"greedy{name}.json") as cache:
             known = list((cache.content or {}).get("order", [first]))
             if len(known) < count:
                 free = free_memory_bytes()
                 with self._open() as stack:
-                    known = greedy_order(stack, self._windows, self.settings, count, known, free)
+                    known = greedy_order(
+                        stack, self._windows, self.settings, count, known, free, protected
+                    )
                 cache.content = {"order": known}
             return tuple(known[:count])
 

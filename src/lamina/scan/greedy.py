@@ -20,16 +20,17 @@ def greedy_order(
     count: int,
     known: Sequence[int],
     free: int,
+    protected: frozenset[int] = frozenset(),
 ) -> list[int]:
     """Return the layers to drop, in order (Song et al. 2024, SLEB, arXiv:2402.09025).
 
     All candidates of a round share the layers before them, and the layers before the one dropped
     are shared with the previous round. `known` is the beginning of the order, `free` the free
-    memory in bytes.
+    memory in bytes; layers in `protected` stay.
     """
     alone = replace(settings, sublayers=False)
     allowed = budget(alone, stack, windows, free, stack.num_layers - len(known))
-    search = GreedySearch(stack, windows, allowed, known)
+    search = GreedySearch(stack, windows, allowed, known, protected)
     dropped = search.dropped
     while len(dropped) < count:
         search.drop_next()
@@ -41,7 +42,12 @@ class GreedySearch:
     """A greedy search that drops one layer per round."""
 
     def __init__(
-        self, stack: LayerStack, windows: Windows, allowed: Budget, dropped: Sequence[int]
+        self,
+        stack: LayerStack,
+        windows: Windows,
+        allowed: Budget,
+        dropped: Sequence[int],
+        protected: frozenset[int] = frozenset(),
     ) -> None:
         """Continue after some 0-based layers that are dropped already, in order.
 
@@ -49,7 +55,7 @@ class GreedySearch:
         starts from the embeddings.
         """
         self.stack, self.windows, self.allowed = stack, windows, allowed
-        self.dropped = list(dropped)
+        self.dropped, self.protected = list(dropped), protected
         self.layer_forwards = 0
         """Layers applied, counted once per stream."""
         self._streams: Streams | None = None
@@ -66,6 +72,8 @@ class GreedySearch:
         else:
             scores = self._one_pass()
         losses = {key[1]: sum(nll) for key, nll in scores.loss.items() if key is not None}
+        for index in self.protected:
+            losses.pop(index, None)
         self.dropped.append(min(losses, key=lambda index: (losses[index], index)))
 
     def _one_pass(self) -> Scores:

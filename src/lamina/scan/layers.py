@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,18 @@ class ModelShell:
         self.model.tie_weights()
         self.model.to(device).eval()
         self.device = device
+        in_tuple = self._expects_tuples()
+        for recorder in self.recorders:
+            recorder.in_tuple = in_tuple
+
+    def _expects_tuples(self) -> bool:
+        """Whether the model takes the first of what a layer returns, as it does with MPT's."""
+        import torch
+
+        with suppress(IndexError, RuntimeError):  # too few dimensions, if it does
+            self._forward(torch.zeros((1, 2), dtype=torch.long), None)
+        second = self.recorders[min(1, len(self.recorders) - 1)].seen
+        return second is not None and second.dim() < 3
 
     def embed(
         self, ids: "torch.Tensor", positions: "torch.Tensor | None"
@@ -107,6 +119,7 @@ def _recorder(block: Any) -> Any:
             self.block = (block,)  # in a tuple, so that its weights are not registered here
             self.given: Any = None
             self.seen: Any = None
+            self.in_tuple = False
 
         def __getattr__(self, name: str) -> Any:
             """Some models read attributes of their layers, such as attention_type."""
@@ -117,7 +130,8 @@ def _recorder(block: Any) -> Any:
 
         def forward(self, hidden_states: Any, *arguments: Any, **options: Any) -> Any:
             self.seen, self.arguments, self.options = hidden_states, arguments, options
-            return hidden_states if self.given is None else self.given
+            state = hidden_states if self.given is None else self.given
+            return (state,) if self.in_tuple else state
 
     return Recorder()
 

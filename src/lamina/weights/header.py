@@ -29,6 +29,9 @@ class StoredTensor:
     begin: int = field(default=0, compare=False)
     """Offset of its bytes from the start of the file; 0 for a tensor not yet written."""
 
+    columns: int = field(default=0, compare=False)
+    """Columns of the stored matrix if this is the transpose of some of them; else 0."""
+
     @property
     def size(self) -> int:
         """Number of elements."""

@@ -107,6 +107,8 @@ class TensorSlice:
 
     def rows(self, start: int, stop: int) -> bytearray:
         """Read the bytes of the rows [start, stop)."""
+        if self.stored.columns:
+            return bytearray(as_bytes(self[start:stop], torch_dtype_of(self.stored)))
         return self.file.read(*self._range(start, stop))
 
     def prefetch(self, start: int, stop: int) -> None:
@@ -125,6 +127,8 @@ class TensorSlice:
             start, stop, _ = index.indices(stop)
         shape = (stop - start, *self.stored.shape[1:]) if self.stored.shape else ()
         dtype = torch_dtype_of(self.stored)
+        if self.stored.columns:
+            return self._transposed(dtype)[start:stop].contiguous()
         begin, nbytes = self._range(start, stop)
         view = self.file.view(begin, nbytes)
         if view is not None and nbytes and begin % dtype.itemsize == 0:
@@ -135,6 +139,15 @@ class TensorSlice:
             buffer = tensor.view(-1).view(torch.uint8).numpy()
             self.file.read_into(memoryview(buffer), begin)
         return tensor
+
+    def _transposed(self, dtype: "torch.dtype") -> "torch.Tensor":
+        """Read every row of the stored matrix, and view its wanted columns as rows."""
+        import torch
+
+        shape, columns = self.stored.shape, self.stored.columns
+        span = (shape[1] - 1) * columns + shape[0]
+        elements = self.file.read(self.stored.begin, span * dtype.itemsize)
+        return torch.frombuffer(elements, dtype=dtype).as_strided(shape, (1, columns))
 
 
 @contextmanager

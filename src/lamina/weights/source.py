@@ -10,6 +10,7 @@ from typing import Any
 from lamina.errors import ModelError
 from lamina.weights import hub
 from lamina.weights.header import StoredTensor, read_header
+from lamina.weights.text_part import text_config, text_names, text_tensor
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -39,7 +40,7 @@ class Source:
         return self.revision is None
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def whole_config(self) -> dict[str, Any]:
         """The content of config.json.
 
         Raises:
@@ -48,8 +49,50 @@ class Source:
         return read_json(self.folder / "config.json")
 
     @cached_property
+    def config(self) -> dict[str, Any]:
+        """The same, or of a multimodal model that of its text part.
+
+        Raises:
+            ModelError: See `whole_config` and `weight_map`.
+        """
+        text = text_config(self.whole_config)
+        if text and text["tie_word_embeddings"] and (self.is_local or self._has_index):
+            # A checkpoint that stores a head does not tie it, whatever its config.json says.
+            heads = (name.endswith("lm_head.weight") for name in self.files)
+            text["tie_word_embeddings"] = not any(heads)
+        return text or self.whole_config
+
+    @property
+    def is_text_part(self) -> bool:
+        """Whether the model is the text part of a multimodal one."""
+        return self.config is not self.whole_config
+
+    @property
+    def _has_index(self) -> bool:
+        return self.fetch(INDEX_FILE, required=False) is not None
+
+    @cached_property
     def weight_map(self) -> dict[str, str]:
         """The name of the file that holds each tensor, by the tensor's name.
+
+        Raises:
+            ModelError: See `files`.
+        """
+        return {name: self.files[stored] for name, stored in self._stored_names.items()}
+
+    @cached_property
+    def _stored_names(self) -> dict[str, str]:
+        """The name in the checkpoint of each tensor of the model."""
+        return self._named(self.files)
+
+    def _named(self, stored: Iterable[str]) -> dict[str, str]:
+        if self.is_text_part:
+            return text_names(stored, self.config)
+        return {name: name for name in stored}
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The name of the file that holds each tensor of the checkpoint.
 
         Raises:
             ModelError: There are no safetensors weights, the index or the single file cannot be
@@ -106,14 +149,20 @@ class Source:
         wanted = {name: self.weight_map[name] for name in names}
         headers = {filename: self.header(filename) for filename in sorted(set(wanted.values()))}
         for filename, header in headers.items():
-            indexed = {name for name, file in self.weight_map.items() if file == filename}
+            indexed = {name for name, file in self.files.items() if file == filename}
             if wrong := sorted(indexed ^ header.keys()):
                 which = "lacks" if wrong[0] in indexed else "has"
                 raise ModelError(
                     f"model_name={self.name}: {INDEX_FILE} disagrees with {filename}, which "
                     f"{which} {wrong[0]}: download or copy the model again"
                 )
-        return {name: headers[filename][name] for name, filename in wanted.items()}
+        return {
+            name: self._tensor(name, headers[file][self._stored_names[name]])
+            for name, file in wanted.items()
+        }
+
+    def _tensor(self, name: str, stored: StoredTensor) -> StoredTensor:
+        return text_tensor(name, stored, self.config) if self.is_text_part else stored
 
     def all_stored(self) -> dict[str, StoredTensor]:
         """Look up every tensor; a hub repository's headers are read without downloading its files.
@@ -123,7 +172,10 @@ class Source:
         """
         if self.is_local:
             return self.stored(self.weight_map)
-        return hub.read_headers(self.name, self.revision)
+        header = hub.read_headers(self.name, self.revision)
+        return {
+            name: self._tensor(name, header[stored]) for name, stored in self._named(header).items()
+        }
 
     @property
     def is_at_hand(self) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from lamina.depth.plan import Plan
-from lamina.heal.adapters import Adapter
+from lamina.heal.adapters import ALL_LINEAR, Adapter
 from lamina.runtime.device import compute_device
 
 if TYPE_CHECKING:
@@ -77,7 +77,12 @@ class Backend:
         from transformers import set_seed
 
         set_seed(training.seed)
-        return model, training.adapter.peft_config()
+        config = training.adapter.peft_config()
+        # Llama 4's routers are linear layers that return two values, where PEFT 0.21 expects one.
+        has_routers = any(type(module).__name__ == "Llama4Router" for module in model.modules())
+        if has_routers and config is not None and config.target_modules == ALL_LINEAR:
+            config.exclude_modules = config.exclude_modules or ["router"]
+        return model, config
 
     def preserves(self, field: str, training: Training, *, given: bool) -> bool:
         """Whether a field of SFTConfig must reach the trainer unchanged.

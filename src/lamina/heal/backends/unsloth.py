@@ -263,8 +263,8 @@ def _loadable(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield where to load the model from: its source, or a temporary reduced copy."""
     from lamina.export.reduced import write_cut
 
-    if not plan.is_reduced:
-        assert plan.source is not None
+    assert plan.source is not None
+    if not plan.is_reduced and not plan.source.is_text_part:
         yield {"model_name": plan.source.name, "revision": plan.source.revision or "main"}
         return
     reduced = folder / REDUCED

@@ -1,0 +1,96 @@
+"""Current families with the real commands: cut, scan, heal, export, and reload as a user would."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tests.architectures import MULTIMODAL, save
+from tests.conftest import REFERENCE, SHORT, Finished, lamina, train
+from tests.depth.test_architectures import generated, logits, logits_with_blocks_skipped
+from tests.depth.test_text_part import whole_model
+
+FAMILIES = [*MULTIMODAL, "mamba2", "falcon_h1", "mpt"]
+LAYERS = ("model=layers", "model.drop=[1,4]")
+KEPT = (0, 2, 3, 5)
+LEFT_OUT = "left out: the vision part"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny random model of a family, with the reference model's tokenizer."""
+
+    model_type: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"model_name={self.folder}"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    folder = save(request.param, tmp_path_factory.mktemp(request.param) / "model", vocab_size=321)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(REFERENCE / name, folder)
+    return Family(request.param, folder)
+
+
+@pytest.fixture(scope="module")
+def healed(family: Family) -> Finished:
+    steps = ("max_steps=3", "eval_steps=3", "save_steps=3", "packing=false", "max_seq_length=64")
+    # PEFT refuses LoRA on the output projection of state spaces.
+    adapter = "adapter=full" if family.model_type in ("mamba2", "falcon_h1") else "adapter=lora"
+    given = (*SHORT, family.name, *LAYERS, *steps, adapter, "evaluation.num_samples=0")
+    done = train(family.folder.parent / "run", *given)
+    assert done.code == 0, done.errors
+    return done
+
+
+def loaded(folder: Path) -> PreTrainedModel:
+    """Load a folder with plain transformers; every tensor has its place."""
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.config.num_hidden_layers == len(KEPT)
+    return model.eval()
+
+
+def test_a_cut_is_the_whole_model_with_those_blocks_skipped(family: Family, tmp_path: Path) -> None:
+    done = lamina("cut", family.name, *LAYERS, "output=out", cwd=tmp_path)
+    assert done.code == 0, done.errors
+    assert (LEFT_OUT in done.output.splitlines()) == (family.model_type in MULTIMODAL)
+    model = loaded(tmp_path / "out")
+    if family.model_type in MULTIMODAL:
+        expected = logits(whole_model(family.folder, KEPT))
+    else:
+        expected = logits_with_blocks_skipped(family.folder, KEPT)
+    assert torch.equal(logits(model), expected)
+    assert generated(model, cached=True) == generated(model, cached=False)
+
+
+def test_a_scan_scores_every_layer(family: Family, tmp_path: Path) -> None:
+    text = ("experiment=quickstart", "generator.train_rows=50", "max_seq_length=64")
+    given = (family.name, "model=original", *text, "scan.tokens=256", "hydra.run.dir=scan")
+    done = lamina("scan", *given, cwd=tmp_path)
+    assert done.code == 0, done.errors
+    found = json.loads((tmp_path / "scan" / "scan.json").read_text())
+    assert len(found["leave_one_out"]["loss"]) == found["num_layers"] == 6
+
+
+def test_a_healed_model_is_exported_and_reloaded(
+    family: Family, healed: Finished, tmp_path: Path
+) -> None:
+    assert (LEFT_OUT in healed.errors) == (family.model_type in MULTIMODAL)
+    assert healed.metrics["eval_loss"] != healed.metrics["reduced_eval_loss"]
+    done = lamina("export", healed.folder, "--output", "out", cwd=tmp_path)
+    assert done.code == 0, done.errors
+    model = loaded(tmp_path / "out")
+    assert torch.equal(logits(model), logits(loaded(healed.final)))
+    assert generated(model, cached=True) == generated(model, cached=False)
