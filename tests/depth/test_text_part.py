@@ -75,6 +75,30 @@ def test_the_text_part_is_the_whole_model_with_those_blocks_skipped(
         assert generated(model, cached=False) == generated(model, cached=True) == ids
 
 
+@pytest.mark.parametrize("is_typed", [True, False], ids=["typed", "untyped"])
+@pytest.mark.parametrize("model_type", MULTIMODAL)
+def test_a_published_config_leaves_most_fields_to_their_defaults(
+    model_type: str, is_typed: bool, tmp_path: Path
+) -> None:
+    folder = save(model_type, tmp_path / "model")
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    text = dict(MULTIMODAL[model_type][0])
+    if is_typed:
+        text["model_type"] = content["text_config"]["model_type"]
+    if model_type == "llama4":
+        text["no_rope_layers"] = []  # as published; it means the default cadence
+    kept_fields = ("architectures", "model_type", "vision_config", "tie_word_embeddings")
+    published = {field: content[field] for field in kept_fields if field in content}
+    path.write_text(json.dumps({**published, "text_config": text}))
+    kept = KEPT["not contiguous"]
+    expected = logits(whole_model(folder, kept))
+    plan = make_plan(Layers(keep=list(kept), drop=None), str(folder), no_scores)
+    write_cut(plan, tmp_path / "cut")
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", dtype=torch.float32).eval()
+    assert torch.equal(logits(cut), expected)
+
+
 FORMS = {
     "older": ("language_model.model.", "language_model.lm_head."),
     "newer": ("model.language_model.", "lm_head."),

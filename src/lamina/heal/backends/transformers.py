@@ -78,10 +78,8 @@ class Backend:
 
         set_seed(training.seed)
         config = training.adapter.peft_config()
-        # Llama 4's routers are linear layers that return two values, where PEFT 0.21 expects one.
-        has_routers = any(type(module).__name__ == "Llama4Router" for module in model.modules())
-        if has_routers and config is not None and config.target_modules == ALL_LINEAR:
-            config.exclude_modules = config.exclude_modules or ["router"]
+        if config is not None and config.target_modules == ALL_LINEAR:
+            config.exclude_modules = config.exclude_modules or _not_adaptable(model) or None
         return model, config
 
     def preserves(self, field: str, training: Training, *, given: bool) -> bool:
@@ -90,6 +88,25 @@ class Backend:
         `given` says whether the config sets it; otherwise it has TRL's default.
         """
         return True
+
+
+def _not_adaptable(model: "PreTrainedModel") -> list[str]:
+    """Return the ends of the names of linear layers that PEFT 0.21 cannot adapt.
+
+    Llama 4's routers return two values, where PEFT expects one. Mamba's kernels read the weight of
+    the output projection and would not see its adapter.
+    """
+    routers = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if type(module).__name__ == "Llama4Router"
+    }
+    state_spaces = {
+        f"{name.rpartition('.')[2]}.out_proj"
+        for name, module in model.named_modules()
+        if hasattr(module, "A_log") and hasattr(module, "D") and hasattr(module, "out_proj")
+    }
+    return sorted(routers | state_spaces)
 
 
 @dataclass(frozen=True, kw_only=True)
