@@ -147,6 +147,28 @@ def test_experts_of_qwen3_vl_moe_are_split_whichever_way_they_are_stored(tmp_pat
     assert same(cut_of(folder, tmp_path / "other"), expected)
 
 
+def test_experts_of_qwen3_5_moe_may_lie_in_one_tensor_as_published(tmp_path: Path) -> None:
+    folder = save("qwen3_5_moe", tmp_path / "model")
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    for layer in range(NUM_LAYERS):
+        prefix = f"model.language_model.layers.{layer}.mlp.experts."
+        gate, up, down = (
+            torch.stack([stored.pop(f"{prefix}{i}.{kind}_proj.weight") for i in range(4)])
+            for kind in ("gate", "up", "down")
+        )
+        stored[f"{prefix}gate_up_proj"] = torch.cat((gate, up), dim=1)
+        stored[f"{prefix}down_proj"] = down
+    save_file(stored, path, {"format": "pt"})
+    expected = logits(whole_model(folder, (0, 2, 5)))
+    ours = load_model(resolve(str(folder)), (0, 2, 5), dtype=torch.float32).eval()
+    assert torch.equal(logits(ours), expected)
+    plan = make_plan(Layers(keep=[0, 2, 5], drop=None), str(folder), no_scores)
+    write_cut(plan, tmp_path / "cut")
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", dtype=torch.float32).eval()
+    assert torch.equal(logits(cut), expected)
+
+
 def test_heads_for_multi_token_prediction_are_left_out_and_named(tmp_path: Path) -> None:
     folder = save("qwen3_5", tmp_path / "model")
     vision = "left out: the vision part"
