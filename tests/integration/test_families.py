@@ -65,6 +65,8 @@ def test_a_cut_is_the_whole_model_with_those_blocks_skipped(family: Family, tmp_
     assert done.code == 0, done.errors
     assert (LEFT_OUT in done.output.splitlines()) == (family.model_type in MULTIMODAL)
     model = loaded(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert (f"- {LEFT_OUT}" in card) == (family.model_type in MULTIMODAL)
     if family.model_type in MULTIMODAL:
         expected = logits(whole_model(family.folder, KEPT))
     else:
@@ -90,5 +92,7 @@ def test_a_healed_model_is_exported_and_reloaded(
     done = lamina("export", healed.folder, "--output", "out", cwd=tmp_path)
     assert done.code == 0, done.errors
     model = loaded(tmp_path / "out")
+    notes = json.loads((tmp_path / "out" / "lamina.json").read_text())["notes"]
+    assert (LEFT_OUT in notes) == (family.model_type in MULTIMODAL)
     assert torch.equal(logits(model), logits(loaded(healed.final)))
     assert generated(model, cached=True) == generated(model, cached=False)

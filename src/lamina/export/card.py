@@ -48,6 +48,7 @@ def manifest(
         "selector": plan.selector,
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
+        "notes": plan.notes(),
         "adapter": adapter,
         "healing": _healing(parameters) if parameters else None,
         "data_fingerprint": record["provenance"]["data_fingerprint"] if record else None,
@@ -84,6 +85,7 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
             f"Layers that stay (0-based, half-open): {format_layers(content['kept_layers'])}. "
             + (f"Trained: {adapter}." if adapter else not_healed),
             "",
+            *_notes(content.get("notes", [])),  # older runs have none
             *_table("loss, nats per token", content["evaluation"]),
             *_table("healing", content["healing"]),
             "```python",
@@ -96,6 +98,11 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
             "",
         ]
     )
+
+
+def _notes(notes: list[str]) -> list[str]:
+    """Return a list of what is left out beside the layers, and of the layout of a hybrid."""
+    return [*(f"- {note}" for note in notes), ""] if notes else []
 
 
 def _table(title: str, content: dict[str, Any] | None) -> list[str]:
