@@ -94,5 +94,9 @@ def test_a_healed_model_is_exported_and_reloaded(
     model = loaded(tmp_path / "out")
     notes = json.loads((tmp_path / "out" / "lamina.json").read_text())["notes"]
     assert (LEFT_OUT in notes) == (family.model_type in MULTIMODAL)
-    assert torch.equal(logits(model), logits(loaded(healed.final)))
+    final = logits(loaded(healed.final))
+    if (healed.final / "adapter_config.json").exists():  # merging an adapter rounds its weights
+        torch.testing.assert_close(logits(model), final, rtol=0, atol=1e-5)
+    else:
+        assert torch.equal(logits(model), final)
     assert generated(model, cached=True) == generated(model, cached=False)
