@@ -137,6 +137,9 @@ MISTAKES = {
     "optim=lomo": "optim=lomo needs lomo-optim: pip install lomo-optim, or leave it out",
     "adapter=dora adapter.use_dora=false": "adapter.use_dora=False: not set here: adapter=dora is "
     "true, adapter=lora false",
+    "adapter.alora_invocation_tokens=[1,2]": "adapter.alora_invocation_tokens=[1, 2]: not set "
+    "here: it is off until the prompt has these tokens, and neither a merged nor a reloaded model "
+    "knows them; leave it out",
     "adapter.use_qlora=true": "adapter.use_qlora=True: not a field of LoraConfig in peft 0.21.2: "
     "choose adapter=qlora",
     "parallel=fsdp adapter=dora": "parallel=fsdp shards trained weights, but adapter=dora "

@@ -294,4 +294,4 @@ def test_every_replacement_that_an_error_names_is_there() -> None:
     assert set_by_lamina.isdisjoint({"evaluation_strategy", "tokenizer", "max_seq_length"})
     known = fields_of("LoraConfig")
     set_by_lamina = {name for name in by_field(ADAPTER_ADVICE) if name in known}
-    assert (len(set_by_lamina), len(by_field(ADAPTER_ADVICE))) == (10, 15)
+    assert (len(set_by_lamina), len(by_field(ADAPTER_ADVICE))) == (11, 16)

@@ -110,6 +110,8 @@ ADAPTER_ADVICE = {
     "set adapter.target_modules": "enable_lora",
     "set export.form=merged": "merge_weights",
     "choose adapter=qlora": "use_qlora",
+    "it is off until the prompt has these tokens, and neither a merged nor a reloaded model knows "
+    "them; leave it out": "alora_invocation_tokens",
 }
 """The same for LoraConfig, with names of other libraries."""
 
