@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 UNSLOTH = $(shell grep -oE 'unsloth(_zoo)?==[0-9.]+' pyproject.toml)
 
-# Debian packages venv and ensurepip apart; a shim of pyenv may stand for no Python.
+# Debian packages venv and ensurepip separately; a pyenv shim may have no Python behind it.
 $(BIN)/python:
 	@for each in $(PYTHON); do \
 	  $$each -c "import ensurepip, sys, venv; \
@@ -55,7 +55,7 @@ test: install ## Set up, then pass the tests
 test-unsloth: install-unsloth ## Pass the tests of backend=unsloth, and of adapter=qlora
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/unsloth tests/integration/test_adapters.py
 
-# Beside the installed torch; the newer transformers stays where it is.
+# It uses the torch in .venv, whose newer transformers stays as it is.
 test-older: install ## Load results in transformers 4.57
 	@test -d .venv-older || $(PIP) install --no-deps --target .venv-older \
 	  transformers==4.57.6 huggingface-hub==0.36.0 tokenizers==0.22.1

@@ -27,7 +27,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
 
 HOME = re.compile(r"(?:^|(?<=[=,\[])|(?<=file://))~(?=[/,\]]|$)")
-"""A person's home folder, as an argument, its value or one of several values begins with it."""
+"""A ~ for the home folder: at the start of an argument, of its value, or of one of several."""
 
 
 def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Callable[[], None]]:
@@ -171,7 +171,7 @@ def expand_home(arguments: Sequence[str]) -> list[str]:
 
 
 def _flags_first(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Return a command line with its overrides in one block, as Hydra's own parser wants them."""
+    """Return a command line with its overrides in one block, as Hydra's own parser needs them."""
     flags, left = [], list(overrides)
     for argument in arguments:
         if left and argument == left[0]:

@@ -24,7 +24,7 @@ SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst", ".lz4")
 """What may follow the suffix of a file of rows."""
 
 TAR = slice(257, 263)
-"""Where a tar file says what it is."""
+"""Where a tar file has its magic bytes."""
 
 
 def compression(path: Path) -> str | None:

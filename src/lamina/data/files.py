@@ -1,4 +1,4 @@
-"""Files of rows: CSV, JSON, JSON lines and Parquet, alone or in a folder, compressed or not.
+"""Files of rows: CSV, JSON and JSON lines, compressed or not, and Parquet, alone or in a folder.
 
 Each reader yields every row with its number and, for a broken one, the problem. The libraries'
 readers lose one or the other: `datasets` and `pyarrow.json` guess types (a CSV answer of 72 becomes
@@ -84,7 +84,7 @@ def find_files(key: str, name: str, kind: str) -> list[Path]:
 
 
 def _in_folder(folder: Path, kind: str) -> list[Path]:
-    """Return a folder's files of one kind; a Mac leaves ._NAME beside NAME on foreign disks."""
+    """Return a folder's files of one kind, without the ._NAME that macOS adds on other disks."""
     endings = tuple(f".{kind}{suffix}" for suffix in SUFFIXES)
     files = (path for path in folder.iterdir() if path.name.endswith(endings) and path.is_file())
     return sorted(path for path in files if not path.name.startswith("."))
@@ -150,8 +150,8 @@ def _json(path: Path, named: str) -> Iterator[Read]:
 def _rows_of_object(content: dict[str, Any]) -> Any:
     """Return the list of rows below a key, or the rows of a table as pandas and datasets write it.
 
-    Its to_json writes columns of cells by row label, with orient=index rows by label, with
-    orient=split lists of columns and of data; to_dict gives columns of lists.
+    pandas' to_json writes columns of cells by row label; with orient=index, rows by label; with
+    orient=split, a list of columns and one of data. datasets' to_dict gives columns of lists.
     """
     values = list(content.values())
     lists = [value for value in values if isinstance(value, list)]

@@ -70,7 +70,7 @@ def _with_base(model: "PreTrainedModel") -> "PreTrainedModel":
 
 
 def _load_whole(source: Source, settings: Mapping[str, Any]) -> "PreTrainedModel":
-    """Load a model with all its layers, as anybody does."""
+    """Load a model with all its layers, as any user of transformers does."""
     from transformers import AutoModelForCausalLM
 
     try:

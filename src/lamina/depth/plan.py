@@ -16,7 +16,7 @@ from lamina.errors import ModelError
 from lamina.weights.source import Source, resolve
 
 TRAINABLE = ("bitsandbytes", "mxfp4")
-"""Quantization methods of weights that transformers itself can train an adapter beside."""
+"""Quantization methods whose weights transformers itself can train an adapter on."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,7 @@ class Plan:
         return half_open_ranges(self.kept_layers) if self.is_reduced else None
 
     def notes(self) -> list[str]:
-        """Return one line for each thing about the smaller model that its name does not say.
-
-        What is left out beside the layers, and the layout of a hybrid.
-        """
+        """Return a line on what is left out besides layers, and one on the layout of a hybrid."""
         if self.source is None:
             return []
         left_out = ["the vision part"] if self.source.is_text_part else []
@@ -127,7 +124,7 @@ def protection_of(source: Source, protect: Any) -> Protection:
     """Find the layers of a model that depth.protect names.
 
     Raises:
-        ConfigError: It names none of this model's.
+        ConfigError: An entry names none of this model's.
     """
     by_kind = any(map(names_kind, entries(protect)))
     return protection(protect, _with_kinds(source) if by_kind else source.config)

@@ -99,7 +99,7 @@ def whole_config(source: Source) -> "PretrainedConfig":
 
 
 def config_of(kind: "type[PretrainedConfig]", content: dict[str, Any]) -> "PretrainedConfig":
-    """Build a config from config.json's content, in which transformers tags special floats."""
+    """Build a config from config.json, where infinity stands as `{"__float__": "Infinity"}`."""
 
     def decoded(value: dict[str, Any]) -> Any:
         return float(value["__float__"]) if value.keys() == {"__float__"} else value

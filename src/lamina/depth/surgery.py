@@ -66,7 +66,7 @@ def layer_count(config: dict[str, Any]) -> int:
     """Return the number of decoder layers that a config.json declares.
 
     Raises:
-        ModelError: It declares none, as in encoder-decoder and multimodal configs.
+        ModelError: It declares none, as in encoder-decoder configs and some multimodal ones.
     """
     for field in COUNT_FIELDS:
         if isinstance(config.get(field), int):

@@ -58,7 +58,7 @@ def is_mtp_tensor(name: str, num_layers: int) -> bool:
 
 
 def has_mtp_heads(source: Source) -> bool:
-    """Whether a model has heads for multi-token prediction; of a hub model, config.json decides."""
+    """Whether a model has heads for multi-token prediction; on the hub, config.json decides."""
     configs = (source.whole_config, source.whole_config.get("text_config") or {})
     if any(config.get(field) for config in configs for field in MTP_FIELDS):
         return True

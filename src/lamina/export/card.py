@@ -101,7 +101,7 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
 
 
 def _notes(notes: list[str]) -> list[str]:
-    """Return a list of what is left out beside the layers, and of the layout of a hybrid."""
+    """Return a list of what is left out besides layers, and the layout of a hybrid."""
     return [*(f"- {note}" for note in notes), ""] if notes else []
 
 

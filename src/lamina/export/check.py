@@ -38,7 +38,8 @@ LLAMA_4 = {
     **dict.fromkeys(("model.embed_tokens", "model.rotary_emb"), "cpu"),
     **dict.fromkeys(("model.layers", "model.norm", "lm_head"), "disk"),
 }
-"""Where Llama 4's weights stay: it moves its input to the embedding, which must be real."""
+"""Where Llama 4's weights stay. It moves its input to the embedding's device, which must therefore
+not be meta, as it would be on disk."""
 
 
 def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:

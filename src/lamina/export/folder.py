@@ -116,7 +116,7 @@ def keep_config_form(
     """
     saved = read_json(folder / "config.json")
     content = dict(reduced.content)
-    if QUANTIZED not in saved:  # the saved weights are not, even if the source's are
+    if QUANTIZED not in saved:  # even if the source is quantized
         content.pop(QUANTIZED, None)
     content.setdefault("architectures", saved["architectures"])
     for field in SET_IN_TRAINING:

@@ -77,7 +77,7 @@ class TokenLossTrainer(SFTTrainer):
         """Return how far final/'s loss may be from the best checkpoint's, as a share of 1 + it.
 
         None if they are not comparable: the last weights were saved, another metric chose them,
-        packs cut documents apart, a router's loss was added, or four bits became more.
+        packs split documents, a router's loss was added, or only one of them is in four bits.
         """
         args, config = self.args, self.model.config
         packing = args.packing if args.eval_packing is None else args.eval_packing
@@ -193,8 +193,8 @@ class TokenLossTrainer(SFTTrainer):
 
     @override
     def _save_rng_state(self, output_dir: str) -> None:
-        # Each process writes its own, and would create the folder again that the first process has
-        # removed because its disk is full.
+        # Each process writes its own, and would recreate the folder that the first one removed
+        # because the disk is full.
         self.accelerator.wait_for_everyone()
         super()._save_rng_state(output_dir)
 

@@ -59,7 +59,7 @@ def write_csv(statistics: Statistics, path: Path) -> None:
 def scan_table(statistics: Statistics, dtype: str) -> RenderableType:
     """Return the tables of every layer, the best blocks and the stability.
 
-    `dtype` is torch's name of the type in which the model computed.
+    `dtype` is torch's name for the type in which the model computed.
     """
     heading = _heading(statistics, dtype)
     parts: list[RenderableType] = [Text(), *heading, Text(), _layers(statistics)]

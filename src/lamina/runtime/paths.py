@@ -28,6 +28,6 @@ def load_environment() -> None:
 
         for key, value in dotenv_values(".env").items():
             if value is not None:
-                # Of the libraries, only some expand it.
+                # Only some of the libraries expand ~ themselves.
                 path = str(Path(value).expanduser()) if value.startswith("~/") else value
                 os.environ.setdefault(key, path)

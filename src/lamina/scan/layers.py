@@ -68,10 +68,10 @@ class ModelShell:
             recorder.in_tuple = in_tuple
 
     def _expects_tuples(self) -> bool:
-        """Whether the model takes the first of what a layer returns, as it does with MPT's."""
+        """Whether the model takes the first element of what a layer returns, as MPT does."""
         import torch
 
-        with suppress(IndexError, RuntimeError):  # too few dimensions, if it does
+        with suppress(IndexError, RuntimeError):  # if it does, a state lacks a dimension
             self._forward(torch.zeros((1, 2), dtype=torch.long), None)
         second = self.recorders[min(1, len(self.recorders) - 1)].seen
         return second is not None and second.dim() < 3

@@ -30,7 +30,7 @@ class StoredTensor:
     """Offset of its bytes from the start of the file; 0 for a tensor not yet written."""
 
     columns: int = field(default=0, compare=False)
-    """Columns of the stored matrix if this is the transpose of some of them; else 0."""
+    """Number of columns of the stored matrix, if this transposes some of them; otherwise 0."""
 
     @property
     def size(self) -> int:

@@ -50,7 +50,7 @@ class Source:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The same, or of a multimodal model that of its text part.
+        """The content of config.json; for a multimodal model, that of its text part alone.
 
         Raises:
             ModelError: See `whole_config` and `weight_map`.

@@ -21,8 +21,9 @@ TEXT_MODELS: dict[str, dict[str, str]] = {
     "mistral3": {"mistral": "mistral", "ministral3": "ministral3"},
     "llama4": {"llama4_text": "llama4_text"},
 }
-"""By the multimodal model_type: that of its `text_config`, the first by default, and that of the
-same model alone. On text, Qwen3-VL's rotary embedding is Qwen3's, and DeepStack adds nothing."""
+"""For each multimodal model_type: the model_types that its `text_config` may have (the first if it
+names none), each with the model_type of that text model on its own. On text, Qwen3-VL's rotary
+embedding is Qwen3's, and DeepStack adds nothing."""
 
 CLASSES = {
     "qwen3_5_text": "Qwen3_5ForCausalLM",
@@ -54,7 +55,7 @@ _EXPERT = re.compile(r".+\.experts\.(?P<index>\d+)\.(?P<kind>gate|up|down)_proj\
 
 
 def text_config(whole: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the text model's config.json, or None if `whole` is not one of `TEXT_MODELS`'."""
+    """Return the text model's config.json, or None if `TEXT_MODELS` lacks `whole`'s."""
     family, text = str(whole.get("model_type")), whole.get("text_config")
     if family not in TEXT_MODELS or not isinstance(text, dict):
         return None
