@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from lamina.data.byte_tokenizer import build_tokenizer
-from lamina.data.sources import Disk, Files, Synthetic
+from lamina.data.sources import Disk, Files, Hub, Synthetic
 from lamina.data.splits import Split
 from lamina.data.tokenization import Tokenization
 from lamina.errors import DataError
@@ -158,3 +158,22 @@ def test_the_generator_repeats_itself_and_its_seed_matters() -> None:
 
     assert generate_rows("train", 50, 1) == generate_rows("train", 50, 1)
     assert generate_rows("train", 50, 1) != generate_rows("train", 50, 2)
+
+
+@pytest.mark.parametrize(
+    ("train", "held", "missing", "key"),
+    [
+        ("train_sft", "train", "train", "eval"),
+        ("fit[:10%]+rest", "test", "fit", "train"),
+        ("fit+rest[:5]", "test", "rest", "train"),
+    ],
+)
+def test_the_split_that_a_data_set_on_the_hub_lacks_is_named(
+    train: str, held: str, missing: str, key: str
+) -> None:
+    reason = f"Unknown split \"{missing}\". Should be one of ['train_sft', 'test']."
+    given = {**FOREIGN, "name": "who/what", "config": None, "train": train, "eval": held}
+    problem = Hub(**given)._not_there(reason)
+    assert str(problem).startswith(
+        f"data.{key}={given[key]}: who/what has the splits train_sft, test; choose one of them"
+    )

@@ -227,6 +227,14 @@ def test_computed_positions_have_no_limit(tmp_path: Path) -> None:
     config = Qwen3Config(**SIZE, max_position_embeddings=64)
     Qwen3ForCausalLM(config).save_pretrained(tmp_path)
     refuse_long_sequences(resolve(str(tmp_path)), 4096)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": None}))
+    with pytest.raises(ModelError) as refused:
+        refuse_long_sequences(resolve(str(tmp_path)), 4096)
+    assert str(refused.value) == (
+        f"model_name={tmp_path}: config.json: Field 'max_position_embeddings' expected int, got "
+        "NoneType (value: None)"
+    )
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused_if_the_text_shows_it(
@@ -234,6 +242,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_if_the_text_shows_it(
 ) -> None:
     Qwen3ForCausalLM(Qwen3Config(**SIZE)).save_pretrained(tmp_path)
     source, tokenizer = resolve(str(tmp_path)), build_tokenizer()
+    refuse_unknown_tokens(source, tokenizer, [])
     refuse_unknown_tokens(source, tokenizer, [[3, 63], []])
     with pytest.raises(ModelError) as refused:
         refuse_unknown_tokens(source, tokenizer, [[3, 64], [5]])

@@ -11,9 +11,9 @@ from lamina.depth.selection import First
 from lamina.depth.variants import Pruned
 from lamina.errors import ConfigError
 from lamina.heal.adapters import Full, Lora
-from lamina.heal.backends.transformers import Training, Transformers
+from lamina.heal.backends.transformers import Training, Transformers, excluded
 from lamina.heal.backends.unsloth import Unsloth
-from lamina.heal.sft import SFT
+from lamina.heal.sft import SFT, balance_experts
 from tests.conftest import REFERENCE, no_scores
 
 ARGUMENTS: dict[str, Any] = {
@@ -179,3 +179,60 @@ def test_on_a_gpu_unsloth_may_change_defaults_that_affect_no_number(
     assert ours.preserves("max_grad_norm", lora, given=False)
     assert ours.preserves("bf16", lora, given=True)
     assert not ours.preserves("bf16", full, given=True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "given", "expected"),
+    [
+        ("llama4_text", {}, 0.0),
+        ("llama4_text", {"router_aux_loss_coef": 0.01}, "trainer.args.router_aux_loss_coef=0.01: "
+         "llama4_text has no loss that balances its experts: leave it out"),
+        ("granitemoe", {"loss_type": "nll"}, None),
+        ("granitemoe", {"router_aux_loss_coef": 0}, 0),
+        ("granitemoe", {}, "trainer.args.loss_type=chunked_nll: TRL cannot balance the experts of "
+         "granitemoe with it: set trainer.args.loss_type=nll, or "
+         "trainer.args.router_aux_loss_coef=0"),
+        ("mixtral", {}, None),
+        ("qwen3_moe", {"router_aux_loss_coef": 0.01}, 0.01),
+        ("qwen3", {}, None),
+    ],
+)  # fmt: skip
+def test_experts_are_balanced_as_the_model_does(
+    model_type: str, given: dict[str, Any], expected: float | str | None, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from trl import SFTConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 64, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
+    arguments = SFTConfig(str(tmp_path), bf16=False, use_cpu=True, **given)
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError) as refused:
+            balance_experts(model, arguments)
+        assert str(refused.value) == expected
+    else:
+        balance_experts(model, arguments)
+        assert arguments.router_aux_loss_coef == expected
+
+
+@pytest.mark.parametrize("given", [None, ["q_proj"], r".*\.q_proj"])
+def test_what_cannot_be_adapted_is_excluded_beside_what_the_user_excludes(
+    given: str | list[str] | None,
+) -> None:
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = LoraConfig(target_modules=["q_proj", "out_proj", "router", "k_proj"])
+    config.exclude_modules = excluded(given, ["mamba.out_proj", "router"])
+    names = [f"model.layers.0.{name}" for name in (
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.out_proj", "mamba.out_proj", "mlp.router"
+    )]  # fmt: skip
+    adapted = [
+        name.rpartition("0.")[2] for name in names if check_target_module_exists(config, name)
+    ]
+    assert adapted == ["self_attn.q_proj"] * (given is None) + [
+        "self_attn.k_proj",
+        "self_attn.out_proj",
+    ]
+    assert excluded(None, []) is None

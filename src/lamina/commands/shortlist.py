@@ -26,8 +26,9 @@ def main(config: DictConfig) -> None:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     preflight(config)
-    source, protect = resolve(config.model_name), OmegaConf.to_container(config.depth)["protect"]
-    protected = protection_of(source, protect)
+    source = resolve(config.model_name)
+    settings = OmegaConf.to_container(config.depth, resolve=True)
+    protected = protection_of(source, settings["protect"])
     free = set(range(layer_count(source.config))) - protected.layers
     if not free:
         raise ConfigError(f"{protected.given} protects every layer: protect fewer")

@@ -147,7 +147,8 @@ class Hub(Rows):
         """Explain datasets' errors about a split or configuration that the data set lacks."""
         known = re.findall(r"'([^']+)'", reason.rpartition("[")[2].partition("]")[0])
         if missing := re.match(r'Unknown split "(.+)"\. Should be one of ', reason):
-            key = "train" if missing[1] in self.train else "eval"
+            parts = (part.partition("[")[0] for part in self.train.split("+"))
+            key = "train" if missing[1] in parts else "eval"
             return _no_split(key, getattr(self, key), self.name, known)
         if re.match(r"Config name is missing|BuilderConfig '.*' not found", reason):
             given = f"data.config={self.config or 'null'}"

@@ -230,7 +230,7 @@ def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
 
 def refuse_long_sequences(source: Source, max_seq_length: int) -> None:
     """Refuse what `refuse_beyond_positions` does, before a weight is read."""
-    declared = [source.config[field] for field in POSITIONS if field in source.config]
+    declared = [source.config[field] for field in POSITIONS if source.config.get(field)]
     if not declared or max_seq_length > declared[0]:
         whole = reduction(source, range(layer_count(source.config)))
         refuse_beyond_positions(whole.blueprint, max_seq_length)
@@ -267,7 +267,8 @@ def refuse_unknown_tokens(
     size = source.config.get("vocab_size")
     if not isinstance(size, int) or len(tokenizer) <= size:
         return
-    token = max(tokenizer.pad_token_id or 0, *(max(row, default=0) for row in rows))
+    token = max((max(row, default=0) for row in rows), default=0)
+    token = max(token, tokenizer.pad_token_id or 0)
     if token >= size:
         raise ModelError(
             f"model_name={source.name}: its tokenizer has {len(tokenizer)} tokens, its embedding "

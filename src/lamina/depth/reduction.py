@@ -87,12 +87,16 @@ def whole_config(source: Source) -> "PretrainedConfig":
     Raises:
         ModelError: transformers does not know the architecture, or refuses the config.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
     try:
         if source.is_text_part:
             return config_of(CONFIG_MAPPING[source.config["model_type"]], source.config)
         return AutoConfig.from_pretrained(source.folder)
+    except StrictDataclassError as error:  # its first line names the field, its cause the value
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ModelError(f"model_name={source.name}: config.json: {reason}") from error
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model_name={source.name}: config.json: {reason}") from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
@@ -178,10 +179,7 @@ class SFT:
         """
         from lamina.heal.trainer import TokenLossTrainer
 
-        config = model.config.get_text_config()
-        if hasattr(config, "output_router_logits") and not hasattr(config, "num_experts"):
-            # Llama 4 has no loss that balances its experts, and TRL 1.14 fails to compute one.
-            arguments.router_aux_loss_coef = 0.0
+        balance_experts(model, arguments)
         before = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
         try:
             adapted, left_to_trl = backend.add_adapter(model, training)
@@ -210,6 +208,33 @@ class SFT:
         if arguments.packing:
             refuse_leaking_packs(trainer, train)
         return trainer
+
+
+def balance_experts(model: "PreTrainedModel", arguments: "SFTConfig") -> None:
+    """Turn off TRL's loss that balances experts for a model without one, such as Llama 4.
+
+    Raises:
+        ConfigError: The config asks for that loss all the same; or TRL's chunked loss lacks it.
+    """
+    config = model.config.get_text_config()
+    if not hasattr(config, "output_router_logits"):
+        return
+    given = arguments.router_aux_loss_coef
+    weight = getattr(config, "router_aux_loss_coef", 0) if given is None else given
+    modules = (sys.modules[kind.__module__] for kind in type(model).__mro__)
+    if not any(hasattr(module, "load_balancing_loss_func") for module in modules):
+        if given:
+            raise ConfigError(
+                f"trainer.args.router_aux_loss_coef={given}: {config.model_type} has no loss that "
+                "balances its experts: leave it out"
+            )
+        arguments.router_aux_loss_coef = 0.0
+    elif weight and arguments.loss_type == "chunked_nll" and not hasattr(config, "num_experts"):
+        raise ConfigError(
+            f"trainer.args.loss_type=chunked_nll: TRL cannot balance the experts of "
+            f"{config.model_type} with it: set trainer.args.loss_type=nll, or "
+            "trainer.args.router_aux_loss_coef=0"
+        )
 
 
 def _best_checkpoint(arguments: Mapping[str, Any]) -> Iterator[str]:

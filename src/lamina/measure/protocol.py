@@ -282,6 +282,6 @@ def refuse_other_loss(record: Record, ref: ModelRef, loss: float, tolerance: flo
         record.update(final=None)
         raise TrainingError(
             f"{ref.name}: loaded again, its eval_loss is {loss:.6g}, but the best checkpoint had "
-            f"{best:.6g}, and {ref.dtype} explains a difference of {allowed:.2g} at most: "
+            f"{best:.6g}, and rounding explains a difference of {allowed:.2g} at most: "
             f"{ref.advice}"
         )

@@ -1,5 +1,7 @@
 """Plain transformers, which other backends build on, and what they need to know of a training."""
 
+import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +81,7 @@ class Backend:
         set_seed(training.seed)
         config = training.adapter.peft_config()
         if config is not None and config.target_modules == ALL_LINEAR:
-            config.exclude_modules = config.exclude_modules or _not_adaptable(model) or None
+            config.exclude_modules = excluded(config.exclude_modules, _not_adaptable(model))
         return model, config
 
     def preserves(self, field: str, training: Training, *, given: bool) -> bool:
@@ -88,6 +90,13 @@ class Backend:
         `given` says whether the config sets it; otherwise it has TRL's default.
         """
         return True
+
+
+def excluded(given: str | Sequence[str] | None, ends: Sequence[str]) -> str | list[str] | None:
+    """Add ends of names to PEFT's `exclude_modules`: ends of names as well, or one pattern."""
+    if isinstance(given, str):
+        return "|".join([f"(?:{given})", *(rf"(?:.*\.)?{re.escape(end)}" for end in ends)])
+    return sorted({*(given or ()), *ends}) or None
 
 
 def _not_adaptable(model: "PreTrainedModel") -> list[str]:
