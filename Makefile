@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3.13 python3.12 python3.11 python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 UNSLOTH = $(shell grep -oE 'unsloth(_zoo)?==[0-9.]+' pyproject.toml)
@@ -15,26 +16,26 @@ $(BIN)/python:
 	echo "error: no Python 3.11 to 3.13 with venv (tried $(PYTHON)): install one, for instance with" \
 	  "apt-get install python3-venv or brew install python@3.13, or set PYTHON=PATH" >&2; exit 1
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing Lamina into $(VENV) (about a minute, once) ..."
-	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@$(PIP) install -c $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
 
 # Without CUDA its dependencies, which are CUDA builds, would break the import; and the certifi that
 # it asks for may not be out yet.
 $(VENV)/.installed-unsloth: $(VENV)/.installed
 	@echo "Installing Unsloth into $(VENV) ..."
-	@$(PIP) install -c constraints.txt -e ".[dev,qlora]"
+	@$(PIP) install -c $(CONSTRAINTS) -e ".[dev,qlora]"
 	@$(PIP) install --no-deps $(UNSLOTH)
 	@if nvidia-smi -L > /dev/null 2>&1; then \
 	  $(BIN)/python -c "from importlib.metadata import requires; print(*(need for name in \
 	    ('unsloth', 'unsloth_zoo') for need in requires(name) \
 	    if 'extra ==' not in need and not need.startswith(('certifi', 'unsloth'))), sep='\n')" \
-	    > $(VENV)/unsloth.txt && $(PIP) install -c constraints.txt -r $(VENV)/unsloth.txt; \
+	    > $(VENV)/unsloth.txt && $(PIP) install -c $(CONSTRAINTS) -r $(VENV)/unsloth.txt; \
 	fi
 	@touch $@
 
-.PHONY: help install install-unsloth demo test test-unsloth test-older check docs fields wheel clean
+.PHONY: help install install-unsloth demo test test-unsloth test-older test-newest check docs fields wheel clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
@@ -61,6 +62,10 @@ test-older: install ## Load results in transformers 4.57
 	  transformers==4.57.6 huggingface-hub==0.36.0 tokenizers==0.22.1
 	@LAMINA_OLDER=$(CURDIR)/.venv-older $(BIN)/python -m pytest tests/integration/test_older_transformers.py
 
+test-newest: ## Pass the tests with the newest versions, in .venv-newest; TESTS=FILES: only those
+	@$(MAKE) --no-print-directory install VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
+	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(PARALLEL) $(or $(TESTS),--ignore=tests/slurm)
+
 check: install ## Lint, format, types, the direction of imports, tests/rules.py and docs/parameters.md
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -80,4 +85,4 @@ wheel: install ## Build the wheel into dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) .venv-unsloth .venv-older dist build
+	rm -rf $(VENV) .venv-unsloth .venv-older .venv-newest dist build

@@ -67,3 +67,13 @@ def test_without_one_it_is_said_what_to_install(tmp_path: Path) -> None:
 def test_a_python_may_be_named(tmp_path: Path) -> None:
     fit = {"python3.13": True, "mine": True}
     assert make(tmp_path, fit, "PYTHON=mine")[1] == f"mine -m venv {tmp_path / 'venv'}\n"
+
+
+def test_the_newest_versions_have_an_environment_of_their_own() -> None:
+    """make -n prints what it would run."""
+    command = ["make", "-n", "-C", ROOT, "--no-print-directory", "test-newest", "TESTS=tests/data"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "install VENV=.venv-newest CONSTRAINTS=constraints-newest.txt" in done.stdout
+    (tests,) = [line for line in done.stdout.splitlines() if "pytest" in line]
+    assert tests.endswith("--no-loadscope-reorder tests/data")
+    assert ".venv-newest/bin/python -m pytest" in tests

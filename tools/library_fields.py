@@ -3,6 +3,9 @@
     python tools/library_fields.py            # or make fields
     python tools/library_fields.py --check    # fail if the table is not that of the libraries
 
+The table has each library's oldest version, and of newer ones what changed since; a field that one
+dropped is null. So the tested and the newest libraries each add their own versions.
+
 Importing these classes takes seconds; preflight reads the table instead. Run it in a process of its
 own: typing returns the first of several equal unions, such as str | list and list | str.
 """
@@ -11,9 +14,15 @@ import json
 import sys
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from importlib.metadata import version
+from inspect import get_annotations
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from packaging.version import Version
+
+from lamina.config.library_fields import LIBRARIES, fields_in
 
 TABLE = Path(__file__).parents[1] / "src" / "lamina" / "config" / "library_fields.json"
 PLAIN = {
@@ -27,23 +36,35 @@ PLAIN = {
 }
 
 
-def table() -> dict[str, dict[str, Any]]:
-    """Return each class's fields, and what each field takes."""
+def installed() -> dict[str, dict[str, Any]]:
+    """Return what each field of the installed libraries takes, by library."""
     from peft import LoraConfig
     from trl import SFTConfig
 
-    return {each.__name__: _fields(each) for each in (SFTConfig, LoraConfig)}
-
-
-def _fields(settings: type) -> dict[str, Any]:
-    hints = get_type_hints(settings)
-    found = {}
-    for field in fields(settings):
-        taken = _taken(hints[field.name])
-        if choices := field.metadata.get("choices"):
-            taken = {"types": _without_text(taken["types"]), "values": [*choices]}
-        found[field.name] = taken
+    found: dict[str, dict[str, Any]] = {
+        library: {} for each in LIBRARIES.values() for library in each
+    }
+    for settings in (SFTConfig, LoraConfig):
+        hints = get_type_hints(settings)
+        for field in fields(settings):
+            taken = _taken(hints[field.name])
+            if choices := field.metadata.get("choices"):
+                taken = {"types": _without_text(taken["types"]), "values": [*choices]}
+            owner = next(each for each in settings.__mro__ if field.name in get_annotations(each))
+            found[owner.__module__.partition(".")[0]][field.name] = taken
     return found
+
+
+def updated(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return a table with the installed versions."""
+    for library, found in installed().items():
+        name = f"{library} {version(library)}"
+        others = {each: known for each, known in table.items() if each != name}
+        older = fields_in(others, library, Version(version(library)))
+        gone = {field: None for field, taken in older.items() if taken and field not in found}
+        new = {field: taken for field, taken in found.items() if older.get(field) != taken}
+        table = {**others, name: {**new, **gone}} if new or gone else others
+    return table
 
 
 def _taken(annotation: Any) -> dict[str, Any]:
@@ -77,20 +98,22 @@ def _without_text(types: list[str]) -> list[str]:
 
 def text(table: dict[str, dict[str, Any]]) -> str:
     """Return the table as JSON, one field a line."""
-    classes = (
+    libraries = (
         f'"{name}": {{\n'
         + ",\n".join(f'  "{field}": {json.dumps(taken)}' for field, taken in known.items())
         + "\n}"
-        for name, known in table.items()
+        for name, known in sorted(table.items())
     )
-    return "{" + ",\n".join(classes) + "}\n"
+    return "{" + ",\n".join(libraries) + "}\n"
 
 
 def main() -> None:
     """Write the table, or compare it."""
+    known = TABLE.read_text(encoding="utf-8")
+    found = text(updated(json.loads(known)))
     if "--check" not in sys.argv:
-        TABLE.write_text(text(table()), encoding="utf-8")
-    elif TABLE.read_text(encoding="utf-8") != text(table()):
+        TABLE.write_text(found, encoding="utf-8")
+    elif known != found:
         sys.exit(f"error: {TABLE.name} is not that of the installed libraries: make fields")
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from packaging.version import Version
 
 from lamina.config.library_fields import (
     ADAPTER_ADVICE,
     TRAINER_ADVICE,
     by_field,
+    fields_in,
     fields_of,
     refusal,
 )
@@ -261,11 +263,28 @@ def test_token_lengths_are_plain_numbers() -> None:
 
 
 def test_the_table_of_fields_is_that_of_the_installed_libraries() -> None:
-    table = json.loads(library_fields.TABLE.read_text())
-    assert {name: fields_of(name) for name in table} == table
+    found = library_fields.installed()
+    known = {**found["transformers"], **found["trl"]}
+    assert (fields_of("SFTConfig"), fields_of("LoraConfig")) == (known, found["peft"])
     command = [sys.executable, ROOT / "tools" / "library_fields.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_of_fields_has_what_each_version_changed() -> None:
+    text, number = {"types": ["str"]}, {"types": ["int"]}
+    table = {
+        "trl 1.16.0": {"b": number, "c": None},
+        "trl 1.9.1": {"a": text, "b": text, "c": text},
+        "trl2 1.0": {"d": text},
+    }
+    of = {each: fields_in(table, "trl", Version(each)) for each in ("1.8", "1.9.1", "1.15", "1.17")}
+    assert of == {
+        "1.8": {},
+        "1.9.1": {"a": text, "b": text, "c": text},
+        "1.15": {"a": text, "b": text, "c": text},
+        "1.17": {"a": text, "b": number, "c": None},
+    }
 
 
 def test_each_default_of_a_library_is_a_value_that_its_field_takes() -> None:

@@ -1,6 +1,7 @@
 """Checks values that a config passes on to TRL's SFTConfig and PEFT's LoraConfig.
 
-library_fields.json lists their fields (`make fields`): importing SFTConfig itself takes seconds.
+library_fields.json lists their fields (`make fields`): importing SFTConfig itself takes seconds. It
+has each library's oldest version, and what newer ones change.
 """
 
 import json
@@ -10,6 +11,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 from lamina.config.parameters import Parameters
 from lamina.errors import did_you_mean, either
@@ -29,8 +32,8 @@ TYPES: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
 LISTED_CHOICES = 12
 """Choices that a message lists at most; beyond that it names only the most similar one."""
 
-LIBRARIES = {"SFTConfig": "trl", "LoraConfig": "peft"}
-"""The package of each class."""
+LIBRARIES = {"SFTConfig": ("transformers", "trl"), "LoraConfig": ("peft",)}
+"""The packages that define each class's fields, its own last."""
 
 TRAINER_ADVICE = {
     "set output_dir=FOLDER": "output_dir",
@@ -139,7 +142,7 @@ def by_field(advice: Mapping[str, str]) -> dict[str, str]:
 
 
 def _problem(name: str, key: str, value: Any, advice: Mapping[str, str]) -> str | None:
-    library, known = LIBRARIES[name], fields_of(name)
+    library, known = LIBRARIES[name][-1], fields_of(name)
     if key in advice and key in known:
         return f"not set here: {advice[key]}"
     if key in advice:
@@ -153,8 +156,23 @@ def _problem(name: str, key: str, value: Any, advice: Mapping[str, str]) -> str 
 @cache
 def fields_of(name: str) -> dict[str, dict[str, Any]]:
     """Return the fields of a class: the types, values, items and keys that each one accepts."""
-    table = Path(__file__).with_name("library_fields.json")
-    return dict(json.loads(table.read_text(encoding="utf-8"))[name])
+    table = json.loads(Path(__file__).with_name("library_fields.json").read_text(encoding="utf-8"))
+    found = dict[str, dict[str, Any] | None]()
+    for library in LIBRARIES[name]:
+        found |= fields_in(table, library, Version(version(library)))
+    return {field: taken for field, taken in found.items() if taken is not None}
+
+
+def fields_in(
+    table: Mapping[str, Mapping[str, Any]], library: str, latest: Version
+) -> dict[str, dict[str, Any] | None]:
+    """Return a library's fields up to a version; those that it has dropped are None."""
+    versions = sorted(Version(each[1]) for each in map(str.split, table) if each[0] == library)
+    found = dict[str, dict[str, Any] | None]()
+    for each in versions:
+        if each <= latest:
+            found |= table[f"{library} {each}"]
+    return found
 
 
 def refusal(field: Mapping[str, Any], value: Any) -> str | None:

@@ -118,9 +118,9 @@ class Hub(Rows):
 
     def load(self) -> Splits:
         """Download the splits, or take them from the cache; raises DataError if neither works."""
-        import httpx
         from datasets import load_dataset
         from datasets.exceptions import DatasetNotFoundError, DatasetsError
+        from huggingface_hub.errors import HTTPError
 
         refuse_unwritable_cache()
         names = [name for name in (self.train, self.eval) if name is not None]
@@ -136,7 +136,7 @@ class Hub(Rows):
                 f"data.name={self.name}: the hub cannot be reached and the data set is not in the "
                 "cache; experiment=quickstart works offline"
             ) from error
-        except (DatasetsError, httpx.HTTPError, OSError, TypeError, ValueError) as error:
+        except (DatasetsError, HTTPError, OSError, TypeError, ValueError) as error:
             reason = str(error.__cause__ or error).strip() or type(error).__name__
             if (problem := self._not_there(reason)) is not None:
                 raise problem from error

@@ -16,8 +16,11 @@ and leaves out what the libraries themselves need.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from packaging.version import Version
 
 from lamina.depth.quantization import QUANTIZED_BYTES, expected_bytes, linear_weights, scale_bytes
 from lamina.errors import ConfigError
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
 PACKAGES = ("bitsandbytes", "liger_kernel")
 """Import names of packages that suggested settings need."""
+
+ALL_LOSSES_CHUNKED = Version("1.16")
+"""TRL's first version that computes every loss in chunks of tokens; chunked_nll is nll there."""
 
 SUGGESTIONS = 3
 """Most settings in a message."""
@@ -128,7 +134,9 @@ class MemoryEstimate:
             optim=arguments["optim"],
             checkpointing=arguments["gradient_checkpointing"],
             offloading=arguments["activation_offloading"],
-            chunked_loss=liger or arguments.get("loss_type") in (None, "chunked_nll"),
+            chunked_loss=liger
+            or Version(version("trl")) >= ALL_LOSSES_CHUNKED
+            or arguments.get("loss_type") in (None, "chunked_nll"),
             masked=arguments["packing"] and attention in MASKED,
             gpus=visible_devices(),
             sharded=sharded,

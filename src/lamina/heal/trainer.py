@@ -233,7 +233,7 @@ class TokenLossTrainer(SFTTrainer):
         """Evaluate the batch's mean negative log-likelihood, whatever the training loss is.
 
         Otherwise transformers 5.17 smooths labels in evaluation, too, and gives each of several
-        processes its share of the overall mean; TRL 1.14 and liger-kernel weight tokens if
+        processes its share of the overall mean; TRL and liger-kernel weight tokens if
         loss_type=dft.
         """
         training_loss = {
@@ -241,7 +241,8 @@ class TokenLossTrainer(SFTTrainer):
         }
         self.__dict__.update(dict.fromkeys(training_loss))
         plain: dict[str, Any] = {"average_tokens_across_devices": False}
-        plain |= {"loss_type": "nll"} if self.args.use_liger_kernel else {}
+        if self.args.use_liger_kernel or self.args.loss_type == "dft":
+            plain["loss_type"] = "nll"
         arguments = {name: getattr(self.args, name) for name in plain}
         self.args.__dict__.update(plain)
         try:

@@ -1,4 +1,7 @@
-"""A model's files on the Hugging Face hub, with errors that say what to do."""
+"""A model's files on the Hugging Face hub, with errors that say what to do.
+
+`huggingface_hub.errors.HTTPError` is that of its HTTP library: httpx, from 2.0 on httpx2.
+"""
 
 from pathlib import Path
 
@@ -11,13 +14,12 @@ def is_reachable() -> bool:
 
     The client's own retries take half a minute, or many minutes if a firewall drops packets.
     """
-    import httpx
     from huggingface_hub import constants, get_session
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except (httpx.TransportError, OfflineModeIsEnabled):
+    except (HTTPError, OfflineModeIsEnabled):
         return False
     return True
 
@@ -29,12 +31,12 @@ def download(repo_id: str, filename: str, revision: str | None, *, required: boo
         ModelError: A required file is missing, the repository is unknown or gated, or the hub
             cannot be reached.
     """
-    import httpx
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -59,7 +61,7 @@ def download(repo_id: str, filename: str, revision: str | None, *, required: boo
         if not required:
             return None
         raise ModelError(f"model_name={repo_id} has no {filename}") from error
-    except (httpx.HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"model_name={repo_id}: {filename} cannot be downloaded ({reason})"
@@ -72,9 +74,9 @@ def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
     Raises:
         ModelError: There are none, or the hub cannot be reached.
     """
-    import httpx
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import (
+        HTTPError,
         NotASafetensorsRepoError,
         OfflineModeIsEnabled,
         SafetensorsParsingError,
@@ -84,7 +86,7 @@ def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
         found = get_safetensors_metadata(repo_id, revision=revision)
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
         raise ModelError(f"model_name={repo_id} has no readable safetensors weights") from error
-    except (httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise unreachable(repo_id) from error
     return {
         name: StoredTensor(info.dtype, tuple(info.shape))
@@ -95,15 +97,14 @@ def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
 
 def names_in(repo_id: str, folder: str, suffix: str, revision: str | None) -> list[str]:
     """Return the names of a folder's files with a suffix; those in the cache without a hub."""
-    import httpx
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError
 
     if is_reachable():
         try:
             entries = HfApi().list_repo_tree(repo_id, folder, revision=revision)
             return sorted(Path(e.path).name for e in entries if e.path.endswith(suffix))
-        except (HfHubHTTPError, httpx.HTTPError):  # there is no such folder
+        except HTTPError:  # there is no such folder
             return []
     config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
     snapshot = Path(config).parent if isinstance(config, str) else Path()
