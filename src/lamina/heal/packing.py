@@ -119,7 +119,10 @@ def _logits(trainer: "TokenLossTrainer", documents: Sequence[list[int]]) -> "tor
     ids: list[int] = [token for document in documents for token in document]
     lengths = [len(document) for document in documents]
     packed: dict[str, Any] = {"input_ids": ids, "labels": list(ids), "seq_lengths": lengths}
-    batch = {k: v.to(trainer.args.device) for k, v in trainer.data_collator([packed]).items()}
+    batch = trainer.data_collator([packed])
     del batch["labels"]  # with labels, TRL's forward pass returns a loss and no logits
+    for name, value in batch.items():
+        if hasattr(value, "to"):  # from TRL 1.16 on it also gives the largest length, a number
+            batch[name] = value.to(trainer.args.device)
     logits: torch.Tensor = trainer.model(**batch, use_cache=False).logits[0].float()
     return logits[-lengths[-1] :]
