@@ -58,6 +58,21 @@ def test_a_model_with_state_across_documents_is_refused(tmp_path: Path) -> None:
         refuse_leaking_packs(trainer(save("qwen3_next", tmp_path)), ROWS)
 
 
+def test_what_a_library_refuses_to_pack_is_refused_in_one_line() -> None:
+    probed = trainer(REFERENCE)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("a kernel is missing.\nInstall it.")
+
+    probed.model.forward = refuse
+    with pytest.raises(ConfigError) as refused:
+        refuse_leaking_packs(probed, ROWS)
+    assert str(refused.value) == (
+        "packing=True: this model (qwen3, attention sdpa) cannot keep packed documents apart: a "
+        "kernel is missing; or set packing=false"
+    )
+
+
 def test_documents_of_a_single_token_are_enough() -> None:
     rows = Dataset.from_list([{"input_ids": [5]}])
     refuse_leaking_packs(trainer(REFERENCE), rows)

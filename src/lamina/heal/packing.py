@@ -99,18 +99,25 @@ def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
     count = trainer.model.get_input_embeddings().weight.shape[0]
     other = [(token + 1) % count for token in first]
     training = trainer.model.training
+    config = trainer.model.config
+    named = f"({config.model_type}, attention {config._attn_implementation}"
     trainer.model.eval()
-    with torch.no_grad():
-        plain, changed = (_logits(trainer, [before, second]) for before in (first, other))
+    try:
+        with torch.no_grad():
+            plain, changed = (_logits(trainer, [before, second]) for before in (first, other))
+    except ValueError as error:  # newer transformers refuse it where a kernel is missing
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"packing=True: this model {named}) cannot keep packed documents apart: {reason}; or "
+            "set packing=false"
+        ) from error
     trainer.model.train(training)
     moved = (plain - changed).abs().max() / plain.abs().max()
     if not moved <= TOLERANCES[min(4, trainer.model.dtype.itemsize)]:
-        kind = trainer.model.config.model_type
-        attention = trainer.model.config._attn_implementation
         raise ConfigError(
-            f"packing=True: packed documents would see each other in this model ({kind}, attention "
-            f"{attention}: other tokens in the first change the second's logits by {moved:.2g} of "
-            "the largest); set packing=false"
+            f"packing=True: packed documents would see each other in this model {named}: other "
+            f"tokens in the first change the second's logits by {moved:.2g} of the largest); set "
+            "packing=false"
         )
 
 
