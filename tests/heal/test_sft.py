@@ -1,9 +1,11 @@
 """Settings reach the trainer unchanged; a library that changes one is an error."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from lamina.depth.loading import load_model, load_tokenizer
 from lamina.depth.plan import Plan, make_plan
@@ -13,6 +15,7 @@ from lamina.errors import ConfigError
 from lamina.heal.adapters import Full, Lora
 from lamina.heal.backends.transformers import Training, Transformers, excluded
 from lamina.heal.backends.unsloth import Unsloth
+from lamina.heal.memory import ALL_LOSSES_CHUNKED
 from lamina.heal.sft import SFT, balance_experts
 from tests.conftest import REFERENCE, no_scores
 
@@ -189,9 +192,15 @@ def test_on_a_gpu_unsloth_may_change_defaults_that_affect_no_number(
          "llama4_text has no loss that balances its experts: leave it out"),
         ("granitemoe", {"loss_type": "nll"}, None),
         ("granitemoe", {"router_aux_loss_coef": 0}, 0),
-        ("granitemoe", {}, "trainer.args.loss_type=chunked_nll: TRL cannot balance the experts of "
-         "granitemoe with it: set trainer.args.loss_type=nll, or "
-         "trainer.args.router_aux_loss_coef=0"),
+        pytest.param(
+            "granitemoe", {}, "trainer.args.loss_type=chunked_nll: TRL cannot balance the experts "
+            "of granitemoe with it: set trainer.args.loss_type=nll, or "
+            "trainer.args.router_aux_loss_coef=0",
+            marks=pytest.mark.skipif(
+                Version(version("trl")) >= ALL_LOSSES_CHUNKED,
+                reason="this TRL has no chunked_nll of its own; constraints.txt pins one that does",
+            ),
+        ),
         ("mixtral", {}, None),
         ("qwen3_moe", {"router_aux_loss_coef": 0.01}, 0.01),
         ("qwen3", {}, None),
