@@ -13,6 +13,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    Llama4ForConditionalGeneration,
     PreTrainedModel,
 )
 
@@ -46,6 +47,11 @@ def whole_model(folder: Path, kept: Sequence[int] = range(NUM_LAYERS)) -> PreTra
     for index, block in enumerate(blocks):
         if index not in kept:
             block.register_forward_hook(skip, with_kwargs=True)
+    if isinstance(model, Llama4ForConditionalGeneration):
+        # transformers 5.24 reads a field that its own language model does not return.
+        model.language_model.register_forward_hook(
+            lambda _, arguments, output: setattr(output, "image_outputs", None)
+        )
     return model
 
 

@@ -3,6 +3,7 @@
 tests/heal/test_autocast.py holds the one of PEFT.
 """
 
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
+from packaging.version import Version
 from torch.utils.data import BatchSampler
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -90,6 +92,10 @@ def test_llama_4_names_a_base_that_it_lacks_and_its_router_returns_two_values() 
     assert isinstance(routers[0](torch.ones(1, config.hidden_size)), tuple)
 
 
+@pytest.mark.skipif(
+    Version(version("transformers")) >= Version("5.24"),
+    reason="transformers 5.24 generates with a cache and router logits; constraints.txt has 5.17",
+)
 def test_trl_turns_on_router_logits_with_which_a_cache_fails() -> None:
     """See `save_final`."""
     model = build("qwen3_moe")
