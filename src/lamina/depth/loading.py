@@ -39,8 +39,8 @@ def load_model(
 ) -> "PreTrainedModel":
     """Load the model that consists of the kept layers (0-based, ascending).
 
-    `dtype` is the type of all floating-point weights. With `in_4bit` those of linear layers are
-    quantized as they are read.
+    `dtype` is the type of all floating-point weights. `in_4bit` quantizes those of linear layers
+    while it reads them.
 
     Raises:
         ConfigError: 4-bit weights need a package that is not installed.
@@ -267,8 +267,8 @@ def refuse_unknown_tokens(
     size = source.config.get("vocab_size")
     if not isinstance(size, int) or len(tokenizer) <= size:
         return
-    token = max((max(row, default=0) for row in rows), default=0)
-    token = max(token, tokenizer.pad_token_id or 0)
+    largest = max((max(row, default=0) for row in rows), default=0)
+    token = max(largest, tokenizer.pad_token_id or 0)
     if token >= size:
         raise ModelError(
             f"model_name={source.name}: its tokenizer has {len(tokenizer)} tokens, its embedding "

@@ -180,7 +180,7 @@ class SFT:
         from lamina.heal.trainer import TokenLossTrainer
 
         balance_experts(model, arguments)
-        before = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
+        expected = self._expected(arguments, backend, training)
         try:
             adapted, left_to_trl = backend.add_adapter(model, training)
             with cache_errors():  # TRL caches packs, too
@@ -196,11 +196,6 @@ class SFT:
         except ValueError as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"trainer.args, adapter: {reason}") from error
-        expected = {
-            key: value
-            for key, value in {**before, **self.args}.items()
-            if backend.preserves(key, training, given=key in self.args)
-        }
         refuse_changed("trainer.args.", expected, trainer.args)
         if arguments.use_liger_kernel:
             refuse_adapted_head(trainer.model)
@@ -208,6 +203,17 @@ class SFT:
         if arguments.packing:
             refuse_leaking_packs(trainer, train)
         return trainer
+
+    def _expected(
+        self, arguments: "SFTConfig", backend: Backend, training: Training
+    ) -> dict[str, Any]:
+        """Return the arguments that must reach the trainer unchanged."""
+        before = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
+        return {
+            key: value
+            for key, value in {**before, **self.args}.items()
+            if backend.preserves(key, training, given=key in self.args)
+        }
 
 
 def balance_experts(model: "PreTrainedModel", arguments: "SFTConfig") -> None:

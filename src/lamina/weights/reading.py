@@ -157,8 +157,8 @@ def tensor_slices(
     """Open a checkpoint's files; yield tensors by their new names, as slices read when indexed.
 
     `mapping` maps each tensor's name in the checkpoint to its new name. With `mapped`, tensors are
-    views of the memory-mapped files: fastest if they stay as they are, but if their type or device
-    changes, memory holds them twice.
+    views of the memory-mapped files. That is fastest for tensors that keep their type and device;
+    converting or moving one holds it in memory twice.
     """
     stored = source.stored(mapping)
     with ExitStack() as stack:
