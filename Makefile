@@ -41,28 +41,28 @@ help: ## List the targets
 
 install: $(VENV)/.installed ## Build .venv with the pinned versions and the `lamina` command
 
-install-unsloth: $(VENV)/.installed-unsloth ## Add Unsloth, for backend=unsloth; VENV=.venv-unsloth: apart
+install-unsloth: $(VENV)/.installed-unsloth ## Add Unsloth, for backend=unsloth; VENV=.venv-unsloth: in its own environment
 
-demo: install ## Set up, then run the main job on the embedded model and data (CPU, about 3 minutes)
+demo: install ## Set up, then heal the embedded model on the embedded data (CPU, about 3 minutes)
 	@$(BIN)/python -m train experiment=quickstart
 
 # Each process runs whole files, in the order of tests/conftest.py.
 PARALLEL = -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test: install ## Set up, then pass the tests
+test: install ## Set up, then run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --ignore=tests/slurm
 	@$(BIN)/python -m pytest tests/slurm
 
-test-unsloth: install-unsloth ## Pass the tests of backend=unsloth, and of adapter=qlora
+test-unsloth: install-unsloth ## Run the tests of backend=unsloth and adapter=qlora
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/unsloth tests/integration/test_adapters.py
 
-# It uses the torch in .venv, whose newer transformers stays as it is.
+# It uses the torch of .venv, whose newer transformers stays as it is.
 test-older: install ## Load results in transformers 4.57
 	@test -d .venv-older || $(PIP) install --no-deps --target .venv-older \
 	  transformers==4.57.6 huggingface-hub==0.36.0 tokenizers==0.22.1
 	@LAMINA_OLDER=$(CURDIR)/.venv-older $(BIN)/python -m pytest tests/integration/test_older_transformers.py
 
-test-newest: ## Pass the tests with the newest versions, in .venv-newest; TESTS=FILES: only those
+test-newest: ## Run the tests with the newest versions, in .venv-newest; TESTS=FILES: only those
 	@$(MAKE) --no-print-directory install VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
 	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(PARALLEL) $(or $(TESTS),--ignore=tests/slurm)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--budget 540] [--json FILE] [--check] [--again] [--tiny] ...
 
-Shows: tokens a second over steady steps, MFU (src/lamina/measure/speed.py), peak memory, and how
+Shows: tokens per second over steady steps, MFU (src/lamina/measure/speed.py), peak memory, and how
 much faster the smaller model is, over the ideal. A model of Qwen3-8B's shape with random weights
 (16.4 GB, written once, no network) trains for 20 steps on packs of 4096 tokens in bfloat16, without
 evaluations, saves and recomputation: `python -m train` with backend x kernels x adapter x kept
@@ -88,7 +88,7 @@ def provenance(size: str, peak: float, commit: str | None) -> dict[str, Any]:
 
     Args:
         size: A key of `gpu_cells.SIZES`.
-        peak: Operations a second.
+        peak: Operations per second.
         commit: What is measured, if git cannot tell.
     """
     from harness.speed import measured_peak

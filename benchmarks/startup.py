@@ -39,7 +39,7 @@ THEIRS = "trl sft --help"
 RATIO_AIM = 0.15
 
 Times = Mapping[str, Sequence[Seconds]]
-"""By command, a figure a run."""
+"""By command, one figure per run."""
 
 
 def commands() -> dict[str, list[str]]:

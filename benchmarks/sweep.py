@@ -4,7 +4,7 @@
 
 Shows: wall and CPU seconds. Each job heals the embedded reference model without one layer for a few
 steps, on the quickstart's data, and is evaluated after removal, after healing and from final/. A
-sweep saves a fixed time a job, a large share of small jobs only: see the last column.
+sweep saves a fixed time per job, which is a large share of small jobs only.
 Peer: twelve commands of one job each. Each side has one cache, empty at first, for all its jobs, so
 the single commands, too, tokenize the rows and evaluate the untouched model once.
 Aims: the sweep takes at most 0.6 of the seconds; every job has the same losses on both sides.

@@ -1,4 +1,4 @@
-"""Whether the tokens a second and the MFU in result.json are true.
+"""Whether the tokens per second and the MFU in result.json are true.
 
     python benchmarks/throughput.py [--steps 30] [--model FOLDER] [--json FILE] [--check]
 
@@ -7,7 +7,7 @@ train experiment=quickstart`, each in a fresh process: an adapter with packing, 
 with padded batches. Both accumulate gradients, evaluate and save in between.
 Peer: the same figures computed by hand (harness/speed.py) from the stamps of a clock of the
 benchmark's own (harness/stamped.py) and from the model's config.json.
-Aim: tokens a second, MFU and the sum of the seconds in result.json at most 3 % from those by hand.
+Aim: tokens per second, MFU and the sum of the seconds in result.json at most 3 % from the peer's.
 """
 
 import json

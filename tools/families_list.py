@@ -20,8 +20,8 @@ def page() -> str:
 
     flat, nested = ([NAMES[name] for name in families] for families in (ARCHITECTURES, MULTIMODAL))
     text = (
-        f"Removal is tested against the full model with those blocks skipped, to the last bit, in "
-        f"{len(flat)} architectures ({', '.join(flat)}) and in the text part of {len(nested)} "
+        "Removal is tested against the full model without the dropped layers, to the last bit, "
+        f"in {len(flat)} architectures ({', '.join(flat)}) and in the text part of {len(nested)} "
         f"multimodal ones ({', '.join(nested)})."
     )
     return MARKED.sub(f"{_wrapped(text)}\n", PAGE.read_text())

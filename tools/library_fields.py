@@ -97,7 +97,7 @@ def _without_text(types: list[str]) -> list[str]:
 
 
 def text(table: dict[str, dict[str, Any]]) -> str:
-    """Return the table as JSON, one field a line."""
+    """Return the table as JSON, one field per line."""
     libraries = (
         f'"{name}": {{\n'
         + ",\n".join(f'  "{field}": {json.dumps(taken)}' for field, taken in known.items())

@@ -3,13 +3,14 @@
     python tools/parameters_page.py            # or make docs
     python tools/parameters_page.py --check    # fail if the page is stale
 
-A key's comment stands behind it and may continue on the following lines in the same column; an
+A key's comment stands beside it and may continue on the following lines in the same column; an
 option is described by the comment at its file's head.
 """
 
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,8 +52,8 @@ Choose an option with `GROUP=OPTION`; it decides what is built. The default is i
 
 LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*?)(?P<comment>#.*)?$")
 SHARED = {
-    "adapter": ("low_rank.yaml", "all but `full`"),
-    "data": ("rows.yaml", "all but `synthetic`"),
+    "adapter": {"low_rank.yaml": "all but `full`"},
+    "data": {"tokenization.yaml": "all", "rows.yaml": "all but `synthetic`"},
 }
 """Files that the options of a group include, and which options do."""
 
@@ -117,19 +118,24 @@ def option_keys(name: str, files: list[Path]) -> Sequence[tuple[str, ...]]:
     options: dict[tuple[str, str], list[str]] = {}
     texts: dict[tuple[str, str], str] = {}
     for file in files:
-        for key, value, text in keys(file):
+        for key, value, text in chain(keys(file), *map(keys, extended(file))):
             found = (f"{name.replace('/', '.')}.{key}", value)
             options.setdefault(found, []).append(f"`{file.stem}`")
             texts.setdefault(found, text)
     rows = [
-        (f"`{key}`", ", ".join(having), f"`{value}`", texts[key, value])
-        for (key, value), having in options.items()
+        (f"`{key}`", ", ".join(found), f"`{value}`", texts[key, value])
+        for (key, value), found in options.items()
     ]
-    if name in SHARED:
-        file_name, options_having = SHARED[name]
+    for file_name, having in SHARED.get(name, {}).items():
         shared = keys(CONF / file_name)
-        rows += [(f"`{name}.{key}`", options_having, f"`{v}`", text) for key, v, text in shared]
+        rows += [(f"`{name}.{key}`", having, f"`{v}`", text) for key, v, text in shared]
     return rows
+
+
+def extended(file: Path) -> list[Path]:
+    """Return the options of the same group that an option starts from."""
+    names = re.findall(r"^  - (\w+)$", file.read_text(), re.M)
+    return [path for name in names if (path := file.with_name(f"{name}.yaml")).is_file()]
 
 
 def group(name: str, defaults: dict[str, str]) -> str:

@@ -57,7 +57,7 @@ SIZES = {
 def write_rows(path: Path, size: Size) -> None:
     """Write texts of random letters, from an eighth of a pack to a whole one long.
 
-    A letter is a token at most, so none is cut.
+    A letter is at most one token, so none is cut.
     """
     random, written, wanted = Random(1), 0, size.steps * max(size.batch.values()) * size.length
     lines = []
@@ -115,7 +115,7 @@ class Bench:
     """For the model, the rows and the trainings' output."""
     size: Size
     peak: float
-    """Operations a second that the machine can reach."""
+    """Operations per second that the machine can reach."""
 
     @property
     def model(self) -> Path:

@@ -42,7 +42,7 @@ def measured(found: Found) -> dict[Cell, Mapping[str, Any]]:
 
 
 def of_plain(cell: Cell, found: Found) -> float | None:
-    """Return a cell's tokens a second over those of plain TRL."""
+    """Return a cell's tokens per second over those of plain TRL."""
     peer = measured(found).get(cell.peer)
     if peer is None or cell.backend == PLAIN:
         return None
@@ -52,7 +52,7 @@ def of_plain(cell: Cell, found: Found) -> float | None:
 def speed_up(cell: Cell, found: Found) -> tuple[float, float] | None:
     """Return how much faster a cell is than with every layer, and that ratio over the ideal one.
 
-    The ideal is the ratio of the operations a token: the output head does not shrink.
+    The ideal is the ratio of the operations per token: the output head does not shrink.
     """
     whole = measured(found).get(cell.whole)
     if whole is None or cell == cell.whole:

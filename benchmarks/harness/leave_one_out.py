@@ -1,4 +1,4 @@
-"""The losses of a model without each of its layers, by one sweep and by the naive loop.
+"""The losses of a model without each of its layers, by one pass and by the naive loop.
 
 Both hold all weights in memory before the clock starts, and take the same windows in one batch.
 """
@@ -40,7 +40,7 @@ class Found:
     """The losses without each layer, and their cost."""
 
     losses: dict[int, float]
-    """In nats a token, by the 0-based index of the layer that is left out."""
+    """In nats per token, by the 0-based index of the layer that is left out."""
 
     layer_forwards: int
     seconds: float

@@ -1,4 +1,4 @@
-"""Tokens a second and MFU computed by hand, from stamped.py's stamps and a Qwen3's config.json.
+"""Tokens per second and MFU computed by hand, from stamped.py's stamps and a Qwen3's config.json.
 
     seconds   from the end of the last warm-up step (a tenth of the steps, 2 to 10) to the end of
               the last step, without what lies between a step's end and the end of an evaluation
@@ -40,7 +40,7 @@ def by_hand(
         config: The model's config.json.
         layers: How many of its layers stay.
         full: Whether every weight is trained, or an adapter.
-        peak: Operations a second.
+        peak: Operations per second.
     """
     steps = stamps["steps"]
     warm = min(max(2, -(-len(steps) // 10)), 10)
@@ -95,14 +95,14 @@ def operations(
 
 
 def machine_peak(dtype: str = "float32") -> float:
-    """Return the operations a second that this machine can reach: known, or measured."""
+    """Return the operations per second that this machine can reach: known, or measured."""
     from lamina.measure.speed import compute_peak
 
     return compute_peak(bf16=False, fp16=False, weights=dtype) or measured_peak(dtype)
 
 
 def measured_peak(dtype: str) -> float:
-    """Return the operations a second of the fastest of ten products of two matrices."""
+    """Return the operations per second of the fastest of ten products of two matrices."""
     import torch
 
     gpu = torch.cuda.is_available()

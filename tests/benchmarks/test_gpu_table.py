@@ -15,7 +15,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def figures(rate: float, flops: float = 100.0) -> dict[str, Any]:
-    """Return a cell's figures, with that many operations a token."""
+    """Return a cell's figures, with that many operations per token."""
     return {
         "tokens_per_second": rate,
         "flops_per_second": rate * flops,

@@ -225,10 +225,10 @@ MISTAKES = {
     "offline",
     "resume=maybe": "resume=maybe: no such folder; use auto, never, or the folder of a run "
     "or of a checkpoint",
-    "distributed=0": "distributed=0: use auto for one process a GPU, none, or a number of 1 or "
-    "more",
-    "distributed=many": "distributed=many: use auto for one process a GPU, none, or a number of 1 "
+    "distributed=0": "distributed=0: use auto for one process per GPU, none, or a number of 1 "
     "or more",
+    "distributed=many": "distributed=many: use auto for one process per GPU, none, or a number of "
+    "1 or more",
     "parallel=dp": "parallel=dp: use auto, ddp or fsdp",
     # Contradictions.
     "parallel=fsdp": "parallel=fsdp shards trained weights, but adapter=lora trains few: set "

@@ -20,7 +20,7 @@ WARMUP = Limit(lambda value: 0 <= value < 1, "use a fraction of all steps, 0 to 
 MAX_STEPS = Limit(lambda value: value == -1 or value >= 1, "use 1 or more, or -1 for no limit")
 PROCESSES = Limit(
     lambda value: value in ("auto", "none") or (type(value) is int and value >= 1),
-    "use auto for one process a GPU, none, or a number of 1 or more",
+    "use auto for one process per GPU, none, or a number of 1 or more",
 )
 
 

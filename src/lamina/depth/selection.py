@@ -24,7 +24,7 @@ class LayerScores:
     """Scores of a model's layers, computed on first use."""
 
     def statistics(self) -> Statistics:
-        """Return the results of one sweep over the weights."""
+        """Return the results of one pass over the weights."""
         raise ScoresNeededError
 
     def greedy(self, count: int, protected: frozenset[int] = frozenset()) -> tuple[int, ...]:
