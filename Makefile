@@ -37,7 +37,7 @@ $(VENV)/.installed-unsloth: $(VENV)/.installed
 
 .PHONY: help install install-unsloth demo test test-unsloth test-older test-newest check docs fields wheel clean
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 install: $(VENV)/.installed ## Build .venv with the pinned versions and the `lamina` command
 

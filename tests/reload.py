@@ -1,4 +1,4 @@
-"""A final/ as somebody finds it who has torch and transformers, and nothing of ours."""
+"""Loads final/ as a user does who has torch and transformers, but not Lamina."""
 
 import json
 from pathlib import Path

@@ -65,7 +65,7 @@ def test_slurm_is_installed_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("user", "calls"), [(1000, []), (0, ["apt-get update -qq"])])
-def test_where_it_cannot_be_installed_it_is_said_what_is_skipped(
+def test_where_it_cannot_be_installed_the_output_says_what_is_skipped(
     tmp_path: Path, user: int, calls: list[str]
 ) -> None:
     said, called = ci(tmp_path, there=(), user=user, works=False)

@@ -91,6 +91,9 @@ def test_every_command_exists_and_its_settings_compose(command: tuple[str, ...])
         name = rest[0] if tool == "lamina" else "train"
         given = rest[1:] if tool == "lamina" else rest[2:]
         assert name in COMMANDS
+        if name not in COMPOSED:
+            source = (ROOT / "src" / "lamina" / "commands" / f"{name}.py").read_text()
+            assert all(f'"{flag}"' in source for flag in given if flag.startswith("--"))
         overrides = [each for each in given if "=" in each and not each.startswith("--")]
         if name in COMPOSED and overrides and "--old" not in given:
             config = composed(COMPOSED[name], overrides)
@@ -130,7 +133,7 @@ def test_every_relative_link_resolves(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_named_path_exists(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
-    for path in re.findall(r"`((?:src|tests|conf|benchmarks|docs)/[\w./*-]*)`", text):
+    for path in re.findall(r"`((?:src|tests|conf|benchmarks|docs|tools)/[\w./*-]*)`", text):
         made = path.startswith("benchmarks/results/")
         assert made or list(ROOT.glob(path.rstrip("/"))), path
 

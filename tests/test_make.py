@@ -54,7 +54,7 @@ def test_the_newest_python_that_fits_is_taken(
     assert make(tmp_path, fit)[1] == f"{taken} -m venv {tmp_path / 'venv'}\n"
 
 
-def test_without_one_it_is_said_what_to_install(tmp_path: Path) -> None:
+def test_without_one_the_error_says_what_to_install(tmp_path: Path) -> None:
     said, called = make(tmp_path, {"python3.13": False, "python3": False})
     assert called == ""
     assert said.splitlines()[0] == (

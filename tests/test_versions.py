@@ -36,7 +36,7 @@ def test_the_newest_set_is_newer() -> None:
         assert Version(newest[name]) > Version(tested[name]), name
 
 
-def test_what_trl_cannot_train_on_a_processor_is_refused() -> None:
+def test_a_trl_that_cannot_train_on_a_cpu_is_refused() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (trl,) = (each for each in map(Requirement, project["dependencies"]) if each.name == "trl")
     assert not trl.specifier.contains("1.15.0")

@@ -20,7 +20,7 @@ def page() -> str:
 
     flat, nested = ([NAMES[name] for name in families] for families in (ARCHITECTURES, MULTIMODAL))
     text = (
-        "Removal is tested against the full model without the dropped layers, to the last bit, "
+        "Removal is tested against the full model run without the dropped layers, to the last bit, "
         f"in {len(flat)} architectures ({', '.join(flat)}) and in the text part of {len(nested)} "
         f"multimodal ones ({', '.join(nested)})."
     )

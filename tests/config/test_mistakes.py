@@ -78,6 +78,8 @@ MISTAKES = {
     "++data.train_row=3": "data.train_row=3: no such key; did you mean train_rows?",
     "callbacks=early_stopping callbacks.early_stopping.patienc=3": "callbacks.early_stopping."
     "patienc=3: no such key; did you mean callbacks.early_stopping.patience?",
+    "callbacks=early_stopping callbacks.early_stopping.threshold=-1": "callbacks.early_stopping."
+    "threshold=-1.0: use 0 or more",
     "hydra.run.folder=x": "hydra.run.folder=x: no such key; use dir",
     "qqqqzzz=1": "qqqqzzz=1: no such key; see docs/parameters.md",
     "use_lora=true": "use_lora=true: no longer a key; choose adapter=lora or adapter=full",

@@ -31,6 +31,7 @@ SYSTEM = {"role": "system", "content": "Count."}
         ({"prompt": "2+2", "response": "4"}, PAIR),
         ({"instruction": "2+2", "output": "4"}, APART),
         ({"instruction": "2+2", "input": "", "output": "4"}, APART),
+        ({"instruction": "2+2", "input": " \n", "output": "4"}, APART),
         (
             {"instruction": "Add.", "input": "2+2", "output": "4"},
             {"prompt": "Add.\n\n2+2\n\n", "completion": "4"},

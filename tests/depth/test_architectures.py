@@ -1,4 +1,4 @@
-"""Removal is exact in every architecture: against the larger model with those blocks skipped."""
+"""Removal is exact in every architecture: against the larger model without the dropped blocks."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def generated(model: PreTrainedModel, *, cached: bool) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
-def test_the_smaller_model_is_the_larger_one_with_those_blocks_skipped(
+def test_the_smaller_model_is_the_larger_one_without_the_dropped_blocks(
     folder: Path, kept: tuple[int, ...], tmp_path: Path
 ) -> None:
     smaller = load_model(resolve(str(folder)), kept, dtype=torch.float32).eval()

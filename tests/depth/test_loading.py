@@ -54,7 +54,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kept", [(1, 2, 3, 4, 5), (0, 1, 2, 4, 5), (0, 1, 2), (0, 2, 5)])
-def test_the_smaller_model_equals_the_larger_one_with_those_blocks_skipped(
+def test_the_smaller_model_equals_the_larger_one_without_the_dropped_blocks(
     folder: Path, kept: tuple[int, ...], tmp_path: Path
 ) -> None:
     smaller = load_model(resolve(str(folder)), kept, dtype=torch.float32)

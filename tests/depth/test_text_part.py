@@ -56,7 +56,7 @@ def whole_model(folder: Path, kept: Sequence[int] = range(NUM_LAYERS)) -> PreTra
 
 
 @pytest.mark.parametrize("kept", [*KEPT.values(), tuple(range(NUM_LAYERS))])
-def test_the_text_part_is_the_whole_model_with_those_blocks_skipped(
+def test_the_text_part_is_the_whole_model_without_the_dropped_blocks(
     folder: Path, kept: tuple[int, ...], tmp_path: Path
 ) -> None:
     whole = whole_model(folder, kept)

@@ -1,4 +1,4 @@
-"""adapter=dora and adapter=qlora: trained, gone on with, read back, merged and exported."""
+"""adapter=dora and adapter=qlora: trained, resumed, read back, merged and exported."""
 
 import json
 from pathlib import Path
@@ -115,7 +115,7 @@ def test_qlora_is_merged_into_the_unquantized_base(qlora: Finished, tmp_path: Pa
 
 
 @NEEDS_BITSANDBYTES
-def test_qlora_goes_on_to_the_same_losses(qlora: Finished, tmp_path: Path) -> None:
+def test_qlora_resumes_with_the_same_losses(qlora: Finished, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     healed(folder, "adapter=qlora", "max_steps=3", "evaluation=none")
     done = healed(folder, "adapter=qlora")

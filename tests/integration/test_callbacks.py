@@ -1,4 +1,4 @@
-"""Who watches a training, and what they do to it."""
+"""Early stopping, a run without callbacks, and the progress line."""
 
 from pathlib import Path
 

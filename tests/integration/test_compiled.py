@@ -1,4 +1,4 @@
-"""torch_compile=true on a processor: the same losses, and final/ as without it."""
+"""torch_compile=true on a CPU: the same losses, and final/ as without it."""
 
 import shutil
 from pathlib import Path

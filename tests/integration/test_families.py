@@ -60,7 +60,7 @@ def loaded(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
-def test_a_cut_is_the_whole_model_with_those_blocks_skipped(family: Family, tmp_path: Path) -> None:
+def test_a_cut_is_the_whole_model_without_those_blocks(family: Family, tmp_path: Path) -> None:
     done = lamina("cut", family.name, *LAYERS, "output=out", cwd=tmp_path)
     assert done.code == 0, done.errors
     assert (LEFT_OUT in done.output.splitlines()) == (family.model_type in MULTIMODAL)

@@ -1,4 +1,4 @@
-"""One sweep gives the scores of each removal, compared with models actually built."""
+"""One pass gives the scores of each removal, compared with models actually built."""
 
 import math
 from collections.abc import Callable

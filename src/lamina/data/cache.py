@@ -14,7 +14,7 @@ from lamina.runtime.files import disk_errors, refuse_unwritable
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of the cached rows: raise it when code changes how they are generated or tokenized.
 
 The library identifies code by name alone; without a new number it would return the old rows.

@@ -60,7 +60,7 @@ class Conversion:
     """A key of `FORMS`."""
 
     names: Mapping[str, str]
-    """data.columns: the data set's name of each column that it does not call as the form does."""
+    """data.columns: the data set's names of columns that it calls otherwise than the form."""
 
     @property
     def trained(self) -> str:
@@ -87,7 +87,8 @@ class Conversion:
             _check_filled(name, row.get(name), row, _types(column))
             values[column] = row[name]
         for column in OPTIONAL.get(self.form, ()):
-            values[column] = row.get(self._name(column))
+            value = row.get(self._name(column))
+            values[column] = None if _is_empty(value) else value
         if self.trained == "assistant":
             return self._chat(values)
         if self.trained == "completion":
@@ -182,10 +183,13 @@ def _refuse_bad_answer(row: dict[str, Any], names: Mapping[str, str]) -> None:
             )
 
 
+def _is_empty(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
 def _check_filled(name: str, value: Any, row: dict[str, Any], types: tuple[type, ...]) -> None:
     expected = " or ".join("text" if each is str else "a list of messages" for each in types)
-    blank = isinstance(value, str) and not value.strip()
-    if value is None or value == [] or blank:
+    if _is_empty(value):
         found = ", ".join(column for column, content in row.items() if content) or "nothing"
         raise BadRowError(
             f"column {name!r} is empty or missing (found {found}); expected {expected}"

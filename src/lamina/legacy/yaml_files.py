@@ -61,7 +61,7 @@ class OlderFile:
     """By key; one of a nested mapping is dotted."""
 
     header: list[str] = field(default_factory=list)
-    """Comment lines at the head, set apart by an empty line."""
+    """Comment lines at the head, separated from the keys by an empty line."""
 
     footer: list[str] = field(default_factory=list)
     """Comment lines below the last key."""
@@ -156,7 +156,7 @@ def _leaves(path: Path, mapping: Any, prefix: str = "") -> Iterator[Leaf]:
 
 
 def _meaning(text: str) -> Any:
-    """Return what YAML 1.1 makes of a plain scalar; dates stay texts."""
+    """Return what YAML 1.1 makes of a plain scalar; a date stays text."""
     loader = yaml.SafeLoader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
     if tag.endswith((":null", ":bool", ":int", ":float")):
@@ -186,7 +186,7 @@ def _comments(text: str) -> Iterator[tuple[int, tuple[str, bool]]]:
     """Yield each comment's 0-based line, its text, and whether it has the line to itself."""
     for token in YAML(pure=True).scan(text):
         for comment in _flat(token.comment):
-            if isinstance(comment, str):  # behind the sign of a block text
+            if isinstance(comment, str):  # beside the | or > of a block scalar
                 yield token.start_mark.line, (comment.strip(), False)
                 continue
             # A line break in front is not counted in the comment's own line.

@@ -30,7 +30,7 @@ class StoredTensor:
     """Offset of its bytes from the start of the file; 0 for a tensor not yet written."""
 
     columns: int = field(default=0, compare=False)
-    """Number of columns of the stored matrix, if this transposes some of them; otherwise 0."""
+    """0, or the number of columns of a stored matrix of which this is some columns, transposed."""
 
     @property
     def size(self) -> int:

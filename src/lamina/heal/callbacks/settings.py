@@ -1,4 +1,4 @@
-"""Settings that build the callbacks in `lamina.heal.callbacks.progress`."""
+"""Settings of the callbacks, and what these may use of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from typing_extensions import override
 
-from lamina.limits import AT_LEAST_ONE
+from lamina.limits import AT_LEAST_ONE, NOT_NEGATIVE
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -40,7 +40,7 @@ class CallbackSettings(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(CallbackSettings):
-    """A progress line: loss, learning rate, tokens per second and the time left."""
+    """Shows the training's progress in one line."""
 
     @override
     def build(self, context: Context) -> "TrainerCallback":
@@ -76,7 +76,7 @@ class EarlyStopping(CallbackSettings):
     """Stops when eval_loss no longer falls."""
 
     patience: Annotated[int, AT_LEAST_ONE]
-    threshold: float
+    threshold: Annotated[float, NOT_NEGATIVE]
 
     @override
     def build(self, context: Context) -> "TrainerCallback":
