@@ -12,14 +12,13 @@ class Limit:
     """A test of a value; None always passes, since the type decides whether it is allowed."""
 
     fits: Callable[[Any], bool]
-
     advice: str
     """What to use instead; the end of the error message."""
 
 
-def one_of(*names: str) -> Limit:
-    """Allow only the given names."""
-    return Limit(lambda value: value in names, f"use {either(names)}")
+def one_of(*names: str, note: str = "") -> Limit:
+    """Allow only the given names; the advice ends with `note`."""
+    return Limit(lambda value: value in names, f"use {either(names)}{note}")
 
 
 ABOVE_ZERO = Limit(lambda value: value > 0, "use a value above 0")

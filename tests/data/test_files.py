@@ -148,12 +148,18 @@ def test_a_folder_skips_dot_files_and_refuses_a_file_and_its_compressed_copy(
     with pytest.raises(DataError) as refused:
         read(folder)
     assert str(refused.value) == (
-        f"data.train={folder}: both a.jsonl and a.jsonl.gz are there: keep one"
+        f"data.train={folder}: a.jsonl and a.jsonl.gz would be read as the same rows twice: remove "
+        "one of them, or rename it if its rows are others"
     )
     path.unlink()
     (folder / "a.jsonl.gz").unlink()
-    with pytest.raises(DataError, match=r"no file in this folder ends in \.jsonl$"):
+    with pytest.raises(DataError) as refused:
         read(folder)
+    assert str(refused.value) == (
+        f"data.train={folder}: no file in this folder ends in .jsonl (.gz, .bz2, .xz, .zst or .lz4 "
+        "may follow): use another folder, or choose data=csv, json or parquet for files of that "
+        "format"
+    )
 
 
 @pytest.mark.parametrize("orient", ["columns", "index", "records", "split", "table"])
@@ -162,6 +168,16 @@ def test_what_pandas_writes_is_read(tmp_path: Path, orient: str, labels: list[An
     path = tmp_path / "rows.json"
     pandas.DataFrame(ROWS, index=labels).to_json(path, orient=orient)
     assert read(path) == ROWS
+
+
+@pytest.mark.parametrize("orient", ["columns", "index"])
+def test_what_pandas_writes_is_read_under_the_names_of_data_columns(
+    tmp_path: Path, orient: str
+) -> None:
+    named = [{"query": row["prompt"], "reply": row["completion"]} for row in ROWS]
+    path = tmp_path / "rows.json"
+    pandas.DataFrame(named, index=["first", "second"]).to_json(path, orient=orient)
+    assert read(path, columns={"prompt": "query", "completion": "reply"}) == ROWS
 
 
 @pytest.mark.parametrize(
@@ -269,10 +285,14 @@ def test_a_truncated_parquet_file_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_such_files_is_reported(tmp_path: Path) -> None:
-    folder = tmp_path / "csv"
+    folder = tmp_path / "parquet"
     folder.mkdir()
-    with pytest.raises(DataError, match=rf"^data\.train={folder}: no file in this folder ends in"):
+    with pytest.raises(DataError) as refused:
         read(folder)
+    assert str(refused.value) == (
+        f"data.train={folder}: no file in this folder ends in .parquet: use another "
+        "folder, or choose data=csv, json or jsonl for files of that format"
+    )
 
 
 def damaged(folder: Path, damage: Callable[[Path], object]) -> Disk:

@@ -8,7 +8,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import DataError
+from lamina.errors import DataError, either
 
 FIRST_BYTES = {
     "gzip": rb"\x1f\x8b",
@@ -23,6 +23,8 @@ FIRST_BYTES = {
 SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst", ".lz4")
 """What may follow the suffix of a file of rows."""
 
+ENDINGS = either(SUFFIXES[1:])
+
 TAR = slice(257, 263)
 """Where a tar file has its magic bytes."""
 
@@ -36,11 +38,7 @@ def compression(path: Path) -> str | None:
 
 @contextmanager
 def decompressed(path: Path, named: str) -> Iterator[BufferedReader]:
-    """Open a file that may be compressed; `named` is `KEY=PATH`.
-
-    Raises:
-        DataError: It is damaged, or an archive of several files.
-    """
+    """Open a file, compressed or not, whose `KEY=PATH` is `named`; DataError for an archive."""
     kind = compression(path)
     if kind in ("zip", "7z"):
         raise _archive(named, kind)

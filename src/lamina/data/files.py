@@ -11,16 +11,16 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.cache import cached_rows
 from lamina.data.chat.messages import without_nulls
-from lamina.data.compression import SUFFIXES, compression, decompressed
+from lamina.data.compression import ENDINGS, SUFFIXES, compression, decompressed
 from lamina.data.forms import FORMS
-from lamina.errors import DataError
+from lamina.errors import DataError, either
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,10 +38,12 @@ JSON lines are numbered as in an editor. In CSV neither the header nor a blank l
 """
 
 
-def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...]]":
+def read_files(
+    key: str, name: str, kind: str, columns: Mapping[str, str]
+) -> "tuple[Dataset, tuple[str, ...]]":
     """Read a file, or a folder's files with the suffix `kind` in the order of their names.
 
-    `key` is the config key that gives the path `name`.
+    `key` is the config key that gives the path `name`; `columns` has the files' names of columns.
 
     Returns:
         A data set with the columns file (0-based), row (1-based), content (a JSON object) and
@@ -54,9 +56,10 @@ def read_files(key: str, name: str, kind: str) -> "tuple[Dataset, tuple[str, ...
 
     paths = find_files(key, name, kind)
     # As text: the library's own Json loses digits of numbers and fails beyond 64 bits.
-    columns = {"file": Value("int32"), "row": Value("int64"), "content": Value("string")}
-    features = Features({**columns, "problem": Value("string")})
-    rows = cached_rows(_rows, features, key=key, kind=kind, stamps=tuple(map(_stamp, paths)))
+    content = {"file": Value("int32"), "row": Value("int64"), "content": Value("string")}
+    features = Features({**content, "problem": Value("string")})
+    stamps = tuple(map(_stamp, paths))
+    rows = cached_rows(_rows, features, key=key, kind=kind, stamps=stamps, columns=columns)
     return rows, tuple(map(str, paths))
 
 
@@ -66,12 +69,18 @@ def find_files(key: str, name: str, kind: str) -> list[Path]:
     if path.is_dir():
         paths = _in_folder(path, kind)
         if not paths:
-            raise DataError(f"{key}={name}: no file in this folder ends in .{kind}")
+            others = either([each for each in READERS if each != kind])
+            compressed = f" ({ENDINGS} may follow)" * (kind != "parquet")
+            raise DataError(
+                f"{key}={name}: no file in this folder ends in .{kind}{compressed}: use another "
+                f"folder, or choose data={others} for files of that format"
+            )
         names = dict[str, Path]()
         for each in paths:
             if (other := names.setdefault(each.name.rpartition(f".{kind}")[0], each)) != each:
                 raise DataError(
-                    f"{key}={name}: both {other.name} and {each.name} are there: keep one"
+                    f"{key}={name}: {other.name} and {each.name} would be read as the same rows "
+                    "twice: remove one of them, or rename it if its rows are others"
                 )
     elif path.is_file():
         paths = [path]
@@ -96,16 +105,17 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _rows(
-    key: str, kind: str, stamps: tuple[Stamp, ...], protocol: str
+    key: str, kind: str, stamps: tuple[Stamp, ...], columns: Mapping[str, str], protocol: str
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of all files; the arguments are the cache's key."""
     for number, (name, *_) in enumerate(stamps):
-        row = 0
-        for row, content, problem in READERS[kind](Path(name), f"{key}={name}"):
+        row, path, named = 0, Path(name), f"{key}={name}"
+        read = _json(path, named, columns) if kind == "json" else READERS[kind](path, named)
+        for row, content, problem in read:
             text = json.dumps(content, ensure_ascii=False)
             yield {"file": number, "row": row, "content": text, "problem": problem}
         if row == 0:
-            raise DataError(f"{key}={name}: no rows")
+            raise DataError(f"{named}: no rows")
 
 
 def _jsonl(path: Path, named: str) -> Iterator[Read]:
@@ -127,7 +137,7 @@ def _object(line: bytes, number: int) -> tuple[dict[str, Any], str | None]:
     return content, None
 
 
-def _json(path: Path, named: str) -> Iterator[Read]:
+def _json(path: Path, named: str, columns: Mapping[str, str]) -> Iterator[Read]:
     with decompressed(path, named) as file:
         text = file.read()
     try:
@@ -137,7 +147,7 @@ def _json(path: Path, named: str) -> Iterator[Read]:
             f"{named}: {error}; expected a list of objects; for one object per line use data=jsonl"
         ) from error
     if isinstance(content, dict):
-        content = _rows_of_object(content)
+        content = _rows_of_object(content, columns)
     if not isinstance(content, list):
         raise DataError(f"{named}: found {type(content).__name__}; expected a list of objects")
     for number, row in enumerate(content, 1):
@@ -147,31 +157,46 @@ def _json(path: Path, named: str) -> Iterator[Read]:
             yield number, {}, f"found {type(row).__name__}; expected a JSON object"
 
 
-def _rows_of_object(content: dict[str, Any]) -> Any:
+def _rows_of_object(content: dict[str, Any], columns: Mapping[str, str]) -> Any:
     """Return the list of rows below a key, or the rows of a table as pandas and datasets write it.
 
-    pandas' to_json writes columns of cells by row label; with orient=index, rows by label; with
-    orient=split, a list of columns and one of data. datasets' to_dict gives columns of lists.
+    Anything else is returned as it is. `columns` has the table's names of the forms' columns.
     """
     values = list(content.values())
+    if values and all(isinstance(value, dict) for value in values):
+        return _rows_of_mappings(content, columns)
     lists = [value for value in values if isinstance(value, list)]
     if len(lists) == 1 and (len(values) > 1 or not lists[0] or _has_object(lists[0])):
         return lists[0]
-    columns, data = content.get("columns"), content.get("data")
-    if isinstance(columns, list) and isinstance(data, list):
-        if all(isinstance(cells, list) and len(cells) == len(columns) for cells in data):
-            return [dict(zip(map(str, columns), cells, strict=True)) for cells in data]
-    elif lists == values and len({*map(len, lists)}) == 1 and not any(map(_has_object, lists)):
-        return [dict(zip(content, cells, strict=True)) for cells in zip(*lists, strict=True)]
-    if not values or not all(isinstance(value, dict) for value in values):
-        return content
+    return _rows_of_lists(content)
+
+
+def _rows_of_mappings(content: dict[str, Any], columns: Mapping[str, str]) -> list[Any]:
+    """Return the rows of pandas' columns of cells by row label, or of its rows by label."""
+    values = list(content.values())
     labels = values[0].keys()
     numbered = [all(map(str.isdecimal, keys)) for keys in (content, labels)]
-    has_form = [any(keys >= {*form} for form in FORMS) for keys in (content.keys(), labels)]
+    forms = [{columns.get(column, column) for column in form} for form in FORMS]
+    has_form = [any(keys >= form for form in forms) for keys in (content.keys(), labels)]
     is_by_column = numbered == [False, True] or has_form == [True, False]
     if is_by_column and all(value.keys() == labels for value in values):
         return [{name: cells[label] for name, cells in content.items()} for label in labels]
     return values
+
+
+def _rows_of_lists(content: dict[str, Any]) -> Any:
+    """Return the rows of pandas' orient=split (columns, and data), or of datasets' to_dict."""
+    columns, data = content.get("columns"), content.get("data")
+    if isinstance(columns, list) and isinstance(data, list):
+        if all(isinstance(cells, list) and len(cells) == len(columns) for cells in data):
+            return [dict(zip(map(str, columns), cells, strict=True)) for cells in data]
+        return content
+    lists = list(content.values())
+    if not all(isinstance(cells, list) and not _has_object(cells) for cells in lists):
+        return content
+    if len({*map(len, lists)}) != 1:
+        return content
+    return [dict(zip(content, cells, strict=True)) for cells in zip(*lists, strict=True)]
 
 
 def _has_object(cells: list[Any]) -> bool:
@@ -244,13 +269,13 @@ def _as_object(value: Any) -> dict[str, str]:
     return {type(value).__name__: str(value)}
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Read]]] = {
+READERS: dict[str, Callable[..., Iterator[Read]]] = {
     "csv": _csv,
     "json": _json,
     "jsonl": _jsonl,
     "parquet": _parquet,
 }
-"""Kinds of file; a reader takes the path and `KEY=PATH` for errors."""
+"""Kinds of file; a reader takes the path and `KEY=PATH` for errors, that of JSON `columns`, too."""
 
 
 def _decode(content: bytes, *, is_start: bool) -> str:

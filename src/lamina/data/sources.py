@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 from typing_extensions import override
 
 from lamina.data.cache import refuse_unwritable_cache
-from lamina.data.files import find_files, read_files
+from lamina.data.compression import ENDINGS
+from lamina.data.files import READERS, find_files, read_files
 from lamina.data.splits import Split, Splits, hold_out
 from lamina.errors import DataError
 from lamina.limits import AT_LEAST_ONE, Limit, one_of
-from lamina.weights.hub import is_reachable
+from lamina.weights.hub import is_reachable, unreachable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,6 +39,8 @@ Template = Annotated[
         "no such file; use a jinja file, chatml, or the name of one of the tokenizer's templates",
     ),
 ]
+HELD_OUT = "data.eval=null to hold out data.eval_fraction of the training rows"
+
 MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "use a fraction from 0 to 1")]
 
 
@@ -51,29 +54,35 @@ class Rows:
     columns: dict[str, str | None]
     """By column of the forms in `lamina.data.forms`: its name in the data set. None if the name is
     the same, or the data set lacks the column."""
-
     loss_on: LossOn
     chat_template: Template
     """Name of one of the tokenizer's templates, chatml, or a jinja file; None: the tokenizer's."""
-
     on_bad_row: Annotated[str, one_of("error", "skip")]
     max_dropped: MaxDropped
 
     def problems(self) -> Iterator[str]:
-        """Refuse a hold-out that leaves one side empty."""
+        """Refuse a hold-out that leaves one side empty, and names of columns that are none."""
         if self.eval is None and not 0 < self.eval_fraction < 1:
             yield (
                 f"data.eval_fraction={self.eval_fraction}: use a fraction of the training rows, "
                 "above 0 and below 1"
             )
+        for column, name in self.columns.items():
+            if isinstance(name, (list, dict)):
+                yield f"data.columns.{column}={name}: expected one column's name, or null"
 
     def find(self) -> None:
-        """Check that local files exist; raises DataError."""
+        """Look for local files, if rows are read from any; raises DataError."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The data set's names in `columns`."""
+        return {column: str(name) for column, name in self.columns.items() if name is not None}
 
     def split(self, rows: "Dataset", origin: str, files: tuple[str, ...] = ()) -> Split:
         """Return rows as a split with these settings."""
-        names = {column: str(name) for column, name in self.columns.items() if name is not None}
-        return Split(rows, origin, files=files, names=names, skips=self.on_bad_row == "skip")
+        skips = self.on_bad_row == "skip"
+        return Split(rows, origin, files=files, names=self.names, skips=skips)
 
     def splits(self, train: Split, evaluation: Split | None = None) -> Splits:
         """Hold out evaluation rows if there are none, then apply `max_train_samples`."""
@@ -89,7 +98,7 @@ class Rows:
 class Files(Rows):
     """Local files of rows."""
 
-    format: Annotated[str, one_of("csv", "json", "jsonl", "parquet")]
+    format: Annotated[str, one_of(*READERS, note=f"; all but parquet also with {ENDINGS}")]
     train: str
 
     @override
@@ -104,7 +113,7 @@ class Files(Rows):
         return self.splits(train, self._read("data.eval", self.eval) if self.eval else None)
 
     def _read(self, key: str, name: str) -> Split:
-        rows, files = read_files(key, name, self.format)
+        rows, files = read_files(key, name, self.format, self.names)
         return self.split(rows, name, files)
 
 
@@ -132,10 +141,7 @@ class Hub(Rows):
                 f"data.name={self.name}: no such data set on the hub, or it needs HF_TOKEN"
             ) from error
         except ConnectionError as error:
-            raise DataError(
-                f"data.name={self.name}: the hub cannot be reached and the data set is not in the "
-                "cache; experiment=quickstart works offline"
-            ) from error
+            raise DataError(unreachable(f"data.name={self.name}", "data set")) from error
         except (DatasetsError, HTTPError, OSError, TypeError, ValueError) as error:
             reason = str(error.__cause__ or error).strip() or type(error).__name__
             if (problem := self._not_there(reason)) is not None:
@@ -179,10 +185,7 @@ class Disk(Rows):
             raise DataError(f"data.path={self.path}: {_damage(error)}") from error
         if not isinstance(saved, DatasetDict):
             if self.eval is not None:
-                raise DataError(
-                    f"data.eval={self.eval}: {self.path} has no splits: set data.eval=null to "
-                    "hold out data.eval_fraction of its rows"
-                )
+                raise DataError(f"data.eval={self.eval}: {self.path} has no splits: set {HELD_OUT}")
             return self.splits(self.split(saved, self.path))
         for key, name in (("train", self.train), ("eval", self.eval)):
             if name is not None and name not in saved:
@@ -220,9 +223,8 @@ DataSource = Files | Hub | Disk | Synthetic
 
 def _no_split(key: str, name: str | None, place: str, splits: Iterable[str]) -> DataError:
     """Return the error for a split that a data set lacks."""
-    hold_out = ", or data.eval=null to hold out data.eval_fraction of the training rows"
     line = f"data.{key}={name}: {place} has the splits {', '.join(splits)}; choose one of them"
-    return DataError(line + hold_out * (key == "eval"))
+    return DataError(line + f", or {HELD_OUT}" * (key == "eval"))
 
 
 def _damage(error: Exception) -> str:

@@ -23,19 +23,14 @@ class Split:
 
     rows: "Dataset"
     """As the source has them; `convert` returns the trained columns."""
-
     origin: str
     """Name of the split, for errors."""
-
     files: tuple[str, ...] = ()
     """Names of the files that `lamina.data.files` read; empty if `rows` has columns of its own."""
-
     positions: Sequence[int] | None = None
     """0-based places of the rows in the source's data set; None if `rows` is all of it."""
-
     names: Mapping[str, str] = field(default_factory=dict)
     """data.columns: the data set's names of a form's columns."""
-
     skips: bool = False
     """Whether an unusable row is left out; otherwise it is an error."""
 
