@@ -1,14 +1,20 @@
 """A model measured in a separate process has the figures it has here."""
 
 import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lamina.depth.loading import load_model, load_tokenizer
-from lamina.errors import TrainingError
+from lamina.errors import LaminaError, ModelError, TrainingError
 from lamina.measure.evaluate import answers, row_losses
-from lamina.measure.protocol import ModelRef, Protocol, figures
+from lamina.measure.protocol import ModelRef, Protocol, figures, final
+from lamina.measure.results import Record
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE, Finished
 
@@ -56,3 +62,45 @@ def test_final_is_measured_as_a_user_loads_it(pruned: Finished) -> None:
 def test_a_failed_process_says_why(pruned: Finished, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no could not be measured: .*; see train\.log"):
         figures(saved(tmp_path / "no"), isolated(rows_of(pruned)))
+
+
+DAMAGES: dict[str, tuple[type[LaminaError], Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "other": (TrainingError, lambda tensors: {name: 2 * each for name, each in tensors.items()}),
+    "nan": (TrainingError, lambda tensors: {name: each / 0 for name, each in tensors.items()}),
+    "missing": (ModelError, lambda tensors: dict(list(tensors.items())[1:])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_final_gives_the_same_message_as_in_this_process(
+    pruned: Finished, tmp_path: Path, damage: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    kind, change = DAMAGES[damage]
+    folder = shutil.copytree(pruned.final, tmp_path / "final")
+    (path,) = folder.glob("*.safetensors")
+    save_file(change(load_file(path)), path, {"format": "pt"})
+    protocol, said = isolated(rows_of(pruned)), []
+    for each in (replace(protocol, isolated=False), protocol):
+        record = Record(tmp_path, [])
+        record.measured(eval_loss=1.5)
+        with pytest.raises(kind) as refused:
+            final(record, each, saved(folder), tolerance=0.03)
+        said.append(str(refused.value))
+        assert record.content["final"] is None
+    assert said[0] == said[1]
+    assert "loaded again" in said[0] or "tensors do not fit" in said[0]
+
+
+def test_a_process_without_memory_says_so(
+    pruned: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(command: list[str], **_: Any) -> Any:
+        found = {"error": "CUDA out of memory", "kind": "MemoryError"}
+        (Path(command[-1]) / "figures.json").write_text(json.dumps(found))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    with pytest.raises(MemoryError, match="CUDA out of memory"):
+        figures(saved(pruned.final), isolated(rows_of(pruned)))

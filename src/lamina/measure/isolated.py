@@ -7,17 +7,28 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from lamina.errors import LaminaError
 from lamina.measure.protocol import FIGURES_FILE, REQUEST_FILE, ModelRef, Protocol, figures
-from lamina.runtime.files import write_json
+from lamina.runtime.out_of_memory import is_memory_error
 
 
 def main() -> None:
-    """Answer the request in the folder given on the command line."""
+    """Answer the request in the folder given on the command line, with an error if it has one."""
     folder = Path(sys.argv[1])
     request = json.loads((folder / REQUEST_FILE).read_text())
     ref, protocol = ModelRef(**request["ref"]), Protocol(**request["protocol"])
-    write_json(folder / FIGURES_FILE, asdict(figures(ref, protocol)))
+    found: dict[str, Any]
+    try:
+        found = asdict(figures(ref, protocol))
+    except (LaminaError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, LaminaError) and not is_memory_error(error):
+            raise
+        kind = type(error).__name__ if isinstance(error, LaminaError) else "MemoryError"
+        found = {"error": str(error), "kind": kind}
+    # A broken model's losses may be NaN, which JSON lacks and Python's writes.
+    (folder / FIGURES_FILE).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from lamina import errors
 from lamina.depth import loading
 from lamina.depth.quantization import quantization
 from lamina.errors import ModelError, TrainingError
@@ -49,16 +50,12 @@ class ModelRef:
 
     name: str
     """Hub id or folder."""
-
     revision: str | None
     """Commit on the hub; for an adapter, that of its base."""
-
     kept_layers: Sequence[int] | None
     """0-based indices of the layers to load, ascending; None loads a model or adapter as saved."""
-
     dtype: str
     """torch's name for the type of the weights, or of an adapter's base."""
-
     in_4bit: bool
     """Whether the linear layers (of an adapter's base) are quantized to four bits."""
 
@@ -116,16 +113,12 @@ class Protocol:
 
     rows: Sequence[dict[str, Any]]
     """Tokenized evaluation rows; without any, no loss is computed."""
-
     prompts: Sequence[tuple[str, Sequence[int]]]
     """Each as readable text, and as token ids up to the answer."""
-
     max_tokens: int
     """Most tokens in one forward pass."""
-
     max_new_tokens: int
     """Most tokens in one answer."""
-
     isolated: bool
     """Whether to load models in a separate process because a backend patched the model classes of
     this one: other users of the model would not get the same numbers."""
@@ -144,6 +137,7 @@ def figures(ref: ModelRef, protocol: Protocol) -> Figures:
     """Load a model as plain transformers does, and measure it.
 
     Raises:
+        ModelError: Its tensors do not fit.
         TrainingError: The separate process of an isolated protocol failed.
     """
     if not protocol.rows and not protocol.prompts:
@@ -183,6 +177,8 @@ def _isolated_figures(ref: ModelRef, protocol: Protocol) -> Figures:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise TrainingError(f"{ref.name} could not be measured: {reason}; see train.log")
         found = json.loads((folder / FIGURES_FILE).read_text())
+    if "error" in found:
+        raise getattr(errors, found["kind"], MemoryError)(found["error"])
     losses = RowLosses(tuple(found["losses"]["nll"]), tuple(found["losses"]["tokens"]))
     return Figures(losses, found["answers"])
 
@@ -271,11 +267,7 @@ def final(
 
 
 def refuse_other_loss(record: Record, ref: ModelRef, loss: float, tolerance: float) -> None:
-    """Refuse a final/ whose loss is not the eval_loss that the trainer measured.
-
-    Raises:
-        TrainingError: The losses differ by more than `tolerance`, a share of 1 + the loss.
-    """
+    """Refuse a loss of final/ that is not the trainer's within `tolerance`, a share of 1 + it."""
     best = record.content["metrics"]["eval_loss"]
     allowed = tolerance * (1 + best)
     if not abs(loss - best) <= allowed:
