@@ -169,6 +169,40 @@ MISTAKES = {
     "max_steps=ten": "max_steps=ten: expected a whole number",
     "learning_rate=fast": "learning_rate=fast: expected a number",
     "learning_rate=null": "learning_rate=null: set a value",
+    "learning_rate=inf": "learning_rate=inf: use a finite number",
+    "seed=5000000000": "seed=5000000000: use 0 to 4294967295, as NumPy does",
+    "lora=[1]": "lora=[1]: a group of keys; set lora.NAME=VALUE",
+    "lora=null": "lora=null: a group of keys; set lora.NAME=VALUE",
+    "depth.protect={a:1}": "depth.protect={a:1}: expected a list",
+    "distributed=[2]": "distributed=[2]: use auto for one process a GPU, none, or a number of 1 or "
+    "more",
+    "distributed=1.5": "distributed=1.5: use auto for one process a GPU, none, or a number of 1 or "
+    "more",
+    "adapter.target_modules={a:1}": "adapter.target_modules={'a': 1}: expected text, a list (each "
+    "item text) or null",
+    "data=csv data.train=a data.columns.prompt=[a]": "data.columns.prompt=['a']: expected one "
+    "column's name, or null",
+    "data=csv data.train=a data.columns=[a]": "data.columns=[a]: a group of keys; set "
+    "data.columns.NAME=VALUE",
+    "trainer.args.lr_scheduler_kwargs=text": "trainer.args.lr_scheduler_kwargs=text: expected a "
+    "mapping",
+    "optim=3": "optim=3: not one of its 41 choices, such as adamw_torch",
+    "hydra.verbose={a:1}": "hydra.verbose={'a': 1}: use true, false, or a list of loggers' names",
+    # Settings of another kind.
+    "model.selector=first": "model.selector=first: expected the settings of an option; choose "
+    "selector=OPTION",
+    "logger.tensorboard=3": "logger.tensorboard=3: expected the settings of an option; choose "
+    "logger=OPTION",
+    "++callbacks.x={a:1}": "callbacks.x={'a': 1}: expected the settings of an option; choose "
+    "callbacks=OPTION",
+    "++callbacks.x._target_=lamina.errors.either ++callbacks.x.names=[a]": "callbacks.x=either: "
+    "expected the settings of an option; choose callbacks=OPTION",
+    "model=original ++selector._target_=lamina.depth.variants.Original": "selector=Original: "
+    "expected the settings of an option; choose selector=OPTION",
+    "backend={a:1}": "backend={a:1}: no such key; see docs/parameters.md",
+    # Keys that are added or deleted.
+    "+seed=3": "+seed=3: this key exists: leave out the +",
+    "~learnig_rate": "~learnig_rate: no such key; did you mean learning_rate?",
     # Several values.
     "learning_rate=1e-3,1e-4": "learning_rate=1e-3,1e-4: several values need --multirun",
     "model=dropped,pruned": "model=dropped,pruned: several values need --multirun",
@@ -176,9 +210,10 @@ MISTAKES = {
     "need --multirun; if it is a list: 'adapter.target_modules=[q_proj,v_proj]'",
     "wandb_project=a,b": "wandb_project=a,b: several values need --multirun; if it is one text, "
     "quote it: 'wandb_project=\"a,b\"'",
-    "learning_rate=interval(0,1)": "learning_rate=interval(0,1): an interval has no single values; "
-    "list some, or use range(START,STOP,STEP)",
-    "seed=range(3,3)": "seed=range(3,3): an empty range",
+    "learning_rate=interval(0,1)": "learning_rate=interval(0,1): an interval does not say which of "
+    "its values to run: list them, separated by commas, or use range(START,STOP,STEP)",
+    "seed=range(3,3)": "seed=range(3,3): an empty range; range(START,STOP,STEP) ends before "
+    "STOP: use another STOP",
     "adapter=glob(x*)": "adapter=glob(x*): matches no option\n"
     "The options are dora, full, lora, qlora.",
     "wandb_project=glob(*)": "wandb_project=glob(*): glob chooses options of a group; list the "
@@ -263,7 +298,8 @@ MISTAKES = {
     # What is missing, or not there.
     "data=jsonl": "data.train is missing: set data.train=VALUE",
     "data=csv data.train=a data.on_bad_row=ignore": "data.on_bad_row=ignore: use error or skip",
-    "data=csv data.train=a data.format=xls": "data.format=xls: use csv, json, jsonl or parquet",
+    "data=csv data.train=a data.format=xls": "data.format=xls: use csv, json, jsonl or parquet; "
+    "all but parquet also with .gz, .bz2, .xz, .zst or .lz4",
     "data=csv data.train=a data.columns.promt=a": "data.columns.promt=a: no such key; did you mean "
     "data.columns.prompt?",
     "data=csv data.train=a data.eval_fraction=2": "data.eval_fraction=2.0: use a fraction "
@@ -330,6 +366,15 @@ IN_A_FILE = {
     "lora: 16\nlogger: [wandb]": "conf file experiment/mine: lora=16: a group of keys; set "
     "lora.NAME=VALUE\n"
     "conf file experiment/mine: logger=['wandb']: a group of keys; set logger.NAME=VALUE",
+    "callbacks: null": "conf file experiment/mine: callbacks=null: a group of keys; set "
+    "callbacks.NAME=VALUE",
+    "callbacks: {x: 3}": "callbacks.x=3: expected the settings of an option; choose "
+    "callbacks=OPTION",
+    "depth: {protect: {a: 1}}\ndistributed: [2]": "conf file experiment/mine: depth.protect.a=1: "
+    "no such key; depth.protect takes a list\n"
+    "conf file experiment/mine: distributed=[2]: use auto for one process a GPU, none, or a number "
+    "of 1 or more",
+    "null: 4": "conf file experiment/mine: Incompatible key type 'NoneType': write keys as text",
     "max_steps: [": "{folder}/experiment/mine.yaml, line 6: not YAML (expected the node content, "
     "but found '<stream end>')",
 }

@@ -55,7 +55,7 @@ REFUSED = {
     "${run_dir}}: not allowed; interpolations below hydra must not call oc.decode",
     f"wandb_project: lamina-{KEY}": f"wandb_project: holds the value of WANDB_API_KEY; {KEPT}",
     "wandb_project: '${${model_name}:WANDB_API_KEY}'\nmodel_name: oc.env": "wandb_project: refers "
-    "to the secret WANDB_API_KEY; keys stay in the environment or in .env",
+    f"to the secret WANDB_API_KEY; {KEPT}",
 }
 
 

@@ -10,7 +10,7 @@ import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -36,24 +36,20 @@ def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Ca
     `closing` is called at the end of a sweep, even after an error, and returns what went wrong in
     its jobs; without it, the first job that fails ends the sweep.
     """
+    return lambda task: partial(_run, task, config_name, closing)
 
-    def decorate(task: Task) -> Callable[[], None]:
-        # Hydra names the job after the task's module.
-        @wraps(task)
-        def job(config: "DictConfig") -> None:
-            try:
-                task(config)
-            # Hydra would print any error with its own traceback and hints.
-            except Exception as error:
-                _report(error, ends=closing is None)
 
-        @wraps(task)
-        def main() -> None:
-            _run(job, config_name, closing or (lambda: None))
+def _reporting(task: Task, *, ends: bool) -> Task:
+    # Hydra names the job after the task's module.
+    @wraps(task)
+    def _task(config: "DictConfig") -> None:
+        try:
+            task(config)
+        # Hydra would print any error with its own traceback and hints.
+        except Exception as error:
+            _report(error, ends=ends)
 
-        return main
-
-    return decorate
+    return _task
 
 
 def _report(error: Exception, *, ends: bool) -> None:
@@ -84,7 +80,7 @@ def _report(error: Exception, *, ends: bool) -> None:
     gc.collect()
 
 
-def _run(job: Task, config_name: str, closing: Closing) -> None:
+def _run(task: Task, config_name: str, closing: Closing | None) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
@@ -96,7 +92,8 @@ def _run(job: Task, config_name: str, closing: Closing) -> None:
     from lamina.config.schema import register
     from lamina.runtime.paths import conf_dir, load_environment
 
-    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
+    decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
+    main, closing = decorate(_reporting(task, ends=closing is None)), closing or (lambda: None)
     register()
     load_environment()
     security.install()
@@ -152,22 +149,16 @@ def errors_in_one_line() -> Iterator[None]:
 
 def parse(parser: ArgumentParser) -> Namespace:
     """Parse the command line, after expanding ~ in it; a usage error is one line."""
-
-    def refuse(message: str) -> NoReturn:
-        fail(f"{parser.prog}: {message}; see {parser.prog} --help", 2)
-
-    parser.error = refuse  # type: ignore[method-assign]
+    name, end = parser.prog, f"see {parser.prog} --help"
+    parser.error = lambda message: fail(f"{name}: {message}; {end}", 2)  # type: ignore[method-assign]
     sys.argv[1:] = expand_home(sys.argv[1:])
     return parser.parse_intermixed_args()
 
 
 def expand_home(arguments: Sequence[str]) -> list[str]:
     """Expand ~ where a shell leaves it, as in data.train=~/rows.jsonl, but not within quotes."""
-
-    def expanded(argument: str) -> str:
-        return HOME.sub(lambda _: str(Path.home()), argument)
-
-    return [each if "'" in each or '"' in each else expanded(each) for each in arguments]
+    home = str(Path.home())
+    return [a if {*a} & {"'", '"'} else HOME.sub(lambda _: home, a) for a in arguments]
 
 
 def _flags_first(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
@@ -25,7 +25,7 @@ from lamina.config import messages, quoting
 from lamina.config.messages import COMPOSITION_ERRORS
 from lamina.config.preflight import preflight, refuse_incomplete
 from lamina.config.security import refuse_unsafe
-from lamina.errors import LaminaError, closest, did_you_mean, either
+from lamina.errors import ConfigError, LaminaError, closest, did_you_mean, either
 from lamina.runtime.paths import conf_dir
 
 Keys = tuple[Any, ...]
@@ -68,7 +68,11 @@ class _Repository(CachingConfigRepository):
     @override
     def load_config(self, config_path: str) -> Any:
         is_new = f"config_path={config_path}" not in self.cache
-        loaded = super().load_config(config_path)
+        try:
+            loaded = super().load_config(config_path)
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"conf file {config_path}: {reason}: write keys as text") from error
         if loaded is not None and is_new:
             entries = loaded.defaults_list or ()
             loaded.defaults_list = [each for each in entries if self._keeps(each, config_path)]
@@ -195,18 +199,24 @@ class _Loader(ConfigLoaderImpl):
         try:
             config.merge_with(OmegaConf.create(node))
         except OmegaConfBaseException as error:
+            key, above = (".".join(map(str, each)) for each in (keys, keys[:-1]))
             if keys[0] == "experiment":
                 problem = "its first line must be: # @package _global_"
             elif error.full_key:
-                problem = messages.setting_problem(error, config)
+                problem = messages.setting_problem(error, config, given=value)
+            elif above and isinstance(OmegaConf.select(config, above), ListConfig):
+                problem = f"{key}={value}: no such key; {above} takes a list"
             else:  # what OmegaConf raises for a value in place of a group
-                problem = messages.not_a_group(".".join(map(str, keys)), value)
+                problem = messages.not_a_group(key, value)
             self.problems.append(f"conf file {name}: {problem}")
 
     def try_values(self, config: DictConfig) -> None:
         """Apply each of the command line's values to a composed config by itself."""
         for value in self.values:
             if value.key_or_group.partition(".")[0] in self.files.dropped:
+                continue
+            if problem := messages.misplaced(value, config):
+                self.problems.append(problem)
                 continue
             try:
                 self._apply_overrides_to_config([value], config)

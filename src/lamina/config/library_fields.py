@@ -131,7 +131,8 @@ def problems(run: Parameters) -> Iterator[str]:
         advice = by_field(ADAPTER_ADVICE)
         if isinstance(run.adapter, Dora):
             advice["use_dora"] = "adapter=dora is true, adapter=lora false"
-        for key, value in run.adapter.further.items():
+        given = {"target_modules": run.adapter.target_modules, **run.adapter.further}
+        for key, value in given.items():
             if problem := _problem("LoraConfig", key, value, advice):
                 yield f"adapter.{key}={value}: {problem}"
 
@@ -181,7 +182,8 @@ def refusal(field: Mapping[str, Any], value: Any) -> str | None:
         return None
     named = list(dict.fromkeys(_names(field)))
     if len(named) > LISTED_CHOICES:
-        return f"not one of its {len(named)} choices{did_you_mean(str(value), named)}"
+        guess = did_you_mean(str(value), named) or f", such as {named[0]}"
+        return f"not one of its {len(named)} choices{guess}"
     return f"{'use' if 'values' in field else 'expected'} {either(named)}"
 
 

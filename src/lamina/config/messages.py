@@ -20,6 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError, YAMLError
 
 from lamina.config.library_fields import fields_of
+from lamina.config.parameters import PROCESSES
 from lamina.config.quoting import NO_PAIR, as_text, for_shell
 from lamina.config.schema import OPTIONS, is_open, schema_of
 from lamina.errors import LaminaError, did_you_mean, either
@@ -34,8 +35,13 @@ REPLACED_KEYS = {
 }
 """Keys of the older form that a group has replaced."""
 
-TOKEN_COUNTS = ("max_seq_length", "evaluation.max_new_tokens")
-"""Keys that take plain numbers only: 4k would be 4000 tokens, and people mean 4096."""
+EXPECTED_AT = {
+    # Plain numbers only: 4k would be 4000 tokens, and people mean 4096.
+    "max_seq_length": WHOLE_TOKENS.advice,
+    "evaluation.max_new_tokens": WHOLE_TOKENS.advice,
+    "distributed": PROCESSES.advice,
+}
+"""What to use at keys whose type says too little."""
 
 EXPECTED = {
     IntegerNode: "a whole number",
@@ -67,22 +73,30 @@ def describe(
 
 
 def setting_problem(
-    error: OmegaConfBaseException, config: DictConfig, argument: str | None = None
+    error: OmegaConfBaseException,
+    config: DictConfig,
+    argument: str | None = None,
+    given: object = None,
 ) -> str:
-    """Describe a wrong key or value; the arguments are those of `describe`."""
+    """Describe a wrong key or value, the `given` one of a file; the rest is as for `describe`."""
     key, value = str(error.full_key), error.value
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         content = OmegaConf.to_container(config, resolve=False)
         hydra = key.startswith("hydra.")
         known = [each for each in dotted_keys(content) if each.startswith("hydra.") == hydra]
         return _unknown_key(key, argument or key, getattr(error.object_type, "__name__", ""), known)
-    if value is None:
-        return f"{key}=null: set a value"
-    if isinstance(error.child_node, DictConfig):
+    node = error.child_node or OmegaConf.select(config, key, throw_on_resolution_failure=False)
+    if str(value) == "None":  # or a node without a value; also where a list meets a mapping
+        value = given or (argument or "").partition("=")[2] or "null"
+    if isinstance(node, DictConfig):
         return not_a_group(key, value)
-    if key in TOKEN_COUNTS:
-        return f"{key}={value}: {WHOLE_TOKENS.advice}"
-    if expected := EXPECTED.get(type(error.child_node)):
+    if isinstance(node, ListConfig):
+        return f"{key}={value}: expected a list"
+    if key in EXPECTED_AT:
+        return f"{key}={value}: {EXPECTED_AT[key]}"
+    if value == "null":
+        return f"{key}=null: set a value"
+    if expected := EXPECTED.get(type(node)):
         line = f"{key}={value}: expected {expected}"
         return f"{line}; quote it: {as_text(argument)}" if argument and expected == "text" else line
     return f"{argument or key}: {str(error).splitlines()[0]}"
@@ -102,15 +116,29 @@ def swept(argument: str, config: DictConfig) -> str:
     return line
 
 
+def misplaced(given: Override, config: DictConfig) -> str | None:
+    """Say that an argument adds a key that exists, or deletes one that does not."""
+    key = given.key_or_group
+    known = list(dotted_keys(OmegaConf.to_container(config, resolve=False)))
+    if given.is_add() and key in known:
+        return f"{given.input_line}: this key exists: leave out the +"
+    if given.is_delete() and key not in known:
+        return f"{given.input_line}: no such key{_advice(key, known)}"
+    return None
+
+
 def no_value(given: Override) -> str | None:
     """Say why an argument's sweep has no value, if it has none."""
     line = given.input_line
     if given.is_interval_sweep():
-        return f"{line}: an interval has no single values; list some, or use range(START,STOP,STEP)"
+        return (
+            f"{line}: an interval does not say which of its values to run: list them, separated by "
+            "commas, or use range(START,STOP,STEP)"
+        )
     if not given.is_sweep_override() or next(given.sweep_string_iterator(), None) is not None:
         return None
     if given.is_range_sweep():
-        return f"{line}: an empty range"
+        return f"{line}: an empty range; range(START,STOP,STEP) ends before STOP: use another STOP"
     if options := given.config_loader.get_group_options(given.key_or_group):
         return f"{line}: matches no option\nThe options are {', '.join(options)}."
     return f"{line}: glob chooses options of a group; list the values, separated by commas"
@@ -118,7 +146,7 @@ def no_value(given: Override) -> str | None:
 
 def not_a_group(key: str, value: Any) -> str:
     """Say that a key holds a value instead of further keys."""
-    return f"{key}={value}: a group of keys; set {key}.NAME=VALUE"
+    return f"{key}={'null' if value is None else value}: a group of keys; set {key}.NAME=VALUE"
 
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
@@ -156,6 +184,7 @@ def _advice(dotted: str, known: Sequence[str]) -> str:
         return guess.replace("mean ", f"mean {parent}.") if parent else guess
     if parent and names:
         return f"; use {either(names)}"
+    known = [key for key in known if "._" not in key and not dotted.startswith(f"{key}.")]
     same_name = [key for key in known if key.endswith(f".{name}")]
     if same_name or (guess := did_you_mean(dotted, known)):
         return f"; did you mean {same_name[0]}?" if same_name else guess

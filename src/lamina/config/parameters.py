@@ -18,6 +18,7 @@ from lamina.scan.passes import ScanSettings
 
 WARMUP = Limit(lambda value: 0 <= value < 1, "use a fraction of all steps, 0 to below 1")
 MAX_STEPS = Limit(lambda value: value == -1 or value >= 1, "use 1 or more, or -1 for no limit")
+SEED = Limit(lambda value: 0 <= value < 2**32, f"use 0 to {2**32 - 1}, as NumPy does")
 PROCESSES = Limit(
     lambda value: value in ("auto", "none") or (type(value) is int and value >= 1),
     "use auto for one process per GPU, none, or a number of 1 or more",
@@ -61,7 +62,7 @@ class Parameters:
     save_steps: Annotated[int, ABOVE_ZERO]
     save_total_limit: Annotated[int, ABOVE_ZERO]
     logging_steps: Annotated[int, ABOVE_ZERO]
-    seed: Annotated[int, NOT_NEGATIVE]
+    seed: Annotated[int, SEED]
     num_threads: Annotated[int | None, AT_LEAST_ONE]
     bf16: bool
     dtype: Annotated[str, one_of("auto", "bfloat16", "float32")]
@@ -83,7 +84,6 @@ class Parameters:
     parallel: Annotated[str, one_of("auto", "ddp", "fsdp")]
     resume: str
     dry_run: bool
-
     model: Variant
     selector: Selector
     scan: ScanSettings

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from math import isfinite
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -11,8 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 from lamina.config import library_fields, rules
 from lamina.config.binding import Binding
 from lamina.config.messages import not_a_group
+from lamina.config.parameters import Parameters
 from lamina.config.schema import GROUPS
 from lamina.errors import ConfigError
+from lamina.export.reduced import Cut
 from lamina.units import parse_tokens
 
 
@@ -46,7 +49,7 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
         for group in (*GROUPS, "trainer.args"):
             node = OmegaConf.select(config, group)
             if group.partition(".")[0] in config and not isinstance(node, DictConfig):
-                raise ConfigError(not_a_group(group, "null" if node is None else node))
+                raise ConfigError(not_a_group(group, node))
     except OmegaConfBaseException as error:
         raise ConfigError(_unresolved(error)) from error
     binding = Binding()
@@ -54,18 +57,23 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
     problems = [f"{key} is missing: set {key}=VALUE" for key in missing] + binding.problems
     if binding.refused:
         _raise(problems)
+    if not isinstance(run, Parameters | Cut):
+        raise ConfigError(f"_target_={content.get('_target_')}: Lamina sets it: leave it out")
     return run, problems, missing
 
 
 def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iterator[str]:
     """Check each field's limits, at the key that holds its value, and each class's own rules."""
-    complete = True
+    complete, node = True, OmegaConf.select(config, path[:-1]) if path else config
     for entry in fields(settings):
         key, value = f"{path}{entry.name}", getattr(settings, entry.name)
-        if _is_reference(config, key):
+        if entry.name in (node or ()) and OmegaConf.is_interpolation(node, entry.name):
             continue
         if isinstance(value, str) and value == MISSING:
             complete = False
+            continue
+        if isinstance(value, float) and not isfinite(value):
+            yield f"{key}={value}: use a finite number"
             continue
         for limit in getattr(entry.type, "__metadata__", ()):
             if value is not None and not limit.fits(value):
@@ -77,12 +85,6 @@ def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iter
                 yield from _setting_problems(nested, config, below)
     if complete and hasattr(settings, "problems"):
         yield from settings.problems()
-
-
-def _is_reference(config: DictConfig, key: str) -> bool:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
 
 
 def _unresolved(error: OmegaConfBaseException) -> str:

@@ -60,7 +60,7 @@ def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     refused: list[tuple[ConfigLoaderImpl, list[str], HydraException]] = []
 
     @wraps(load)
-    def watched(self: ConfigLoaderImpl, *, overrides: list[str], **options: Any) -> DictConfig:
+    def _load(self: ConfigLoaderImpl, *, overrides: list[str], **options: Any) -> DictConfig:
         # Hydra 1.3.8 composes once to see whether it is a sweep, and swallows that error.
         given = [each for each in overrides if not each.startswith("hydra.mode=")]
         for loader, earlier, error in refused:
@@ -78,7 +78,7 @@ def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
         _expand_home(config)
         return config
 
-    return watched
+    return _load
 
 
 def _expand_home(node: DictConfig | ListConfig) -> None:
@@ -107,7 +107,10 @@ def _problems(content: Any) -> Iterator[str]:
         for name in re.findall(r"oc\.env:[\s\"']*([\w.-]+)", value):
             if _is_secret(name):
                 yield f"{path}: refers to the secret {name}; {SECRET_ADVICE}"
-    yield from _foreign_code(content.get("hydra") or {})
+    hydra = content.get("hydra") or {}
+    if isinstance(verbose := hydra.get("verbose"), dict):
+        yield f"hydra.verbose={verbose}: use true, false, or a list of loggers' names"
+    yield from _foreign_code(hydra)
 
 
 def refusal(target: Any, allowed: tuple[str, ...]) -> str | None:
@@ -188,7 +191,7 @@ def _secret_problems(
 def _environment(name: str, default: str | None = "???") -> str | None:
     """Resolve `${oc.env:NAME}`, where NAME may itself be interpolated; refuse secrets."""
     if _is_secret(name):
-        raise ConfigError(f"refers to the secret {name}; keys stay in the environment or in .env")
+        raise ConfigError(f"refers to the secret {name}; {SECRET_ADVICE}")
     if name not in os.environ and default == "???":
         raise ConfigError(f"the environment variable {name} is not set")
     return os.environ.get(name, default)
