@@ -1,12 +1,5 @@
 """Errors that a user can act on.
 
-    LaminaError
-    |-- ConfigError      the config asks for something impossible
-    |-- ModelError       a model's files are missing, incomplete or of an unknown kind
-    |-- DataError        a data set is missing or empty, or has a row that cannot be used
-    |-- OutputError      a result cannot be written, or would overwrite another one
-    `-- TrainingError    the training failed
-
 A message has one to three lines: the config key, the value given, what is allowed, the next step.
 The command line prints it without a traceback. Any other exception is a bug in Lamina.
 """

@@ -192,9 +192,8 @@ class Experiment(Parameters):
 
     def form_of(self, model: "PreTrainedModel") -> Form:
         """Choose what final/ holds, given the reduced model."""
-        adapter = self.adapter
-        loadable = adapter.is_loadable
-        return self.export.form_of(self.plan, model, adapter.name, is_loadable=loadable)
+        name, is_loadable = self.adapter.name, self.adapter.is_loadable
+        return self.export.form_of(self.plan, model, name, is_loadable=is_loadable)
 
     def load_unquantized(self) -> "PreTrainedModel":
         """Load the reduced model without quantization, to merge a qlora adapter into it."""

@@ -67,15 +67,15 @@ def test_export_refuses_an_adapter_that_would_lose_whole_weights(tmp_path: Path)
     assert done.code == 0, done.errors
     export = lamina("export", done.folder, "--output", "o", "--form", "adapter", cwd=tmp_path)
     assert export.errors == (
-        "error: --form adapter: adapter.modules_to_save=['lm_head'] was trained, which "
-        "transformers leaves out when it loads an adapter; choose --form merged\n"
+        "error: --form adapter: adapter.modules_to_save=['lm_head'] was trained, but "
+        "transformers leaves it out when it loads an adapter; choose --form merged\n"
     )
     # An adapter as earlier versions wrote it to final/.
     shutil.copy(done.final.parent / "checkpoint-6" / "adapter_config.json", done.final)
     export = lamina("export", done.folder, "--output", "o", cwd=tmp_path)
     assert export.errors == (
-        f"error: {done.final}: adapter.modules_to_save=['lm_head'] was trained, which "
-        "transformers leaves out when it loads an adapter, so the run's losses are not this "
+        f"error: {done.final}: adapter.modules_to_save=['lm_head'] was trained, but "
+        "transformers leaves it out when it loads an adapter, so the run's losses are not this "
         "model's: run the same command with export.form=merged and the same hydra.run.dir\n"
     )
     assert not (tmp_path / "o").exists()

@@ -71,12 +71,11 @@ class TokenizedSplit:
         import numpy
 
         lengths, starts = numpy.asarray(self.lengths), numpy.asarray(self.starts)
-
-        def suffices(length: int) -> bool:
-            cut = numpy.where(starts >= length, lengths, numpy.maximum(lengths - length, 0))
-            return bool(cut.sum() <= allowed * lengths.sum())
-
-        return 1 + bisect_left(range(1, int(lengths.max())), True, key=suffices)
+        return 1 + bisect_left(
+            range(1, int(lengths.max())),
+            -allowed * lengths.sum(),
+            key=lambda n: -numpy.where(starts >= n, lengths, numpy.maximum(lengths - n, 0)).sum(),
+        )
 
 
 def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> TokenizedSplit:

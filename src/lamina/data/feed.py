@@ -66,11 +66,7 @@ SHOWN = 3
 
 
 def feed(
-    data: DataSource,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_seq_length: int,
-    num_prompts: int,
+    data: DataSource, tokenizer: "PreTrainedTokenizerBase", *, max_seq_length: int, num_prompts: int
 ) -> Feed:
     """Load a data set and tokenize it; rows are cut to max_seq_length tokens.
 

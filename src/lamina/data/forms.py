@@ -58,7 +58,6 @@ class Conversion:
 
     form: tuple[str, ...]
     """A key of `FORMS`."""
-
     names: Mapping[str, str]
     """data.columns: the data set's names of columns that it calls otherwise than the form."""
 

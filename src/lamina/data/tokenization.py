@@ -127,12 +127,7 @@ class Tokenization:
         }
 
     def _encoded(
-        self,
-        row: dict[str, Any],
-        index: int,
-        conversion: Conversion,
-        from_files: bool,
-        skips: bool,
+        self, row: dict[str, Any], index: int, conversion: Conversion, from_files: bool, skips: bool
     ) -> dict[str, Any]:
         try:
             return {**self.row(convert(row, conversion, from_files)), "problem": None}

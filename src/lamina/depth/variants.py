@@ -59,10 +59,7 @@ class Dropped(Variant):
         self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
     ) -> tuple[int, ...]:
         if self.layer_to_drop != "auto" and type(self.layer_to_drop) is not int:
-            raise ConfigError(
-                f"model.layer_to_drop={self.layer_to_drop}: expected a whole number (0-based), or "
-                "auto for the layer that costs least"
-            )
+            raise ConfigError(f"model.layer_to_drop={self.layer_to_drop}: {LAYER_INDEX.advice}")
         if num_layers < 2:
             raise ConfigError(
                 f"model.layer_to_drop={self.layer_to_drop}, but the model has {num_layers} layer: "

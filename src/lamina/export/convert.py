@@ -67,11 +67,8 @@ def _export_adapter(run: FinishedRun, folder: Path, dtype: str | None) -> Losses
         raise ConfigError(f"--dtype={dtype} needs --form merged: an adapter keeps its own type")
     if run.adapter is None:
         raise ConfigError(f"--form adapter: {run.final} has no adapter; choose --form merged")
-    if beside := trained_beside(run.adapter):
-        raise ConfigError(
-            f"--form adapter: {beside} was trained, which transformers leaves out when it loads an "
-            "adapter; choose --form merged"
-        )
+    if lost := trained_beside(run.adapter):
+        raise ConfigError(f"--form adapter: {lost}; choose --form merged")
     kept_layers = run.manifest["kept_layers"]
     base = run.checked_base()
     reduced = reduction(base, kept_layers)
@@ -95,11 +92,10 @@ def _export_model(run: FinishedRun, folder: Path, dtype: str | None) -> Losses |
     import torch
 
     is_adapter = run.final_is_adapter
-    if is_adapter and (beside := trained_beside(run.final)):
+    if is_adapter and (lost := trained_beside(run.final)):
         raise ModelError(
-            f"{run.final}: {beside} was trained, which transformers leaves out when it loads an "
-            "adapter, so the run's losses are not this model's: run the same command with "
-            "export.form=merged and the same hydra.run.dir"
+            f"{run.final}: {lost}, so the run's losses are not this model's: run the same command "
+            "with export.form=merged and the same hydra.run.dir"
         )
     source = run.checked_base() if is_adapter else resolve(str(run.final))
     kept = run.manifest["kept_layers"] if is_adapter else range(layer_count(source.config))

@@ -20,7 +20,7 @@ from lamina.runtime.sizes import trained_weights, weight_bytes
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Form = Literal["adapter", "merged", "both", "model"]
 """model: all of full training's weights. The others are the forms of a trained adapter."""
@@ -79,27 +79,22 @@ def save_final(
     Raises:
         OutputError: The files cannot be written, for instance because the disk is full.
     """
-    final = folder / FINAL
-    has_adapter = form in ("adapter", "both")
+    final, has_adapter = folder / FINAL, form in ("adapter", "both")
     loaded_dtype = model.get_base_model().dtype if has_adapter else dtype
     if distributed.is_first():
-        model.config.use_cache = True  # the trainer turned it off; generation needs it
-        if hasattr(model.config, "output_router_logits"):
-            model.config.output_router_logits = False  # TRL turned it on; a cache fails with it
+        _undo_training_settings(model.config)
         if has_adapter:
-            with _writing(final, weight_bytes(trained_weights(model))) as partial:
+            size = weight_bytes(trained_weights(model))
+            with _writing(final, size, tokenizer, plan, manifest, is_adapter=True) as partial:
                 model.save_pretrained(partial)
                 rename_magnitudes(partial / WEIGHTS_FILE)
-                write_tokenizer(partial, tokenizer, plan.source)
-                write_manifest(partial, manifest, is_adapter=True)
         if form in ("merged", "both"):
             model = _merged(model, unquantized)
         if form != "adapter":
             whole = final.with_name(f"{FINAL}-merged") if form == "both" else final
-            with _writing(whole, model.num_parameters() * dtype.itemsize) as partial:
+            size = model.num_parameters() * dtype.itemsize
+            with _writing(whole, size, tokenizer, plan, manifest) as partial:
                 _save_whole(model.to(dtype), plan, partial)
-                write_tokenizer(partial, tokenizer, plan.source)
-                write_manifest(partial, manifest)
     distributed.wait_for_all()
     return ModelRef(
         name=str(final),
@@ -108,6 +103,12 @@ def save_final(
         dtype=str(loaded_dtype).removeprefix("torch."),
         in_4bit=has_adapter and unquantized is not None,
     )
+
+
+def _undo_training_settings(config: "PretrainedConfig") -> None:
+    config.use_cache = True  # the trainer turned it off; generation needs it
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = False  # TRL turned it on; a cache fails with it
 
 
 def _merged(
@@ -138,6 +139,17 @@ def _save_whole(model: "PreTrainedModel", plan: Plan, folder: Path) -> None:
 
 
 @contextmanager
-def _writing(folder: Path, needed: int) -> Iterator[Path]:
-    with disk_errors(folder, "output_dir", lambda: needed), replacing(folder) as partial:
+def _writing(
+    folder: Path,
+    size: int,
+    tokenizer: "PreTrainedTokenizerBase",
+    plan: Plan,
+    manifest: dict[str, Any],
+    *,
+    is_adapter: bool = False,
+) -> Iterator[Path]:
+    """Write a folder of about `size` bytes: what the body writes, the tokenizer and the card."""
+    with disk_errors(folder, "output_dir", lambda: size), replacing(folder) as partial:
         yield partial
+        write_tokenizer(partial, tokenizer, plan.source)
+        write_manifest(partial, manifest, is_adapter=is_adapter)

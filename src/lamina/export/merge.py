@@ -25,15 +25,18 @@ BESIDE = ("modules_to_save", "trainable_token_indices")
 """Fields of LoraConfig that train whole weights beside the low-rank updates. transformers 5.17
 leaves these out when it loads an adapter; a merged model has them."""
 
+LEFT_OUT = "transformers leaves it out when it loads an adapter"
+
 MAGNITUDE, READABLE = "lora_magnitude_vector", "lora_magnitude_vector.weight"
 """Suffixes of DoRA's magnitudes: as PEFT 0.21 writes them, and as both PEFT and transformers 5.17
 read them. Magnitudes named the first way stay untrained in transformers, which only warns."""
 
 
 def trained_beside(folder: Path) -> str | None:
-    """Return KEY=VALUE of the first of `BESIDE` that an adapter has; None if it has none."""
+    """Say which of `BESIDE` an adapter has, and that it gets lost; None if it has none."""
     config = read_json(folder / ADAPTER_FILE)
-    return next((f"adapter.{key}={config[key]}" for key in BESIDE if config.get(key)), None)
+    given = (f"adapter.{key}={config[key]}" for key in BESIDE if config.get(key))
+    return next((f"{each} was trained, but {LEFT_OUT}" for each in given), None)
 
 
 def rename_magnitudes(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from lamina.depth.variants import Scratch, Variant
 from lamina.errors import ConfigError
-from lamina.export.merge import BESIDE
+from lamina.export.merge import BESIDE, LEFT_OUT
 from lamina.limits import AT_LEAST_ONE, FRACTION, one_of
 from lamina.runtime.device import installed
 
@@ -36,9 +36,7 @@ class Lora:
     target_modules: Any
     further: dict[str, Any]
     """Other fields of PEFT's LoraConfig."""
-
     name: ClassVar[str] = "lora"
-
     in_4bit: ClassVar[bool] = False
 
     @property
@@ -80,7 +78,7 @@ class Lora:
             for key in filter(self.further.get, BESIDE):
                 yield (
                     f"adapter.{key}={self.further[key]} needs export.form=merged, not {form}: "
-                    "transformers leaves it out when it loads an adapter"
+                    f"{LEFT_OUT}"
                 )
         initial = self.further.get("init_lora_weights", True)
         if initial in NEEDS_DATA or form == "merged":
@@ -131,7 +129,6 @@ class QLora(Lora):
     """Low-rank updates beside four-bit weights (Dettmers et al. 2023, arXiv:2305.14314)."""
 
     name: ClassVar[str] = "qlora"
-
     in_4bit: ClassVar[bool] = True
 
     @override
@@ -154,9 +151,7 @@ class Full:
     """Train every weight, without an adapter."""
 
     name: ClassVar[str] = "full"
-
     in_4bit: ClassVar[bool] = False
-
     is_loadable: ClassVar[bool] = False
 
     def conflicts(self, model: Variant, form: str) -> Iterator[str]:

@@ -62,11 +62,7 @@ def installed_flash() -> str | None:
 
 
 def attention_kernel(kind: str, model: "type[PreTrainedModel]", dtype: str) -> str | None:
-    """Return transformers' name of the attention implementation to use; None for its default.
-
-    Raises:
-        ConfigError: The model's family does not support it.
-    """
+    """Return transformers' name of an attention, None for its default; ConfigError if unknown."""
     if kind != "auto":
         if name := _implementation(kind, model):
             return name
@@ -84,11 +80,7 @@ def attention_kernel(kind: str, model: "type[PreTrainedModel]", dtype: str) -> s
 
 
 def use_attention(kind: str, model: "PreTrainedModel", dtype: str) -> None:
-    """Set the implementation of a model's attention.
-
-    Raises:
-        ConfigError: The model does not support it, or transformers cannot change it.
-    """
+    """Set a model's attention; raises ConfigError if the model does not support it."""
     name = attention_kernel(kind, type(model), dtype)
     if name is None:
         return
@@ -115,7 +107,7 @@ def _repair_flex() -> None:
     from transformers import AttentionInterface
     from transformers.integrations import flex_attention
 
-    def attend(
+    def _attend(
         module: torch.nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -129,7 +121,7 @@ def _repair_flex() -> None:
         options["kernel_options"] = {"BACKEND": "TRITON"}
         return flex_attention.flex_attention_forward(module, *states, attention_mask, **options)
 
-    AttentionInterface.register("flex_attention", attend)
+    AttentionInterface.register("flex_attention", _attend)
 
 
 def _implementation(kind: str, model: "type[PreTrainedModel]") -> str | None:

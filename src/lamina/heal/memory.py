@@ -107,25 +107,9 @@ class MemoryEstimate:
         The model has its adapter already, unless it is on the meta device: there it gets one here.
         `dtype` is the type of the unquantized weights.
         """
-        config, linear = model.config.get_text_config(), linear_weights(model)
-        parameters, weights = model.num_parameters(), _weight_bytes(model, adapter, dtype)
-        attention, trained_bytes = config._attn_implementation, dtype.itemsize
-        if model.device.type == "meta":
-            own = trained_weights(_adapted(model, adapter))
-        else:
-            own = trained_weights(model)
-            trained_bytes = own[0].itemsize
+        attention = model.config.get_text_config()._attn_implementation
         return cls(
-            parameters=parameters,
-            weights=weights,
-            linear_weights=linear,
-            linear_bytes=dtype.itemsize,
-            trained=sum(parameter.numel() for parameter in own),
-            trained_bytes=trained_bytes,
-            hidden=config.hidden_size,
-            intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-            layers=config.num_hidden_layers,
-            vocabulary=config.vocab_size,
+            **_sizes(model, adapter, dtype),
             computed_bytes=2 if arguments["bf16"] or arguments.get("fp16") else dtype.itemsize,
             batch=arguments["per_device_train_batch_size"],
             accumulation=arguments["gradient_accumulation_steps"],
@@ -200,6 +184,26 @@ def refuse_too_large(estimate: MemoryEstimate, free: int) -> None:
             f"least {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: keep fewer "
             "layers, or choose adapter=lora or dtype=bfloat16"
         )
+
+
+def _sizes(model: "PreTrainedModel", adapter: Adapter, dtype: "torch.dtype") -> dict[str, Any]:
+    """Return the fields of a MemoryEstimate that the model and its adapter decide."""
+    config, is_planned = model.config.get_text_config(), model.device.type == "meta"
+    sizes = {
+        "parameters": model.num_parameters(),
+        "weights": _weight_bytes(model, adapter, dtype),
+        "linear_weights": linear_weights(model),
+        "linear_bytes": dtype.itemsize,
+        "hidden": config.hidden_size,
+        "intermediate": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "vocabulary": config.vocab_size,
+    }
+    # Last: it adds the adapter's weights to the model.
+    trained = trained_weights(_adapted(model, adapter) if is_planned else model)
+    sizes["trained"] = sum(parameter.numel() for parameter in trained)
+    sizes["trained_bytes"] = dtype.itemsize if is_planned else trained[0].itemsize
+    return sizes
 
 
 def _weight_bytes(model: "PreTrainedModel", adapter: Adapter, dtype: "torch.dtype") -> int:

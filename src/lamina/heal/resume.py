@@ -37,10 +37,8 @@ class GivenCheckpoint:
 
     path: str
     """The absolute path, of a checkpoint or of a run folder."""
-
     checkpoint: Path
     """The complete checkpoint there."""
-
     recorded: dict[str, Any]
     """result.json of its run, with the settings at the top level, too."""
 
@@ -107,13 +105,10 @@ class Start:
 
     checkpoint: Path | None
     """The checkpoint to continue from; None at the first step."""
-
     recorded: dict[str, Any]
     """result.json of the run that wrote the checkpoint; empty without one."""
-
     resume: str
     """The parameter."""
-
     resumed_from: str | None
     """The absolute path that resume=PATH names, or named at an earlier start."""
 

@@ -48,6 +48,8 @@ NO_COMPILED_SHARDS = (
     "parallel=ddp"
 )
 
+BOTH = "the best checkpoint must be both saved and evaluated"
+
 LOSSES = one_of("nll", "dft", "chunked_nll")
 
 LIMITS: dict[str, Limit] = {
@@ -77,6 +79,9 @@ class SFT:
             value = self.args.get(name)
             if type(value) in (int, float) and not limit.fits(value):
                 yield f"trainer.args.{name}={value}: {limit.advice}"
+        for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs"):
+            if isinstance(value := self.args.get(name), str) and not value.startswith("{"):
+                yield f"trainer.args.{name}={value}: expected a mapping"
         loss = self.args.get("loss_type")
         if loss is not None and not LOSSES.fits(loss):
             yield f"trainer.args.loss_type={loss}: {LOSSES.advice}"
@@ -122,36 +127,22 @@ class SFT:
         Raises:
             ConfigError: TRL refuses a value, or the GPU lacks bfloat16.
         """
-        import torch
         from trl import SFTConfig
 
         if sharded and self.args.get("torch_compile"):
             raise ConfigError(NO_COMPILED_SHARDS)
-        accelerated = torch.accelerator.is_available()
-        if (
-            self.args.get("bf16")
-            and torch.cuda.is_available()
-            and not torch.cuda.is_bf16_supported(including_emulation=False)  # slower than float32
-        ):
-            raise ConfigError(
-                f"bf16=true, but {torch.cuda.get_device_name()} does not compute in bfloat16: "
-                "set bf16=false"
-            )
+        if self.args.get("bf16"):
+            _refuse_without_bfloat16()
         own = {
-            "dataloader_pin_memory": accelerated,
             "disable_tqdm": True,
             "use_liger_kernel": liger,
             "output_dir": str(output_dir),
             "report_to": "none",
-            # Otherwise transformers refuses bfloat16 on a CPU, and each process trains alone.
-            "use_cpu": not accelerated,
+            **_device_arguments(),
             **(FSDP2 if sharded else {}),
         }
         if self.args.get("gradient_checkpointing"):
             own["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-        if not accelerated and distributed.world_size() > 1:
-            # Otherwise accelerate 1.15 numbers the CPUs, and torch cannot load onto cpu:1.
-            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         try:
             return SFTConfig(**{**_defaults(SFTConfig), **own, **self.args})
         except (TypeError, ValueError) as error:
@@ -216,6 +207,29 @@ class SFT:
         }
 
 
+def _refuse_without_bfloat16() -> None:
+    import torch
+
+    # A GPU that emulates bfloat16 is slower than with float32.
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f"bf16=true, but {torch.cuda.get_device_name()} does not compute in bfloat16: "
+            "set bf16=false"
+        )
+
+
+def _device_arguments() -> dict[str, bool]:
+    """Return the fields of SFTConfig that depend on whether there is an accelerator."""
+    import torch
+
+    accelerated = torch.accelerator.is_available()
+    if not accelerated and distributed.world_size() > 1:
+        # Otherwise accelerate 1.15 numbers the CPUs, and torch cannot load onto cpu:1.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    # Without use_cpu transformers refuses bfloat16 on a CPU, and each process trains alone.
+    return {"dataloader_pin_memory": accelerated, "use_cpu": not accelerated}
+
+
 def balance_experts(model: "PreTrainedModel", arguments: "SFTConfig") -> None:
     """Turn off TRL's loss that balances experts for a model without one, such as Llama 4.
 
@@ -253,17 +267,13 @@ def _best_checkpoint(arguments: Mapping[str, Any]) -> Iterator[str]:
             "best checkpoint by eval_loss: set it to false, or evaluate"
         )
     elif save not in (evaluate, "best"):
-        yield (
-            f"trainer.args.save_strategy={save}, but trainer.args.eval_strategy={evaluate}: the "
-            "best checkpoint must be both saved and evaluated: set both to the same value"
-        )
+        settings = f"trainer.args.save_strategy={save}, but trainer.args.eval_strategy={evaluate}"
+        yield f"{settings}: {BOTH}: set both to the same value"
     elif save == evaluate == "steps":
         saved, each = arguments.get("save_steps"), arguments.get("eval_steps")
         if saved and each and _positive(saved) and _positive(each) and saved % each:
-            yield (
-                f"save_steps={saved} is not a multiple of eval_steps={each}, but the best "
-                "checkpoint must be both saved and evaluated: use a multiple"
-            )
+            line = f"save_steps={saved} is not a multiple of eval_steps={each}"
+            yield f"{line}, but {BOTH}: use a multiple"
 
 
 def _precision(arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -20,9 +20,7 @@ class Layout:
 
     processes: int
     """Processes on all nodes."""
-
     nodes: int
-
     node: int
     """This node, 0-based."""
 

@@ -47,18 +47,13 @@ class WorkerSpec:
 
     config: dict[str, Any]
     """The settled config, interpolations resolved."""
-
     overrides: list[str]
     """The command line's overrides, for the record."""
-
     notes: list[str]
     """Decisions made for the run, for the record."""
-
     folder: str
-
     logging: dict[str, Any] | None
     """Hydra's job_logging, resolved; None to leave logging alone."""
-
     requeues: bool
     """Whether SLURM's signal requests a checkpoint and a requeue."""
 
@@ -266,12 +261,12 @@ def _forwarding_requeue_signal() -> Iterator[list[int]]:
         yield received
         return
 
-    def forward(signum: int, frame: Any) -> None:
+    def _forward(signum: int, frame: Any) -> None:
         received.append(signum)
         for process in _processes():
             process.send_signal(REQUEUE_SIGNAL)
 
-    signal.signal(REQUEUE_SIGNAL, forward)
+    signal.signal(REQUEUE_SIGNAL, _forward)
     try:
         yield received
     finally:
@@ -284,21 +279,21 @@ def _forwarding_requeue_signal() -> Iterator[list[int]]:
 def _ending_with_other_nodes(folder: Path) -> Iterator[None]:
     """End this node's processes if one of another node fails: they would wait for it forever."""
     over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(POLL_S):
-            if any(folder not in path.parents for path in _error_files(folder.parent)):
-                for process in _processes():
-                    process.terminate()
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
+    watcher = threading.Thread(target=_watch_other_nodes, args=(folder, over), daemon=True)
     watcher.start()
     try:
         yield
     finally:
         over.set()
         watcher.join()
+
+
+def _watch_other_nodes(folder: Path, over: threading.Event) -> None:
+    while not over.wait(POLL_S):
+        if any(folder not in path.parents for path in _error_files(folder.parent)):
+            for process in _processes():
+                process.terminate()
+            return
 
 
 def _processes() -> list[Any]:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,9 @@ class OlderForm:
 
     values: dict[str, Any]
     """Of each key given, in the order of KEYS; those of `lora` are dotted."""
-
     entries: dict[str, Entry]
-
     files: tuple[OlderFile, ...]
     """The file itself, then those it extends."""
-
     dropped: tuple[str, ...]
     """A message for each unknown key."""
 
@@ -130,14 +128,11 @@ def _reports(entry: Entry) -> tuple[str, ...]:
     return ("tensorboard", "wandb") if "all" in names else names
 
 
-def _choice(allowed: tuple[str, ...]) -> Kind:
-    def chosen(entry: Entry) -> str:
-        # The text as written: YAML reads no as false.
-        if entry.text not in allowed:
-            raise ConfigError(f"use {either(allowed)}{did_you_mean(entry.text or '', allowed)}")
-        return entry.text
-
-    return chosen
+def _choice(allowed: tuple[str, ...], entry: Entry) -> str:
+    # The text as written: YAML reads no as false.
+    if entry.text not in allowed:
+        raise ConfigError(f"use {either(allowed)}{did_you_mean(entry.text or '', allowed)}")
+    return entry.text
 
 
 def _unset_or(kind: Kind) -> Kind:
@@ -149,7 +144,7 @@ def _no_null(entry: Entry) -> str:
 
 
 KEYS: dict[str, Kind] = {
-    "model_type": _choice(MODEL_TYPES),
+    "model_type": partial(_choice, MODEL_TYPES),
     "use_lora": _flag,
     "dataset_path": _unset_or(_text),
     "report_to": _reports,
@@ -183,7 +178,7 @@ KEYS: dict[str, Kind] = {
     "keep_layers": _unset_or(_whole),
     "lora.r": _whole,
     "lora.alpha": _whole,
-    "eval_strategy": _choice(("no", "steps", "epoch")),
+    "eval_strategy": partial(_choice, ("no", "steps", "epoch")),
     "fp16": _flag,
     "wandb_run_name": _unset_or(_text),
 }

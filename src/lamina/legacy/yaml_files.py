@@ -29,25 +29,19 @@ class Entry:
 
     value: Any
     """None, bool, int or float as YAML 1.1 reads them, otherwise the text, list or mapping."""
-
     text: str | None
     """A scalar as written, without quotes; None for lists, mappings and null."""
-
     file: Path
-
     above: list[str] = field(default_factory=list)
     """The comment lines above the key, from `#` on."""
-
     beside: str = ""
     """The comment on the key's line, from `#` on."""
 
     @property
     def shown(self) -> str:
         """The value for a message, on one line and shortened."""
-        shown = self.text if self.text is not None else "null"
-        if self.text is None and self.value is not None:
-            shown = str(self.value)
-        line = " ".join(shown.split())
+        read = str("null" if self.value is None else self.value)
+        line = " ".join((read if self.text is None else self.text).split())
         return line if len(line) <= 60 else f"{line[:57]}..."
 
 
@@ -59,10 +53,8 @@ class OlderFile:
     extends: Path | None = None
     entries: dict[str, Entry]
     """By key; one of a nested mapping is dotted."""
-
     header: list[str] = field(default_factory=list)
     """Comment lines at the head, separated from the keys by an empty line."""
-
     footer: list[str] = field(default_factory=list)
     """Comment lines below the last key."""
 

@@ -77,11 +77,7 @@ class Record:
         self.content["metrics"].update(metrics)
 
     def write(self) -> None:
-        """Write the file, in the first process only.
-
-        Raises:
-            OutputError: It cannot be written, for instance because the disk is full.
-        """
+        """Write the file, in the first process only; raises OutputError if the disk is full."""
         if distributed.is_first():
             write_json(self.path, self.content)
 

@@ -41,10 +41,8 @@ class Flops:
 
     per_token: int
     """Per token, in all layers' matrices."""
-
     per_target: int
     """Per token whose prediction is trained, in the output head."""
-
     per_pair: Mapping[int | None, int]
     """Per pair of tokens, by sliding window in tokens; None stands for no window."""
 

@@ -56,11 +56,7 @@ def overview(given: str) -> RenderableType:
 
 
 def parts_of(source: Source) -> dict[int | None, Part]:
-    """Sum up each layer by its 0-based index, and everything outside the layers as None.
-
-    Raises:
-        ModelError: The model's files are incomplete.
-    """
+    """Sum up each layer by its 0-based index, and the rest as None; may raise a ModelError."""
     tensors: dict[int | None, list[StoredTensor]] = defaultdict(list)
     for name, stored in source.all_stored().items():
         tensors[layer_of(name)].append(stored)

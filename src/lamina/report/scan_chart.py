@@ -23,11 +23,7 @@ _PARTS = {"attention": _GREEN, "mlp": _PINK}
 
 
 def draw(statistics: Statistics, path: Path) -> None:
-    """Draw the leave-one-out losses, the block influence and the angular distances.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Draw the losses, the block influence and the angular distances; may raise an OutputError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -32,11 +32,7 @@ def increases(statistics: Statistics) -> Numbers:
 
 
 def write_csv(statistics: Statistics, path: Path) -> None:
-    """Write one row per layer at full precision; losses and divergences in nats per token.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write one row per layer, in full precision and nats per token; may raise an OutputError."""
     scores = statistics.leave_one_out
     columns = [
         range(statistics.num_layers),

@@ -39,10 +39,8 @@ class SweepJob:
 
     name: str
     """Its folder in the sweep's folder: Hydra's job number."""
-
     own: str
     """The overrides that distinguish it from the others."""
-
     result: dict[str, Any]
     """Its result.json; empty if there is none."""
 
@@ -103,11 +101,7 @@ def read_jobs(folder: Path, planned: Sequence[Sequence[str]] = ()) -> list[Sweep
 
 
 def write_summary(folder: Path, jobs: Sequence[SweepJob]) -> None:
-    """Write summary.csv and summary.md, best job first.
-
-    Raises:
-        OutputError: They cannot be written.
-    """
+    """Write summary.csv and summary.md, best job first; may raise an OutputError."""
     best = ranked(jobs)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -127,11 +121,9 @@ def write_summary(folder: Path, jobs: Sequence[SweepJob]) -> None:
 
 def ranked(jobs: Sequence[SweepJob]) -> list[SweepJob]:
     """Sort the jobs by healed loss; those without one come last."""
-
-    def order(job: SweepJob) -> float:
-        return job.healed if job.status == "completed" and job.healed is not None else math.inf
-
-    return sorted(jobs, key=order)
+    healed = ((job.name, job.healed) for job in jobs if job.status == "completed")
+    losses = {name: loss for name, loss in healed if loss is not None}
+    return sorted(jobs, key=lambda job: losses.get(job.name, math.inf))
 
 
 def sweep_table(jobs: Sequence[SweepJob]) -> RenderableType:

@@ -18,7 +18,6 @@ class Entry:
 
     folder: Path
     """Their folder, which may also hold unfinished work."""
-
     content: dict[str, Any] | None
     """The figures; None until they are computed."""
 

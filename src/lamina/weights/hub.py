@@ -34,38 +34,44 @@ def download(repo_id: str, filename: str, revision: str | None, *, required: boo
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        GatedRepoError,
         HFValidationError,
         HTTPError,
         LocalEntryNotFoundError,
-        RepositoryNotFoundError,
     )
 
     try:
         _fail_early(repo_id, filename, revision)
         return Path(hf_hub_download(repo_id, filename, revision=revision))
-    except GatedRepoError as error:
-        raise ModelError(
-            f"model_name={repo_id} is gated: accept its terms on the hub, then set HF_TOKEN"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(
-            f"model_name={repo_id}: neither a folder nor a repository on the hub "
-            "(a private one needs HF_TOKEN)"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        if not required and offline():
-            return None  # only the cache counts
-        raise unreachable(repo_id) from error
-    except EntryNotFoundError as error:
-        if not required:
+    except (EntryNotFoundError, HFValidationError, HTTPError, OSError) as error:
+        # Offline, only the cache counts.
+        known = offline() or not isinstance(error, LocalEntryNotFoundError)
+        if not required and isinstance(error, EntryNotFoundError) and known:
             return None
-        raise ModelError(f"model_name={repo_id} has no {filename}") from error
-    except (HTTPError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"model_name={repo_id}: {filename} cannot be downloaded ({reason})"
-        ) from error
+        raise _download_error(error, repo_id, filename) from error
+
+
+def _download_error(error: Exception, repo_id: str, filename: str) -> ModelError:
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    named = f"model_name={repo_id}"
+    if isinstance(error, GatedRepoError):
+        return ModelError(f"{named} is gated: accept its terms on the hub, then set HF_TOKEN")
+    if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
+        return ModelError(
+            f"{named}: neither a folder nor a repository on the hub (a private one needs HF_TOKEN)"
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return ModelError(unreachable(named))
+    if isinstance(error, EntryNotFoundError):
+        return ModelError(f"{named} has no {filename}")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(f"{named}: {filename} cannot be downloaded ({reason})")
 
 
 def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
@@ -87,7 +93,7 @@ def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
         raise ModelError(f"model_name={repo_id} has no readable safetensors weights") from error
     except (HTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise unreachable(repo_id) from error
+        raise ModelError(unreachable(f"model_name={repo_id}")) from error
     return {
         name: StoredTensor(info.dtype, tuple(info.shape))
         for file in found.files_metadata.values()
@@ -135,9 +141,9 @@ def offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def unreachable(repo_id: str) -> ModelError:
-    """Return the error for a model that is not cached while the hub does not answer."""
-    return ModelError(
-        f"model_name={repo_id}: the hub cannot be reached and the model is not in the cache; "
+def unreachable(setting: str, kind: str = "model") -> str:
+    """Say that what KEY=VALUE names is not cached and the hub does not answer."""
+    return (
+        f"{setting}: the hub cannot be reached and the {kind} is not in the cache; "
         "experiment=quickstart works offline"
     )

@@ -105,7 +105,7 @@ class Source:
         if single or self.fetch(SINGLE_FILE, required=False):
             return dict.fromkeys(self.header(SINGLE_FILE), SINGLE_FILE)
         if not self.is_local and hub.offline():
-            raise hub.unreachable(self.name)
+            raise ModelError(hub.unreachable(f"model_name={self.name}"))
         raise ModelError(
             f"model_name={self.name} has no safetensors weights "
             f"(neither {SINGLE_FILE} nor {INDEX_FILE}): convert it with save_pretrained first"

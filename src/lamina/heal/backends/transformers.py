@@ -38,10 +38,8 @@ class Backend:
     """A provider of models and kernels: those of transformers, unless overridden."""
 
     name: ClassVar[str]
-
     decides: ClassVar[tuple[str, ...]] = ()
     """Shared parameters that the backend sets itself, regardless of the config."""
-
     has_4bit_kernels: ClassVar[bool] = False
     """Whether it multiplies 4-bit weights with its own kernels."""
 
@@ -55,7 +53,7 @@ class Backend:
         return nullcontext()
 
     def prepare(self, folder: Path) -> None:
-        """Import the backend before the libraries it patches, with its caches in the run folder."""
+        """Import what patches libraries before them, with its caches in the run folder."""
 
     def load_model(self, plan: Plan, dtype: "torch.dtype", training: Training) -> "PreTrainedModel":
         """Load a plan's model, with only its kept layers.

@@ -81,14 +81,12 @@ class Unsloth(Backend):
 
     statistics: bool
     name: ClassVar[str] = "unsloth"
-
     decides: ClassVar[tuple[str, ...]] = (
         "attention",
         "kernels",
         "torch_compile",
         "activation_offloading",
     )
-
     has_4bit_kernels: ClassVar[bool] = True
 
     def problems(self) -> Iterator[str]:

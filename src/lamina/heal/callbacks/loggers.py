@@ -75,7 +75,6 @@ class WandB(LoggerSettings):
     """A Weights & Biases run; the key comes from the environment and is never written."""
 
     project: str
-
     name: str
     group: str
     mode: Annotated[str, one_of("auto", "online", "offline")]
@@ -133,12 +132,7 @@ def _silent_threads() -> Iterator[None]:
     TensorBoard 2.21 raises the error again at the next entry, or when its writer is closed.
     """
     before = threading.excepthook
-
-    def report(arguments: threading.ExceptHookArgs) -> None:
-        if not isinstance(arguments.exc_value, OSError):
-            before(arguments)
-
-    threading.excepthook = report
+    threading.excepthook = lambda of: isinstance(of.exc_value, OSError) or before(of)
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from typing_extensions import override
 
 from lamina.errors import TrainingError
@@ -72,12 +72,7 @@ class StopOnNonFiniteLoss(TrainerCallback):
 
     @override
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: Any,
-        logs: dict[str, float],
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
     ) -> None:
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from typing_extensions import override
 
 from lamina.runtime import distributed
@@ -26,29 +26,20 @@ class Checkpointing(TrainerCallback):
     """
 
     @override
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         # The folder may have moved since the path was stored.
         folder = Path(args.output_dir)
         state.best_model_checkpoint = saved_best(state, folder, folder)
 
     @override
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True
             control.should_save = True
 
     @override
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], **_: Any
     ) -> None:
         loss, best = metrics.get("eval_loss"), state.best_metric
         if args.load_best_model_at_end and loss is not None and (best is None or loss < best):
