@@ -120,7 +120,8 @@ def misplaced(given: Override, config: DictConfig) -> str | None:
     """Say that an argument adds a key that exists, or deletes one that does not."""
     key = given.key_or_group
     known = list(dotted_keys(OmegaConf.to_container(config, resolve=False)))
-    if given.is_add() and key in known:
+    merges = isinstance(given.value(), dict | list) or OmegaConf.select(config, key) is None
+    if given.is_add() and key in known and not merges:
         return f"{given.input_line}: this key exists: leave out the +"
     if given.is_delete() and key not in known:
         return f"{given.input_line}: no such key{_advice(key, known)}"

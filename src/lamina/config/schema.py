@@ -6,11 +6,12 @@ class, all values missing, and a `_target_`. A YAML file includes its schema wit
 """
 
 from dataclasses import Field, field, fields, is_dataclass, make_dataclass
+from functools import partial
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from lamina.config.parameters import Parameters
 from lamina.data import sources
@@ -83,7 +84,10 @@ def schema_of(settings: type) -> type:
     name = f"{settings.__module__}.{settings.__qualname__}{'.of' if is_open(settings) else ''}"
     target = ("_target_", str, field(default=name))
     assert is_dataclass(settings)
-    known = [entry for entry in fields(settings) if not (is_open(settings) and _is_dict(entry))]
+    takes_any = is_open(settings)
+    known = [
+        each for each in fields(settings) if not takes_any or get_origin(each.type) is not dict
+    ]
     return make_dataclass(settings.__name__, [target, *map(_entry, known)])
 
 
@@ -122,9 +126,10 @@ def _entry(settings_field: Field[Any]) -> tuple[str, Any, Any]:
     name, annotation = settings_field.name, settings_field.type
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
-    if _is_dict(settings_field):
+    if get_origin(annotation) is dict:
         # dict[str, Any] accepts a library's keys; the YAML file lists those of any other mapping.
-        factory = _open_dict if get_args(annotation)[1] is Any else dict
+        open_dict = partial(OmegaConf.create, {}, flags={"struct": False})
+        factory = open_dict if get_args(annotation)[1] is Any else dict
         return name, dict[str, Any], field(default_factory=factory)
     if isinstance(annotation, type) and is_dataclass(annotation) and name not in GROUPS:
         nested = schema_of(annotation)
@@ -132,12 +137,3 @@ def _entry(settings_field: Field[Any]) -> tuple[str, Any, Any]:
     parts = get_args(annotation) or (annotation,)
     known = all(part in (bool, int, float, str, NoneType) for part in parts)
     return name, annotation if known else Any, field(default=MISSING)
-
-
-def _is_dict(settings_field: Field[Any]) -> bool:
-    return get_origin(settings_field.type) is dict
-
-
-def _open_dict() -> DictConfig:
-    """Return a mapping to which the command line may add keys."""
-    return OmegaConf.create({}, flags={"struct": False})
