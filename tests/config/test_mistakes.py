@@ -174,10 +174,10 @@ MISTAKES = {
     "lora=[1]": "lora=[1]: a group of keys; set lora.NAME=VALUE",
     "lora=null": "lora=null: a group of keys; set lora.NAME=VALUE",
     "depth.protect={a:1}": "depth.protect={a:1}: expected a list",
-    "distributed=[2]": "distributed=[2]: use auto for one process a GPU, none, or a number of 1 or "
-    "more",
-    "distributed=1.5": "distributed=1.5: use auto for one process a GPU, none, or a number of 1 or "
-    "more",
+    "distributed=[2]": "distributed=[2]: use auto for one process per GPU, none, or a number of 1 "
+    "or more",
+    "distributed=1.5": "distributed=1.5: use auto for one process per GPU, none, or a number of 1 "
+    "or more",
     "adapter.target_modules={a:1}": "adapter.target_modules={'a': 1}: expected text, a list (each "
     "item text) or null",
     "data=csv data.train=a data.columns.prompt=[a]": "data.columns.prompt=['a']: expected one "
@@ -372,8 +372,8 @@ IN_A_FILE = {
     "callbacks=OPTION",
     "depth: {protect: {a: 1}}\ndistributed: [2]": "conf file experiment/mine: depth.protect.a=1: "
     "no such key; depth.protect takes a list\n"
-    "conf file experiment/mine: distributed=[2]: use auto for one process a GPU, none, or a number "
-    "of 1 or more",
+    "conf file experiment/mine: distributed=[2]: use auto for one process per GPU, none, or a "
+    "number of 1 or more",
     "null: 4": "conf file experiment/mine: Incompatible key type 'NoneType': write keys as text",
     "max_steps: [": "{folder}/experiment/mine.yaml, line 6: not YAML (expected the node content, "
     "but found '<stream end>')",
