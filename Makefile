@@ -17,7 +17,7 @@ $(BIN)/python:
 	  "apt-get install python3-venv or brew install python@3.13, or set PYTHON=PATH" >&2; exit 1
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	@echo "Installing Lamina into $(VENV) (about a minute, once) ..."
+	@echo "Installing Lamina into $(VENV) (a minute or two, once) ..."
 	@$(PIP) install -c $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
 
