@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from transformers import PreTrainedTokenizerBase
 
-    from lamina.export.final import Form
     from lamina.heal.trainer import TokenLossTrainer
 
 logger = logging.getLogger(__name__)
@@ -88,7 +87,6 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
         tokenizer, rows = feed(experiment)
         packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
         model = load(experiment, tokenizer)
-        form = experiment.form_of(model)
         parameters, longest = model.num_parameters(), longest_rows(experiment, rows)
         step_arguments = one_step.arguments(scratch)
         trainer = one_step.build_trainer(model, tokenizer, longest, step_arguments, [])
@@ -100,10 +98,10 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
             "kept_layers": list(experiment.plan.kept_layers),
             "parameters": parameters,
             "trainable_parameters": trainer.trainable_parameters(),
-            "form": form,
+            "form": experiment.form,
             "device": device_name(),
             "step": step,
-            "footprint": footprint_of(experiment, trainer, form, scratch, steps, free),
+            "footprint": footprint_of(experiment, trainer, scratch, steps, free),
             "steps": steps,
             "processes": processes,
             "batch": batch_size(arguments, processes),
@@ -139,17 +137,16 @@ def take_step(experiment: Experiment, trainer: "TokenLossTrainer") -> dict[str, 
 def footprint_of(
     experiment: Experiment,
     trainer: "TokenLossTrainer",
-    form: "Form",
     scratch: Path,
     steps: int,
     free: int,
 ) -> dict[str, int]:
     """Return the memory and disk space that the run takes, in bytes, once its trainer took a step.
 
-    `form` is what final/ holds, `steps` counts the run's optimizer steps, and `free` is the memory
-    in bytes that was free before the model was loaded. `scratch` takes temporary files.
+    `steps` counts the run's optimizer steps, `free` is the memory in bytes that was free before the
+    model was loaded, and `scratch` takes temporary files.
     """
-    model, is_full = trainer.model, form == "model"
+    model, is_full = trainer.model, experiment.form == "model"
     weights = weight_bytes(model.parameters()) + scale_bytes(model)
     gradients = weight_bytes(trained_weights(model))
     optimizer = state_bytes(trainer.optimizer.state)
@@ -159,7 +156,7 @@ def footprint_of(
     parameters = model.num_parameters() - (0 if is_full else trainer.trainable_parameters())
     adapter = gradients + tokenizer
     whole = parameters * experiment.export_dtype.itemsize + tokenizer
-    final = {"adapter": adapter, "both": adapter + whole}.get(form, whole)
+    final = {"adapter": adapter, "both": adapter + whole}.get(experiment.form, whole)
     checkpoint = (weights if is_full else gradients) + optimizer + tokenizer
     checkpoints = most_checkpoints(experiment.save_total_limit, steps, experiment.eval_steps)
     return {

@@ -17,6 +17,7 @@ from lamina.depth.reduction import reduction
 from lamina.depth.variants import Scratch
 from lamina.export.final import Form
 from lamina.heal import kernels
+from lamina.heal.adapters import Full, Lora
 from lamina.heal.backends.transformers import Training
 from lamina.heal.callbacks.settings import Context
 from lamina.heal.libraries import prepared
@@ -130,7 +131,7 @@ class Experiment(Parameters):
 
         if distributed.world_size() == 1 or self.parallel == "ddp":
             return False
-        is_full = self.adapter.name == "full"
+        is_full = isinstance(self.adapter, Full)
         return self.parallel == "fsdp" or (is_full and torch.cuda.is_available())
 
     @property
@@ -190,10 +191,11 @@ class Experiment(Parameters):
         assert self.plan.source is not None
         return self._memory(reduction(self.plan.source, self.plan.kept_layers).blueprint)
 
-    def form_of(self, model: "PreTrainedModel") -> Form:
-        """Choose what final/ holds, given the reduced model."""
-        name, is_loadable = self.adapter.name, self.adapter.is_loadable
-        return self.export.form_of(self.plan, model, name, is_loadable=is_loadable)
+    @cached_property
+    def form(self) -> Form:
+        """What final/ holds; raises ConfigError if that would not be exact."""
+        has_adapter, is_loadable = isinstance(self.adapter, Lora), self.adapter.is_loadable
+        return self.export.form_of(self.plan, has_adapter=has_adapter, is_loadable=is_loadable)
 
     def load_unquantized(self) -> "PreTrainedModel":
         """Load the reduced model without quantization, to merge a qlora adapter into it."""

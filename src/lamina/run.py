@@ -12,7 +12,7 @@ from lamina.data.byte_tokenizer import build_tokenizer
 from lamina.depth import loading
 from lamina.experiment import Experiment
 from lamina.export.card import manifest
-from lamina.export.final import Form, save_final
+from lamina.export.final import save_final
 from lamina.heal.callbacks.loggers import open_observers
 from lamina.heal.resume import Start, find_start
 from lamina.measure import protocol as measure
@@ -49,7 +49,6 @@ def run(experiment: Experiment, record: Record) -> None:
             if wanted.baseline and experiment.plan.is_reduced:
                 measure.baseline(record, protocol, experiment.untouched)
             model = load(experiment, tokenizer)
-            form = experiment.form_of(model)
             reference, metrics = experiment.reduced, experiment.reduced_metrics
             measure.reduced(record, protocol, model, tokenizer, reference, metrics)
             loggers, callbacks = experiment.logger.values(), experiment.callbacks.values()
@@ -57,7 +56,7 @@ def run(experiment: Experiment, record: Record) -> None:
             with open_observers(context, loggers if first else (), callbacks) as observers:
                 trainer = experiment.build_trainer(model, tokenizer, rows, arguments, observers)
                 heal(experiment, record, rows, trainer, start)
-                final = keep(experiment, record, trainer, form)
+                final = keep(experiment, record, trainer)
                 comparable = start.has_eval_rows(record.content["eval_fingerprint"])
                 tolerance = trainer.tolerance(final) if comparable else None
                 del trainer, model
@@ -72,7 +71,7 @@ def plan(experiment: Experiment) -> None:
     distributed.first_process_first("plan", lambda: experiment.plan)
     if experiment.evaluation.baseline and experiment.plan.is_reduced:
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")
-    for note in experiment.plan.notes():
+    for note in experiment.plan.notes(saved=experiment.form != "adapter"):
         logger.info("%s", note)
     experiment.data.find()
 
@@ -141,20 +140,22 @@ def heal(
     record.measured(**trainer.figures(), peak_memory_bytes=peak_memory_bytes())
 
 
-def keep(
-    experiment: Experiment, record: Record, trainer: "TokenLossTrainer", form: Form
-) -> measure.ModelRef:
+def keep(experiment: Experiment, record: Record, trainer: "TokenLossTrainer") -> measure.ModelRef:
     """Write the best weights to final/."""
     adapter, settings = experiment.adapter, asdict(experiment)
     content = manifest(
-        experiment.plan, adapter=adapter.name, parameters=settings, record=record.content
+        experiment.plan,
+        adapter=adapter.name,
+        parameters=settings,
+        record=record.content,
+        saved=experiment.form != "adapter",
     )
     final = save_final(
         trainer.best_model(),
         trainer.processing_class,
         experiment.folder,
         plan=experiment.plan,
-        form=form,
+        form=experiment.form,
         dtype=experiment.export_dtype,
         manifest=content,
         unquantized=experiment.load_unquantized if adapter.in_4bit else None,

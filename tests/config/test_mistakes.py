@@ -39,15 +39,17 @@ MISTAKES = {
     "model=layers model.drop=[1-3] depth.protect=[0,2]": "model.drop=[1-3] removes layer 2, which "
     "depth.protect=[0,2] protects; 10 of 12 layers may go: choose other layers, or protect fewer",
     "model=layers model.keep=0-8 depth.protect=full_attention": "model.keep=0-8 removes layer 8, "
-    "which depth.protect=[full_attention] protects like every other: choose other layers, or "
+    "which depth.protect=full_attention protects like every other: choose other layers, or "
     "protect fewer",
     "model.keep_layers=2 depth.protect=[0-3]": "model.keep_layers=2 leaves 2 of 12 layers, but "
     "depth.protect=[0-3] protects 3: keep at least those, or protect fewer",
     "depth.protect=[linear_attention]": "depth.protect=[linear_attention]: 'linear_attention' is "
     "neither a layer of this model (0 to 11, or a half-open range such as 0-2), nor a kind of its "
     "layers (full_attention)",
-    "depth.protect=[0,12]": "depth.protect=12: 12 lies outside of the model's 12 layers: indices "
-    "are 0 to 11, ranges half-open (0-12 is all)",
+    "depth.protect=[0,12]": "depth.protect=[0,12]: 12 lies outside of the model's 12 layers: "
+    "indices are 0 to 11, ranges half-open (0-12 is all)",
+    "depth.protect=''": "depth.protect='': '' is neither a layer of this model (0 to 11, or a "
+    "half-open range such as 0-2), nor a kind of its layers (full_attention)",
     # Keys of another option.
     "model.layer_to_drop=-1": "model.layer_to_drop=-1: this key belongs to model=dropped; "
     "model=pruned has keep_layers, selector",

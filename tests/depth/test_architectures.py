@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lamina.depth.selection import First
 from lamina.depth.variants import Layers, Original, Pruned
 from lamina.errors import ModelError
 from lamina.export.reduced import write_cut
-from lamina.weights.source import resolve
+from lamina.weights.source import Source, resolve
 from tests.architectures import ARCHITECTURES, NUM_LAYERS, build, save
 from tests.conftest import no_scores
 
@@ -153,8 +154,29 @@ def test_heads_for_multi_token_prediction_are_left_out(tmp_path: Path) -> None:
     assert not [name for name in written if name.startswith("mtp")]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", dtype=torch.float32)
     assert torch.equal(logits(model.eval()), expected)
-    write_cut(make_plan(Original(), str(folder), no_scores), tmp_path / "whole")
+    plan = make_plan(Original(), str(folder), no_scores)
+    write_cut(plan, tmp_path / "whole")
     assert heads.keys() < load_file(tmp_path / "whole" / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("is_on_the_hub", [True, False])
+@pytest.mark.parametrize("max_shard_size", ["20KB", "5GB"])
+def test_heads_that_only_the_weights_show_are_named(
+    max_shard_size: str, is_on_the_hub: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    model = build("qwen3_next")
+    weights = {**model.state_dict(), "mtp.norm.weight": torch.ones(2)}
+    model.save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size)
+    plan = make_plan(Original(), str(folder), no_scores)
+    if is_on_the_hub:
+        source = Source(name="a/b", revision="c0ffee", folder=folder)
+        plan = replace(plan, source=source)
+    layout = "layout: 2 linear_attention, 1 full_attention, repeated over 6 layers"
+    heads = "left out: the multi-token prediction heads"
+    assert plan.notes() == [layout]
+    assert plan.notes(saved=True) == [heads, layout]
+    assert replace(plan, kept_layers=(0, 1, 2)).notes()[0] == heads
 
 
 @pytest.mark.parametrize("nested", [True, False])

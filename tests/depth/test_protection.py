@@ -9,7 +9,7 @@ import pytest
 
 from lamina.depth import selection
 from lamina.depth.plan import make_plan
-from lamina.depth.protection import Protection, protection
+from lamina.depth.protection import Protection, parse_protection
 from lamina.depth.selection import NoScores, Selector
 from lamina.depth.variants import Dropped, Layers, Original, Pruned, Variant
 from lamina.errors import ConfigError
@@ -124,8 +124,15 @@ def test_angular_needs_a_block_without_a_protected_layer() -> None:
 def test_a_layer_without_a_score_keeps_its_index_in_the_message() -> None:
     losses = replace(FOUND.leave_one_out, loss=(9.0, 1.0, 1.1, float("nan"), 3.0))
     variant = Pruned(keep_layers=3, selector=selection.LeaveOneOutLoss())
-    with pytest.raises(ConfigError, match="layer 3 has no score"):
-        variant.kept_layers(5, Scores(replace(FOUND, leave_one_out=losses)), protecting(0))
+    found = Scores(replace(FOUND, leave_one_out=losses))
+    with pytest.raises(ConfigError) as raised:
+        variant.kept_layers(5, found, protecting(0))
+    message = "layer 3 has no score (its loss is not finite): set dtype=float32"
+    assert str(raised.value) == message
+    for selector in (selection.Magnitude(), selection.LeaveOneOutKL()):  # they use other scores
+        other = replace(variant, selector=selector)
+        expected = other.kept_layers(5, Scores(), protecting(0))
+        assert other.kept_layers(5, found, protecting(0)) == expected
 
 
 @pytest.mark.parametrize(
@@ -142,7 +149,7 @@ def test_a_layer_without_a_score_keeps_its_index_in_the_message() -> None:
     ],
 )
 def test_layers_are_named_by_index_range_or_kind(protect: Any, layers: set[int]) -> None:
-    assert protection(protect, HYBRID).layers == layers
+    assert parse_protection(protect, HYBRID).layers == layers
 
 
 @pytest.mark.parametrize(
@@ -150,11 +157,12 @@ def test_layers_are_named_by_index_range_or_kind(protect: Any, layers: set[int])
     [
         ({"num_hidden_layers": 6, "full_attention_interval": 3}, "full_attention"),
         ({"num_hidden_layers": 6, "hybrid_override_pattern": "MM*MM*"}, "*"),
+        ({"num_hidden_layers": 6, "hybrid_override_pattern": "MM-M*-"}, "-"),
         ({"num_hidden_layers": 6, "layers_block_type": ["m", "m", "attention"] * 2}, "attention"),
     ],
 )
 def test_kinds_come_from_whatever_list_the_config_has(config: dict[str, Any], kind: str) -> None:
-    assert protection([kind], config).layers == {2, 5}
+    assert parse_protection([kind], config).layers == {2, 5}
 
 
 @pytest.mark.parametrize(
@@ -168,15 +176,39 @@ def test_kinds_come_from_whatever_list_the_config_has(config: dict[str, Any], ki
         ),
         (
             [0, 6],
-            "depth.protect=6: 6 lies outside of the model's 6 layers: indices are 0 to 5, "
+            "depth.protect=[0,6]: 6 lies outside of the model's 6 layers: indices are 0 to 5, "
             "ranges half-open (0-6 is all)",
+        ),
+        (
+            "",
+            "depth.protect='': '' is neither a layer of this model (0 to 5, or a half-open range "
+            "such as 0-2), nor a kind of its layers (full_attention or linear_attention)",
+        ),
+        (
+            [0, True],
+            "depth.protect=[0,True]: 'True' is neither a layer of this model (0 to 5, or a "
+            "half-open range such as 0-2), nor a kind of its layers (full_attention or "
+            "linear_attention)",
         ),
     ],
 )
-def test_an_entry_that_names_no_layer_is_refused(protect: list[Any], message: str) -> None:
+def test_an_entry_that_names_no_layer_is_refused(protect: Any, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        protection(protect, HYBRID)
+        parse_protection(protect, HYBRID)
     assert str(raised.value) == message
+
+
+def test_while_kinds_are_unknown_indices_are_checked_and_the_value_is_shown_as_given() -> None:
+    plain = {"num_hidden_layers": 6}
+    given = [0, "linear_attention"]
+    found = parse_protection(given, plain, kinds_known=False)
+    assert found == Protection(frozenset({0}), "depth.protect=[0,linear_attention]")
+    with pytest.raises(ConfigError) as raised:
+        parse_protection([*given, 99], plain, kinds_known=False)
+    assert str(raised.value) == (
+        "depth.protect=[0,linear_attention,99]: 99 lies outside of the model's 6 layers: indices "
+        "are 0 to 5, ranges half-open (0-6 is all)"
+    )
 
 
 def test_a_kind_that_only_the_config_class_derives_is_known(tmp_path: Path) -> None:
@@ -197,8 +229,9 @@ def test_a_kind_that_only_the_config_class_derives_is_known(tmp_path: Path) -> N
     [
         (
             [0],
-            "1 linear_attention, 1 full_attention, 2 linear_attention, 1 full_attention (uneven, "
-            "which llama.cpp before September 2026 and Megatron-Bridge before July 2026 mistype)",
+            "1 linear_attention, 1 full_attention, 2 linear_attention, 1 full_attention (uneven: "
+            "llama.cpp before September 2026 and Megatron-Bridge before July 2026 assign the wrong "
+            "kind to some layers)",
         ),
         ([0, 3], "1 linear_attention, 1 full_attention, repeated over 4 layers"),
         (["3-6"], "2 linear_attention, 1 full_attention, repeated over 3 layers"),
@@ -211,3 +244,11 @@ def test_the_layout_of_a_hybrid_is_reported(
     folder = save("qwen3_next", tmp_path / "model")
     plan = make_plan(Layers(keep=None, drop=drop), str(folder), no_scores)
     assert plan.notes() == ([f"layout: {layout}"] if layout else [])
+
+
+def test_other_hybrids_have_an_uneven_layout_without_a_warning(tmp_path: Path) -> None:
+    folder = save("gemma3_text", tmp_path / "model")
+    plan = make_plan(Layers(keep=None, drop=[0]), str(folder), no_scores)
+    assert plan.notes() == [
+        "layout: 1 sliding_attention, 1 full_attention, 2 sliding_attention, 1 full_attention"
+    ]

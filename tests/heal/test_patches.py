@@ -17,7 +17,8 @@ from torch.utils.data import BatchSampler
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from tests.architectures import MULTIMODAL, build
+from lamina.heal.backends.transformers import _not_adaptable
+from tests.architectures import MULTIMODAL, SIZE, build
 from tests.conftest import REFERENCE
 
 ROWS = Dataset.from_list(
@@ -90,6 +91,14 @@ def test_llama_4_names_a_base_that_it_lacks_and_its_router_returns_two_values() 
     routers = [each for each in model.modules() if type(each).__name__ == "Llama4Router"]
     assert all(isinstance(each, torch.nn.Linear) for each in routers)
     assert isinstance(routers[0](torch.ones(1, config.hidden_size)), tuple)
+    assert _not_adaptable(model) == ["router"]
+
+
+def test_falcons_own_linear_layers_return_one_value_and_are_adapted() -> None:
+    config = AutoConfig.for_model("falcon", **{**SIZE, "num_hidden_layers": 1})
+    assert _not_adaptable(AutoModelForCausalLM.from_config(config)) == []
+    config = AutoConfig.for_model("phimoe", **{**SIZE, "num_hidden_layers": 1})
+    assert _not_adaptable(AutoModelForCausalLM.from_config(config)) == ["router"]
 
 
 @pytest.mark.skipif(

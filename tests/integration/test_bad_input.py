@@ -109,6 +109,24 @@ def test_a_model_that_cannot_be_trained_is_named_before_anything_slow(
     assert done.code == 1
 
 
+@pytest.mark.parametrize("command", ["train", "scan", "shortlist", "cut"])
+def test_an_architecture_that_transformers_lacks_is_refused_before_anything_slow(
+    command: str, tmp_path: Path
+) -> None:
+    own = f"model_name={model(tmp_path / 'model', model_type='qwen33')}"
+    given = ("experiment=quickstart", own, "model=original")
+    if command == "train":
+        done = train(tmp_path / "run", *given, "logger=none")
+    else:
+        given = (own, "model=original", "output=out") if command == "cut" else given
+        done = lamina(command, *given, cwd=tmp_path)
+    assert done.errors == (
+        f"error: {own}: config.json's model_type=qwen33: transformers knows no such architecture; "
+        "did you mean qwen3?\n"
+    )
+    assert done.code == 1
+
+
 def test_weights_that_do_not_fit_are_refused_with_model_original(tmp_path: Path) -> None:
     folder = model(tmp_path / "model", tie_word_embeddings=False)
     done = train(tmp_path / "run", *SHORT, "model=original", f"model_name={folder}")

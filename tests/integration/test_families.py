@@ -94,6 +94,13 @@ def test_a_healed_model_is_exported_and_reloaded(
     model = loaded(tmp_path / "out")
     notes = json.loads((tmp_path / "out" / "lamina.json").read_text())["notes"]
     assert (LEFT_OUT in notes) == (family.model_type in MULTIMODAL)
+    if family.model_type == "qwen3_5":
+        done = lamina("export", healed.folder, "--output", "no", "--form", "adapter", cwd=tmp_path)
+        assert done.errors == (
+            "error: --form adapter: an adapter of a multimodal model's text part does not load "
+            "onto that part alone: transformers would build the whole multimodal model; choose "
+            "--form merged\n"
+        )
     final = logits(loaded(healed.final))
     if (healed.final / "adapter_config.json").exists():  # merging an adapter rounds its weights
         torch.testing.assert_close(logits(model), final, rtol=0, atol=1e-5)

@@ -139,7 +139,7 @@ def test_a_shortlist_without_a_layer_to_drop_is_refused(tmp_path: Path) -> None:
     done = lamina("shortlist", *given, cwd=tmp_path)
     assert done.code == 1
     assert done.errors.splitlines()[-1].endswith(
-        "depth.protect=[full_attention] protects every layer: protect fewer"
+        "depth.protect=full_attention protects every layer: protect fewer"
     )
     assert "scoring the layers" not in done.errors
 

@@ -26,7 +26,7 @@ from lamina.scan.passes import Budget, ScanSettings, budget, sweep
 from lamina.scan.scores import Scores, jaccard, kendall_tau
 from lamina.scan.streams import PARTS
 from lamina.weights.source import Source, resolve
-from tests.architectures import save
+from tests.architectures import build, save
 from tests.conftest import REFERENCE
 
 MODELS = (
@@ -118,6 +118,15 @@ def test_a_head_that_config_json_calls_tied_is_scored_as_it_is(tmp_path: Path) -
     assert statistics(source, windows).baseline_loss == pytest.approx(
         loss(predictions(model, windows), windows), abs=1e-5
     )
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_mpt_takes_layers_that_return_tuples_at_every_depth(depth: int, tmp_path: Path) -> None:
+    build("mpt", n_layers=depth).save_pretrained(tmp_path)
+    source, windows = resolve(str(tmp_path)), text()
+    full = predictions(whole(source), windows)
+    found = statistics(source, windows, sublayers=False)
+    assert found.baseline_loss == pytest.approx(loss(full, windows), abs=1e-5)
 
 
 def test_a_sublayer_score_is_the_loss_with_its_output_zeroed(source: Source) -> None:

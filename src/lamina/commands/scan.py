@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 
 from lamina.commands.app import app, short_path
 from lamina.config.preflight import preflight
+from lamina.depth.plan import usable_source
 from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError
 from lamina.runtime.files import write_json
 from lamina.scan.cached import without_holdout
-from lamina.weights.source import resolve
 
 
 @app("config")
@@ -34,7 +34,7 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
             "dry_run=true has no meaning in a scan, which trains nothing: leave it out"
         )
     run = instantiate(config)
-    content = run.scores(resolve(run.model_name), without_holdout(run.data)).scan()
+    content = run.scores(usable_source(run.model_name), without_holdout(run.data)).scan()
     found = Statistics.from_dict(content)
     write_json(folder / "scan.json", content)
     write_csv(found, folder / "scan.csv")

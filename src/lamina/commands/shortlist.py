@@ -12,12 +12,11 @@ from lamina.commands.app import app
 from lamina.commands.scan import scan
 from lamina.config.preflight import preflight
 from lamina.config.quoting import quoted
-from lamina.depth.plan import protection_of
+from lamina.depth.plan import protection_of, usable_source
 from lamina.depth.statistics import Statistics
 from lamina.depth.surgery import layer_count
 from lamina.errors import ConfigError
 from lamina.measure.results import read_result
-from lamina.weights.source import resolve
 
 
 @app("config")
@@ -26,7 +25,7 @@ def main(config: DictConfig) -> None:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     preflight(config)
-    source = resolve(config.model_name)
+    source = usable_source(config.model_name)
     settings = OmegaConf.to_container(config.depth, resolve=True)
     protected = protection_of(source, settings["protect"])
     free = set(range(layer_count(source.config))) - protected.layers

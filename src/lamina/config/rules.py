@@ -7,7 +7,7 @@ from lamina.config import backend_choice
 from lamina.config.parameters import Parameters
 from lamina.depth.layer_kinds import layer_kinds
 from lamina.depth.plan import refuse_unusable
-from lamina.depth.protection import entries, names_kind, protection
+from lamina.depth.protection import parse_protection
 from lamina.depth.selection import First, NoScores, ScoresNeededError
 from lamina.depth.surgery import layer_count
 from lamina.depth.variants import Pruned, Scratch
@@ -47,10 +47,8 @@ def layer_problems(run: Parameters) -> Iterator[str]:
         source = resolve(name)
         if not isinstance(run.model, Scratch):
             refuse_unusable(source)
-            protect = entries(run.depth.protect)
-            if not any(layer_kinds(source.config)):  # the run itself asks transformers for them
-                protect = [part for part in protect if not names_kind(part)]
-            protected = protection(protect, source.config)
+            known = any(layer_kinds(source.config))  # otherwise the run asks transformers for them
+            protected = parse_protection(run.depth.protect, source.config, kinds_known=known)
             run.model.kept_layers(layer_count(source.config), NoScores(), protected)
     except LaminaError as error:
         yield str(error)

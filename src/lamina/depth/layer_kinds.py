@@ -8,8 +8,13 @@ from lamina.depth.surgery import layer_count, with_cadences
 KIND_FIELDS = ("layer_types", "layers_block_type", "hybrid_override_pattern", "mlp_layer_types")
 """The lists of config.json that name each layer's kind."""
 
-UNEVEN = (
-    "uneven, which llama.cpp before September 2026 and Megatron-Bridge before July 2026 mistype"
+MISREAD_IF_UNEVEN = frozenset({"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"})
+"""Values of model_type whose kinds some engines compute from full_attention_interval alone, or from
+its default."""
+
+MISREAD = (
+    " (uneven: llama.cpp before September 2026 and Megatron-Bridge before July 2026 assign the "
+    "wrong kind to some layers)"
 )
 
 
@@ -31,4 +36,5 @@ def layout(config: dict[str, Any]) -> str | None:
     others, nth = kinds[0], kinds[every - 1]
     if kinds == [others if (i + 1) % every else nth for i in range(len(kinds))]:
         return f"{every - 1} {others}, 1 {nth}, repeated over {len(kinds)} layers"
-    return f"{', '.join(f'{length} {kind}' for length, kind in runs)} ({UNEVEN})"
+    warning = MISREAD if config.get("model_type") in MISREAD_IF_UNEVEN else ""
+    return ", ".join(f"{length} {kind}" for length, kind in runs) + warning

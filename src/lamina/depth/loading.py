@@ -8,6 +8,7 @@ from lamina.depth.quantization import quantization
 from lamina.depth.reduction import (
     Reduction,
     blueprint,
+    config_class,
     config_of,
     reduction,
     with_derived_lists,
@@ -157,7 +158,13 @@ def new_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    _refuse_unknown_keys(architecture)
+    settings = config_class("model.architecture.model_type", architecture)
+    known = {*settings().to_dict(), *settings.attribute_map}
+    for key, value in architecture.items():
+        if key not in known:  # transformers 5.17 would store it and never read it
+            raise ModelError(
+                f"model.architecture.{key}={value}: no such key{did_you_mean(key, known)}"
+            )
     ids = {
         "vocab_size": len(tokenizer),
         "bos_token_id": None,
@@ -169,25 +176,6 @@ def new_model(
     except (ValueError, TypeError) as error:
         raise ModelError(f"model.architecture: {str(error).splitlines()[0]}") from error
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def _refuse_unknown_keys(architecture: dict[str, Any]) -> None:
-    """Refuse keys that transformers 5.17 would store in the config and never read."""
-    from transformers import CONFIG_MAPPING
-
-    kind = architecture["model_type"]
-    if kind not in CONFIG_MAPPING:
-        raise ModelError(
-            f"model.architecture.model_type={kind}: transformers knows no such architecture"
-            f"{did_you_mean(kind, CONFIG_MAPPING)}"
-        )
-    settings = CONFIG_MAPPING[kind]
-    known = {*settings().to_dict(), *settings.attribute_map}
-    for key, value in architecture.items():
-        if key not in known:
-            raise ModelError(
-                f"model.architecture.{key}={value}: no such key{did_you_mean(key, known)}"
-            )
 
 
 def model_class(content: Mapping[str, Any]) -> "type[PreTrainedModel]":

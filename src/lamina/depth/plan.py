@@ -5,8 +5,8 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from lamina.depth.layer_kinds import layer_kinds, layout
-from lamina.depth.layer_sets import half_open_ranges
-from lamina.depth.protection import Protection, entries, names_kind, protection
+from lamina.depth.layer_sets import half_open_ranges, split_entries
+from lamina.depth.protection import Protection, names_kind, parse_protection
 from lamina.depth.reduction import whole_config, with_derived_lists
 from lamina.depth.selection import LayerScores
 from lamina.depth.surgery import layer_count, reduced_config, refuse_sharing
@@ -48,12 +48,16 @@ class Plan:
         """The kept layers as PEFT's `layer_replication`: half-open ranges; None if all stay."""
         return half_open_ranges(self.kept_layers) if self.is_reduced else None
 
-    def notes(self) -> list[str]:
-        """Return a line on what is left out besides layers, and one on the layout of a hybrid."""
+    def notes(self, *, saved: bool = False) -> list[str]:
+        """Return a line on what is left out besides layers, and one on the layout of a hybrid.
+
+        `saved` says that transformers writes the weights, not those of an adapter alone: it leaves
+        out heads for multi-token prediction even if all layers stay.
+        """
         if self.source is None:
             return []
         left_out = ["the vision part"] if self.source.is_text_part else []
-        if (self.is_reduced or self.source.is_text_part) and has_mtp_heads(self.source):
+        if (saved or self.is_reduced or self.source.is_text_part) and has_mtp_heads(self.source):
             left_out.append("the multi-token prediction heads")
         order = layout(reduced_config(_with_kinds(self.source), self.kept_layers))
         notes = [f"left out: {' and '.join(left_out)}"] if left_out else []
@@ -82,8 +86,7 @@ def make_plan(
     if isinstance(variant, Scratch):
         count = layer_count(variant.architecture)
         return Plan(variant.model_type, None, count, tuple(range(count)), {})
-    source = resolve(model_name)
-    refuse_unusable(source)
+    source = usable_source(model_name)
     num_layers = layer_count(source.config)
     if source.is_text_part:
         refuse_sharing(source.config)
@@ -97,6 +100,18 @@ def make_plan(
         for key, value in vars(variant).items()
     }
     return Plan(variant.model_type, source, num_layers, kept_layers, settings)
+
+
+def usable_source(model_name: str) -> Source:
+    """Find a model and refuse, before its weights or any text is read, one that cannot be used.
+
+    Raises:
+        ModelError: It is not found, `refuse_unusable` refuses it, or transformers does.
+    """
+    source = resolve(model_name)
+    refuse_unusable(source)
+    whole_config(source)
+    return source
 
 
 def refuse_unusable(source: Source) -> None:
@@ -126,8 +141,8 @@ def protection_of(source: Source, protect: Any) -> Protection:
     Raises:
         ConfigError: An entry names none of this model's.
     """
-    by_kind = any(map(names_kind, entries(protect)))
-    return protection(protect, _with_kinds(source) if by_kind else source.config)
+    by_kind = any(map(names_kind, split_entries(protect)))
+    return parse_protection(protect, _with_kinds(source) if by_kind else source.config)
 
 
 def _with_kinds(source: Source) -> dict[str, Any]:

@@ -9,10 +9,9 @@ from typing import Any
 from typing_extensions import override
 
 from lamina.depth.layer_kinds import layer_kinds
-from lamina.depth.layer_sets import parse_layers
-from lamina.depth.selection import LayerScores, Selector, without_lowest
+from lamina.depth.layer_sets import as_given, parse_entry, split_entries
+from lamina.depth.selection import LayerScores, NoScoreError, Selector
 from lamina.depth.statistics import Numbers, Statistics
-from lamina.depth.surgery import layer_count
 from lamina.errors import ConfigError, either
 
 
@@ -51,8 +50,6 @@ class Protection:
         Raises:
             ConfigError: More layers are protected than may stay.
         """
-        if not self.layers:
-            return selector.kept(num_layers, keep_layers, scores)
         free = tuple(index for index in range(num_layers) if index not in self.layers)
         wanted = keep_layers - len(self.layers)
         if wanted < 0:
@@ -62,7 +59,10 @@ class Protection:
             )
         if wanted == 0:
             return tuple(sorted(self.layers))
-        chosen = selector.kept(len(free), wanted, FreeScores(scores, free, self.layers))
+        try:
+            chosen = selector.kept(len(free), wanted, FreeScores(scores, free, self.layers))
+        except NoScoreError as error:
+            raise NoScoreError(free[error.layer]) from None
         return tuple(sorted({*self.layers, *(free[index] for index in chosen)}))
 
 
@@ -100,7 +100,6 @@ class FreeScores(LayerScores):
         return self._of(self.scores.taylor())
 
     def _of(self, values: Numbers) -> Numbers:
-        without_lowest(values, len(values))  # refuses NaN, with the layer's index in the model
         return tuple(values[index] for index in self.free)
 
     def _blocks(self, table: tuple[Numbers, ...]) -> tuple[Numbers, ...]:
@@ -117,37 +116,34 @@ class FreeScores(LayerScores):
         )
 
 
-def entries(protect: Any) -> list[str]:
-    """Return the entries of depth.protect, which may also be one entry, or several in one text."""
-    given = protect if isinstance(protect, list | tuple) else [] if protect is None else [protect]
-    return [part.strip() for item in given for part in str(item).split(",")]
-
-
 def names_kind(entry: str) -> bool:
-    """Whether an entry of depth.protect is not an index or a range."""
-    return re.fullmatch(r"[\d\s-]+", entry) is None
+    """Whether an entry of depth.protect is not an index or a range; `-` alone is a kind."""
+    return re.fullmatch(r"[\s-]*\d[\d\s-]*", entry) is None
 
 
-def protection(protect: Any, config: dict[str, Any]) -> Protection:
+def parse_protection(
+    protect: Any, config: dict[str, Any], *, kinds_known: bool = True
+) -> Protection:
     """Find the layers that depth.protect names by index, half-open range or kind.
+
+    Without `kinds_known`, kinds are skipped.
 
     Raises:
         ConfigError: An entry is none of these in this model.
     """
-    parts, kinds = entries(protect), layer_kinds(config)
-    given = f"depth.protect=[{','.join(parts)}]"
+    setting, kinds = f"depth.protect={as_given(protect)}", layer_kinds(config)
     found: set[int] = set()
-    for part in parts:
-        if not names_kind(part):
-            found.update(parse_layers("depth.protect", part, layer_count(config)))
+    for entry in split_entries(protect):
+        if not names_kind(entry):
+            found.update(parse_entry(setting, entry, len(kinds)))
             continue
-        named = {index for index, each in enumerate(kinds) if part in each}
-        if not named:
+        named = {index for index, each in enumerate(kinds) if entry in each}
+        if kinds_known and not named:
             known = sorted({kind for each in kinds for kind in each})
             allowed = f", nor a kind of its layers ({either(known)})" if known else ""
             raise ConfigError(
-                f"{given}: {part!r} is neither a layer of this model (0 to {len(kinds) - 1}, or a "
-                f"half-open range such as 0-2){allowed}"
+                f"{setting}: {entry!r} is neither a layer of this model (0 to {len(kinds) - 1}, or "
+                f"a half-open range such as 0-2){allowed}"
             )
         found |= named
-    return Protection(frozenset(found), given)
+    return Protection(frozenset(found), setting)

@@ -12,8 +12,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.surgery import PER_LAYER_FIELDS, reduced_config
-from lamina.errors import ModelError
+from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count, reduced_config
+from lamina.errors import ModelError, did_you_mean
 from lamina.weights.reading import TensorSlice, byte_blocks
 from lamina.weights.source import Source
 
@@ -88,11 +88,12 @@ def whole_config(source: Source) -> "PretrainedConfig":
         ModelError: transformers does not know the architecture, or refuses the config.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
+    kind = config_class(f"model_name={source.name}: config.json's model_type", source.config)
     try:
         if source.is_text_part:
-            return config_of(CONFIG_MAPPING[source.config["model_type"]], source.config)
+            return config_of(kind, source.config)
         return AutoConfig.from_pretrained(source.folder)
     except StrictDataclassError as error:  # its first line names the field, its cause the value
         reason = str(error.__cause__ or error).splitlines()[0]
@@ -100,6 +101,24 @@ def whole_config(source: Source) -> "PretrainedConfig":
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model_name={source.name}: config.json: {reason}") from error
+
+
+def config_class(key: str, content: Mapping[str, Any]) -> "type[PretrainedConfig]":
+    """Return transformers' class for a model_type, which `key` names in messages.
+
+    Raises:
+        ModelError: transformers does not know the architecture.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = content.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{key}={kind}: transformers knows no such architecture"
+            f"{did_you_mean(str(kind), CONFIG_MAPPING)}"
+        )
+    found: type[PretrainedConfig] = CONFIG_MAPPING[kind]
+    return found
 
 
 def config_of(kind: "type[PretrainedConfig]", content: dict[str, Any]) -> "PretrainedConfig":
@@ -154,6 +173,20 @@ def adapter_form_is_exact(model: "PreTrainedModel") -> bool:
     parents = ((inner, "layers"), (inner, "h"), (getattr(inner, "encoder", None), "layer"))
     types = set(getattr(model.config, "layer_types", None) or ())
     return len(types) <= 1 and any(getattr(*parent, None) is stack for parent in parents)
+
+
+def adapter_obstacle(source: Source | None, kept_layers: Sequence[int], name: str) -> str | None:
+    """Say why an adapter cannot stand for the reduced model called `name`; None if it can."""
+    if source is not None and source.is_text_part:
+        return (
+            "an adapter of a multimodal model's text part does not load onto that part alone: "
+            "transformers would build the whole multimodal model"
+        )
+    if source is not None:
+        is_whole = len(kept_layers) == layer_count(source.config)
+        if is_whole or adapter_form_is_exact(reduction(source, kept_layers).blueprint):
+            return None
+    return f"an adapter cannot rebuild {name} of this architecture exactly"
 
 
 def refuse_changed_blocks(

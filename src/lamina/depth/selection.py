@@ -20,6 +20,14 @@ class ScoresNeededError(Exception):
     """A choice needs scores where none are available."""
 
 
+class NoScoreError(ConfigError):
+    """A layer, by its 0-based index, cannot be ranked."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__(f"layer {layer} has no score (its loss is not finite): set dtype=float32")
+        self.layer = layer
+
+
 class LayerScores:
     """Scores of a model's layers, computed on first use."""
 
@@ -133,6 +141,7 @@ class Angular(Selector):
         table = found.angular_distance_last if self.token == "last" else found.angular_distance
         size = num_layers - keep_layers
         starts = range(num_layers - size + 1)
+        refuse_unscored([table[start][size] for start in starts])
         best = min(starts, key=lambda start: (table[start][size], start))
         if table[best][size] == inf:
             raise ConfigError(
@@ -195,12 +204,15 @@ def without_lowest(values: Sequence[float], keep_layers: int) -> tuple[int, ...]
     """Return the indices of the `keep_layers` largest values, ascending.
 
     Raises:
-        ConfigError: A value is missing or NaN, so that layer cannot be ranked.
+        NoScoreError: A value is missing or NaN.
     """
-    for index, value in enumerate(values):
-        if value is None or value != value:
-            raise ConfigError(
-                f"layer {index} has no score (its loss is not finite): set dtype=float32"
-            )
+    refuse_unscored(values)
     ranked = sorted(range(len(values)), key=lambda index: (values[index], index))
     return tuple(sorted(ranked[len(values) - keep_layers :]))
+
+
+def refuse_unscored(values: Sequence[float]) -> None:
+    """Raise a NoScoreError if a layer's value is missing or NaN."""
+    for index, value in enumerate(values):
+        if value is None or value != value:
+            raise NoScoreError(index)

@@ -53,7 +53,7 @@ SHARING_FIELDS = {
 """Fields that make removal inexact unless they are zero or absent."""
 
 HARMLESS_FIELDS = frozenset(
-    {"time_step_rank", "time_step_limit", "mlp_multipliers", "ssm_multipliers"}
+    "time_step_rank time_step_limit mlp_multipliers ssm_multipliers architectures".split()
 )
 """Fields whose names or lengths only look as if they were about decoder layers."""
 
@@ -99,7 +99,7 @@ def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[s
         return dict(config)
     refuse_sharing(config)
     _refuse_unknown(config, num_layers)
-    full = with_cadences(config, num_layers)
+    full = with_cadences(without_mtp_heads(config), num_layers)
     sparse = _sparse_layers(full, kept_layers) | _expert_layers(full, kept_layers)
     reduced = {**full, **sparse}
     for field in full.keys() & set(COUNT_FIELDS):
@@ -113,9 +113,12 @@ def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[s
     for field in full.keys() & THRESHOLD_FIELDS:
         if full[field] is not None:
             reduced[field] = sum(index < full[field] for index in kept_layers)
-    for field in full.keys() & MTP_FIELDS:
-        reduced[field] = 0
     return _without_cadences(reduced)
+
+
+def without_mtp_heads(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json that declares no heads for multi-token prediction."""
+    return {**config, **dict.fromkeys(config.keys() & MTP_FIELDS, 0)}
 
 
 def reduced_generation_config(content: dict[str, Any]) -> dict[str, Any]:
@@ -192,10 +195,13 @@ def refuse_sharing(config: dict[str, Any]) -> None:
 
 def _refuse_unknown(config: dict[str, Any], num_layers: int) -> None:
     known = {*PER_LAYER_FIELDS, *INDEX_FIELDS, *THRESHOLD_FIELDS, *CADENCES, *MTP_FIELDS}
-    known |= {*COUNT_FIELDS, *HARMLESS_FIELDS, "decoder_sparse_step", "architectures"}
-    known.add("interleave_moe_layer_step")
+    known |= {*COUNT_FIELDS, *HARMLESS_FIELDS, "decoder_sparse_step", "interleave_moe_layer_step"}
     for field, value in config.items():
-        if field in known or field.endswith(("_token_id", "_token_ids")):
+        if (
+            field in known
+            or field.startswith("mtp_")
+            or field.endswith(("_token_id", "_token_ids"))
+        ):
             continue
         about_layers = bool(_ABOUT_LAYERS.search(field))
         is_list = isinstance(value, list) and value and (about_layers or len(value) == num_layers)

@@ -58,11 +58,11 @@ def is_mtp_tensor(name: str, num_layers: int) -> bool:
 
 
 def has_mtp_heads(source: Source) -> bool:
-    """Whether a model has heads for multi-token prediction; on the hub, config.json decides."""
+    """Whether a model has heads for multi-token prediction; not every config.json says so."""
     configs = (source.whole_config, source.whole_config.get("text_config") or {})
     if any(config.get(field) for config in configs for field in MTP_FIELDS):
         return True
-    return source.is_local and any(_MTP_KEY.match(name) for name in source.files)
+    return any(map(_MTP_KEY.match, source.stored_names))
 
 
 def layer_of(name: str) -> int | None:

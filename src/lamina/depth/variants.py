@@ -5,13 +5,13 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from typing_extensions import override
 
-from lamina.depth.layer_sets import parse_layers
+from lamina.depth.layer_sets import as_given, parse_layers
 from lamina.depth.protection import Protection
 from lamina.depth.selection import LayerScores, LeaveOneOutLoss, Selector
 from lamina.errors import ConfigError
 from lamina.limits import LAYER_INDEX
 
-NOTHING = Protection()
+UNPROTECTED = Protection()
 
 
 class Variant(Protocol):
@@ -21,15 +21,17 @@ class Variant(Protocol):
     """Name of the variant, and of its folder below checkpoints/ and logs/."""
 
     def kept_layers(
-        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
+        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
     ) -> tuple[int, ...]:
-        """Return the 0-based indices that stay, ascending; scores are computed only if used.
+        """Return the 0-based indices that stay, ascending: all, unless the variant chooses.
+
+        Scores are computed only if used.
 
         Raises:
             ConfigError: The choice does not fit a model of this depth, or removes a protected
                 layer.
         """
-        ...
+        return tuple(range(num_layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,6 @@ class Original(Variant):
     """The untouched model."""
 
     model_type: ClassVar[str] = "original"
-
-    @override
-    def kept_layers(
-        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
-    ) -> tuple[int, ...]:
-        return tuple(range(num_layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +52,7 @@ class Dropped(Variant):
 
     @override
     def kept_layers(
-        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
+        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
     ) -> tuple[int, ...]:
         if self.layer_to_drop != "auto" and type(self.layer_to_drop) is not int:
             raise ConfigError(f"model.layer_to_drop={self.layer_to_drop}: {LAYER_INDEX.advice}")
@@ -92,7 +88,7 @@ class Pruned(Variant):
 
     @override
     def kept_layers(
-        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
+        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
     ) -> tuple[int, ...]:
         if not 0 < self.keep_layers < num_layers:
             whole = "; for the whole model choose model=original"
@@ -118,7 +114,7 @@ class Layers(Variant):
 
     @override
     def kept_layers(
-        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
+        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
     ) -> tuple[int, ...]:
         if (self.keep is None) == (self.drop is None):
             raise ConfigError(
@@ -134,8 +130,7 @@ class Layers(Variant):
             nothing = "no layer would be left" if not kept else "every layer would stay"
             raise ConfigError(f"model=layers: {nothing}; for the whole model choose model=original")
         key, value = ("drop", self.drop) if self.keep is None else ("keep", self.keep)
-        shown = f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else value
-        protected.refuse_removal(f"model.{key}={shown}", kept, num_layers)
+        protected.refuse_removal(f"model.{key}={as_given(value)}", kept, num_layers)
         return kept
 
 
@@ -147,12 +142,6 @@ class Scratch(Variant):
     """Keyword arguments of the architecture's transformers config, including `model_type`."""
 
     model_type: ClassVar[str] = "scratch"
-
-    @override
-    def kept_layers(
-        self, num_layers: int, scores: LayerScores, protected: Protection = NOTHING
-    ) -> tuple[int, ...]:
-        return tuple(range(num_layers))
 
 
 @dataclass(frozen=True, kw_only=True)

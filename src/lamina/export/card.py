@@ -31,10 +31,12 @@ def manifest(
     adapter: str | None = None,
     parameters: dict[str, Any] | None = None,
     record: dict[str, Any] | None = None,
+    saved: bool = False,
 ) -> dict[str, Any]:
     """Return the content of lamina.json: where a model comes from.
 
-    After a run, `adapter` is the option's name and `record` the content of result.json so far.
+    After a run, `adapter` is the option's name and `record` the content of result.json so far;
+    for `saved` see `Plan.notes`.
     """
     source = plan.source
     # On the hub, a commit identifies the weights.
@@ -48,7 +50,7 @@ def manifest(
         "selector": plan.selector,
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
-        "notes": plan.notes(),
+        "notes": plan.notes(saved=saved),
         "adapter": adapter,
         "healing": _healing(parameters) if parameters else None,
         "data_fingerprint": record["provenance"]["data_fingerprint"] if record else None,
@@ -85,7 +87,8 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
             f"Layers that stay (0-based, half-open): {format_layers(content['kept_layers'])}. "
             + (f"Trained: {adapter}." if adapter else not_healed),
             "",
-            *_notes(content.get("notes", [])),  # older runs have none
+            *(f"- {note}" for note in content.get("notes", ())),  # older runs have none
+            *([""] if content.get("notes") else ()),
             *_table("loss, nats per token", content["evaluation"]),
             *_table("healing", content["healing"]),
             "```python",
@@ -98,11 +101,6 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
             "",
         ]
     )
-
-
-def _notes(notes: list[str]) -> list[str]:
-    """Return a list of what is left out besides layers, and the layout of a hybrid."""
-    return [*(f"- {note}" for note in notes), ""] if notes else []
 
 
 def _table(title: str, content: dict[str, Any] | None) -> list[str]:

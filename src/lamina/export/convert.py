@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.depth.reduction import adapter_form_is_exact, reduction, true_ties
+from lamina.depth.reduction import adapter_obstacle, reduction, true_ties
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError, ModelError
@@ -25,8 +25,8 @@ from lamina.export.merge import (
     WEIGHTS_FILE,
     AdapterUpdates,
     adapter_updates,
+    non_lora_trainable,
     rename_magnitudes,
-    trained_beside,
 )
 from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
@@ -67,18 +67,12 @@ def _export_adapter(run: FinishedRun, folder: Path, dtype: str | None) -> Losses
         raise ConfigError(f"--dtype={dtype} needs --form merged: an adapter keeps its own type")
     if run.adapter is None:
         raise ConfigError(f"--form adapter: {run.final} has no adapter; choose --form merged")
-    if lost := trained_beside(run.adapter):
+    if lost := non_lora_trainable(run.adapter):
         raise ConfigError(f"--form adapter: {lost}; choose --form merged")
-    kept_layers = run.manifest["kept_layers"]
-    base = run.checked_base()
-    reduced = reduction(base, kept_layers)
-    is_reduced = len(kept_layers) < run.manifest["num_layers"]
-    if base.is_text_part or (is_reduced and not adapter_form_is_exact(reduced.blueprint)):
-        raise ConfigError(
-            "--form adapter: an adapter cannot rebuild this set of layers of this architecture "
-            "exactly; choose --form merged"
-        )
-    adapter_updates(run.adapter, reduced)
+    base, kept_layers = run.checked_base(), run.manifest["kept_layers"]
+    if obstacle := adapter_obstacle(base, kept_layers, "this set of layers"):
+        raise ConfigError(f"--form adapter: {obstacle}; choose --form merged")
+    adapter_updates(run.adapter, reduction(base, kept_layers))
     for name in (ADAPTER_FILE, WEIGHTS_FILE):
         shutil.copyfile(run.adapter / name, folder / name)
     rename_magnitudes(folder / WEIGHTS_FILE)
@@ -92,7 +86,7 @@ def _export_model(run: FinishedRun, folder: Path, dtype: str | None) -> Losses |
     import torch
 
     is_adapter = run.final_is_adapter
-    if is_adapter and (lost := trained_beside(run.final)):
+    if is_adapter and (lost := non_lora_trainable(run.final)):
         raise ModelError(
             f"{run.final}: {lost}, so the run's losses are not this model's: run the same command "
             "with export.form=merged and the same hydra.run.dir"

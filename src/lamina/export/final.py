@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lamina.depth.plan import Plan
-from lamina.depth.reduction import adapter_form_is_exact, reduction
+from lamina.depth.reduction import adapter_obstacle, reduction
 from lamina.errors import ConfigError
 from lamina.export.folder import keep_config_form, write_manifest, write_tokenizer
 from lamina.export.merge import WEIGHTS_FILE, rename_magnitudes
@@ -35,28 +35,23 @@ class Export:
     form: Annotated[str, one_of("auto", "adapter", "merged", "both")]
     dtype: Annotated[str, one_of("auto", "bfloat16", "float32")]
 
-    def form_of(
-        self, plan: Plan, model: "PreTrainedModel", adapter: str, *, is_loadable: bool
-    ) -> Form:
-        """Choose what final/ holds, given the reduced model and the name of the adapter option.
+    def form_of(self, plan: Plan, *, has_adapter: bool, is_loadable: bool) -> Form:
+        """Choose what final/ holds, before a weight is read.
 
         `is_loadable` says whether transformers loads all that is trained from the saved adapter.
 
         Raises:
             ConfigError: export.form demands an adapter that would not be exact.
         """
-        if adapter == "full":
+        if not has_adapter:
             return "model"
-        # transformers would load the adapter onto the whole multimodal model.
-        fits = plan.source is not None and not plan.source.is_text_part
-        exact = fits and is_loadable and (not plan.is_reduced or adapter_form_is_exact(model))
-        if self.form in ("adapter", "both") and not exact:
+        obstacle = adapter_obstacle(plan.source, plan.kept_layers, plan.name)
+        if obstacle and self.form in ("adapter", "both"):
             raise ConfigError(
-                f"export.form={self.form}: an adapter cannot rebuild {plan.name} of this "
-                "architecture exactly; choose export.form=merged or auto"
+                f"export.form={self.form}: {obstacle}; choose export.form=merged or auto"
             )
         forms: dict[str, Form] = {"adapter": "adapter", "merged": "merged", "both": "both"}
-        return forms.get(self.form, "adapter" if exact else "merged")
+        return forms.get(self.form, "adapter" if is_loadable and not obstacle else "merged")
 
 
 def save_final(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.depth.loading import refuse_unloadable
 from lamina.depth.reduction import Reduction
-from lamina.depth.surgery import reduced_generation_config
+from lamina.depth.surgery import reduced_generation_config, without_mtp_heads
 from lamina.errors import OutputError
 from lamina.export.card import card
 from lamina.runtime.files import replacing
@@ -74,19 +74,28 @@ def write_tokenizer(
             again = None
         if again is not None and again.get_vocab() == tokenizer.get_vocab():
             if again.chat_template != tokenizer.chat_template:
-                _write_template(folder, tokenizer.chat_template)
+                _write_template(folder, again, tokenizer.chat_template)
             return
         _remove(folder, *TOKENIZER_FILES)
     tokenizer.save_pretrained(folder)
 
 
-def _write_template(folder: Path, template: str) -> None:
-    """Replace a tokenizer's chat templates, wherever they are, by one."""
+def _write_template(folder: Path, tokenizer: "PreTrainedTokenizerBase", template: str) -> None:
+    """Make a chat template the default of a tokenizer's files; named ones stay, wherever they are.
+
+    A default that it replaces becomes `source_default`.
+    """
+    if isinstance(named := tokenizer.chat_template, dict):
+        renamed = {"source_default" if k == "default" else k: v for k, v in named.items()}
+        tokenizer.chat_template = {"default": template, **renamed}
+    else:
+        tokenizer.chat_template = template
     _remove(folder, "chat_template.json")
-    (folder / "chat_template.jinja").write_text(template)
+    tokenizer.save_chat_templates(folder, {}, None, save_jinja_files=True)
     path = folder / "tokenizer_config.json"
     if path.is_file() and "chat_template" in (config := read_json(path)):
-        path.write_text(json.dumps({**config, "chat_template": template}, indent=2) + "\n")
+        changed, _ = tokenizer.save_chat_templates(folder, config, None, save_jinja_files=False)
+        path.write_text(json.dumps(changed, indent=2) + "\n")
 
 
 def _remove(folder: Path, *names: str) -> None:
@@ -115,7 +124,7 @@ def keep_config_form(
     engines would read defaults instead. `config` is the saved one.
     """
     saved = read_json(folder / "config.json")
-    content = dict(reduced.content)
+    content = without_mtp_heads(reduced.content)  # transformers neither loads nor saves them
     if QUANTIZED not in saved:  # even if the source is quantized
         content.pop(QUANTIZED, None)
     content.setdefault("architectures", saved["architectures"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
-BESIDE = ("modules_to_save", "trainable_token_indices")
+NON_LORA_TRAINABLES = ("modules_to_save", "trainable_token_indices")
 """Fields of LoraConfig that train whole weights beside the low-rank updates. transformers 5.17
 leaves these out when it loads an adapter; a merged model has them."""
 
@@ -32,10 +32,10 @@ MAGNITUDE, READABLE = "lora_magnitude_vector", "lora_magnitude_vector.weight"
 read them. Magnitudes named the first way stay untrained in transformers, which only warns."""
 
 
-def trained_beside(folder: Path) -> str | None:
-    """Say which of `BESIDE` an adapter has, and that it gets lost; None if it has none."""
+def non_lora_trainable(folder: Path) -> str | None:
+    """Say which of `NON_LORA_TRAINABLES` an adapter has and loses; None if it has none."""
     config = read_json(folder / ADAPTER_FILE)
-    given = (f"adapter.{key}={config[key]}" for key in BESIDE if config.get(key))
+    given = (f"adapter.{key}={config[key]}" for key in NON_LORA_TRAINABLES if config.get(key))
     return next((f"{each} was trained, but {LEFT_OUT}" for each in given), None)
 
 

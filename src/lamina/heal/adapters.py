@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from lamina.depth.variants import Scratch, Variant
 from lamina.errors import ConfigError
-from lamina.export.merge import BESIDE, LEFT_OUT
+from lamina.export.merge import LEFT_OUT, NON_LORA_TRAINABLES
 from lamina.limits import AT_LEAST_ONE, FRACTION, one_of
 from lamina.runtime.device import installed
 
@@ -42,7 +42,7 @@ class Lora:
     @property
     def is_loadable(self) -> bool:
         """Whether transformers loads all that is trained from the saved adapter."""
-        return not any(map(self.further.get, BESIDE))
+        return not any(map(self.further.get, NON_LORA_TRAINABLES))
 
     @classmethod
     def of(
@@ -75,7 +75,7 @@ class Lora:
     def conflicts(self, model: Variant, form: str) -> Iterator[str]:
         """Refuse a model, or a value of export.form, that this adapter does not support."""
         if form in ("adapter", "both"):
-            for key in filter(self.further.get, BESIDE):
+            for key in filter(self.further.get, NON_LORA_TRAINABLES):
                 yield (
                     f"adapter.{key}={self.further[key]} needs export.form=merged, not {form}: "
                     f"{LEFT_OUT}"

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +71,11 @@ class ModelShell:
         """Whether the model takes the first element of what a layer returns, as MPT does."""
         import torch
 
-        with suppress(IndexError, RuntimeError):  # if it does, a state lacks a dimension
-            self._forward(torch.zeros((1, 2), dtype=torch.long), None)
-        second = self.recorders[min(1, len(self.recorders) - 1)].seen
-        return second is not None and second.dim() < 3
+        try:
+            logits = self._forward(torch.zeros((1, 2), dtype=torch.long), None).logits
+        except (IndexError, RuntimeError):
+            return True
+        return bool(logits.dim() < 3)  # each layer has taken off one dimension
 
     def embed(
         self, ids: "torch.Tensor", positions: "torch.Tensor | None"

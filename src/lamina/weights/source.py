@@ -1,7 +1,7 @@
 """A model's source: a local folder, or a hub repository at one commit. Imports no torch."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,15 +50,11 @@ class Source:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of config.json; for a multimodal model, that of its text part alone.
-
-        Raises:
-            ModelError: See `whole_config` and `weight_map`.
-        """
+        """The content of config.json; for a multimodal model, that of its text part alone."""
         text = text_config(self.whole_config)
-        if text and text["tie_word_embeddings"] and (self.is_local or self._has_index):
+        if text and text["tie_word_embeddings"]:
             # A checkpoint that stores a head does not tie it, whatever its config.json says.
-            heads = (name.endswith("lm_head.weight") for name in self.files)
+            heads = (name.endswith("lm_head.weight") for name in self.stored_names)
             text["tie_word_embeddings"] = not any(heads)
         return text or self.whole_config
 
@@ -67,17 +63,17 @@ class Source:
         """Whether the model is the text part of a multimodal one."""
         return self.config is not self.whole_config
 
-    @property
-    def _has_index(self) -> bool:
-        return self.fetch(INDEX_FILE, required=False) is not None
+    @cached_property
+    def stored_names(self) -> Collection[str]:
+        """The names in `files`, without downloading weights for them."""
+        is_cached = (self.folder / SINGLE_FILE).is_file()
+        if self.is_local or is_cached or self.fetch(INDEX_FILE, required=False):
+            return self.files.keys()
+        return hub.read_headers(self.name, self.revision).keys()
 
     @cached_property
     def weight_map(self) -> dict[str, str]:
-        """The name of the file that holds each tensor, by the tensor's name.
-
-        Raises:
-            ModelError: See `files`.
-        """
+        """The name of the file that holds each tensor, by the tensor's name in the model."""
         return {name: self.files[stored] for name, stored in self._stored_names.items()}
 
     @cached_property
@@ -165,11 +161,7 @@ class Source:
         return text_tensor(name, stored, self.config) if self.is_text_part else stored
 
     def all_stored(self) -> dict[str, StoredTensor]:
-        """Look up every tensor; a hub repository's headers are read without downloading its files.
-
-        Raises:
-            ModelError: See `stored` and `weight_map`.
-        """
+        """Look up every tensor; on the hub the headers are read without downloading the files."""
         if self.is_local:
             return self.stored(self.weight_map)
         header = hub.read_headers(self.name, self.revision)

@@ -96,13 +96,9 @@ def _as_qwen3(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_names(stored: Iterable[str], config: dict[str, Any]) -> dict[str, str]:
-    """Map the name of each tensor in the text model to its name in the checkpoint.
+    """Map the name of each tensor in the text model to its name in the checkpoint, one of `stored`.
 
     Several tensors of a Qwen3-MoE, one per expert, map to the one of Qwen3-VL that holds them all.
-
-    Args:
-        stored: Names in the checkpoint.
-        config: The text model's config.json.
     """
     names: dict[str, str] = {}
     for name in stored:
@@ -124,13 +120,7 @@ def text_names(stored: Iterable[str], config: dict[str, Any]) -> dict[str, str]:
 
 
 def text_tensor(name: str, stored: StoredTensor, config: dict[str, Any]) -> StoredTensor:
-    """Return a tensor of the text model; that of one expert is a part of a stored one.
-
-    Args:
-        name: Its name in the text model.
-        stored: The tensor of the checkpoint that it maps to.
-        config: The text model's config.json.
-    """
+    """Return a tensor of the text model by its name there; one expert's is a part of `stored`."""
     match = _EXPERT.match(name) if len(stored.shape) == 3 else None
     if match is None:
         return stored

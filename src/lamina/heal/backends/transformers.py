@@ -100,13 +100,15 @@ def excluded(given: str | Sequence[str] | None, ends: Sequence[str]) -> str | li
 def _not_adaptable(model: "PreTrainedModel") -> list[str]:
     """Return the ends of the names of linear layers that PEFT 0.21 cannot adapt.
 
-    Llama 4's routers return two values, where PEFT expects one. Mamba's kernels read the weight of
-    the output projection and would not see its adapter.
+    Routers such as Llama 4's return several values, where PEFT expects one. Mamba's kernels read
+    the weight of the output projection and would not see its adapter.
     """
+    from torch.nn import Linear
+
     routers = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if type(module).__name__ == "Llama4Router"
+        if isinstance(module, Linear) and hasattr(module, "top_k")
     }
     state_spaces = {
         f"{name.rpartition('.')[2]}.out_proj"
