@@ -201,10 +201,10 @@ def test_an_entry_that_names_no_layer_is_refused(protect: Any, message: str) -> 
 def test_while_kinds_are_unknown_indices_are_checked_and_the_value_is_shown_as_given() -> None:
     plain = {"num_hidden_layers": 6}
     given = [0, "linear_attention"]
-    found = parse_protection(given, plain, kinds_known=False)
+    found = parse_protection(given, plain, strict=False)
     assert found == Protection(frozenset({0}), "depth.protect=[0,linear_attention]")
     with pytest.raises(ConfigError) as raised:
-        parse_protection([*given, 99], plain, kinds_known=False)
+        parse_protection([*given, 99], plain, strict=False)
     assert str(raised.value) == (
         "depth.protect=[0,linear_attention,99]: 99 lies outside of the model's 6 layers: indices "
         "are 0 to 5, ranges half-open (0-6 is all)"

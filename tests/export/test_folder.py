@@ -67,9 +67,8 @@ def test_a_saved_config_declares_no_heads_for_multi_token_prediction(tmp_path: P
 
 
 WHOLE = (
-    "export.form=adapter: an adapter of a multimodal model's text part does not load onto that "
-    "part alone: transformers would build the whole multimodal model; choose export.form=merged "
-    "or auto"
+    "export.form=adapter: transformers would load the adapter onto the whole multimodal model; "
+    "choose export.form=merged or auto"
 )
 MIXED = (
     "export.form=adapter: an adapter cannot rebuild layers-4of6 of this architecture exactly; "

@@ -48,7 +48,7 @@ def layer_problems(run: Parameters) -> Iterator[str]:
         if not isinstance(run.model, Scratch):
             refuse_unusable(source)
             known = any(layer_kinds(source.config))  # otherwise the run asks transformers for them
-            protected = parse_protection(run.depth.protect, source.config, kinds_known=known)
+            protected = parse_protection(run.depth.protect, source.config, strict=known)
             run.model.kept_layers(layer_count(source.config), NoScores(), protected)
     except LaminaError as error:
         yield str(error)

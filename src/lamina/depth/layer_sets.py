@@ -27,9 +27,9 @@ def format_layers(kept_layers: Sequence[int]) -> str:
 
 def as_given(value: Any) -> str:
     """Format the value of a config key that takes a set of layers, for messages."""
-    return (
-        f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value) or "''"
-    )
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(str, value))}]"
+    return str(value) or "''"
 
 
 def split_entries(value: Any) -> list[str]:

@@ -202,11 +202,7 @@ def torch_dtype(name: str, *, automatic: str) -> "torch.dtype":
 
 
 def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer with its chat template.
-
-    Raises:
-        ModelError: The source has no tokenizer, or an unreadable one.
-    """
+    """Load the tokenizer with its chat template; raises ModelError if none is readable."""
     from transformers import AutoTokenizer
 
     try:

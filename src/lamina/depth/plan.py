@@ -103,11 +103,7 @@ def make_plan(
 
 
 def usable_source(model_name: str) -> Source:
-    """Find a model and refuse, before its weights or any text is read, one that cannot be used.
-
-    Raises:
-        ModelError: It is not found, `refuse_unusable` refuses it, or transformers does.
-    """
+    """Find a model; raises ModelError if it is missing, unusable or unknown to transformers."""
     source = resolve(model_name)
     refuse_unusable(source)
     whole_config(source)
@@ -136,11 +132,7 @@ def refuse_unusable(source: Source) -> None:
 
 
 def protection_of(source: Source, protect: Any) -> Protection:
-    """Find the layers of a model that depth.protect names.
-
-    Raises:
-        ConfigError: An entry names none of this model's.
-    """
+    """Find a model's layers that depth.protect names; raises ConfigError if one does not exist."""
     by_kind = any(map(names_kind, split_entries(protect)))
     return parse_protection(protect, _with_kinds(source) if by_kind else source.config)
 

@@ -121,12 +121,10 @@ def names_kind(entry: str) -> bool:
     return re.fullmatch(r"[\s-]*\d[\d\s-]*", entry) is None
 
 
-def parse_protection(
-    protect: Any, config: dict[str, Any], *, kinds_known: bool = True
-) -> Protection:
+def parse_protection(protect: Any, config: dict[str, Any], *, strict: bool = True) -> Protection:
     """Find the layers that depth.protect names by index, half-open range or kind.
 
-    Without `kinds_known`, kinds are skipped.
+    Unless `strict`, unknown kinds are skipped.
 
     Raises:
         ConfigError: An entry is none of these in this model.
@@ -138,7 +136,7 @@ def parse_protection(
             found.update(parse_entry(setting, entry, len(kinds)))
             continue
         named = {index for index, each in enumerate(kinds) if entry in each}
-        if kinds_known and not named:
+        if strict and not named:
             known = sorted({kind for each in kinds for kind in each})
             allowed = f", nor a kind of its layers ({either(known)})" if known else ""
             raise ConfigError(

@@ -104,11 +104,7 @@ def whole_config(source: Source) -> "PretrainedConfig":
 
 
 def config_class(key: str, content: Mapping[str, Any]) -> "type[PretrainedConfig]":
-    """Return transformers' class for a model_type, which `key` names in messages.
-
-    Raises:
-        ModelError: transformers does not know the architecture.
-    """
+    """Return transformers' class of a model_type, which `key` names; raises ModelError."""
     from transformers import CONFIG_MAPPING
 
     kind = content.get("model_type")
@@ -178,10 +174,7 @@ def adapter_form_is_exact(model: "PreTrainedModel") -> bool:
 def adapter_obstacle(source: Source | None, kept_layers: Sequence[int], name: str) -> str | None:
     """Say why an adapter cannot stand for the reduced model called `name`; None if it can."""
     if source is not None and source.is_text_part:
-        return (
-            "an adapter of a multimodal model's text part does not load onto that part alone: "
-            "transformers would build the whole multimodal model"
-        )
+        return "transformers would load the adapter onto the whole multimodal model"
     if source is not None:
         is_whole = len(kept_layers) == layer_count(source.config)
         if is_whole or adapter_form_is_exact(reduction(source, kept_layers).blueprint):

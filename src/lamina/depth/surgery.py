@@ -197,11 +197,7 @@ def _refuse_unknown(config: dict[str, Any], num_layers: int) -> None:
     known = {*PER_LAYER_FIELDS, *INDEX_FIELDS, *THRESHOLD_FIELDS, *CADENCES, *MTP_FIELDS}
     known |= {*COUNT_FIELDS, *HARMLESS_FIELDS, "decoder_sparse_step", "interleave_moe_layer_step"}
     for field, value in config.items():
-        if (
-            field in known
-            or field.startswith("mtp_")
-            or field.endswith(("_token_id", "_token_ids"))
-        ):
+        if field in known or re.match(r"mtp_|.+_token_ids?$", field):
             continue
         about_layers = bool(_ABOUT_LAYERS.search(field))
         is_list = isinstance(value, list) and value and (about_layers or len(value) == num_layers)

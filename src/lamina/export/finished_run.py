@@ -54,22 +54,14 @@ class FinishedRun:
         return self.result["dtype"] if self.result else None
 
     def base(self) -> Source:
-        """Find the larger model.
-
-        Raises:
-            ModelError: It is missing, or there was none.
-        """
+        """Find the larger model; raises ModelError if it is missing, or there was none."""
         name, revision = self.manifest["source_model"], self.manifest["revision"]
         if name is None:
             raise ModelError(f"{self.final} was trained from scratch: it has no larger model")
         return resolve(name, revision)
 
     def checked_base(self) -> Source:
-        """Find the larger model and check that it still has the weights the run started from.
-
-        Raises:
-            ModelError: It is missing, or its weights have changed.
-        """
+        """Find the larger model; raises ModelError if it is missing, or its weights changed."""
         source = self.base()
         expected = self.manifest.get("source_fingerprint")
         if source.is_local and expected and weights_fingerprint(source) != expected:

@@ -210,11 +210,7 @@ def identity(source: Source) -> list[str]:
 
 
 def torch_dtype_of(stored: StoredTensor) -> "torch.dtype":
-    """Return the torch dtype of a stored tensor.
-
-    Raises:
-        ModelError: There is none, as for packed quantized weights.
-    """
+    """Return the torch dtype of a stored tensor; raises ModelError for packed quantized weights."""
     import torch
 
     for name, stored_name in DTYPES.items():

@@ -41,11 +41,7 @@ class Source:
 
     @cached_property
     def whole_config(self) -> dict[str, Any]:
-        """The content of config.json.
-
-        Raises:
-            ModelError: The file is not JSON.
-        """
+        """The content of config.json."""
         return read_json(self.folder / "config.json")
 
     @cached_property
@@ -224,11 +220,7 @@ def resolve(model_name: str, revision: str | None = None) -> Source:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a model.
-
-    Raises:
-        ModelError: It is missing or not JSON.
-    """
+    """Read a JSON file of a model; raises ModelError if it is missing or not JSON."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
