@@ -51,7 +51,7 @@ PARALLEL = -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: install ## Set up, then run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --ignore=tests/slurm
-	@$(BIN)/python -m pytest tests/slurm
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/slurm
 
 test-unsloth: install-unsloth ## Run the tests of backend=unsloth and adapter=qlora
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/unsloth tests/integration/test_adapters.py

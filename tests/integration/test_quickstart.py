@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import Finished, lamina, train
 from tests.reload import loaded
 
-FEWER = ("max_steps=60", "eval_steps=60", "save_steps=60")
+FEWER = ("max_steps=20", "eval_steps=20", "save_steps=20")
 CASES = {
     "quickstart": (),
     "adapter": FEWER,
