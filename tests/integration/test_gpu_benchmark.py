@@ -22,7 +22,7 @@ def measure(folder: Path, *further: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_matrix_is_measured_in_slices_and_what_cannot_run_is_listed(tmp_path: Path) -> None:
-    first = measure(tmp_path, "--budget", "30")
+    first = measure(tmp_path, "--budget", "45")
     assert first.returncode == 1, "cells are left"
     assert "cells are left: run the command again" in first.stdout, first.stderr
     before = json.loads((tmp_path / "tiny" / "gpu.json").read_text())["cells"]
