@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lamina.data import feed as data
 from lamina.data.byte_tokenizer import build_tokenizer
 from lamina.depth import loading
+from lamina.depth.reduction import whole_config
 from lamina.experiment import Experiment
 from lamina.export.card import manifest
 from lamina.export.final import save_final
@@ -71,9 +72,11 @@ def plan(experiment: Experiment) -> None:
     distributed.first_process_first("plan", lambda: experiment.plan)
     if experiment.evaluation.baseline and experiment.plan.is_reduced:
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")
+    experiment.data.find()  # before transformers is imported
+    if source := experiment.plan.source:
+        whole_config(source)
     for note in experiment.plan.notes(saved=experiment.form != "adapter"):
         logger.info("%s", note)
-    experiment.data.find()
 
 
 def resume(experiment: Experiment, record: Record) -> Start:

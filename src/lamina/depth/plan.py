@@ -86,7 +86,8 @@ def make_plan(
     if isinstance(variant, Scratch):
         count = layer_count(variant.architecture)
         return Plan(variant.model_type, None, count, tuple(range(count)), {})
-    source = usable_source(model_name)
+    source = resolve(model_name)
+    refuse_unusable(source)
     num_layers = layer_count(source.config)
     if source.is_text_part:
         refuse_sharing(source.config)
