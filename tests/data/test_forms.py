@@ -145,9 +145,19 @@ def test_an_answer_that_is_called_bad_is_not_trained(row: dict[str, Any], column
         )
 
 
-def test_labels_of_plain_text_are_no_judgement() -> None:
+def test_a_label_that_is_trained_or_beside_plain_text_is_no_judgement() -> None:
     row = {"text": "2+2", "label": False}
     assert conversion_of(list(row), {}, "a.csv, row 1")(row) == {"text": "2+2"}
+    answer = {"prompt": "2+2=5?", "label": "false"}
+    names = {"prompt": "prompt", "completion": "label"}
+    read = {"prompt": "2+2=5?", "completion": "false"}
+    assert conversion_of(list(answer), names, "a.csv, row 1")(answer) == read
+
+
+def test_an_answer_may_be_a_tool_call_alone() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    chat = [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert conversion_of(["messages"], {}, "rows, row 1")({"messages": chat})["messages"] == chat
 
 
 NO_ROLE = {"role": "narrator", "content": "a"}

@@ -137,7 +137,6 @@ class StepClock(TrainerCallback):
         # A resumed training counts only its own steps.
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._phase, self._since = "other", time.monotonic()
-        self._counted = torch.zeros_like(self._counted)
         self._steady_from = state.global_step + warm_up_steps(state.max_steps - state.global_step)
         self._steady: _Mark | None = None
         self._mark(state)
