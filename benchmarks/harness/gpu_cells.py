@@ -152,6 +152,8 @@ class Bench:
         own.mkdir(parents=True)
         command = self._plain(cell, own, attention) if cell.backend == PLAIN else ours(self, cell)
         if profile:
+            if cell.backend == "unsloth":
+                return {"reason": "not profiled: Unsloth must be imported first"}
             command.insert(command.index(str(own / "stamps.json")), "--profile")
         log = own / "log"
         if not finished(command, own, log, limit):

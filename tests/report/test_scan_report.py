@@ -112,7 +112,9 @@ def test_csv_with_sublayers(tmp_path: Path) -> None:
 def test_heading() -> None:
     heading = "12 layers, 65,408 predictions in 512 windows, baseline loss 3.5 ± 0.031, in bfloat16"
     assert printed(statistics())[1] == heading
-    assert " in 1 window, " in printed(replace(TWO, num_windows=1))[1]
+    one = printed(replace(TWO, num_windows=1, baseline_stderr=math.nan))
+    assert " in 1 window, " in one[1]
+    assert "± unknown from one window: raise scan.tokens" in one[2]
 
 
 def test_a_row_has_its_figures() -> None:

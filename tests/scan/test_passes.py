@@ -201,6 +201,14 @@ def test_the_standard_error_is_that_of_the_window_means(source: Source) -> None:
     assert found.baseline_stderr == pytest.approx(means.std().item() / math.sqrt(5), rel=1e-3)
 
 
+def test_one_window_has_no_standard_error(source: Source) -> None:
+    found = statistics(source, text(windows=1))
+    errors = [found.baseline_stderr, *found.leave_one_out.delta_stderr]
+    assert all(map(math.isnan, errors))
+    again = Statistics.from_dict({**found.to_dict(), "baseline_stderr": None})
+    assert math.isnan(again.baseline_stderr)
+
+
 @pytest.mark.parametrize("stop", [1, 4])
 def test_an_interrupted_scan_resumes_at_the_layer_where_it_stopped(
     source: Source, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -54,7 +54,7 @@ class Statistics:
     """Loss of the full model in nats per token."""
 
     baseline_stderr: float
-    """Its standard error over windows."""
+    """Its standard error over windows; NaN, like every layer's, if there is only one window."""
 
     leave_one_out: LeaveOneOut
     """Each layer left out alone."""
@@ -89,6 +89,8 @@ class Statistics:
     def from_dict(cls, content: dict[str, Any]) -> "Statistics":
         """Read scan.json; its other fields are ignored."""
         values = {f.name: _tuples(content[f.name]) for f in fields(cls) if f.name in content}
+        if values["baseline_stderr"] is None:
+            values["baseline_stderr"] = math.nan
         values["leave_one_out"] = LeaveOneOut(**values["leave_one_out"])
         values["sublayer"] = {
             part: LeaveOneOut(**scores) for part, scores in values.get("sublayer", {}).items()

@@ -56,7 +56,7 @@ def _figures(content: dict[str, Any]) -> Table:
     return figures_table(
         [
             ("parameters", f"{content['parameters']:,}", "without the adapter's"),
-            ("trained", f"{content['trainable_parameters']:,}", f"{share:.2%} of them"),
+            ("trained", f"{content['trainable_parameters']:,}", f"{share:.2%} of that number"),
             *((name, sizes[name], "") for name in ("weights", "gradients", "optimizer")),
             ("peak memory", sizes["peak_memory"], free),
             ("one checkpoint", sizes["checkpoint"], kept),

@@ -77,7 +77,10 @@ def _heading(statistics: Statistics, dtype: str) -> list[Text]:
     loss = f"{statistics.baseline_loss:.5g} ± {statistics.baseline_stderr:.2g}"
     floor, top = _bar_range(increases(statistics))
     scale = f"; bars: {floor:g} to {top:.3g}, log" if top else ""
-    unit = f"nats per token; each layer left out alone, ± one standard error{scale}"
+    error = "± one standard error"
+    if math.isnan(statistics.baseline_stderr):
+        error = "± unknown from one window: raise scan.tokens"
+    unit = f"nats per token; each layer left out alone, {error}{scale}"
     return [
         Text(f"{scored(statistics)}, baseline loss {loss}, in {dtype}", style="bold"),
         Text(unit, style="dim"),

@@ -140,9 +140,9 @@ class Scores:
         return math.fsum(sums) / sum(self.counts)
 
     def _stderr(self, sums: Sequence[float]) -> float:
-        """Standard error of the mean; the samples are windows, of unequal size."""
+        """Standard error of the mean over windows of unequal size; NaN if there is only one."""
         if len(sums) < 2:
-            return 0.0
+            return math.nan
         mean = self._mean(sums)
         spread = math.fsum((s - mean * n) ** 2 for s, n in zip(sums, self.counts, strict=True))
         return math.sqrt(spread * len(sums) / (len(sums) - 1)) / sum(self.counts)
