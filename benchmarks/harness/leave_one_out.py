@@ -21,7 +21,7 @@ from lamina.depth.loading import load_model
 from lamina.scan.calibration import Windows
 from lamina.scan.greedy import GreedySearch
 from lamina.scan.layers import LayerStack, open_stack
-from lamina.scan.passes import Budget, sweep
+from lamina.scan.passes import Budget, score_removals
 from lamina.weights.source import resolve
 
 SHAPE = Shape(
@@ -91,7 +91,7 @@ class Swept:
     def __call__(self, ids: torch.Tensor) -> Found:
         """Score every removal on token ids (windows, tokens)."""
         began = time.perf_counter()
-        scores, cost = sweep(
+        scores, cost = score_removals(
             self.stack, Windows.joined(ids), allowed(ids), sublayers=False, folder=None
         )
         total = sum(scores.counts)

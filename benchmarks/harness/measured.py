@@ -155,14 +155,14 @@ def lamina_scan(model: str, tokens: int, output: str) -> None:
 
     from lamina.scan.calibration import Windows
     from lamina.scan.layers import open_stack
-    from lamina.scan.passes import Budget, sweep
+    from lamina.scan.passes import Budget, score_removals
     from lamina.weights.source import resolve
 
     with open_stack(resolve(model), torch.bfloat16, "cpu") as stack:
         vocabulary = stack.shell.model.config.vocab_size
         ids = torch.randint(vocabulary, (max(1, tokens // 256), min(tokens, 256)))
         streamed = Budget(hold=False, windows=len(ids))
-        _, cost = sweep(stack, Windows.joined(ids), streamed, sublayers=False)
+        _, cost = score_removals(stack, Windows.joined(ids), streamed, sublayers=False)
     Path(output).write_text(json.dumps(vars(cost)))
 
 

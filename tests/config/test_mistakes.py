@@ -376,6 +376,8 @@ IN_A_FILE = {
     "no such key; depth.protect takes a list\n"
     "conf file experiment/mine: distributed=[2]: use auto for one process per GPU, none, or a "
     "number of 1 or more",
+    "logger: false\nlora: 0": "conf file experiment/mine: logger=false: a group of keys; set "
+    "logger.NAME=VALUE\nconf file experiment/mine: lora=0: a group of keys; set lora.NAME=VALUE",
     "null: 4": "conf file experiment/mine: Incompatible key type 'NoneType': write keys as text",
     "max_steps: [": "{folder}/experiment/mine.yaml, line 6: not YAML (expected the node content, "
     "but found '<stream end>')",

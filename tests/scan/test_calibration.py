@@ -17,7 +17,7 @@ from lamina.measure.evaluate import row_losses
 from lamina.scan.cached import without_holdout
 from lamina.scan.calibration import Calibration
 from lamina.scan.layers import open_stack
-from lamina.scan.passes import Budget, sweep
+from lamina.scan.passes import Budget, score_removals
 from lamina.units import parse_bytes, parse_tokens
 from lamina.weights.source import resolve
 from tests.conftest import FOREIGN, REFERENCE
@@ -85,7 +85,7 @@ def test_rows_apart_have_the_losses_of_the_evaluation(
     starts = (windows.positions[0] == 0).nonzero()[:, 0].tolist()
     assert len(starts) > 2
     with open_stack(resolve(str(REFERENCE)), torch.float32, "cpu") as stack:
-        scores, _ = sweep(
+        scores, _ = score_removals(
             stack, windows, Budget(hold=True, windows=1), sublayers=False, folder=None
         )
     tokenized = list(Tokenization(tokenizer, "auto", 64, rows)(rows).rows)[: len(starts)]

@@ -22,7 +22,7 @@ from lamina.scan.cached import taylor_importance
 from lamina.scan.calibration import Windows
 from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack
-from lamina.scan.passes import Budget, ScanSettings, budget, sweep
+from lamina.scan.passes import Budget, ScanSettings, budget, score_removals
 from lamina.scan.scores import Scores, jaccard, kendall_tau
 from lamina.scan.streams import PARTS
 from lamina.weights.source import Source, resolve
@@ -67,7 +67,7 @@ def scores(
 ) -> tuple[Scores, scan_module.Cost]:
     given = {"sublayers": True, "folder": None, **options}
     with open_stack(source, torch.float32, "cpu") as stack:
-        return sweep(stack, windows, Budget(hold=hold, windows=portion), **given)
+        return score_removals(stack, windows, Budget(hold=hold, windows=portion), **given)
 
 
 def statistics(source: Source, windows: Windows, **options: Any) -> Statistics:

@@ -86,8 +86,10 @@ def setting_problem(
         known = [each for each in dotted_keys(content) if each.startswith("hydra.") == hydra]
         return _unknown_key(key, argument or key, getattr(error.object_type, "__name__", ""), known)
     node = error.child_node or OmegaConf.select(config, key, throw_on_resolution_failure=False)
-    if str(value) == "None":  # or a node without a value; also where a list meets a mapping
-        value = given or (argument or "").partition("=")[2] or "null"
+    if given is not None:
+        value = _in_yaml(given)
+    elif str(value) == "None":  # or a node without a value; also where a list meets a mapping
+        value = (argument or "").partition("=")[2] or "null"
     if isinstance(node, DictConfig):
         return not_a_group(key, value)
     if isinstance(node, ListConfig):
@@ -118,6 +120,8 @@ def swept(argument: str, config: DictConfig) -> str:
 
 def misplaced(given: Override, config: DictConfig) -> str | None:
     """Say that an argument adds a key that exists, or deletes one that does not."""
+    if not (given.is_add() or given.is_delete()):
+        return None
     key = given.key_or_group
     known = list(dotted_keys(OmegaConf.to_container(config, resolve=False)))
     merges = isinstance(given.value(), dict | list) or OmegaConf.select(config, key) is None
@@ -147,7 +151,14 @@ def no_value(given: Override) -> str | None:
 
 def not_a_group(key: str, value: Any) -> str:
     """Say that a key holds a value instead of further keys."""
-    return f"{key}={'null' if value is None else value}: a group of keys; set {key}.NAME=VALUE"
+    return f"{key}={_in_yaml(value)}: a group of keys; set {key}.NAME=VALUE"
+
+
+def _in_yaml(value: Any) -> str:
+    """Return a value as a config file has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:

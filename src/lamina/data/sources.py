@@ -72,7 +72,10 @@ class Rows:
                 yield f"data.columns.{column}={name}: expected one column's name, or null"
 
     def find(self) -> None:
-        """Look for local files, if rows are read from any; raises DataError."""
+        """Look for local files, if rows are read from any; raises DataError.
+
+        By default there are none to look for.
+        """
 
     @property
     def names(self) -> dict[str, str]:
@@ -206,7 +209,7 @@ class Synthetic:
     max_dropped: MaxDropped
 
     def find(self) -> None:
-        """Check nothing: the rows are generated."""
+        """Do nothing: the rows are generated."""
 
     def load(self) -> Splits:
         """Generate both splits."""

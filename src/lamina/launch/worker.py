@@ -34,6 +34,7 @@ def main() -> None:
         work(WorkerSpec.loads(Path(sys.argv[1]).read_text()))
     except KeyboardInterrupt:
         sys.exit(1)
+    # Whatever it is, the process that started this one reports it.
     except Exception as error:
         record_failure(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), distributed.rank(), error)
         sys.exit(1)

@@ -30,7 +30,7 @@ from lamina.runtime.files import refuse_unwritable
 from lamina.scan.calibration import Calibration, Windows
 from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack
-from lamina.scan.passes import ScanSettings, budget, sweep
+from lamina.scan.passes import ScanSettings, budget, score_removals
 from lamina.units import parse_tokens
 from lamina.weights.reading import identity
 from lamina.weights.source import Source
@@ -104,7 +104,7 @@ class CachedScores(LayerScores):
         logger.info("scoring the layers of %s on %s", self.source.name, text)
         with self._open() as stack:
             allowed = budget(settings, stack, windows, free_memory_bytes(), stack.num_layers)
-            scores, cost = sweep(
+            scores, cost = score_removals(
                 stack, windows, allowed, sublayers=settings.sublayers, folder=folder
             )
             found = scores.statistics(stack.num_layers, sets)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
-from lamina.scan.passes import Budget, ScanSettings, budget, sweep
+from lamina.scan.passes import Budget, ScanSettings, budget, score_removals
 from lamina.scan.scores import Scores
 from lamina.scan.streams import Streams
 
@@ -65,7 +65,7 @@ class GreedySearch:
         """Drop the layer whose removal gives the lowest loss."""
         if self.allowed.windows < len(self.windows):
             skipped = frozenset(self.dropped)
-            scores, cost = sweep(
+            scores, cost = score_removals(
                 self.stack, self.windows, self.allowed, sublayers=False, skipped=skipped
             )
             self.layer_forwards += cost.layer_forwards

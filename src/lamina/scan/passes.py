@@ -1,4 +1,4 @@
-"""One sweep over a model's weights that scores every removal; resumable, within a memory budget."""
+"""Scores every removal in few passes over a model's weights; resumable, within a memory budget."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ class Cost:
     """Layers applied, counted once per stream, whatever the number of windows."""
 
     passes: int = 0
-    """Sweeps over the weights."""
+    """Passes over the weights."""
 
     seconds: float = 0.0
     head_seconds: float = 0.0
@@ -114,7 +114,7 @@ def budget(
     return Budget(hold=not streamed, windows=at_once, spare=spare)
 
 
-def sweep(
+def score_removals(
     stack: LayerStack,
     windows: Windows,
     allowed: Budget,

@@ -1,6 +1,6 @@
 """Hidden states of the full model and of every model with one part removed, layer by layer.
 
-A model without layer j equals the full model up to j. So when the sweep reaches j, the full model's
+A model without layer j equals the full model up to j. So when the pass reaches j, the full model's
 state before it starts a new stream, which then passes through the later layers beside all others.
 Removing each of L layers thus takes L (L + 1) / 2 layer-forwards instead of L (L - 1) for the
 reduced models and L for the full one, and every layer's weights are needed once.

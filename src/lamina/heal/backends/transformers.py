@@ -53,7 +53,10 @@ class Backend:
         return nullcontext()
 
     def prepare(self, folder: Path) -> None:
-        """Import what patches libraries before them, with its caches in the run folder."""
+        """Import what patches libraries before them, with its caches in the run folder.
+
+        By default nothing does.
+        """
 
     def load_model(self, plan: Plan, dtype: "torch.dtype", training: Training) -> "PreTrainedModel":
         """Load a plan's model, with only its kept layers.
