@@ -376,6 +376,7 @@ IN_A_FILE = {
     "no such key; depth.protect takes a list\n"
     "conf file experiment/mine: distributed=[2]: use auto for one process per GPU, none, or a "
     "number of 1 or more",
+    "model_name: {a: b}": "conf file experiment/mine: model_name={'a': 'b'}: expected text",
     "logger: false\nlora: 0": "conf file experiment/mine: logger=false: a group of keys; set "
     "logger.NAME=VALUE\nconf file experiment/mine: lora=0: a group of keys; set lora.NAME=VALUE",
     "null: 4": "conf file experiment/mine: Incompatible key type 'NoneType': write keys as text",

@@ -39,7 +39,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 16 MB."""
     tmpfs(tmp_path / "disk", 16)
     yield tmp_path / "disk"
-    subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+    # Lazily: a process that has just ended may still hold a file there.
+    subprocess.run(["umount", "--lazy", str(tmp_path / "disk")], check=True)
 
 
 def fill(disk: Path, left: int) -> Path:
@@ -58,7 +59,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
         tmpfs(folder, 1)
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         yield folder
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
     else:
         folder.mkdir(mode=0o500)
         yield folder

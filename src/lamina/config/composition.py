@@ -203,7 +203,8 @@ class _Loader(ConfigLoaderImpl):
             if keys[0] == "experiment":
                 problem = "its first line must be: # @package _global_"
             elif error.full_key:
-                problem = messages.setting_problem(error, config, given=value)
+                given = value if error.full_key == key else None  # not a part of what is wrong
+                problem = messages.setting_problem(error, config, given=given)
             elif above and isinstance(OmegaConf.select(config, above), ListConfig):
                 problem = f"{key}={value}: no such key; {above} takes a list"
             else:  # what OmegaConf raises for a value in place of a group
