@@ -2,6 +2,7 @@
 
 import subprocess
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lamina.config.quoting import as_text, typed
 from tests.conftest import Finished, environment
 from tests.forked import Server
+
+TRL, PEFT = (f"{name} {version(name)}" for name in ("trl", "peft"))
 
 TARGETS = (
     "targets begin with lamina., trl., peft., transformers., torch.optim., torch.utils.tensorboard."
@@ -93,17 +96,17 @@ MISTAKES = {
     "++trainer.args.learnig_rate=1": "trainer.args.learnig_rate=1: no such key; did you mean "
     "learning_rate?",
     "trainer.args.evaluation_strategy=no": "trainer.args.evaluation_strategy=no: not a field of "
-    "SFTConfig in trl 1.14.2: set trainer.args.eval_strategy",
+    f"SFTConfig in {TRL}: set trainer.args.eval_strategy",
     "trainer.args.max_seq_length=64": "trainer.args.max_seq_length=64: not a field of SFTConfig in "
-    "trl 1.14.2: set max_seq_length=TOKENS",
+    f"{TRL}: set max_seq_length=TOKENS",
     "trainer.args.warmup_ratio=0.1": "trainer.args.warmup_ratio=0.1: not a field of SFTConfig in "
-    "trl 1.14.2: set warmup_ratio=SHARE",
+    f"{TRL}: set warmup_ratio=SHARE",
     "trainer.args.chat_template_path=a.jinja": "trainer.args.chat_template_path=a.jinja: "
     "not set here: set data.chat_template=NAME or FILE",
-    "trainer.args.no_cuda=true": "trainer.args.no_cuda=True: not a field of SFTConfig in trl "
-    "1.14.2: set trainer.args.use_cpu",
+    "trainer.args.no_cuda=true": "trainer.args.no_cuda=True: not a field of SFTConfig in "
+    f"{TRL}: set trainer.args.use_cpu",
     "trainer.args.group_by_length=true": "trainer.args.group_by_length=True: not a field of "
-    "SFTConfig in trl 1.14.2: set trainer.args.train_sampling_strategy=group_by_length",
+    f"SFTConfig in {TRL}: set trainer.args.train_sampling_strategy=group_by_length",
     "trainer.args.output_dir=x": "trainer.args.output_dir=x: not set here: set output_dir=FOLDER",
     "trainer.args.hub_token=x": "trainer.args.hub_token=x: not set here: set HF_TOKEN in the "
     "environment or in .env",
@@ -144,8 +147,8 @@ MISTAKES = {
     "adapter.alora_invocation_tokens=[1,2]": "adapter.alora_invocation_tokens=[1, 2]: not set "
     "here: it is off until the prompt has these tokens, and neither a merged nor a reloaded model "
     "knows them; leave it out",
-    "adapter.use_qlora=true": "adapter.use_qlora=True: not a field of LoraConfig in peft 0.21.2: "
-    "choose adapter=qlora",
+    "adapter.use_qlora=true": "adapter.use_qlora=True: not a field of LoraConfig in "
+    f"{PEFT}: choose adapter=qlora",
     "parallel=fsdp adapter=dora": "parallel=fsdp shards trained weights, but adapter=dora "
     "trains few: set parallel=ddp, or adapter=full",
     # Fields of LoraConfig.
