@@ -131,7 +131,7 @@ class Hub(Rows):
     def load(self) -> Splits:
         """Download the splits, or take them from the cache; raises DataError if neither works."""
         from datasets import load_dataset
-        from datasets.exceptions import DatasetNotFoundError, DatasetsError
+        from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError, DatasetsError
         from huggingface_hub.errors import HTTPError
 
         refuse_unwritable_cache()
@@ -142,6 +142,10 @@ class Hub(Rows):
         except DatasetNotFoundError as error:
             raise DataError(
                 f"data.name={self.name}: no such data set on the hub, or it needs HF_TOKEN"
+            ) from error
+        except DataFilesNotFoundError as error:
+            raise DataError(
+                f"data.name={self.name}: holds no data files, such as parquet, jsonl or csv"
             ) from error
         except ConnectionError as error:
             raise DataError(unreachable(f"data.name={self.name}", "data set")) from error

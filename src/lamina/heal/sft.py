@@ -309,6 +309,11 @@ def _finish_adapter(model: "PreTrainedModel | PeftModel", adapter: Adapter, plan
             weights.data = weights.data.float()
     if not (given := adapter.settings()):
         return
+    head = model.get_output_embeddings()
+    if hasattr(head, "original_module") and not hasattr(head, "bias"):
+        # TRL 1.16 reads the head's bias, which PEFT's wrapper of tied trained tokens hides. Not set
+        # as a module's attribute: the bias would be registered, and saved, twice.
+        object.__setattr__(head, "bias", head.original_module.bias)
     used = model.peft_config["default"]
     if given["target_modules"] == ALL_LINEAR:
         del given["target_modules"]  # PEFT replaces it by the names it found
