@@ -206,9 +206,9 @@ def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        # Of a hub that does not answer, the client asks for further templates for half a minute.
-        cached = not source.is_at_hand
-        return AutoTokenizer.from_pretrained(**_location(source), local_files_only=cached)
+        # Without an answer from the hub, its client would spend half a minute on retries.
+        only_cached = not source.is_at_hand
+        return AutoTokenizer.from_pretrained(**_location(source), local_files_only=only_cached)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model_name={source.name}: no usable tokenizer ({reason})") from error

@@ -302,7 +302,7 @@ def _positive(value: Any) -> bool:
 
 
 def _finish_adapter(model: "PreTrainedModel | PeftModel", adapter: Adapter, plan: Plan) -> None:
-    """Check the adapter's settings; add what rebuilds the reduced model from the untouched base."""
+    """Check the adapter's settings; add what training and rebuilding the reduced model need."""
     if adapter.in_4bit:
         # TRL 1.14 makes an adapter beside 4-bit weights bfloat16; elsewhere it is float32.
         for weights in trained_weights(model):
@@ -311,8 +311,8 @@ def _finish_adapter(model: "PreTrainedModel | PeftModel", adapter: Adapter, plan
         return
     head = model.get_output_embeddings()
     if hasattr(head, "original_module") and not hasattr(head, "bias"):
-        # TRL 1.16 reads the head's bias, which PEFT's wrapper of tied trained tokens hides. Not set
-        # as a module's attribute: the bias would be registered, and saved, twice.
+        # TRL 1.16 reads the head's bias, which PEFT's wrapper for tied trained tokens hides. A
+        # plain assignment would register the bias, and save it, a second time.
         object.__setattr__(head, "bias", head.original_module.bias)
     used = model.peft_config["default"]
     if given["target_modules"] == ALL_LINEAR:
