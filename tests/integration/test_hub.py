@@ -347,7 +347,8 @@ def test_a_data_set_that_cannot_be_read_is_reported(
         (DATA, "other", "test"): f"data.config=other: {DATA} has default; choose one of them",
         ("lamina/unknown", None, "train"): "data.name=lamina/unknown: no such data set on the hub",
         ("two words", None, "train"): "data.name=two words: Repo id must use",
-        ("lamina/empty", None, "train"): "data.name=lamina/empty: holds no data files, such as",
+        ("lamina/empty", None, "train"): "data.name=lamina/empty: holds no data files, such as "
+        "parquet, jsonl or csv",
         ("lamina/broken", None, "train"): "data.name=lamina/broken: JSON parse error",
     }
     said = python(READ, json.dumps(list(expected)), env=clients.of(hub, tmp_path / "cache"))
