@@ -105,6 +105,11 @@ class Finished:
         return self.result["metrics"]
 
     @property
+    def refusal(self) -> str:
+        """What went to stderr, without the lines that say where the run is."""
+        return self.errors
+
+    @property
     def final(self) -> Path:
         return self.folder / self.result["final"]
 

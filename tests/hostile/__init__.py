@@ -1,0 +1,1 @@
+"""Configs, environments, models, checkpoints, data and faults that mean no good."""
