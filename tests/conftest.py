@@ -52,6 +52,9 @@ FOREIGN: dict[str, Any] = {
 }
 """Settings that all data sources but the generator have."""
 
+FIRST_LINES = ("run folder: ", "sweep folder: ", "runs: ", "dry run: ")
+"""How the lines begin that say where a run is and what it does."""
+
 NEEDS_BITSANDBYTES = pytest.mark.skipif(
     find_spec("bitsandbytes") is None,
     reason="bitsandbytes is not installed: pip install bitsandbytes",
@@ -107,7 +110,8 @@ class Finished:
     @property
     def refusal(self) -> str:
         """What went to stderr, without the lines that say where the run is."""
-        return self.errors
+        lines = self.errors.splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith(FIRST_LINES))
 
     @property
     def final(self) -> Path:

@@ -443,7 +443,7 @@ def test_a_mistake_is_named_exactly_and_without_torch(
     done = answers[mistake]
     expected = {**MISTAKES, **IN_A_FILE}[mistake]
     place = str(done.folder.parent / done.folder.name.replace("file", "conf") / "conf")
-    assert done.errors == f"error: {expected.replace('{folder}', place)}\n"
+    assert done.refusal == f"error: {expected.replace('{folder}', place)}\n"
     assert done.code == 1
     assert done.output == "heavy:\n"
 

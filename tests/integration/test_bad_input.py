@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_trained_is_named_before_anything_slow(
 ) -> None:
     folder = model(tmp_path / "model", **changes)
     done = train(tmp_path / "run", *SHORT, *variant.split(), f"model_name={folder}")
-    assert done.errors == f"error: model_name={folder}: {message}\n"
+    assert done.refusal == f"error: model_name={folder}: {message}\n"
     assert done.code == 1
 
 
@@ -120,7 +120,7 @@ def test_an_architecture_that_transformers_lacks_is_refused_before_anything_slow
     else:
         given = (own, "model=original", "output=out") if command == "cut" else given
         done = lamina(command, *given, cwd=tmp_path)
-    assert done.errors == (
+    assert done.refusal == (
         f"error: {own}: config.json's model_type=qwen33: transformers knows no such architecture; "
         "did you mean qwen3?\n"
     )

@@ -71,7 +71,7 @@ def test_two_processes_write_the_files_of_one(alone: Finished, together: Finishe
 
 
 def test_only_the_first_process_prints_and_it_names_the_batch_size(together: Finished) -> None:
-    lines = together.errors.splitlines()
+    lines = together.refusal.splitlines()
     said = [line for line in lines if line and not line.startswith("pruned-8of12")]
     assert len(said) == 4, said
     assert said[0] == (

@@ -231,7 +231,7 @@ def test_a_read_only_folder_is_refused_before_the_data_is_read(
     assert line.startswith(f"error: {key}: {read_only}")
     assert " cannot be written: " in line
     assert line.endswith(f"; use another {key}")
-    assert done.errors.splitlines() == [line]
+    assert done.refusal.splitlines() == [line]
     if folder == tmp_path / "run":
         assert (done.result["status"], done.result["data"]) == ("failed", {})
         assert done.result["error"] == line.removeprefix("error: ")
@@ -242,7 +242,7 @@ def test_a_read_only_sweep_folder_is_refused(read_only: Path, tmp_path: Path) ->
     done = train(tmp_path / "run", *given)
     assert done.code == 1
     assert only_line(done).endswith("; use another hydra.sweep.dir")
-    assert len(done.errors.splitlines()) == 1
+    assert len(done.refusal.splitlines()) == 1
 
 
 @pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "output_dir"])
@@ -253,7 +253,7 @@ def test_a_file_is_no_folder(tmp_path: Path, key: str) -> None:
     done = train(folder, *sweep, *SHORT, f"{key}={tmp_path / 'file'}")
     assert done.code == 1
     reason = "cannot be written: Not a directory; use another"
-    assert done.errors == f"error: {key}: {tmp_path / 'file'} {reason} {key}\n"
+    assert done.refusal == f"error: {key}: {tmp_path / 'file'} {reason} {key}\n"
 
 
 def started(cwd: Path, *overrides: str) -> subprocess.Popen[str]:

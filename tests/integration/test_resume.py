@@ -195,7 +195,7 @@ def test_a_given_checkpoint_of_another_variant_is_refused(
     change += str(another_base) if change == "model_name=" else ""
     done = train(tmp_path / "run", *SHORT, change, f"resume={pruned.folder}")
     assert done.code == 1
-    (line,) = done.errors.splitlines()
+    (line,) = done.refusal.splitlines()
     assert line.startswith(f"error: resume={pruned.folder}, but {pruned.folder}/checkpoints/pruned")
     assert line.endswith(": use another checkpoint")
     assert done.result["data"] == {}

@@ -44,7 +44,7 @@ def test_the_quickstart_ends_with_the_usual_table(
 
 
 def test_the_lack_of_packing_is_logged_and_recorded(quickstart: Finished) -> None:
-    assert quickstart.errors.splitlines()[0] == NO_PACKING
+    assert quickstart.refusal.splitlines()[0] == NO_PACKING
     assert quickstart.result["notes"] == [NO_PACKING]
     assert quickstart.result["settings"]["trainer.args.packing"] is False
 

@@ -176,8 +176,3 @@ def fail(message: str, code: int = 1) -> NoReturn:
     """Print an error and end the process."""
     sys.stderr.write(f"error: {message}\n")
     sys.exit(code)
-
-
-def short_path(folder: Path) -> Path:
-    """Return a folder relative to the current one if it is inside it."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

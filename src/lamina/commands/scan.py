@@ -1,18 +1,22 @@
 """`lamina scan`: score every layer of a model in one pass over its weights."""
 
+import logging
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lamina.commands.app import app, short_path
+from lamina.commands.app import app
 from lamina.config.preflight import preflight
 from lamina.depth.plan import usable_source
 from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError
 from lamina.runtime.files import write_json
+from lamina.runtime.paths import short_path
 from lamina.scan.cached import without_holdout
+
+logger = logging.getLogger(__name__)
 
 
 @app("config")
@@ -33,6 +37,8 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
         raise ConfigError(
             "dry_run=true has no meaning in a scan, which trains nothing: leave it out"
         )
+    logger.info("run folder: %s", short_path(folder))
+    logger.info("runs: scan of model_name=%s", config.model_name)
     run = instantiate(config)
     content = run.scores(usable_source(run.model_name), without_holdout(run.data)).scan()
     found = Statistics.from_dict(content)

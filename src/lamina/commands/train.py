@@ -7,12 +7,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lamina.commands.app import app, errors_in_one_line, expand_home, short_path
+from lamina.commands.app import app, errors_in_one_line, expand_home
 from lamina.launch.job import dry_run_job, run_job, wait_for_spec
 from lamina.launch.sweep import close_sweep, is_complete
 from lamina.launch.worker import work
 from lamina.legacy.flag import take_old
 from lamina.runtime import distributed
+from lamina.runtime.paths import short_path
 
 
 @app("config", closing=close_sweep)

@@ -25,9 +25,13 @@ from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
 from lamina.runtime.lock import locked
+from lamina.runtime.paths import short_path
 
 SPEC_KEY = "lamina/spec"
 """Key of the WorkerSpec in torchrun's store."""
+
+SHOWN = ("experiment", "model", "adapter", "data")
+"""Groups whose options the first lines name."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +77,8 @@ def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Wor
     """Check a config, decide its processes, and choose its backend in place."""
     preflight(config)
     layout = decide_layout(config.distributed, config.parallel)
+    if layout.node == 0:
+        _announce(config, folder)
     notes = choose_backend(config, layout.processes)
     if layout.node == 0:
         for note in notes:
@@ -89,6 +95,16 @@ def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Wor
         requeues=callable(signal.getsignal(distributed.REQUEUE_SIGNAL)),
     )
     return spec, layout
+
+
+def _announce(config: DictConfig, folder: Path) -> None:
+    """Say where the run and its logs are, and what it does, before anything slow is imported."""
+    logs, loggers = config.logging_dir, ", ".join(filter(config.logger.get, config.logger))
+    logs = f"{short_path(Path(logs))} ({loggers})" if loggers else "none"
+    logger.info("run folder: %s; logs: %s", short_path(folder), logs)
+    choices, kind = HydraConfig.get().runtime.choices, "dry run" if config.dry_run else "runs"
+    named = (f"{name}={choices[name]}" for name in SHOWN if choices.get(name))
+    logger.info("%s: %s", kind, ", ".join((f"model_name={config.model_name}", *named)))
 
 
 def _publish(spec: WorkerSpec) -> None:

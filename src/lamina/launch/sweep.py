@@ -29,6 +29,7 @@ from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError
 from lamina.measure.results import DRY_RUN_FILE, read_result
 from lamina.runtime.lock import locked
+from lamina.runtime.paths import short_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,6 +67,7 @@ class Sweep(Callback):
         except OutputError as error:
             raise Ended(str(error)) from error
         self.began = time.monotonic()
+        sys.stderr.write(f"sweep folder: {short_path(self.folder)}, {len(self.planned)} jobs\n")
         if self.is_queued:
             # On a cluster without accounting submitit 1.5.4 warns at each poll of the queue; its
             # import sets the logger's level.

@@ -17,6 +17,11 @@ def asset(name: str) -> str:
     return str(PACKAGE / "assets" / name)
 
 
+def short_path(folder: Path) -> Path:
+    """Return a folder relative to the current one if it is inside it."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
 def load_environment() -> None:
     """Add the variables of ./.env to the environment, which takes precedence.
 
