@@ -1,7 +1,6 @@
 """Load a model with only its kept layers: the dropped ones are never read."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.quantization import quantization
@@ -18,7 +17,7 @@ from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
 from lamina.errors import ConfigError, ModelError, did_you_mean
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
-from lamina.weights.source import Source, read_json, resolve
+from lamina.weights.source import Source, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -266,19 +265,6 @@ def refuse_unknown_tokens(
 
 def _location(source: Source) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": source.name, "revision": source.revision or "main"}
-
-
-def refuse_unloadable(folder: Path) -> None:
-    """Check that transformers would load a model folder, by names and shapes alone.
-
-    Raises:
-        ModelError: A file is incomplete, or a tensor is missing, unexpected or of another shape.
-    """
-    from transformers import AutoConfig
-
-    source = resolve(str(folder))
-    stored = source.stored(source.weight_map)
-    refuse_unfit(f"{folder}", AutoConfig.from_pretrained(folder), stored)
 
 
 def refuse_unfit(name: str, config: "PretrainedConfig", stored: Mapping[str, StoredTensor]) -> None:

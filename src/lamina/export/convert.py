@@ -101,7 +101,7 @@ def _export_model(run: FinishedRun, folder: Path, dtype: str | None) -> Losses |
     mapping = kept_tensors(source.weight_map, kept, source.config)
     with tensor_slices(source, mapping) as slices:
         write_config(folder, true_ties(reduced, slices).content, source, dtype)
-        write_weights(folder, _tensors(updates, slices, wanted))
+        write_weights(str(run.final), folder, _tensors(updates, slices, wanted))
     return model_loss(run, folder, dtype)
 
 

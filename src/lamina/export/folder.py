@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.loading import refuse_unloadable
+from lamina.depth.loading import refuse_unfit
 from lamina.depth.reduction import Reduction
 from lamina.depth.surgery import reduced_generation_config, without_mtp_heads
 from lamina.errors import OutputError
@@ -145,12 +145,12 @@ def outgoing(slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None") -> 
 
     `dtype` is the new type of floating-point tensors; None keeps theirs.
     """
-    tensors = {}
+    tensors, wanted = {}, DTYPES[str(dtype).removeprefix("torch.")] if dtype else None
     for name, piece in slices.items():
-        stored, new = piece.stored, dtype if piece.stored.is_floating_point else None
-        if new is not None:
-            stored = StoredTensor(DTYPES[str(new).removeprefix("torch.")], stored.shape)
-        tensors[name] = Outgoing(stored, partial(byte_blocks, piece, new))
+        stored, new, file = piece.stored, None, None if piece.stored.columns else piece.file
+        if wanted and stored.is_floating_point and stored.dtype != wanted:
+            stored, new, file = StoredTensor(wanted, stored.shape), dtype, None
+        tensors[name] = Outgoing(stored, partial(byte_blocks, piece, new), file)
     return tensors
 
 
@@ -183,19 +183,23 @@ def new_folder(key: str, output: Path, *sources: Path) -> Iterator[Path]:
 
 
 def write_weights(
-    folder: Path, tensors: Mapping[str, Outgoing], max_shard_bytes: int = MAX_SHARD_BYTES
+    name: str, folder: Path, tensors: Mapping[str, Outgoing], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write a model's tensors with a progress bar, and check that transformers loads them.
+    """Write a model's tensors with a progress bar, once transformers has a place for each.
 
-    The folder already holds config.json; the tensors are in the order that reads fastest.
+    The folder already holds config.json; the tensors are in the order that reads fastest. `name` is
+    the model's in an error.
 
     Raises:
-        ModelError: The written model does not load.
+        ModelError: A tensor is missing, unexpected or of another shape.
     """
     from tqdm import tqdm
+    from transformers import AutoConfig
+
+    stored = {key: tensor.stored for key, tensor in tensors.items()}
+    refuse_unfit(name, AutoConfig.from_pretrained(folder), stored)
 
     total = sum(tensor.stored.nbytes for tensor in tensors.values())
     # disable=None: no bar unless the console is a terminal.
     with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=None) as bar:
         write_shards(folder, tensors, bar.update, max_shard_bytes)
-    refuse_unloadable(folder)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamina.depth.loading import refuse_unfit
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import reduction, true_ties
 from lamina.depth.selection import NoScores, ScoresNeededError, Selector
@@ -86,9 +85,8 @@ def write_cut(
         copy_tokenizer(source, folder)
         with tensor_slices(source, mapping) as slices:
             reduced = true_ties(reduced, slices)
-            stored = {name: piece.stored for name, piece in slices.items()}
-            refuse_unfit(f"model_name={source.name}", reduced.config, stored)
             write_config(folder, reduced.content, source, None)
-            write_weights(folder, outgoing(slices, None), max_shard_bytes)
+            name = f"model_name={source.name}"
+            write_weights(name, folder, outgoing(slices, None), max_shard_bytes)
         # After the weights: reading the fingerprint's few pages first would trigger readahead.
         write_manifest(folder, manifest(plan))

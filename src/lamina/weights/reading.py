@@ -3,10 +3,11 @@
 The library's own reader maps entire files, or reads an entire tensor where a few rows are enough.
 """
 
+import errno
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 16 * 2**20
 """Approximate size of one block of a streamed tensor."""
+
+NOT_IN_KERNEL = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+"""Why a kernel or file system does not copy a range from file to file itself."""
 
 DTYPES = {
     "float64": "F64",
@@ -74,6 +78,26 @@ class WeightFile:
             if count == 0:
                 raise ModelError(f"{self.path} shrank while it was being read")
             buffer, begin = buffer[count:], begin + count
+
+    def copy_to(
+        self, target: int, begin: int, nbytes: int, progress: Callable[[int], object]
+    ) -> bool:
+        """Copy a range to a file descriptor inside the kernel; return False where it cannot."""
+        end = begin + nbytes if hasattr(os, "copy_file_range") else -1
+        while begin < end:
+            self.prefetch(begin, min(2 * BLOCK_BYTES, end - begin))
+            count = min(BLOCK_BYTES, end - begin)
+            try:
+                count = os.copy_file_range(self.descriptor, target, count, begin)
+            except OSError as error:
+                if error.errno not in NOT_IN_KERNEL:
+                    raise
+                return False
+            if count == 0:
+                return False  # some file systems say so; `read_into` tells whether the file shrank
+            progress(count)
+            begin += count
+        return begin == end
 
     def prefetch(self, begin: int, nbytes: int) -> None:
         """Start fetching a range from the disk in the background."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.weights.header import BITS, StoredTensor
+from lamina.weights.reading import WeightFile
 from lamina.weights.source import INDEX_FILE
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -26,6 +27,9 @@ class Outgoing:
 
     blocks: Callable[[], Iterator[bytes | memoryview]]
     """Yields its bytes in order; called once, when the tensor is written."""
+
+    file: WeightFile | None = None
+    """The file that holds its bytes unchanged, from `stored.begin` on; None if they change."""
 
 
 def write_shards(
@@ -61,11 +65,14 @@ def _write(path: Path, tensors: Mapping[str, Outgoing], progress: Callable[[int]
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name, tensor in tensors.items():
-            begin = file.tell()
-            for block in tensor.blocks():
-                progress(file.write(block))
+            file.flush()
+            begin, size, source = file.tell(), tensor.stored.nbytes, tensor.file
+            if not (source and source.copy_to(file.fileno(), tensor.stored.begin, size, progress)):
+                file.seek(begin)
+                for block in tensor.blocks():
+                    progress(file.write(block))
             written = file.tell() - begin
-            assert written == tensor.stored.nbytes, f"{name}: {written} bytes"
+            assert written == size, f"{name}: {written} bytes"
 
 
 def _header(tensors: Mapping[str, StoredTensor]) -> bytes:
