@@ -15,7 +15,7 @@ from lamina.experiment import Experiment
 from lamina.export.card import manifest
 from lamina.export.final import save_final
 from lamina.heal.callbacks.loggers import open_observers
-from lamina.heal.resume import Start, find_start
+from lamina.heal.resume import ONLY_MODEL, Start, find_start
 from lamina.measure import protocol as measure
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.provenance import base_identity, fingerprint, provenance
@@ -87,8 +87,10 @@ def resume(experiment: Experiment, record: Record) -> Start:
     before, now = record.previous or {}, identity | settings
     start = find_start(folder, run_dir, experiment.resume, before, now)
     start.warn_if_reached(experiment.trainer.args["max_steps"])
+    if settings.get(ONLY_MODEL):
+        logger.warning("%s=true: if this run is interrupted, it cannot be resumed", ONLY_MODEL)
     fixed = {"num_layers": experiment.plan.num_layers, "seed": experiment.seed}
-    record.update(**identity, **fixed, settings=settings, resumed_from=start.resumed_from)
+    record.update(**identity, **fixed, settings=settings, **start.origin)
     return start
 
 

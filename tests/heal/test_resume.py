@@ -1,10 +1,16 @@
 """Which checkpoint a run resumes from, and which folders it refuses."""
 
 import json
+import random
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lamina.errors import ConfigError, OutputError
 from lamina.heal.resume import GivenCheckpoint, claim_folder, given_checkpoint
@@ -12,12 +18,43 @@ from lamina.heal.resume import GivenCheckpoint, claim_folder, given_checkpoint
 NOW = {"kept_layers": [0, 1], "adapter": "lora", "base": "abc"}
 
 
+STATE = {
+    "max_steps": 9,
+    "num_input_tokens_seen": 1,
+    "epoch": 0.5,
+    "log_history": [],
+    "stateful_callbacks": {},
+    "best_metric": None,
+    "best_global_step": None,
+}
+"""Fields of each trainer_state.json."""
+
+
+@cache
+def training_state() -> dict[str, bytes]:
+    """What a training of no weights saves, by file."""
+    state = (3, tuple(random.getstate()[1]), None), numpy.random.get_state()
+    generators = dict(zip(("python", "numpy"), state, strict=True))
+    parts = {
+        "optimizer.pt": {"state": {}, "param_groups": [{"params": []}]},
+        "scheduler.pt": {"last_epoch": 1},
+        "rng_state.pth": {**generators, "cpu": torch.get_rng_state()},
+    }
+    written = {name: BytesIO() for name in parts}
+    for name, content in parts.items():
+        torch.save(content, written[name])
+    return {name: file.getvalue() for name, file in written.items()}
+
+
 def checkpoint(folder: Path, step: int, *, best: int | None = None, whole: bool = True) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
-    (path / "model.safetensors").write_text(f"weights of {folder.name} at {step}")
+    save_file({"lora_A": torch.tensor([float(step)])}, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    for name, content in training_state().items():
+        (path / name).write_bytes(content)
     known = str(Path("/gone") / f"checkpoint-{best}") if best else None
-    state = json.dumps({"global_step": step, "best_model_checkpoint": known})
+    state = json.dumps({"global_step": step, "best_model_checkpoint": known, **STATE})
     (path / "trainer_state.json").write_text(state if whole else state[:9])
     return path
 
@@ -56,7 +93,7 @@ def test_the_same_command_again_resumes_from_its_own_checkpoint(tmp_path: Path) 
     given = str(tmp_path / "theirs")
     claimed(ours, given)
     later = checkpoint(ours, 9, best=3)
-    assert claimed(ours, given, {"resumed_from": given}) == later
+    assert claimed(ours, given, {"started_from": given}) == later
 
 
 def test_a_path_is_refused_if_the_run_has_its_own_checkpoint(tmp_path: Path) -> None:
@@ -91,16 +128,20 @@ def test_a_checkpoint_whose_best_weights_are_gone_is_refused(tmp_path: Path) -> 
     )
 
 
-def test_remains_of_interrupted_saves_are_removed(tmp_path: Path) -> None:
+def test_remains_of_interrupted_saves_are_removed_and_damaged_ones_renamed(tmp_path: Path) -> None:
     ours = run(tmp_path / "ours", 2)
     checkpoint(ours, 4, whole=False)
     (ours / ".checkpoint-6.partial" / "checkpoint-6").mkdir(parents=True)
     (ours / "checkpoint-of-mine").mkdir()
     assert claimed(ours, "auto") == ours / "checkpoint-2"
-    assert sorted(each.name for each in ours.iterdir()) == ["checkpoint-2", "checkpoint-of-mine"]
+    assert sorted(each.name for each in ours.iterdir()) == [
+        "checkpoint-2",
+        "checkpoint-of-mine",
+        "damaged-checkpoint-4",
+    ]
 
 
-def test_a_run_starts_without_a_complete_checkpoint(tmp_path: Path) -> None:
+def test_a_run_starts_without_a_whole_checkpoint(tmp_path: Path) -> None:
     ours = tmp_path / "ours" / "checkpoints" / "pruned"
     checkpoint(ours, 4, whole=False)
     assert claimed(ours, "auto") is None
@@ -114,8 +155,11 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, said in (
         (tmp_path / "absent", "no such folder; use auto, never, or the folder of a run"),
-        (cut, f"its save was interrupted; use {inside / 'checkpoint-3'}"),
-        (tmp_path / "empty", "there is no complete checkpoint; set resume=auto to start"),
+        (
+            cut,
+            f"{cut}/trainer_state.json is damaged: no readable JSON; use {inside}/checkpoint-3",
+        ),
+        (tmp_path / "empty", "there is no checkpoint; set resume=auto to start"),
         (
             lonely,
             f"no result.json above {lonely} says which layers and settings it has; "
@@ -134,7 +178,7 @@ def test_a_folder_keeps_its_owner_if_the_owner_dies_while_claiming_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, run, another = tmp_path / "shared" / "pruned", tmp_path / "run", tmp_path / "another"
-    claim_folder(folder, run, "auto", None, {}, {})
+    claim_folder(folder, run, "auto", None, {}, NOW)
     checkpoint(folder, 3)
 
     def write_half(path: Path, content: Any, *_: Any, **__: Any) -> None:
@@ -145,8 +189,8 @@ def test_a_folder_keeps_its_owner_if_the_owner_dies_while_claiming_it_again(
     for name in ("write_bytes", "write_text"):
         monkeypatch.setattr(Path, name, write_half)
     with pytest.raises(KeyboardInterrupt):
-        claim_folder(folder, run, "auto", None, {}, {})
+        claim_folder(folder, run, "auto", None, {}, NOW)
     monkeypatch.undo()
-    claim_folder(folder, run, "auto", None, {}, {})
+    claim_folder(folder, run, "auto", None, {}, NOW)
     with pytest.raises(OutputError, match=f"holds the result of {run}, which is never overwritten"):
-        claim_folder(folder, another, "auto", None, {}, {})
+        claim_folder(folder, another, "auto", None, {}, NOW)

@@ -11,7 +11,8 @@ from tests.conftest import REFERENCE, SHORT, Finished, train
 RESULT_KEYS = {
     "status", "error", "model_type", "num_layers", "kept_layers", "adapter", "num_parameters",
     "trainable_parameters", "overrides", "settings", "final", "dtype", "seed", "history", "samples",
-    "eval_fingerprint", "provenance", "metrics", "data", "resumed_from", "notes",
+    "eval_fingerprint", "provenance", "metrics", "data", "resumed_from", "started_from",
+    "notes",
 }  # fmt: skip
 METRIC_KEYS = {
     "baseline_eval_loss", "reduced_eval_loss", "eval_loss", "perplexity", "eval_sample_loss",

@@ -91,9 +91,10 @@ def test_an_incomplete_checkpoint_is_skipped(pruned: Finished, tmp_path: Path) -
     from lamina.runtime.checkpoints import last_checkpoint
 
     folder = tmp_path / "pruned"
-    for name, state in (("checkpoint-3", '{"global_step": 3}'), ("checkpoint-6", '{"global_')):
+    state = (pruned.final.parent / "checkpoint-3" / "trainer_state.json").read_text()
+    for name, content in (("checkpoint-3", state), ("checkpoint-6", state[:99])):
         (folder / name).mkdir(parents=True)
-        (folder / name / "trainer_state.json").write_text(state)
+        (folder / name / "trainer_state.json").write_text(content)
     (folder / "checkpoint-9").mkdir()
     assert last_checkpoint(folder) == folder / "checkpoint-3"
     assert last_checkpoint(tmp_path) is None

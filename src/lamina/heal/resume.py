@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from lamina.runtime import distributed
 from lamina.runtime.checkpoints import (
     STEP,
     best_checkpoint,
-    is_complete,
+    checkpoints,
+    damage,
     last_checkpoint,
     saved_step,
 )
 from lamina.runtime.files import PARTIAL, copy_folder, disk_errors, write_json
 
 logger = logging.getLogger(__name__)
+
+ONLY_MODEL = "trainer.args.save_only_model"
 
 KEYWORDS = ("auto", "never")
 """Values of resume that are not paths."""
@@ -38,9 +42,11 @@ class GivenCheckpoint:
     path: str
     """The absolute path, of a checkpoint or of a run folder."""
     checkpoint: Path
-    """The complete checkpoint there."""
+    """The whole checkpoint there."""
     recorded: dict[str, Any]
     """result.json of its run, with the settings at the top level, too."""
+    skipped: dict[Path, str]
+    """What is wrong with each checkpoint after it, if PATH is a run folder."""
 
 
 def given_checkpoint(resume: str) -> GivenCheckpoint | None:
@@ -49,7 +55,7 @@ def given_checkpoint(resume: str) -> GivenCheckpoint | None:
     Return None for auto and never.
 
     Raises:
-        ConfigError: There is no complete checkpoint, or no result.json of its run.
+        ConfigError: There is no whole checkpoint, or no result.json of its run.
     """
     if resume in KEYWORDS:
         return None
@@ -59,27 +65,49 @@ def given_checkpoint(resume: str) -> GivenCheckpoint | None:
             f"resume={resume}: no such folder; use auto, never, or the folder of a run or of a "
             "checkpoint"
         )
-    checkpoint = _checkpoint_at(path, resume)
-    result = _result_of(checkpoint.parent)
+    named = path if STEP.fullmatch(path.name) else None
+    inside = (each for each in _checkpoint_folders(path) if checkpoints(each))
+    folder = path.parent if named else next(inside, None)
+    if folder is None:
+        raise ConfigError(f"resume={resume}: there is no checkpoint; set resume=auto to start")
+    result = _result_of(folder)
     if not result or not result["kept_layers"]:
         raise ConfigError(
-            f"resume={resume}: no result.json above {checkpoint} says which layers and settings it "
-            "has; keep checkpoints inside their run's folder"
+            f"resume={resume}: no result.json above {named or folder} says which layers and "
+            "settings it has; keep checkpoints inside their run's folder"
         )
-    return GivenCheckpoint(str(path), checkpoint, {**result, **result["settings"]})
+    recorded = {**result, **result["settings"]}
+    last, skipped = last_whole(folder, recorded)
+    problem = _problem(named, recorded) if named else next(iter(skipped.values()), "")
+    if problem and (named or not last):
+        advice = f"use {last}" if last else "no other checkpoint there is whole"
+        raise ConfigError(f"resume={resume}: {problem}; {advice}")
+    return GivenCheckpoint(str(path), named or last or path, recorded, skipped)
 
 
-def _checkpoint_at(path: Path, resume: str) -> Path:
-    if STEP.fullmatch(path.name):
-        if is_complete(path):
-            return path
-        last = last_checkpoint(path.parent)
-        advice = f"use {last}" if last else "there is no complete one beside it"
-        raise ConfigError(f"resume={resume}: its save was interrupted; {advice}")
-    for folder in _checkpoint_folders(path):
-        if (last := last_checkpoint(folder)) is not None:
-            return last
-    raise ConfigError(f"resume={resume}: there is no complete checkpoint; set resume=auto to start")
+def last_whole(folder: Path, recorded: Mapping[str, Any]) -> tuple[Path | None, dict[Path, str]]:
+    """Return a folder's last whole checkpoint, and what is wrong with each one after it."""
+    skipped: dict[Path, str] = {}
+    for checkpoint in checkpoints(folder):
+        if (problem := _problem(checkpoint, recorded)) is None:
+            return checkpoint, skipped
+        skipped[checkpoint] = problem
+    return None, skipped
+
+
+def _problem(checkpoint: Path, recorded: Mapping[str, Any]) -> str | None:
+    """Return why a run cannot resume from a checkpoint that is damaged.
+
+    Raises:
+        OutputError: It never could: it has only a model.
+    """
+    problem = damage(checkpoint, recorded)
+    if problem and recorded.get(ONLY_MODEL) and not damage(checkpoint, recorded, resumable=False):
+        raise OutputError(
+            f"{checkpoint} has only a model, since {ONLY_MODEL}=true: no run resumes from it; use "
+            "another hydra.run.dir to start from scratch"
+        )
+    return problem
 
 
 def _checkpoint_folders(path: Path) -> list[Path]:
@@ -110,12 +138,19 @@ class Start:
     resume: str
     """The parameter."""
     resumed_from: str | None
+    """The checkpoint, where it lay before a copy came into the run's folder."""
+    started_from: str | None
     """The absolute path that resume=PATH names, or named at an earlier start."""
 
     @property
     def path(self) -> str | None:
         """The checkpoint's path, for the trainer."""
         return str(self.checkpoint) if self.checkpoint else None
+
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """What result.json records about it."""
+        return {"resumed_from": self.resumed_from, "started_from": self.started_from}
 
     @property
     def step(self) -> int | None:
@@ -161,12 +196,21 @@ def find_start(
             else last_checkpoint(folder)
         ),
     )
-    return Start(
+    before_from = previous.get("started_from")
+    copied = given is not None and given.checkpoint.parent != folder and before_from != given.path
+    source = given.checkpoint if given is not None and copied else checkpoint
+    start = Start(
         checkpoint=checkpoint,
         recorded=given.recorded if given else previous,
         resume=resume,
-        resumed_from=given.path if given else previous.get("resumed_from"),
+        resumed_from=str(source) if source else None,
+        started_from=given.path if given else before_from,
     )
+    if source is None:
+        logger.info("no checkpoint to resume from: starting at the first step")
+    else:
+        logger.info("resuming from %s, after step %d", source, start.step)
+    return start
 
 
 def claim_folder(
@@ -180,34 +224,48 @@ def claim_folder(
     """Claim a checkpoint folder for a run; return the checkpoint to resume from, if there is one.
 
     A folder inside the run folder belongs to the run; any other names its run in run.json. The
-    remains of interrupted saves are removed. `before` is the record of an earlier start in the run
-    folder, or empty; `now` has the fields of the record that must not have changed.
+    remains of interrupted saves are removed, and damaged checkpoints renamed. `before` is the
+    record of an earlier start in the run folder, or empty; `now` has the fields of the record that
+    must not have changed.
 
     Raises:
         OutputError: The folder is another run's, cannot be written, or holds a checkpoint that
             cannot be resumed from.
     """
     _claim(folder, run_dir)
-    _remove_interrupted_saves(folder)
-    own = last_checkpoint(folder)
+    for path in folder.glob(PARTIAL):
+        shutil.rmtree(path)
+    # The run that wrote them says which parts they must have.
+    recorded = {**now, **{key: value for key, value in before.items() if value is not None}}
+    own, skipped = last_whole(folder, recorded)
+    newest = own or next(iter(skipped), None)
     if given is not None:
         refuse_changes(given.checkpoint, given.recorded, now, resume)
-        if own is None:
-            return _copied(given.checkpoint, folder)
-        _refuse_two_checkpoints(given, own, resume, before)
+        if own is not None:
+            _refuse_two_checkpoints(given, own, resume, before)
     elif own is not None and resume == "never":
         raise OutputError(
             f"resume=never, but {own} is there: use resume=auto or another hydra.run.dir"
         )
+    if newest is not None and resume != "never":
+        refuse_changes(newest, before, now, resume)
     if own is not None:
-        refuse_changes(own, before, now, resume)
-        _refuse_without_best(own)
-    return own
+        _refuse_without_best(own, recorded)
+    with disk_errors(folder, "output_dir"):
+        for path, problem in skipped.items():
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            logger.warning("%s: this checkpoint is skipped, and now called %s", problem, aside.name)
+    return _copied(given, folder) if given is not None and own is None else own
 
 
-def _copied(checkpoint: Path, folder: Path) -> Path:
+def _copied(given: GivenCheckpoint, folder: Path) -> Path:
     """Copy a checkpoint into a run's folder, after the best one it refers to."""
-    _refuse_without_best(checkpoint)
+    checkpoint = given.checkpoint
+    _refuse_without_best(checkpoint, given.recorded)
+    for problem in given.skipped.values():
+        logger.warning("%s: this checkpoint is skipped", problem)
     with disk_errors(folder, "output_dir"):
         for each in dict.fromkeys((best_checkpoint(checkpoint), checkpoint)):
             copy_folder(each, folder / each.name)
@@ -222,7 +280,7 @@ def _refuse_two_checkpoints(
     The same command again, as after a requeue, resumes from its own.
     """
     inside = given.checkpoint.parent == own.parent
-    if given.checkpoint == own or (not inside and before.get("resumed_from") == given.path):
+    if given.checkpoint == own or (not inside and before.get("started_from") == given.path):
         return
     raise OutputError(
         f"resume={resume}, but {own} is there: use resume=auto to resume from it, or another "
@@ -230,12 +288,14 @@ def _refuse_two_checkpoints(
     )
 
 
-def _refuse_without_best(checkpoint: Path) -> None:
-    """Refuse a checkpoint whose best weights are gone: final/ could not hold them."""
+def _refuse_without_best(checkpoint: Path, recorded: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose best weights are gone or damaged: final/ could not hold them."""
     best = best_checkpoint(checkpoint)
-    if not is_complete(best):
+    if best == checkpoint:
+        return
+    if problem := damage(best, recorded, resumable=False) if best.is_dir() else "it is gone":
         raise OutputError(
-            f"{checkpoint} says that {best.name} beside it has the best weights, but it is gone: "
+            f"{checkpoint} says that {best.name} beside it has the best weights, but {problem}: "
             "restore it, or use another hydra.run.dir to start from scratch"
         )
 
@@ -269,10 +329,3 @@ def _claim(folder: Path, run_dir: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not inside:
             write_json(owner_file, {"run": str(run_dir)})
-
-
-def _remove_interrupted_saves(folder: Path) -> None:
-    """Remove what interrupted saves left, to make room on a full disk."""
-    for path in (*folder.glob(PARTIAL), *folder.glob("checkpoint-*")):
-        if path.match(PARTIAL) or (STEP.fullmatch(path.name) and not is_complete(path)):
-            shutil.rmtree(path)

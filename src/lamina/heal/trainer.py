@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel, get_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import PreTrainedModel, PrinterCallback
@@ -16,6 +17,7 @@ from typing_extensions import override
 
 from lamina.data.tokenization import IGNORED
 from lamina.depth.reduction import blueprint
+from lamina.errors import OutputError
 from lamina.heal.callbacks.clock import SPEED, STEP, StepClock
 from lamina.heal.callbacks.saving import Checkpointing, SaveAndRequeue, saved_best
 from lamina.heal.kernels import MASKED, undoing_patches
@@ -26,6 +28,7 @@ from lamina.measure.speed import compute_peak, training_flops
 from lamina.runtime import distributed
 from lamina.runtime.files import disk_errors, partial_path, replacing
 from lamina.runtime.sizes import state_bytes, trained_weights, weight_bytes
+from lamina.weights.header import read_header
 
 
 class TokenLossTrainer(SFTTrainer):
@@ -165,6 +168,25 @@ class TokenLossTrainer(SFTTrainer):
             return super().evaluate(*arguments, **options)
 
     @override
+    def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        has_adapter = isinstance(self.model, PeftModel)
+        file = Path(arguments[0]) / f"{'adapter_' if has_adapter else ''}model.safetensors"
+        with _fitting(file):
+            if file.is_file() and not self.is_fsdp_enabled:
+                # transformers 5.17 and PEFT 0.21 leave weights that the file lacks as they are.
+                own = dict(self.model.named_parameters())
+                if has_adapter:
+                    own = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+                if absent := own.keys() - read_header(file).keys():
+                    raise ValueError(f"it has no {min(absent)}")
+            super()._load_from_checkpoint(*arguments, **options)
+
+    @override
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _fitting(Path(checkpoint or "") / "optimizer.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    @override
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._saving_in or self.args.output_dir)
 
@@ -261,3 +283,15 @@ class TokenLossTrainer(SFTTrainer):
     @override
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write no card beside checkpoints: final/ has one that says what was removed."""
+
+
+@contextmanager
+def _fitting(part: Path) -> Iterator[None]:
+    """Name the part of a checkpoint that does not fit the model or its optimizer."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise OutputError(f"{part} does not fit the model: {reason}") from error

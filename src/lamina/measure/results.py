@@ -52,6 +52,7 @@ class Record:
             "notes": [],
             "settings": {},
             "resumed_from": None,
+            "started_from": None,
             "final": None,
             "dtype": None,
             "seed": None,

@@ -1,42 +1,168 @@
-"""Checkpoints of a training on disk: which are complete, the last one and the best one."""
+"""Checkpoints of a training on disk: which are whole, the last one and the best one."""
 
 import json
+import random
 import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lamina.weights.header import read_header
 
 STEP = re.compile(r"checkpoint-(\d+)$")
 """Name of a checkpoint, with its optimizer step."""
 
+STATE = "trainer_state.json"
+ADAPTER_PARTS = ("adapter_config.json", "adapter_model.safetensors")
+MODEL_PARTS = ("config.json", "model.safetensors|model.safetensors.index.json")
+OPTIMIZER = "optimizer.pt|optimizer.bin"
+"""Where there are alternatives, sharded weights and sharded training write the second."""
+
+NOT_BESIDE_AN_ADAPTER = ("model.safetensors", "pytorch_model.bin", "pytorch_model_fsdp.bin")
+"""Weights that transformers would load in its place."""
+
+NUMBER, NOTHING = (int, float), type(None)
+FIELDS: dict[str, dict[str, Any]] = {
+    STATE: {
+        "global_step": int,
+        "max_steps": int,
+        "num_input_tokens_seen": int,
+        "epoch": NUMBER,
+        "log_history": list,
+        "stateful_callbacks": dict,
+        "best_metric": (*NUMBER, NOTHING),
+        "best_global_step": (int, NOTHING),
+        "best_model_checkpoint": (str, NOTHING),
+    },
+    "adapter_config.json": {"peft_type": str, "r": int},
+    "config.json": {"model_type": str},
+}
+"""Fields that there must be in a part, with their types."""
+
+LOGGED = {"step": int, "loss": NUMBER, "eval_loss": NUMBER, "learning_rate": NUMBER}
+"""Fields of trainer_state.json's log_history that result.json's history keeps."""
+
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the complete checkpoint-{step}/ with the highest step."""
-    complete = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
-    return max(complete, key=lambda path: saved_step(path) or 0, default=None)
+    """Return the checkpoint-{step}/ with the highest step whose trainer_state.json is whole."""
+    return next((path for path in checkpoints(folder) if saved_step(path) is not None), None)
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is complete: trainer_state.json is written last, with its step."""
-    match = STEP.fullmatch(checkpoint.name)
-    return match is not None and saved_step(checkpoint) == int(match[1])
+def checkpoints(folder: Path) -> list[Path]:
+    """Return a folder's checkpoints, whole or not, the highest step first."""
+    found = [path for path in folder.glob("checkpoint-*") if STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def saved_step(checkpoint: Path) -> int | None:
-    """Return a checkpoint's optimizer step; None if the checkpoint is incomplete."""
-    step: int | None = _trainer_state(checkpoint).get("global_step")
+    """Return a checkpoint's optimizer step; None if its trainer_state.json is not whole."""
+    try:
+        step: int = _content(checkpoint / STATE)["global_step"]
+    except (OSError, ValueError):
+        return None
     return step
 
 
 def best_checkpoint(checkpoint: Path) -> Path:
     """Return the best checkpoint so far according to a checkpoint: itself, or one beside it."""
     # The folder may have moved since the trainer wrote the path.
-    best = _trainer_state(checkpoint).get("best_model_checkpoint")
+    best = _content(checkpoint / STATE)["best_model_checkpoint"]
     return checkpoint.with_name(Path(best).name) if best else checkpoint
 
 
-def _trainer_state(checkpoint: Path) -> dict[str, Any]:
+def damage(checkpoint: Path, recorded: Mapping[str, Any], *, resumable: bool = True) -> str | None:
+    """Return which part of a checkpoint is missing or damaged; None if the checkpoint is whole.
+
+    `recorded` is the result.json of the run that wrote it, with the settings at the top level: it
+    says which parts there must be. What only resuming needs counts only if `resumable`.
+    """
+    has_adapter = recorded["adapter"] != "full"
+    parts = [STATE, *(ADAPTER_PARTS if has_adapter else MODEL_PARTS)]
+    if resumable:
+        processes = recorded.get("distributed") or 1
+        ranks = ("",) if processes == 1 else (f"_{rank}" for rank in range(processes))
+        parts += [OPTIMIZER, "scheduler.pt", *(f"rng_state{rank}.pth" for rank in ranks)]
+    for part in parts:
+        named = [checkpoint / name for name in part.split("|")]
+        path = next((path for path in named if path.is_file()), None)
+        if path is None:
+            return f"{named[0]} is missing"
+        try:
+            _read(path)
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror or error}"
+        except ValueError as error:
+            return f"{path} is damaged: {error}"
+    for path in checkpoint.iterdir() if has_adapter else ():
+        if path.is_dir() or path.name in NOT_BESIDE_AN_ADAPTER:
+            return f"{path} does not belong beside an adapter"
+    return None
+
+
+def _read(path: Path) -> None:
+    """Read a part as resuming does; raises ValueError if that would fail."""
+    if path.suffix == ".safetensors":
+        read_header(path)
+    elif path.suffix == ".json":
+        shards = _content(path).get("weight_map")
+        for shard in {*shards.values()} if isinstance(shards, dict) else ():
+            read_header(path.with_name(str(shard)))
+    else:
+        _read_torch(path)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Read a part in JSON; raises ValueError if a field is missing or has another type."""
     try:
-        content: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError("no readable JSON") from error
+    _check("its content", content, dict)
+    for name, kind in FIELDS.get(path.name, {}).items():
+        if name not in content:
+            raise ValueError(f"it has no {name}")
+        _check(name, content[name], kind)
+    if path.name == STATE:
+        for entry in content["log_history"]:
+            _check("log_history", entry, dict)
+            for name, kind in LOGGED.items():
+                _check(f"log_history's {name}", entry.get(name, 0), kind)
+        if path.parent.name != f"checkpoint-{content['global_step']}":
+            raise ValueError(f"global_step is {content['global_step']}")
     return content
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r:.40}")
+
+
+def _read_torch(path: Path) -> None:
+    """Check what torch.save wrote: its checksums, which torch ignores, and what it holds."""
+    import numpy
+    import torch
+
+    # What transformers allows in a random state; nothing else is unpickled.
+    arrays = [numpy.zeros(0).__reduce__()[0], numpy.ndarray, numpy.dtype]
+    allowed = torch.serialization.safe_globals([*arrays, type(numpy.dtype(numpy.uint32))])
+    try:
+        with zipfile.ZipFile(path) as file, allowed:
+            if file.testzip() is not None:
+                raise ValueError("a wrong checksum")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if path.stem == "scheduler":
+            _check("last_epoch", content["last_epoch"], int)
+        elif path.suffix == ".pth":
+            random.Random().setstate(content["python"])
+            numpy.random.RandomState().set_state(content["numpy"])
+            torch.Generator().set_state(content["cpu"])
+        else:
+            named = {name for group in content["param_groups"] for name in group["params"]}
+            if not content["state"].keys() <= named:
+                raise ValueError("the state of unknown weights")
+    except OSError:
+        raise
+    # Which error a strange file causes depends on what is strange about it.
+    except Exception as error:
+        raise ValueError("not what a training saved") from error
