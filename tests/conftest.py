@@ -52,7 +52,13 @@ FOREIGN: dict[str, Any] = {
 }
 """Settings that all data sources but the generator have."""
 
-FIRST_LINES = ("run folder: ", "sweep folder: ", "runs: ", "dry run: ")
+FIRST_LINES = (
+    "run folder: ",
+    "sweep folder: ",
+    "runs: ",
+    "dry run: ",
+    "no checkpoint to resume from: ",
+)
 """How the lines begin that say where a run is and what it does."""
 
 NEEDS_BITSANDBYTES = pytest.mark.skipif(
