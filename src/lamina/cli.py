@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 from lamina import __version__
+from lamina.runtime.console import prepare_console
 
 COMMANDS = {
     "train": "run one experiment or a sweep; same as python -m train",
@@ -19,6 +20,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command named by the first argument."""
+    prepare_console()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv[:2] = [f"lamina {name}"]

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from lamina.runtime.lock import OWNER_FILE
+from lamina.runtime.lock import LOCK_FILE
 from tests.conftest import SHORT, start, train
 from tests.forked import Process
 
@@ -14,7 +14,7 @@ def started(folder: Path, *overrides: str) -> Process:
     """Start a long run and wait until it holds its checkpoint folder."""
     command = ("-m", "train", f"hydra.run.dir={folder}", *LONG, *overrides)
     process = start(*command, cwd=folder.parent)
-    while not list(folder.parent.rglob(f"pruned/{OWNER_FILE}")):
+    while not list(folder.parent.rglob(f"pruned/{LOCK_FILE}")):
         assert process.poll() is None
         time.sleep(0.05)
     return process
@@ -32,7 +32,7 @@ def test_a_second_process_is_refused_while_the_first_runs(tmp_path: Path) -> Non
     # Killing the first one frees its folder.
     third = train(tmp_path / "run", *SHORT, "evaluation=none")
     assert third.code == 0, third.errors
-    assert not list((tmp_path / "run").rglob(OWNER_FILE))
+    assert not list((tmp_path / "run").rglob(LOCK_FILE))
 
 
 def test_a_separate_checkpoint_folder_has_one_owner_too(tmp_path: Path) -> None:

@@ -14,17 +14,15 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lamina.errors import Ended, LaminaError
-from lamina.runtime.files import unwritable
+from lamina.errors import Ended, LaminaError, OutputError
+from lamina.runtime.console import INTERRUPTED, interruptible
+from lamina.runtime.files import disk_errors, unwritable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 Task = Callable[["DictConfig"], None]
 Closing = Callable[[], str | None]
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as in shells."""
 
 HOME = re.compile(r"(?:^|(?<=[=,\[])|(?<=file://))~(?=[/,\]]|$)")
 """A ~ for the home folder: at the start of an argument, of its value, or of one of several."""
@@ -43,8 +41,11 @@ def _reporting(task: Task, *, ends: bool) -> Task:
     # Hydra names the job after the task's module.
     @wraps(task)
     def _task(config: "DictConfig") -> None:
+        from hydra.core.hydra_config import HydraConfig
+
         try:
-            task(config)
+            with disk_errors(Path(HydraConfig.get().runtime.output_dir)):
+                task(config)
         # Hydra would print any error with its own traceback and hints.
         except Exception as error:
             _report(error, ends=ends)
@@ -100,8 +101,9 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
     if found := list(security.argument_problems(sys.argv[1:])):
         fail("\n".join(found))
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        main()
-        closing()
+        with interruptible():
+            main()
+            closing()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise composition errors, not print them
     with errors_in_one_line():
@@ -129,9 +131,16 @@ def _unwritable(error: Exception) -> str | None:
         return None
     key = f"hydra.{'sweep' if {'-m', '--multirun'} & {*sys.argv} else 'run'}.dir"
     given = [value for name, _, value in (each.partition("=") for each in sys.argv) if name == key]
-    is_file = isinstance(cause, FileExistsError)
-    reason = os.strerror(errno.ENOTDIR) if is_file else cause.strerror or str(cause)
-    return unwritable(Path(given[-1] if given else cause.filename or "."), reason, key)
+    path = Path(given[-1] if given else cause.filename or ".")
+    if isinstance(cause, FileExistsError):
+        cause = OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), cause.filename)
+    try:
+        with disk_errors(path, key):
+            raise cause
+    except OutputError as found:
+        return str(found)
+    except OSError:
+        return unwritable(path, cause.strerror or str(cause), key)
 
 
 @contextmanager
@@ -140,11 +149,22 @@ def errors_in_one_line() -> Iterator[None]:
     # On a full disk every line for the log file would print a traceback.
     logging.raiseExceptions = False
     try:
-        yield
+        _refuse_lost_folder()
+        with interruptible(), disk_errors(Path()):
+            yield
     except (LaminaError, Ended) as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted; the same command in the same folder resumes the run", INTERRUPTED)
+
+
+def _refuse_lost_folder() -> None:
+    try:
+        os.fsencode(Path.cwd()).decode()
+    except FileNotFoundError:
+        fail("the current folder has been removed: change to another")
+    except UnicodeDecodeError:
+        fail(f"the current folder's name is not UTF-8: change to another than {str(Path.cwd())!a}")
 
 
 def parse(parser: ArgumentParser) -> Namespace:

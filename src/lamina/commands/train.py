@@ -4,12 +4,11 @@ import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.app import app, errors_in_one_line, expand_home
 from lamina.launch.job import dry_run_job, run_job, wait_for_spec
-from lamina.launch.sweep import close_sweep, is_complete
+from lamina.launch.sweep import close_sweep
 from lamina.launch.worker import work
 from lamina.legacy.flag import take_old
 from lamina.runtime import distributed
@@ -18,20 +17,18 @@ from lamina.runtime.paths import short_path
 
 @app("config", closing=close_sweep)
 def train(config: DictConfig) -> None:
-    """Run one job, unless the sweep completed it in an earlier start."""
+    """Run one job."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     overrides = OmegaConf.to_container(job.overrides.task, resolve=False)
     if config.dry_run:
         dry_run_job(config, folder, overrides)
-    elif job.mode == RunMode.MULTIRUN and is_complete(folder, overrides):
-        sys.stderr.write(f"job {job.job.num} is already complete\n")
-    elif record := run_job(config, folder, overrides):
+    elif result := run_job(config, folder, overrides):
         from rich.console import Console
 
         from lamina.report.run_summary import summary
 
-        Console().print(summary(record.content, short_path(folder)))
+        Console().print(summary(result, short_path(folder)))
 
 
 def main() -> None:

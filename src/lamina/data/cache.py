@@ -1,7 +1,10 @@
 """The cache of prepared rows, which all jobs share: files of `datasets` in HF_DATASETS_CACHE."""
 
+import json
 import os
 import platform
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,6 +23,12 @@ PROTOCOL = 5
 The library identifies code by name alone; without a new number it would return the old rows.
 """
 
+LAST_BYTES = b"\xff\xff\xff\xff\0\0\0\0"
+"""The end of a whole Arrow stream; without it PyArrow reads the batches before a cut."""
+
+DAY_S = 86_400.0
+"""Seconds after which a temporary file is no other process's."""
+
 LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers", "trl")
 """Read, render, tokenize and pack rows; a new version of one makes new rows."""
 
@@ -35,13 +44,19 @@ def cached_rows(
     """
     from datasets import Dataset, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
+    from datasets.fingerprint import Hasher
 
     refuse_unwritable_cache()
     given = {**arguments, "protocol": _protocol(PROTOCOL)}
+    folder = _datasets_cache() / "lamina" / Hasher.hash((generate, given))
     disable_progress_bars()  # reading is fast; `lamina.data.feed` shows them for slow work
     with cache_errors():
+        if not all(map(is_whole, folder.glob("*/*/*[!e]/*.*"))):  # not in *.incomplete/
+            shutil.rmtree(folder)
         try:
-            return Dataset.from_generator(generate, features=features, gen_kwargs=given)
+            return Dataset.from_generator(
+                generate, features=features, gen_kwargs=given, cache_dir=str(folder)
+            )
         except DatasetGenerationError as error:
             raise error.__cause__ or error from None
 
@@ -61,12 +76,17 @@ def cached_map(
     """
     from datasets.fingerprint import update_fingerprint
 
-    folder = _datasets_cache() / "lamina"
     identity = {**arguments, "protocol": _protocol(PROTOCOL)}
     fingerprint = update_fingerprint(rows._fingerprint, make, identity)
-    # The default place is the folder of the rows: with data=disk, the user's.
-    place = {"cache_file_name": str(folder / f"{fingerprint}.arrow")}
+    # The default place is the folder of the rows: with data=disk, the user's. TRL's packs of the
+    # new rows are cached beside them.
+    folder = _datasets_cache() / "lamina" / fingerprint
+    place = {"cache_file_name": str(folder / "rows.arrow")}
     with cache_errors():
+        for path in folder.glob("*"):
+            is_litter = path.suffix != ".arrow" and path.stat().st_mtime < time.time() - DAY_S
+            if is_litter or (path.suffix == ".arrow" and not is_whole(path)):
+                path.unlink()
         return rows.map(
             make,
             with_indices=True,
@@ -77,6 +97,24 @@ def cached_map(
             new_fingerprint=fingerprint,
             **(place if _is_writable(folder) else {"keep_in_memory": True}),
         )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of the library, Arrow or JSON, can be read to its end."""
+    from pyarrow import ArrowException, ipc, memory_map
+
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        if path.suffix != ".arrow":
+            return True
+        with memory_map(str(path)) as file, ipc.open_stream(file) as batches:
+            batches.read_all().validate()
+        with path.open("rb") as file:
+            file.seek(-len(LAST_BYTES), os.SEEK_END)
+            return file.read() == LAST_BYTES
+    except (ArrowException, ValueError):
+        return False
 
 
 def refuse_unwritable_cache() -> None:

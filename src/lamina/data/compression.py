@@ -48,7 +48,7 @@ def decompressed(path: Path, named: str) -> Iterator[BufferedReader]:
                 raise _archive(named, "tar")
             yield file
     except (OSError, EOFError, lzma.LZMAError) as error:
-        if kind is None:
+        if kind is None or getattr(error, "errno", None):
             raise
         raise DataError(f"{named}: a damaged {kind} file ({error})") from error
 

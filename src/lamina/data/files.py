@@ -111,9 +111,13 @@ def _rows(
     for number, (name, *_) in enumerate(stamps):
         row, path, named = 0, Path(name), f"{key}={name}"
         read = _json(path, named, columns) if kind == "json" else READERS[kind](path, named)
-        for row, content, problem in read:
-            text = json.dumps(content, ensure_ascii=False)
-            yield {"file": number, "row": row, "content": text, "problem": problem}
+        try:
+            for row, content, problem in read:
+                text = json.dumps(content, ensure_ascii=False)
+                yield {"file": number, "row": row, "content": text, "problem": problem}
+        except OSError as error:  # of a file that is open, it does not name the file
+            error.filename = name
+            raise
         if row == 0:
             raise DataError(f"{named}: no rows")
 
@@ -260,6 +264,8 @@ def _parquet(path: Path, named: str) -> Iterator[Read]:
                     row = {name: without_nulls(cell) for name, cell in row.items()}
                     yield number, json.loads(json.dumps(row, default=_as_object)), None
     except (ArrowException, OSError) as error:
+        if getattr(error, "errno", None):
+            raise
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{named}: damaged, or not a Parquet file ({reason})") from error
 

@@ -4,12 +4,13 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typing_extensions import override
 
-from lamina.data.cache import refuse_unwritable_cache
+from lamina.data.cache import is_whole, refuse_unwritable_cache
 from lamina.data.compression import ENDINGS
 from lamina.data.files import READERS, find_files, read_files
 from lamina.data.splits import Split, Splits, hold_out
@@ -130,7 +131,6 @@ class Hub(Rows):
 
     def load(self) -> Splits:
         """Download the splits, or take them from the cache; raises DataError if neither works."""
-        from datasets import load_dataset
         from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError, DatasetsError
         from huggingface_hub.errors import HTTPError
 
@@ -138,7 +138,7 @@ class Hub(Rows):
         names = [name for name in (self.train, self.eval) if name is not None]
         try:
             with _offline_unless_reachable():
-                found = load_dataset(self.name, self.config, split=names)
+                found = self._loaded(names)
         except DatasetNotFoundError as error:
             raise DataError(
                 f"data.name={self.name}: no such data set on the hub, or it needs HF_TOKEN"
@@ -155,6 +155,21 @@ class Hub(Rows):
                 raise problem from error
             raise DataError(f"data.name={self.name}: {reason.splitlines()[0]}") from error
         return self.splits(*map(self.split, found, [f"{self.name} {name}" for name in names]))
+
+    def _loaded(self, names: list[str], mode: str | None = None) -> "list[Dataset]":
+        """Load the splits; a damaged cache is made again from the downloaded files."""
+        from datasets import load_dataset
+        from pyarrow import ArrowException
+
+        try:
+            found = load_dataset(self.name, self.config, split=names, download_mode=mode)
+            files = [Path(file["filename"]) for rows in found for file in rows.cache_files]
+            if mode or all(map(is_whole, files)):
+                return list(found)
+        except (ArrowException, JSONDecodeError):
+            if mode:
+                raise
+        return self._loaded(names, "reuse_cache_if_exists")
 
     def _not_there(self, reason: str) -> DataError | None:
         """Explain datasets' errors about a split or configuration that the data set lacks."""

@@ -19,7 +19,7 @@ from lamina.runtime.checkpoints import (
     last_checkpoint,
     saved_step,
 )
-from lamina.runtime.files import PARTIAL, copy_folder, disk_errors, write_json
+from lamina.runtime.files import copy_folder, disk_errors, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -223,18 +223,15 @@ def claim_folder(
 ) -> Path | None:
     """Claim a checkpoint folder for a run; return the checkpoint to resume from, if there is one.
 
-    A folder inside the run folder belongs to the run; any other names its run in run.json. The
-    remains of interrupted saves are removed, and damaged checkpoints renamed. `before` is the
-    record of an earlier start in the run folder, or empty; `now` has the fields of the record that
-    must not have changed.
+    A folder inside the run folder belongs to the run; any other names its run in run.json. Damaged
+    checkpoints are renamed. `before` is the record of an earlier start in the run folder, or empty;
+    `now` has the fields of the record that must not have changed.
 
     Raises:
         OutputError: The folder is another run's, cannot be written, or holds a checkpoint that
             cannot be resumed from.
     """
     _claim(folder, run_dir)
-    for path in folder.glob(PARTIAL):
-        shutil.rmtree(path)
     # The run that wrote them says which parts they must have.
     recorded = {**now, **{key: value for key, value in before.items() if value is not None}}
     own, skipped = last_whole(folder, recorded)

@@ -11,7 +11,6 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import PreTrainedModel, PrinterCallback
-from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 from typing_extensions import override
 
@@ -26,6 +25,7 @@ from lamina.measure.evaluate import TOLERANCES, perplexity
 from lamina.measure.protocol import ModelRef
 from lamina.measure.speed import compute_peak, training_flops
 from lamina.runtime import distributed
+from lamina.runtime.checkpoints import rotate
 from lamina.runtime.files import disk_errors, partial_path, replacing
 from lamina.runtime.sizes import state_bytes, trained_weights, weight_bytes
 from lamina.weights.header import read_header
@@ -210,8 +210,8 @@ class TokenLossTrainer(SFTTrainer):
             self.accelerator.wait_for_everyone()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(folder), self.args.save_total_limit, best)
+            # transformers 5.17 removes file by file: what a kill left would look like a checkpoint.
+            rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     @override
     def _save_rng_state(self, output_dir: str) -> None:

@@ -2,8 +2,11 @@
 
 import logging
 import signal
+import sys
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -36,13 +39,28 @@ SHOWN = ("experiment", "model", "adapter", "data")
 logger = logging.getLogger(__name__)
 
 
-def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> Record | None:
-    """Run a job; return its record, or None on nodes after the first, which keeps it."""
+def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, Any] | None:
+    """Run a job, unless an earlier start completed it; return result.json's content.
+
+    None for a job that a sweep's earlier start completed, and on nodes after the first.
+    """
+    # Not resolved: the folder may have moved.
+    settings = sha256(OmegaConf.to_yaml(config).encode()).hexdigest()
     if is_later_node():
-        start_processes(*prepare(config, folder, overrides))
+        if Record(folder, overrides, settings).completed_before() is None:
+            start_processes(*prepare(config, folder, overrides))
         return None
     with locked(folder, "hydra.run.dir"):
-        record = Record(folder, overrides)
+        record = Record(folder, overrides, settings)
+        before = record.completed_before()
+        # The other processes of a user's own torchrun wait for the first to publish its spec.
+        if before is not None and distributed.world_size() == 1:
+            job = HydraConfig.get()
+            is_alone = job.mode == RunMode.RUN
+            sys.stderr.write(
+                f"{folder if is_alone else f'job {job.job.num}'} is already complete\n"
+            )
+            return before if is_alone else None
         with record.outcome(), explained_timeouts():
             spec, layout = prepare(config, folder, overrides)
             record.content["notes"] = spec.notes
@@ -60,7 +78,7 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> Record | 
                 if layout.processes > 1:
                     _publish(spec)
                 run(instantiate(config), record)
-    return record
+    return record.content
 
 
 def dry_run_job(config: DictConfig, folder: Path, overrides: list[str]) -> None:

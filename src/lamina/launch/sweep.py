@@ -3,8 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +27,8 @@ from lamina.config.quoting import typed
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError
-from lamina.measure.results import DRY_RUN_FILE, read_result
+from lamina.measure.results import DRY_RUN_FILE
+from lamina.runtime.files import refuse_unwritable, remove_links
 from lamina.runtime.lock import locked
 from lamina.runtime.paths import short_path
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 MULTIRUN_FILE = "multirun.yaml"
 """Hydra's file in a sweep's folder, with the config and the command line."""
+
+WRITTEN_BY_HYDRA = ("*.log", ".hydra*", ".hydra*/*", f"{MULTIRUN_FILE}*")
+"""Patterns of files and folders, which Hydra would write through a link."""
 
 QUEUEING_LAUNCHERS = ("slurm", "submitit_slurm")
 """Options of hydra/launcher whose jobs wait in a cluster's queue."""
@@ -52,6 +56,13 @@ class Sweep(Callback):
         return _sweep_in_worker, ()
 
     @override
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.run.dir)
+        with _refusals():
+            refuse_unwritable(folder, "hydra.run.dir")
+            remove_links(folder, *WRITTEN_BY_HYDRA)
+
+    @override
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         if found := list(filter(None, map(no_value, given_overrides(config)))):
             raise Ended("\n".join(found))
@@ -62,10 +73,10 @@ class Sweep(Callback):
         self.is_dry_run = config.dry_run
         self.is_queued = config.hydra.runtime.choices["hydra/launcher"] in QUEUEING_LAUNCHERS
         self.ownership = ExitStack()
-        try:
+        with _refusals():
             self.ownership.enter_context(locked(self.folder, "hydra.sweep.dir"))
-        except OutputError as error:
-            raise Ended(str(error)) from error
+            jobs = (f"*/{name}" for name in WRITTEN_BY_HYDRA)
+            remove_links(self.folder, *WRITTEN_BY_HYDRA, *jobs)
         self.began = time.monotonic()
         sys.stderr.write(f"sweep folder: {short_path(self.folder)}, {len(self.planned)} jobs\n")
         if self.is_queued:
@@ -142,6 +153,15 @@ class Sweep(Callback):
         return summary if wrong else None
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """End the command with a refusal: Hydra only warns of a callback's errors."""
+    try:
+        yield
+    except OutputError as error:
+        raise Ended(str(error)) from error
+
+
 def _sweep_in_worker() -> Sweep:
     """Apply the command's security checks to the config that a worker composes."""
     security.install()
@@ -160,16 +180,6 @@ def rebuild_summary(folder: Path) -> "RenderableType":
     jobs = read_jobs(folder, planned_jobs(OmegaConf.load(folder / MULTIRUN_FILE)))
     write_summary(folder, jobs)
     return sweep_table(jobs)
-
-
-def is_complete(folder: Path, overrides: Sequence[str]) -> bool:
-    """Whether an earlier start completed the job in a folder, with the same overrides."""
-    before = read_result(folder)
-    return (
-        before is not None
-        and before["status"] == "completed"
-        and sorted(before["overrides"]) == sorted(overrides)
-    )
 
 
 def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str | None:

@@ -18,6 +18,7 @@ from lamina.launch.processes import WorkerSpec, record_failure
 from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
+from lamina.runtime.console import guard_streams
 from lamina.runtime.paths import load_environment
 
 TORCHRUN_VARIABLES = (
@@ -30,6 +31,7 @@ TORCHRUN_VARIABLES = (
 def main() -> None:
     """Do this process's share of a run; leave an error to the process that started it."""
     _die_with_parent()
+    guard_streams()
     try:
         work(WorkerSpec.loads(Path(sys.argv[1]).read_text()))
     except KeyboardInterrupt:

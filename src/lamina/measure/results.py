@@ -35,8 +35,11 @@ METRICS = (
 class Record:
     """One run's result.json, kept in memory and written atomically."""
 
-    def __init__(self, folder: Path, overrides: Sequence[str]) -> None:
-        """Start a record in a run folder; `overrides` are the command line's arguments."""
+    def __init__(self, folder: Path, overrides: Sequence[str], config: str | None = None) -> None:
+        """Start a record in a run folder.
+
+        `overrides` are the command line's arguments, `config` is the composed config's hash.
+        """
         self.path = folder / RESULT_FILE
         self.previous = read_result(folder)
         self.content: dict[str, Any] = {
@@ -49,6 +52,7 @@ class Record:
             "num_parameters": None,
             "trainable_parameters": None,
             "overrides": list(overrides),
+            "config": config,
             "notes": [],
             "settings": {},
             "resumed_from": None,
@@ -86,7 +90,16 @@ class Record:
         """Adopt what another process has written since this one read the file."""
         now = read_result(self.path.parent)
         if now is not None and now != self.previous:
-            self.content = now
+            self.content = {**now, "config": self.content["config"]}
+
+    def completed_before(self) -> dict[str, Any] | None:
+        """Return the result if an earlier start completed the run, with the same config."""
+        if (before := self.previous) is None or before["status"] != "completed":
+            return None
+        is_same = sorted(before["overrides"]) == sorted(self.content["overrides"]) and (
+            before.get("config", self.content["config"]) == self.content["config"]
+        )
+        return before if is_same and (self.path.parent / (before["final"] or "")).is_dir() else None
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
@@ -110,7 +123,8 @@ class Record:
         before = self.previous
         refused = self.content["model_type"] is None
         if before and before["model_type"] and (refused or before["status"] == "completed"):
-            write_json(self.path, before)
+            if read_result(self.path.parent) != before:
+                write_json(self.path, before)
             return
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, LaminaError | KeyboardInterrupt):

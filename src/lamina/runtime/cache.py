@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lamina.runtime.files import refuse_unwritable, write_json
+from lamina.runtime.files import refuse_unwritable, remove_links, remove_litter, write_json
+
+CHECK = "sha256"
+"""Field of a cached file with the checksum of the others."""
 
 
 @dataclass
@@ -24,18 +28,32 @@ class Entry:
 
 @contextmanager
 def cached(folder: Path, filename: str) -> Iterator[Entry]:
-    """Yield a JSON file's content and save what the body sets; one process at a time."""
+    """Yield a JSON file's content and save what the body sets; one process at a time.
+
+    A damaged file is computed again.
+    """
     from filelock import FileLock
 
     refuse_unwritable(folder, "LAMINA_CACHE")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / filename
+    remove_links(folder, ".lock*")
     with FileLock(folder / ".lock"):
-        before = json.loads(path.read_text()) if path.is_file() else None
-        entry = Entry(folder, before)
+        remove_litter(folder)
+        try:
+            before = json.loads(path.read_text())
+            is_whole = before.pop(CHECK) == _check(before)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            is_whole = False
+        entry = Entry(folder, before if is_whole else None)
         yield entry
-        if entry.content is not before:
-            write_json(path, entry.content or {})
+        if entry.content is not None and not (is_whole and entry.content is before):
+            write_json(path, {**entry.content, CHECK: _check(entry.content)})
+
+
+def _check(content: dict[str, Any]) -> str:
+    text = json.dumps(content)
+    return sha256(re.sub("NaN|-?Infinity", "null", text).encode()).hexdigest()  # as it is written
 
 
 def folder_of(kind: str, parts: list[str]) -> Path:

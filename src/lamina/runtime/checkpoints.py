@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lamina.runtime.files import discard
 from lamina.weights.header import read_header
 
 STEP = re.compile(r"checkpoint-(\d+)$")
@@ -62,6 +63,14 @@ def saved_step(checkpoint: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return step
+
+
+def rotate(folder: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints beyond `limit`, each at once; the last and `best` stay."""
+    found = checkpoints(folder)
+    extra = [path for path in reversed(found[1:]) if str(path) != best]
+    for path in extra[: max(len(found) - limit, 0)] if limit else ():
+        discard(path)
 
 
 def best_checkpoint(checkpoint: Path) -> Path:

@@ -1,6 +1,73 @@
-"""Quieter libraries for commands with their own progress bar."""
+"""The console: streams that never fail, an early Ctrl-C, quieter libraries."""
 
+import io
 import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+from typing_extensions import override
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as in shells."""
+
+
+class Unfailing(io.TextIOWrapper):
+    """A stream that loses what it cannot write: the disk is full, or the reader is gone."""
+
+    @override
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            super().write(text)
+        return len(text)
+
+    @override
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            super().flush()
+
+
+def prepare_console() -> None:
+    """Let no write to the console fail; at Ctrl-C, end with one line and no traceback."""
+    guard_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def guard_streams() -> None:
+    """Let no write to the console fail."""
+    # Otherwise a file gets the number of a closed stream, and a library prints into it.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is getattr(sys, f"__{name}__"):  # else another program's own
+            stream = getattr(sys, name) or os.fdopen(number, "w")
+            line = stream.line_buffering
+            made = Unfailing(stream.buffer, stream.encoding, "backslashreplace", None, line)
+            setattr(sys, name, made)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt in the body, which can clean up."""
+    if is_early := signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if is_early:
+            signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(*_: Any) -> NoReturn:
+    # Raised while a module is imported, KeyboardInterrupt may be lost, or end in a traceback.
+    with suppress(OSError):
+        os.write(2, b"error: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def quiet_libraries() -> None:

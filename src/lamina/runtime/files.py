@@ -1,5 +1,6 @@
 """Atomic writes of files and folders, and the errors of disks that refuse them."""
 
+import errno
 import json
 import math
 import os
@@ -18,9 +19,17 @@ from lamina.units import format_bytes
 PARTIAL = ".*.partial"
 """Glob of the temporary folders that a killed process leaves behind."""
 
-FULL = ("No space left on device", "Disk quota exceeded")
-READ_ONLY = "Read-only file system"
-REFUSED = (READ_ONLY, "Permission denied", "Not a directory")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+ONLY_WRITES = (*FULL, errno.EROFS, errno.EFBIG)
+"""Errors that no read has."""
+UNNAMED = (*ONLY_WRITES, errno.EIO, errno.ESTALE)
+"""Errors of open files, too, which do not name them."""
+REFUSALS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+KNOWN = (*UNNAMED, *REFUSALS)
+"""Errors that are the file system's, not a program's."""
+
+LIBRARIES = ("pyarrow", "safetensors")
+"""Have errors of their own, with the system's reason in their text."""
 
 
 def partial_path(path: Path, writer: str = "") -> Path:
@@ -39,17 +48,46 @@ def replacing(path: Path, writer: str = "", *, flush: bool = True) -> Iterator[P
     again does not need it.
     """
     partial = partial_path(path, writer)
-    shutil.rmtree(partial.parent, ignore_errors=True)
+    _remove(partial.parent)
     try:
         partial.parent.mkdir(parents=True)
         yield partial
         if flush:
             _flush(partial)
-        if path.is_dir() and partial.is_dir():  # a rename replaces files and empty folders only
+        # A rename replaces files, links and empty folders only; a folder replaces no link, either.
+        if partial.is_dir() and (path.is_dir() or path.is_symlink()):
             path.rename(partial.parent / "before")
         partial.replace(path)
     finally:
         shutil.rmtree(partial.parent, ignore_errors=True)
+
+
+def remove_litter(folder: Path) -> None:
+    """Remove what killed writes left in a folder that no other process writes to."""
+    for path in folder.glob(PARTIAL):
+        _remove(path)
+
+
+def remove_links(folder: Path, *patterns: str) -> None:
+    """Remove links where a library would write through them; their targets are left alone."""
+    with disk_errors(folder):
+        for pattern in patterns:
+            for path in filter(Path.is_symlink, [*folder.glob(pattern)]):
+                path.unlink()
+
+
+def discard(path: Path) -> None:
+    """Remove a folder at once: a kill leaves all of it or litter."""
+    litter = partial_path(path).parent
+    _remove(litter)
+    path.rename(litter)
+    _remove(litter)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
@@ -116,7 +154,7 @@ def unwritable(path: Path, reason: str, key: str | None = None, needed: int | No
     """
     line = f"{key}: {path}" if key else str(path)
     line += f" cannot be written: {reason}"
-    if reason in FULL:
+    if reason in map(os.strerror, FULL):
         room = f"{format_bytes(free_disk_bytes(path))} are free"
         room += f", {format_bytes(needed)} are needed" if needed is not None else ""
         intact = "earlier checkpoints are intact: " if key == "output_dir" else ""
@@ -124,39 +162,60 @@ def unwritable(path: Path, reason: str, key: str | None = None, needed: int | No
     return f"{line}; use another {key}" if key else line
 
 
-def write_failure(error: BaseException) -> str | None:
-    """Return the operating system's reason for a failed write; None for any other error."""
+def disk_failure(error: BaseException) -> OSError | None:
+    """Return the file system's error behind a library's; None for any other error."""
+    if isinstance(error, OSError) and error.errno in KNOWN:
+        return error
+    if error.__cause__ is not None:
+        return disk_failure(error.__cause__)
     # safetensors and PyArrow wrap it, and torch.save 2.13 swallows it.
-    reason = re.search("|".join((*FULL, *REFUSED)), str(error))
-    if reason is not None:
-        return reason[0]
-    swallowed = re.search(r"unexpected pos \d+ vs|PytorchStreamWriter failed", str(error))
-    return FULL[0] if swallowed else None
+    text = str(error)
+    if re.search(r"unexpected pos \d+ vs|PytorchStreamWriter failed", text):
+        return OSError(errno.ENOSPC, text)
+    return next((OSError(code, text) for code in KNOWN if os.strerror(code) in text), None)
 
 
 @contextmanager
 def disk_errors(
     path: Path, key: str | None = None, needed: Callable[[], int] | None = None
 ) -> Iterator[None]:
-    """Turn a failed write in the body into an OutputError that says where, why and what to do.
+    """Turn a file system's error in the body into an OutputError: which file, why, what to do.
 
-    Without a `key`, the config key that sets the path, only full and read-only disks count, and the
-    file that the error names is reported. `needed` returns the bytes the write takes, and is called
-    only after a failure.
+    `path` is where the body writes, and `key` the config key that sets it. `needed` returns the
+    bytes the write takes, and is called only after a failure.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
     except LaminaError:
         raise
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = write_failure(error)
-        if reason is None or (key is None and reason not in (*FULL, READ_ONLY)):
+    except Exception as error:
+        library = type(error).__module__.partition(".")[0].removesuffix("_rust")
+        is_known = isinstance(error, OSError | RuntimeError) or library in LIBRARIES
+        failure = disk_failure(error) if is_known else None
+        name = getattr(failure, "filename", None)
+        if failure is None or (name is key is None and failure.errno not in UNNAMED):
             raise
-        named = getattr(error, "filename", None)
-        place = Path(named) if key is None and isinstance(named, str) else path
-        raise OutputError(unwritable(place, reason, key, needed() if needed else None)) from error
+        code = failure.errno or 0
+        reason = os.strerror(code)
+        if isinstance(name, str):
+            named, place = Path(name), path.absolute()
+            is_below = key is not None and place in named.absolute().parents
+            is_ours = is_below or (key is not None and named.absolute() in (place, *place.parents))
+            tried = _is_unreadable(named) if key is None or is_below else not is_ours
+            if code not in ONLY_WRITES and tried:
+                raise OutputError(f"{named} cannot be read: {reason}") from error
+            path, key = (path if is_ours and code in FULL else named), key if is_ours else None
+        raise OutputError(unwritable(path, reason, key, needed() if needed else None)) from error
+
+
+def _is_unreadable(path: Path) -> bool:
+    """Whether a failed path cannot be read either; the error does not say what was tried."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError | IsADirectoryError)
+    return False
 
 
 def refuse_unwritable(folder: Path, key: str) -> None:

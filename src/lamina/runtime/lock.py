@@ -1,6 +1,5 @@
 """A lock on a folder, so that two processes never write into the same one."""
 
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -8,14 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.errors import OutputError
-from lamina.runtime.files import refuse_unwritable
+from lamina.runtime.files import disk_errors, refuse_unwritable, remove_links, remove_litter
 
-LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
+LOCK_FILE = ".lock"
+"""The locked file; its two lines are the owner's process id and host."""
 
 
 @contextmanager
 def locked(folder: Path, key: str) -> Iterator[None]:
-    """Lock a folder for this process during the body; create it if needed.
+    """Lock a folder for this process during the body; create it if needed, or clean it up.
 
     The operating system releases the lock however the process ends. `key` is the config key that
     sets the folder. An OutputError if another process holds the lock.
@@ -23,28 +23,33 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     refuse_unwritable(folder, key)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE, blocking=False)
+    path = folder / LOCK_FILE
+    with disk_errors(folder, key):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_links(folder, f"{LOCK_FILE}*")
+        lock = FileLock(path, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise OutputError(
+                f"{folder} belongs to {_owner(path)}, which is still running: wait for it, or use "
+                f"another {key}"
+            ) from error
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise OutputError(
-            f"{folder} belongs to {_owner(folder)}, which is still running: wait for it, or use "
-            f"another {key}"
-        ) from error
-    owner = {"pid": os.getpid(), "host": socket.gethostname()}
-    (folder / OWNER_FILE).write_text(json.dumps(owner) + "\n")
-    try:
+        own = f"{os.getpid()}\n{socket.gethostname()}\n"
+        with disk_errors(folder, key):
+            if not path.read_bytes().startswith(own.encode()):  # filelock's, where flock is missing
+                path.write_text(own)
+            remove_litter(folder)
         yield
     finally:
-        (folder / OWNER_FILE).unlink(missing_ok=True)
-        (folder / LOCK_FILE).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         lock.release()
 
 
-def _owner(folder: Path) -> str:
+def _owner(path: Path) -> str:
     try:
-        owner = json.loads((folder / OWNER_FILE).read_text())
+        process, host, *_ = path.read_text().splitlines()
     except (OSError, ValueError):
         return "another process"
-    return f"process {owner['pid']} on {owner['host']}"
+    return f"process {process} on {host}"

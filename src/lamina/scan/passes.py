@@ -1,16 +1,16 @@
 """Scores every removal in few passes over a model's weights; resumable, within a memory budget."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from lamina.errors import ConfigError
 from lamina.limits import AT_LEAST_ONE, Limit, one_of
-from lamina.runtime.files import partial_path, write_text
+from lamina.runtime.files import write_text
 from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
 from lamina.scan.scores import HEAD_BYTES, Scores
@@ -185,24 +185,28 @@ class _Progress:
         self.saved_at, self.saving = time.monotonic(), 0.0
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / PROGRESS_FILE).is_file():
+            with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # none, or damaged
                 content = json.loads((folder / PROGRESS_FILE).read_text())
-                self.scores = Scores.from_dict(content["scores"])
-                self.cost = Cost(**content["cost"])
+                scores, cost = Scores.from_dict(content["scores"]), Cost(**content["cost"])
+                self.scores, self.cost = scores, cost
 
     def restore(self, streams: Streams) -> int:
         """Resume an interrupted pass; return the 0-based layer to continue with."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         path = self.folder / STATE_FILE if self.folder else None
         if path is None or not path.is_file():
             return 0
-        with safe_open(path, framework="pt") as file:
-            note = file.metadata()
-        if int(note["pass"]) != self.cost.passes:
+        try:
+            with safe_open(path, framework="pt") as file:
+                note = file.metadata()
+            if int(note["pass"]) != self.cost.passes:
+                return 0
+            layer = int(note["layer"])
+            streams.restore(path)
+        except (SafetensorError, KeyError, TypeError, ValueError):  # damaged
             return 0
-        streams.restore(path)
-        return int(note["layer"])
+        return layer
 
     def save(self, streams: Streams, layer: int, num_layers: int) -> None:
         """Save the streams, unless that was done recently or takes too much of the time."""
@@ -227,4 +231,3 @@ class _Progress:
         if self.folder is not None:
             for name in (STATE_FILE, PROGRESS_FILE):
                 (self.folder / name).unlink(missing_ok=True)
-            shutil.rmtree(partial_path(self.folder / STATE_FILE).parent, ignore_errors=True)

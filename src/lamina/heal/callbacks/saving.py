@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from typing_extensions import override
 
 from lamina.runtime import distributed
+from lamina.runtime.checkpoints import rotate
 
 
 def saved_best(state: TrainerState, folder: Path, new: Path) -> str | None:
@@ -30,6 +31,8 @@ class Checkpointing(TrainerCallback):
         # The folder may have moved since the path was stored.
         folder = Path(args.output_dir)
         state.best_model_checkpoint = saved_best(state, folder, folder)
+        if args.should_save:  # an earlier start may have been killed after its last save
+            rotate(folder, args.save_total_limit, state.best_model_checkpoint)
 
     @override
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
