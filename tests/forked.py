@@ -49,6 +49,7 @@ LIBRARIES = (
 MAY_DIFFER = frozenset(
     {
         "COLUMNS",
+        "LAMINA_ALLOW",
         "LAMINA_CACHE",
         "PYTEST_CURRENT_TEST",
         "TOKENIZERS_PARALLELISM",  # set in pytest's own process by a test that tokenizes

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.config.binding import bind
 from lamina.data.feed import Feed
 from lamina.data.tokenization import IGNORED
 from lamina.depth.quantization import scale_bytes
@@ -53,7 +54,6 @@ ONE_STEP = {
 
 def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
     """Print what a run of `processes` would do and need; write it to `folder`/dry_run.json."""
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
     from rich.console import Console
 
@@ -64,7 +64,7 @@ def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
             "dry_run=true takes one step in one process: leave out torchrun; distributed=NUMBER "
             "says how many the run will have"
         )
-    experiment = instantiate(config)
+    experiment = bind(config)
     with experiment.backend.muted():
         content = dry_run(experiment, processes)
     resolved = OmegaConf.to_container(config, resolve=True)

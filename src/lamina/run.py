@@ -15,6 +15,7 @@ from lamina.experiment import Experiment
 from lamina.export.card import manifest
 from lamina.export.final import save_final
 from lamina.heal.callbacks.loggers import open_observers
+from lamina.heal.callbacks.settings import Named
 from lamina.heal.resume import ONLY_MODEL, Start, find_start
 from lamina.measure import protocol as measure
 from lamina.measure.evaluate import SAMPLE_ROWS
@@ -69,6 +70,9 @@ def run(experiment: Experiment, record: Record) -> None:
 def plan(experiment: Experiment) -> None:
     """Decide which layers stay, and look for the data; only layer scores need weights."""
     experiment.refuse_unwritable()
+    for callback in experiment.callbacks.values():
+        if isinstance(callback, Named):
+            callback.load()
     distributed.first_process_first("plan", lambda: experiment.plan)
     if experiment.evaluation.baseline and experiment.plan.is_reduced:
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")

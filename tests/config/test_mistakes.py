@@ -15,9 +15,7 @@ from tests.forked import Server
 
 TRL, PEFT = (f"{name} {version(name)}" for name in ("trl", "peft"))
 
-TARGETS = (
-    "targets begin with lamina., trl., peft., transformers., torch.optim., torch.utils.tensorboard."
-)
+OURS = "not allowed; only Lamina's own settings are, at the keys of their groups"
 VARIANTS = "The options are dropped, layers, original, pruned, scratch."
 
 MISTAKES = {
@@ -200,8 +198,6 @@ MISTAKES = {
     "logger=OPTION",
     "++callbacks.x={a:1}": "callbacks.x={'a': 1}: expected the settings of an option; choose "
     "callbacks=OPTION",
-    "++callbacks.x._target_=lamina.errors.either ++callbacks.x.names=[a]": "callbacks.x=either: "
-    "expected the settings of an option; choose callbacks=OPTION",
     "model=original ++selector._target_=lamina.depth.variants.Original": "selector=Original: "
     "expected the settings of an option; choose selector=OPTION",
     "backend={a:1}": "backend={a:1}: no such key; see docs/parameters.md",
@@ -321,11 +317,7 @@ MISTAKES = {
     "model_name=./nowhere": "model_name=./nowhere: no such folder",
     "model_name=${nowhere}": "model_name: refers to nowhere, which does not exist",
     # Foreign code.
-    "++model._target_=os.system": f"model._target_=os.system: not allowed; {TARGETS}",
-    "++callbacks.x._target_=lamina.heal.libraries.os.system": "callbacks.x._target_=lamina.heal."
-    "libraries.os.system: not allowed; it is not one of that package's own classes or functions",
-    "++hydra.callbacks.x._target_=builtins.eval": "hydra.callbacks.x._target_=builtins.eval: not "
-    "allowed; targets begin with hydra., hydra_plugins., lamina.",
+    "++model._target_=os.system": f"model._target_=os.system: {OURS}",
     # Several at once.
     "learnig_rate=1 model=prunned max_step=3 bf16=maybe warmup_ratio=2": "model=prunned: no such "
     f"option; did you mean pruned?\n{VARIANTS}\n"
@@ -359,15 +351,10 @@ IN_A_FILE = {
     "adapter: {use_rslora: maybe}\nmodel: {keep_layers: 99}": "adapter.use_rslora=maybe: expected "
     "true or false\n"
     "model.keep_layers=99, but the model has 12 layers: use 1 to 11",
-    "callbacks: {evil: {_target_: os.system, command: ls}}": "callbacks.evil._target_=os.system: "
-    f"not allowed; {TARGETS}",
     "callbacks: {evil: {_target_: builtins.eval}}\nlogger: {evil: {_target_: pickle.load}}": ""
-    f"logger.evil._target_=pickle.load: not allowed; {TARGETS}\n"
-    f"callbacks.evil._target_=builtins.eval: not allowed; {TARGETS}",
-    "hydra: {callbacks: {evil: {_target_: os.system, command: ls}}}": "hydra.callbacks.evil."
-    "_target_=os.system: not allowed; targets begin with hydra., hydra_plugins., lamina.",
-    "hydra: {job_logging: {handlers: {evil: {(): os.system, command: ls}}}}": "hydra.job_logging."
-    "handlers.evil.()=os.system: not allowed; log handlers must be those of Python's logging",
+    f"logger.evil._target_=pickle.load: {OURS}\n"
+    "callbacks.evil._target_=builtins.eval: not allowed; if you trust this TrainerCallback, set "
+    "LAMINA_ALLOW=builtins.eval",
     "lora: 16\nlogger: [wandb]": "conf file experiment/mine: lora=16: a group of keys; set "
     "lora.NAME=VALUE\n"
     "conf file experiment/mine: logger=['wandb']: a group of keys; set logger.NAME=VALUE",

@@ -51,8 +51,8 @@ REFUSED = {
     + KEPT,
     "hydra: {run: {dir: 'runs/${oc.env:WANDB_API_KEY}'}}": "hydra.run.dir: refers to the secret "
     f"WANDB_API_KEY; {KEPT}",
-    "hydra: {run: {dir: 'runs/${oc.decode:${run_dir}}'}}": "hydra.run.dir=runs/${oc.decode:"
-    "${run_dir}}: not allowed; interpolations below hydra must not call oc.decode",
+    "hydra: {run: {dir: 'runs/${oc.decode:${run_dir}}'}}": "conf file experiment/mine: "
+    "hydra.run.dir: a config file must not set this; LAMINA_ALLOW=hydra.run.dir allows it",
     f"wandb_project: lamina-{KEY}": f"wandb_project: holds the value of WANDB_API_KEY; {KEPT}",
     "wandb_project: '${${model_name}:WANDB_API_KEY}'\nmodel_name: oc.env": "wandb_project: refers "
     f"to the secret WANDB_API_KEY; {KEPT}",
@@ -97,7 +97,7 @@ def started(tmp_path: Path, *given: str) -> Finished:
     ("argument", "message"),
     [
         (f"logger.wandb.name={KEY}", "logger.wandb.name: holds the value of WANDB_API_KEY"),
-        (f"++{KEY}=1", "an argument: holds the value of WANDB_API_KEY"),
+        (f"++key_{KEY}=1", "a key of the config: holds the value of WANDB_API_KEY"),
         (f"hydra.run.dir=runs/{KEY}", "hydra.run.dir: holds the value of WANDB_API_KEY"),
     ],
 )
@@ -127,5 +127,5 @@ def test_a_model_with_pickled_weights_is_refused(tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Hostile()))
     done = train(tmp_path / "run", *SHORT, f"model_name={folder}")
     assert done.code == 1
-    assert done.errors.startswith(f"error: model_name={folder} has no safetensors weights")
+    assert done.refusal.startswith(f"error: model_name={folder} has no safetensors weights")
     assert not (tmp_path / "unpickled").exists()

@@ -96,10 +96,9 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
     decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
     main, closing = decorate(_reporting(task, ends=closing is None)), closing or (lambda: None)
     register()
-    load_environment()
-    security.install()
-    if found := list(security.argument_problems(sys.argv[1:])):
-        fail("\n".join(found))
+    with errors_in_one_line():
+        load_environment()
+    security.install(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         with interruptible():
             main()

@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lamina.commands.app import app
+from lamina.config.binding import bind
 from lamina.config.preflight import refuse_incomplete
 from lamina.depth.layer_sets import format_layers
 
@@ -15,7 +15,7 @@ from lamina.depth.layer_sets import format_layers
 def main(config: DictConfig) -> None:
     """Write a reduced model, and print its layers and size."""
     refuse_incomplete(config)
-    plan = instantiate(config).execute()
+    plan = bind(config).execute()
     output = Path(config.output)
     weights = sum(path.stat().st_size for path in output.expanduser().glob("*.safetensors"))
     sys.stdout.write(

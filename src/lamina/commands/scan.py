@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lamina.commands.app import app
+from lamina.config.binding import bind
 from lamina.config.preflight import preflight
 from lamina.depth.plan import usable_source
 from lamina.depth.statistics import Statistics
@@ -39,7 +39,7 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
         )
     logger.info("run folder: %s", short_path(folder))
     logger.info("runs: scan of model_name=%s", config.model_name)
-    run = instantiate(config)
+    run = bind(config)
     content = run.scores(usable_source(run.model_name), without_holdout(run.data)).scan()
     found = Statistics.from_dict(content)
     write_json(folder / "scan.json", content)

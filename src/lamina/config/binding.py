@@ -2,15 +2,20 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, cast, get_args, get_origin
 
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from lamina.config.schema import GROUPS, OPTIONS
-from lamina.config.security import ALLOWED_TARGETS, refusal
+from lamina.config.parameters import Parameters
+from lamina.config.schema import GROUPS, OPTIONS, registered
+from lamina.config.security import ALLOW, allowed
 from lamina.errors import did_you_mean
+from lamina.heal.callbacks.settings import CallbackSettings, Named
+
+ROOT = "lamina.experiment.Experiment"
+"""The target of conf/config.yaml; this package lies below its module."""
 
 
 @dataclass
@@ -24,48 +29,61 @@ class Binding:
     refused: bool = False
     """Whether a target is not allowed; the settings hold None there."""
 
-    def build(self, node: Any, path: str = "") -> Any:
-        """Return the settings that a node describes; for another library's object its function.
+    def build(self, node: Any, path: str = "", kind: Any = Parameters) -> Any:
+        """Return the settings that a node describes; a plain mapping holds none.
 
-        `path` is the node's key with a trailing dot.
+        `path` is the node's key with a trailing dot, `kind` the annotation of the field it is for.
         """
         if isinstance(node, list):
-            return [self.build(item, f"{path}{index}.") for index, item in enumerate(node)]
+            return [self.build(item, f"{path}{index}.", None) for index, item in enumerate(node)]
         if not isinstance(node, dict):
             self.missing += [path.rstrip(".")] if node == MISSING else []
             return node
-        target = node.get("_target_", MISSING)
-        if target != MISSING and (reason := refusal(target, ALLOWED_TARGETS)):
-            self.problems.append(f"{path}_target_={target}: {reason}")
+        for key in node.keys() & {"_args_", "_partial_"}:
+            self.problems.append(f"{path}{key}: not allowed: set arguments by name")
             self.refused = True
-            return None
-        values = {key: self.build(value, f"{path}{key}.") for key, value in node.items()}
-        return values if target == MISSING else self._settings(get_object(target), values, path)
+        target = str(node.get("_target_", MISSING))
+        if target == MISSING:
+            below = get_args(kind)[1] if get_origin(kind) is dict else None
+            return {key: self.build(value, f"{path}{key}.", below) for key, value in node.items()}
+        given = dict(node)
+        del given["_target_"]
+        given.pop("_convert_", None)
+        if function := self._function(target, kind):
+            return self._settings(function, given, path)
+        if kind is CallbackSettings and (own := dict.fromkeys(allowed(), Named).get(target)):
+            return own(target=target, arguments=self.build(given, path, None))
+        advice = "only Lamina's own settings are, at the keys of their groups"
+        if kind is CallbackSettings:
+            advice = f"if you trust this TrainerCallback, set {ALLOW}={target}"
+        self.problems.append(f"{path}_target_={target}: not allowed; {advice}")
+        self.refused = True
+        return None
 
-    def _settings(self, function: Callable[..., Any], values: dict[str, Any], path: str) -> Any:
-        """Call a function of Lamina's settings; record keys that it lacks, and those it requires.
+    def _function(self, target: str, kind: Any) -> Callable[..., Any] | None:
+        """Return what builds the settings that a target names, if a field may hold any."""
+        if kind is Parameters and (find := {ROOT: get_object}.get(target)):
+            return cast("Callable[..., Any]", find(ROOT))
+        kinds = () if get_origin(kind) is dict else (kind, *get_args(kind))
+        holds = any(getattr(each, "__module__", "").startswith("lamina.") for each in kinds)
+        return registered().get(target) if holds else None
 
-        The function of another library is checked, but not called.
-        """
-        try:
-            parameters = inspect.signature(function).parameters
-        except ValueError:  # some C classes have no signature
-            return function
-        given = {key: value for key, value in values.items() if not key.startswith("_")}
+    def _settings(self, function: Callable[..., Any], node: dict[str, Any], path: str) -> Any:
+        """Build settings; record keys that they lack, and those that they require."""
+        settings: Any = getattr(function, "__self__", function)  # the class of a class method
+        kinds = {each.name: each.type for each in fields(settings)}
+        given = {k: self.build(v, f"{path}{k}.", kinds.get(k)) for k, v in node.items()}
+        parameters = inspect.signature(function).parameters
         if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
             for key in [key for key in given if key not in parameters]:
                 advice = did_you_mean(key, parameters)
                 self.problems.append(f"{path}{key}={given.pop(key)}: no such key{advice}")
-        if "_args_" not in values and not values.get("_partial_"):
-            for name, each in parameters.items():
-                named = each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
-                if named and each.default is each.empty and name not in given:
-                    given[name] = self.build(MISSING, f"{path}{name}.")
+        for name, each in parameters.items():
+            if each.kind is not each.VAR_KEYWORD and name not in given:
+                given[name] = self.build(MISSING, f"{path}{name}.")
         for group in filter(OPTIONS.__contains__, given):
             self._check_options(group, given[group], path)
-        built = getattr(function, "__self__", function)  # the class of a class method
-        is_ours = is_dataclass(built) and function.__module__.startswith("lamina.")
-        return function(**given) if is_ours else function
+        return function(**given)
 
     def _check_options(self, group: str, value: Any, path: str) -> None:
         """Record what stands in place of the settings of a group's options."""
@@ -75,7 +93,7 @@ class Binding:
         for name, each in found.items():
             if each == MISSING or (each is None and may_be_null):
                 continue
-            if type(each) not in OPTIONS[group].values():
+            if type(each) not in (*OPTIONS[group].values(), Named):
                 shown = getattr(type(each) if is_dataclass(each) else each, "__qualname__", each)
                 line = f"{path}{group}{name}={shown}: expected the settings of an option"
                 self.problems.append(f"{line}; choose {group}=OPTION")

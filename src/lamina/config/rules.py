@@ -1,10 +1,12 @@
 """Rules that involve several groups; a rule within one group is its settings' `problems`."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from lamina.config import backend_choice
 from lamina.config.parameters import Parameters
+from lamina.config.security import ALLOW, allowed
 from lamina.depth.layer_kinds import layer_kinds
 from lamina.depth.plan import refuse_unusable
 from lamina.depth.protection import parse_protection
@@ -13,6 +15,7 @@ from lamina.depth.surgery import layer_count
 from lamina.depth.variants import Pruned, Scratch
 from lamina.errors import LaminaError
 from lamina.heal import kernels, packing
+from lamina.heal.callbacks.loggers import WandB
 from lamina.heal.resume import given_checkpoint
 from lamina.weights.source import resolve
 
@@ -36,6 +39,19 @@ def problems(run: Parameters) -> Iterator[str]:
     if run.kernels == "liger":
         yield from kernels.liger_problems(arguments)
     yield from backend_choice.problems(run)
+    yield from _published(run)
+
+
+def _published(run: Parameters) -> Iterator[str]:
+    """Name what only the user may send to a server, if neither command line nor environment do."""
+    sent = {"trainer.args.push_to_hub=true": run.trainer.args.get("push_to_hub")}
+    for name, each in run.logger.items():
+        is_online = isinstance(each, WandB) and each.mode == "online"
+        sent[f"logger.{name}.mode=online"] = is_online and os.environ.get("WANDB_MODE") != "online"
+    for setting in filter(sent.get, sent):
+        key = setting.partition("=")[0]
+        if key not in allowed():
+            yield f"{setting}: give it on the command line, or set {ALLOW}={key}"
 
 
 def layer_problems(run: Parameters) -> Iterator[str]:

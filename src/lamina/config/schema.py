@@ -5,8 +5,9 @@ class, all values missing, and a `_target_`. A YAML file includes its schema wit
 `- /schema/GROUP/OPTION@_here_`, so that a wrong key or type fails at composition.
 """
 
+from collections.abc import Iterator
 from dataclasses import Field, field, fields, is_dataclass, make_dataclass
-from functools import partial
+from functools import cache, partial
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -81,14 +82,33 @@ def schema_of(settings: type) -> type:
 
     It is a new class, because OmegaConf makes nodes of frozen dataclasses read-only.
     """
-    name = f"{settings.__module__}.{settings.__qualname__}{'.of' if is_open(settings) else ''}"
-    target = ("_target_", str, field(default=name))
+    target = ("_target_", str, field(default=_name(settings)))
     assert is_dataclass(settings)
     takes_any = is_open(settings)
     known = [
         each for each in fields(settings) if not takes_any or get_origin(each.type) is not dict
     ]
     return make_dataclass(settings.__name__, [target, *map(_entry, known)])
+
+
+def _name(settings: type) -> str:
+    return f"{settings.__module__}.{settings.__qualname__}{'.of' if is_open(settings) else ''}"
+
+
+@cache
+def registered() -> dict[str, Any]:
+    """Return all that a config may name as its target: the settings classes of the schemas."""
+
+    def below(settings: type) -> Iterator[tuple[str, Any]]:
+        yield _name(settings), getattr(settings, "of", settings)
+        for each in fields(settings):
+            if isinstance(each.type, type) and is_dataclass(each.type):
+                yield from below(each.type)
+
+    options = [option for group in OPTIONS.values() for option in group.values()]
+    found = dict(pair for each in (*options, Parameters, Cut) for pair in below(each))
+    del found[_name(Parameters)]  # the Experiment derives from it
+    return found
 
 
 def is_open(settings: type) -> bool:

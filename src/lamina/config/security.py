@@ -1,22 +1,26 @@
-"""Checks every composed config before Hydra acts on it: no secrets, no foreign code.
+"""Checks configs before Hydra acts on them; docs/security.md says what is trusted.
 
 Hydra creates folders, writes the config and instantiates its launcher, callbacks and log handlers
-before a command sees the config; a hostile experiment file could abuse any of these.
+before a command sees the config.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import ConfigCompositionException, HydraException
-from hydra.utils import get_object
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lamina.errors import ConfigError
+from lamina.runtime.paths import conf_dir
+
+ALLOW = "LAMINA_ALLOW"
+"""Environment variable: comma-separated keys and classes that config files may use."""
 
 SECRET_NAMES = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASSWORD", re.IGNORECASE)
 """Names of environment variables whose values must never reach a file or a folder name."""
@@ -26,40 +30,55 @@ SHORTEST_SECRET = 8
 
 SECRET_ADVICE = "keys stay in the environment or in .env, and are never written"
 
-ALLOWED_TARGETS = (
-    "lamina.",
-    "trl.",
-    "peft.",
-    "transformers.",
-    "torch.optim.",
-    "torch.utils.tensorboard.",
+INSTALLED = ("structured://", "pkg://hydra.", "pkg://hydra_plugins.")
+"""Beginnings of the places of configs that come with installed packages."""
+
+HARMLESS = re.compile(
+    r"hydra\.(mode|verbose|output_subdir|job\.chdir|(run|sweep)\.\w+"
+    r"|launcher\.(?!(setup|srun_args|additional_parameters)$)[a-z]\w*"
+    r"|sweeper\.(max_batch_size|params(\.(?!\W*hydra).+)?)"
+    r"|(job|hydra)_logging\.(root|loggers\..+)\.level)"
 )
-"""Prefixes of what a config may instantiate."""
+"""The keys below hydra that any config file may set."""
 
-HYDRA_TARGETS = ("hydra.", "hydra_plugins.", "lamina.")
-"""Prefixes of what Hydra may instantiate as its launcher, sweeper and callbacks."""
+NODES = re.compile(r"\$\{(?!\s*(hydra[.:]|now:|oc\.env:|asset:))")
+"""An interpolation that could put a node of another place below hydra."""
 
-RESOLVERS = ("hydra", "now", "oc.env", "asset")
-"""Resolvers allowed below hydra; others could build nodes that escape the checks."""
-
-CALLED = re.compile(r"\$\{\s*([^}:]*):")
-"""The resolver of an interpolation."""
-
-LOGGING_CLASSES = ("logging.", "colorlog.")
+NODES_IN_FOLDERS = re.compile(rf"{NODES.pattern}(?![\w.]+\}})")
+"""The same for a folder, which is text whatever a plain reference leads to."""
 
 
-def install() -> None:
-    """Check every config that Hydra composes, and let `${oc.env:NAME}` refuse secrets."""
+def install(arguments: Sequence[str] = ()) -> None:
+    """Check every config that Hydra composes, and let `${oc.env:NAME}` refuse secrets.
+
+    What the command line names is trusted, in the processes that this one starts, too.
+    """
+    named = [os.environ.get(ALLOW, "")]
+    for argument in arguments:
+        named += re.findall(r"_target_['\"]?\s*[=:]\s*['\"]?([\w.,]+)", argument)
+        key = argument.partition("=")[0].lstrip("+")
+        named += [] if key.startswith("hydra") else [key]
+    os.environ[ALLOW] = ",".join(dict.fromkeys(filter(None, named)))
     OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
-    load = ConfigLoaderImpl.load_configuration
-    if not hasattr(load, "__wrapped__"):
-        ConfigLoaderImpl.load_configuration = _watched(load)
+    watched = {
+        "load_configuration": _checking_config,
+        "_load_single_config": _checking_file,
+        "_process_config_searchpath": _checking_primary,
+    }
+    for name, watch in watched.items():
+        method = getattr(ConfigLoaderImpl, name)
+        if not hasattr(method, "__wrapped__"):
+            setattr(ConfigLoaderImpl, name, wraps(method)(watch(method)))
 
 
-def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+def allowed() -> list[str]:
+    """Return what the command line and the environment name."""
+    return [name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip()]
+
+
+def _checking_config(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     refused: list[tuple[ConfigLoaderImpl, list[str], HydraException]] = []
 
-    @wraps(load)
     def _load(self: ConfigLoaderImpl, *, overrides: list[str], **options: Any) -> DictConfig:
         # Hydra 1.3.8 composes once to see whether it is a sweep, and swallows that error.
         given = [each for each in overrides if not each.startswith("hydra.mode=")]
@@ -71,6 +90,8 @@ def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
         except HydraException as error:
             refused.append((self, given, error))
             raise
+        except ConfigError:
+            raise
         # Hydra 1.3.8 raises these for an option that is not a name, such as adapter=null.
         except (TypeError, ValueError) as error:
             raise ConfigCompositionException(str(error)) from error
@@ -79,6 +100,43 @@ def _watched(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
         return config
 
     return _load
+
+
+def _checking_file(load: Callable[..., ConfigResult]) -> Callable[..., ConfigResult]:
+    def _load(self: ConfigLoaderImpl, default: Any, repo: Any) -> ConfigResult:
+        found = load(self, default=default, repo=repo)
+        _refuse_foreign(found, default.config_path)
+        return found
+
+    return _load
+
+
+def _checking_primary(search: Callable[..., None]) -> Callable[..., None]:
+    def _search(self: ConfigLoaderImpl, name: str | None, overrides: Any, repo: Any) -> None:
+        # Hydra imports the packages that a primary config's searchpath names.
+        if name is not None and (found := repo.load_config(config_path=name)) is not None:
+            _refuse_foreign(found, name)
+        search(self, name, overrides, repo)
+
+    return _search
+
+
+def _refuse_foreign(found: ConfigResult, name: str) -> None:
+    """Refuse keys below hydra that can run code, unless the file is Lamina's or Hydra's own."""
+    path = PurePosixPath(name)
+    is_inside = not path.is_absolute() and ".." not in path.parts
+    if is_inside and (found.path.startswith(INSTALLED) or found.path == f"file://{conf_dir()}"):
+        return
+    content, problems = OmegaConf.to_container(found.config, resolve=False), list[str]()
+    for key, value in _leaves(content.get("hydra", {}), "hydra"):
+        nodes = NODES_IN_FOLDERS if key.startswith(("hydra.run.", "hydra.sweep.")) else NODES
+        is_harmless = value == "{}" or (HARMLESS.fullmatch(key) and not nodes.search(value))
+        if not is_harmless and not any(f"{key}.".startswith(f"{each}.") for each in allowed()):
+            shown = ".".join(part for part in key.split(".")[:3] if not part.isdigit())
+            advice = f"a config file must not set this; {ALLOW}={shown} allows it"
+            problems.append(f"conf file {name}: {shown}: {advice}")
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
 def _expand_home(node: DictConfig | ListConfig) -> None:
@@ -94,98 +152,40 @@ def _expand_home(node: DictConfig | ListConfig) -> None:
 
 
 def refuse_unsafe(config: DictConfig) -> None:
-    """Raise a ConfigError if a config holds a secret, or foreign code below its hydra node."""
+    """Raise a ConfigError if a config holds a secret, or its hydra.verbose is a mapping."""
     content = OmegaConf.to_container(config, resolve=False)
-    if found := dict.fromkeys(_problems(content)):
-        raise ConfigError("\n".join(found))
-
-
-def _problems(content: Any) -> Iterator[str]:
-    known = _secrets()
-    for path, value in _strings(content, ""):
-        yield from _secret_problems(value, path, "a key of the config", known)
-        for name in re.findall(r"oc\.env:[\s\"']*([\w.-]+)", value):
-            if _is_secret(name):
-                yield f"{path}: refers to the secret {name}; {SECRET_ADVICE}"
-    hydra = content.get("hydra") or {}
+    hydra = content.pop("hydra", None) or {}
+    problems = list(_secret_problems({**content, "hydra": hydra}).values())
     if isinstance(verbose := hydra.get("verbose"), dict):
-        yield f"hydra.verbose={verbose}: use true, false, or a list of loggers' names"
-    yield from _foreign_code(hydra)
+        problems.append(f"hydra.verbose={verbose}: use true, false, or a list of loggers' names")
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
-def refusal(target: Any, allowed: tuple[str, ...]) -> str | None:
-    """Say why a config may not instantiate a dotted path, or return None.
-
-    A path can leave its package through a module that the package imports (lamina.x.os.system), so
-    the object that it leads to must be the package's own.
-    """
-    if not str(target).startswith(allowed):
-        return f"not allowed; targets begin with {', '.join(allowed)}"
-    try:
-        found = get_object(target)
-    except (ImportError, ValueError):
-        return "there is no such class or function"
-    if not f"{getattr(found, '__module__', '')}.".startswith(allowed) or not callable(found):
-        return "not allowed; it is not one of that package's own classes or functions"
-    return None
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the dotted path and the text of each value, and of each empty container."""
+    if not isinstance(node, dict | list) or not node:
+        yield path, str(node)
+        return
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
 
 
-def argument_problems(arguments: Sequence[str]) -> Iterator[str]:
-    """Name command-line arguments that hold a secret; Hydra would write them to a file."""
-    known = _secrets()
-    for argument in arguments:
-        yield from _secret_problems(argument, argument.partition("=")[0], "an argument", known)
-
-
-def _strings(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield f"{path}{key}", str(key)
-            yield from _strings(value, f"{path}{key}.")
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _strings(value, f"{path}{index}.")
-    elif node is not None:
-        yield path.rstrip("."), str(node)
-
-
-def _foreign_code(hydra: dict[str, Any]) -> Iterator[str]:
-    for key, value in _strings(hydra, "hydra."):
-        name = key.rpartition(".")[2]
-        if name == value:
-            continue  # a key
-        logged = key.startswith(("hydra.job_logging.", "hydra.hydra_logging."))
-        if name == "_target_" and (reason := refusal(value, HYDRA_TARGETS)):
-            yield f"{key}={value}: {reason}"
-        elif logged and name in ("()", "class") and not value.startswith(LOGGING_CLASSES):
-            yield f"{key}={value}: not allowed; log handlers must be those of Python's logging"
-        elif logged and "ext://" in value and value not in ("ext://sys.stdout", "ext://sys.stderr"):
-            yield f"{key}={value}: not allowed; use ext://sys.stdout or ext://sys.stderr"
-        elif called := [name for name in CALLED.findall(value) if name not in RESOLVERS]:
-            name = called[0] or "a resolver"
-            yield f"{key}={value}: not allowed; interpolations below hydra must not call {name}"
-        elif key.startswith(("hydra.callbacks.", "hydra.launcher.", "hydra.sweeper.")) and (
-            re.search(r"\$\{(?!hydra[.:]|now:|oc\.env:)", value)
-        ):
-            yield f"{key}={value}: not allowed; use the value itself"
+def _secret_problems(content: dict[str, Any]) -> dict[str, str]:
+    """Return for each secret the first place that holds or names it."""
+    known = {n: v for n, v in os.environ.items() if len(v) >= SHORTEST_SECRET and _is_secret(n)}
+    problems: dict[str, str] = {}
+    for path, value in _leaves(content, ""):
+        shown = "a key of the config" if any(v in path for v in known.values()) else path
+        for name in [name for name, secret in known.items() if secret in f"{path} {value}"]:
+            problems.setdefault(name, f"{shown}: holds the value of {name}; {SECRET_ADVICE}")
+        for name in filter(_is_secret, re.findall(r"oc\.env:[\s\"']*([\w.-]+)", value)):
+            problems.setdefault(name, f"{shown}: refers to the secret {name}; {SECRET_ADVICE}")
+    return problems
 
 
 def _is_secret(name: str) -> bool:
     return SECRET_NAMES.search(name) is not None
-
-
-def _secrets() -> dict[str, str]:
-    return {n: v for n, v in os.environ.items() if len(v) >= SHORTEST_SECRET and _is_secret(n)}
-
-
-def _secret_problems(
-    text: str, key: str, placeholder: str, known: Mapping[str, str]
-) -> Iterator[str]:
-    """Report a secret in a text under its key, or a placeholder if the key holds one as well."""
-    name = next((name for name, secret in known.items() if secret in text), None)
-    if name is not None:
-        shown = placeholder if any(secret in key for secret in known.values()) else key
-        yield f"{shown}: holds the value of {name}; {SECRET_ADVICE}"
 
 
 def _environment(name: str, default: str | None = "???") -> str | None:

@@ -174,7 +174,7 @@ def new_model(
         config = AutoConfig.for_model(**{**ids, **architecture})
     except (ValueError, TypeError) as error:
         raise ModelError(f"model.architecture: {str(error).splitlines()[0]}") from error
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def model_class(content: Mapping[str, Any]) -> "type[PreTrainedModel]":
@@ -264,7 +264,11 @@ def refuse_unknown_tokens(
 
 
 def _location(source: Source) -> dict[str, Any]:
-    return {"pretrained_model_name_or_path": source.name, "revision": source.revision or "main"}
+    return {
+        "pretrained_model_name_or_path": source.name,
+        "revision": source.revision or "main",
+        "trust_remote_code": False,  # transformers would ask on the terminal
+    }
 
 
 def refuse_unfit(name: str, config: "PretrainedConfig", stored: Mapping[str, StoredTensor]) -> None:

@@ -94,7 +94,7 @@ def whole_config(source: Source) -> "PretrainedConfig":
     try:
         if source.is_text_part:
             return config_of(kind, source.config)
-        return AutoConfig.from_pretrained(source.folder)
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     except StrictDataclassError as error:  # its first line names the field, its cause the value
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ModelError(f"model_name={source.name}: config.json: {reason}") from error
@@ -139,7 +139,7 @@ def blueprint(config: "PretrainedConfig") -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def decoder_stack(model: "PreTrainedModel", depth: int) -> tuple[str, "torch.nn.ModuleList"]:

@@ -60,6 +60,7 @@ def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | No
         dtype=getattr(torch, dtype) if dtype else "auto",
         device_map=LLAMA_4 if is_llama_4 else {"": "disk"},
         offload_folder=offloaded,
+        trust_remote_code=False,
     )
     unquantized = None
     if run.in_4bit and run.rows:
@@ -98,6 +99,7 @@ def _load_adapter(run: FinishedRun, folder: Path, **settings: Any) -> "PreTraine
         revision=run.manifest["revision"] or "main",
         ignore_mismatched_sizes=True,
         output_loading_info=True,
+        trust_remote_code=False,
     )
     refuse_misfits(f"{run.final} on {run.manifest['source_model']}", info)
     return model

@@ -69,7 +69,7 @@ def write_tokenizer(
     if source is not None and source.is_at_hand:
         try:
             copy_tokenizer(source, folder)
-            again = AutoTokenizer.from_pretrained(folder)
+            again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (KeyError, OSError, ValueError):
             again = None
         if again is not None and again.get_vocab() == tokenizer.get_vocab():

@@ -10,10 +10,10 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.config.backend_choice import choose_backend, needs_own_process
+from lamina.config.binding import bind
 from lamina.config.preflight import preflight
 from lamina.dry_run import print_dry_run
 from lamina.errors import ConfigError
@@ -66,7 +66,7 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
             record.content["notes"] = spec.notes
             isolated = needs_own_process(config)
             if isolated:
-                _ = instantiate(config).plan  # scores the layers here, where nothing is patched
+                _ = bind(config).plan  # scores the layers here, where nothing is patched
             if isolated or layout.must_start:
                 try:
                     start_processes(spec, layout)
@@ -77,7 +77,7 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
             else:
                 if layout.processes > 1:
                     _publish(spec)
-                run(instantiate(config), record)
+                run(bind(config), record)
     return record.content
 
 

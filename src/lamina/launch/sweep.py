@@ -16,11 +16,11 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from typing_extensions import override
 
 from lamina.config import security
+from lamina.config.binding import bind
 from lamina.config.messages import no_value
 from lamina.config.preflight import preflight
 from lamina.config.quoting import typed
@@ -192,7 +192,7 @@ def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str |
         del job["hydra"]
     try:
         preflight(job)
-        run = instantiate(job)
+        run = bind(job)
         make_plan(run.model, run.model_name, lambda _: NoScores(), run.depth.protect)
     except LaminaError as error:
         return str(error)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import configure_log
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from lamina.config.binding import bind
 from lamina.dry_run import print_dry_run
 from lamina.errors import OutputError
 from lamina.launch.processes import WorkerSpec, record_failure
@@ -55,7 +55,7 @@ def work(spec: WorkerSpec) -> None:
     if distributed.is_first() and spec.logging is not None:
         configure_log(OmegaConf.create(spec.logging))
     config, folder = OmegaConf.create(spec.config), Path(spec.folder)
-    instantiate(config.backend).prepare(folder)
+    bind(config.backend).prepare(folder)
     if config.dry_run:
         print_dry_run(config, folder, processes=1)
     else:
@@ -63,7 +63,7 @@ def work(spec: WorkerSpec) -> None:
 
 
 def _execute(spec: WorkerSpec, config: Any) -> None:
-    experiment = instantiate(config)
+    experiment = bind(config)
     record = Record(Path(spec.folder), spec.overrides)
     record.content["notes"] = spec.notes
     try:

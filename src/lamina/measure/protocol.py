@@ -95,7 +95,7 @@ class ModelRef:
         if self.in_4bit:
             settings["quantization_config"] = quantization(dtype)
         model, info = AutoModelForCausalLM.from_pretrained(
-            self.name, output_loading_info=True, **settings
+            self.name, output_loading_info=True, trust_remote_code=False, **settings
         )
         loading.refuse_misfits(self.name, info, self.advice)
         return model
@@ -104,7 +104,9 @@ class ModelRef:
         """Load the tokenizer from the same place."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.name, revision=self.revision or "main")
+        return AutoTokenizer.from_pretrained(
+            self.name, revision=self.revision or "main", trust_remote_code=False
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

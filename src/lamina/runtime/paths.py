@@ -3,6 +3,20 @@
 import os
 from pathlib import Path
 
+from lamina.errors import ConfigError
+
+ENDPOINTS = {
+    "HF_ENDPOINT": ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+    "WANDB_BASE_URL": ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
+}
+"""Variables that name a server, and the keys that are sent to it."""
+
+FROM_FILE = (
+    *("HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE"),
+    *("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "LAMINA_CACHE"),
+)
+"""The variables that .env may set."""
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -23,16 +37,31 @@ def short_path(folder: Path) -> Path:
 
 
 def load_environment() -> None:
-    """Add the variables of ./.env to the environment, which takes precedence.
+    """Add the keys and folders of ./.env to the environment, which takes precedence.
 
-    The hub client's usage reports are off unless the environment turns them on.
+    The file may be someone else's: it sets nothing that makes a program run code, and an endpoint
+    in it gets no key but its own. The hub client's usage reports are off unless the environment
+    turns them on.
+
+    Raises:
+        ConfigError: A key of the environment would go to an endpoint of the file.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if Path(".env").is_file():
-        from dotenv import dotenv_values
+    if not Path(".env").is_file():
+        return
+    from dotenv import dotenv_values
 
-        for key, value in dotenv_values(".env").items():
-            if value is not None:
-                # Only some of the libraries expand ~ themselves.
-                path = str(Path(value).expanduser()) if value.startswith("~/") else value
-                os.environ.setdefault(key, path)
+    found = {key: value for key, value in dotenv_values(".env").items() if key in FROM_FILE}
+    given = {key: value for key, value in found.items() if value and key not in os.environ}
+    for endpoint, keys in ENDPOINTS.items():
+        if endpoint in given and (sent := next(filter(os.environ.get, keys), None)):
+            raise ConfigError(
+                f".env: {endpoint}={given[endpoint]} would get the environment's {sent}: set "
+                f"{endpoint} in the environment, or {keys[0]} in .env alone"
+            )
+    if "HF_ENDPOINT" in given:
+        os.environ["HF_TOKEN_PATH"] = os.devnull  # the key of `hf auth login`
+    for key, value in given.items():
+        # Only some of the libraries expand ~ themselves.
+        path = str(Path(value).expanduser()) if value.startswith("~/") else value
+        os.environ[key] = path

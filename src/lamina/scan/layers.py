@@ -52,7 +52,9 @@ class ModelShell:
         loaded = load_single_layer(model, None, slices, dtype)
         # Buffers such as rotary frequencies are computed, not loaded, so they must be real.
         with init_empty_weights(include_buffers=False):
-            self.model = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+            self.model = AutoModelForCausalLM.from_config(
+                model.config, dtype=dtype, trust_remote_code=False
+            )
         stack = decoder_stack(self.model, model.config.num_hidden_layers)[1]
         self.recorders = [_recorder(block) for block in stack]
         for index, recorder in enumerate(self.recorders):

@@ -97,7 +97,7 @@ class WandB(LoggerSettings):
             mode=self._mode(),
             dir=str(context.run_dir),
             config=context.config,
-            settings=wandb.Settings(silent=True),
+            settings=wandb.Settings(silent=True, **self._server()),
         )
         entries = WandbEntries()
         try:
@@ -118,6 +118,11 @@ class WandB(LoggerSettings):
         sweep = context.run_dir.parent
         in_sweep = (sweep / "multirun.yaml").is_file()
         return "/".join(sweep.parts[-2:]) if in_sweep else None
+
+    def _server(self) -> dict[str, str]:
+        """Return the server for the environment's key, whatever a wandb/settings file names."""
+        has_key = bool(os.environ.get("WANDB_API_KEY"))
+        return {"base_url": os.environ.get("WANDB_BASE_URL", WANDB_HOST)} if has_key else {}
 
     def _mode(self) -> Literal["online", "offline"]:
         if self.mode == "auto":

@@ -1,11 +1,14 @@
 """Settings of the callbacks, and what these may use of a run."""
 
+import inspect
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from typing_extensions import override
 
+from lamina.errors import ConfigError
 from lamina.limits import AT_LEAST_ONE, NOT_NEGATIVE
 
 if TYPE_CHECKING:
@@ -83,3 +86,30 @@ class EarlyStopping(CallbackSettings):
         from transformers import EarlyStoppingCallback
 
         return EarlyStoppingCallback(self.patience, self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(CallbackSettings):
+    """A user's own callback, which the command line or LAMINA_ALLOW names."""
+
+    target: str
+    arguments: dict[str, Any]
+
+    def load(self) -> "type[TrainerCallback]":
+        """Import the class; raises ConfigError if it is no TrainerCallback of these arguments."""
+        from transformers import TrainerCallback
+
+        module, _, name = self.target.rpartition(".")
+        try:
+            found = getattr(import_module(module), name)
+            if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
+                raise TypeError("it does not derive from transformers.TrainerCallback")
+            inspect.signature(found).bind(**self.arguments)
+        # Whatever the user's module raises.
+        except Exception as error:
+            raise ConfigError(f"callbacks: _target_={self.target}: {error}") from error
+        return found
+
+    @override
+    def build(self, context: Context) -> "TrainerCallback":
+        return self.load()(**self.arguments)
