@@ -11,7 +11,8 @@ COMMANDS = {
     "scan": "score every layer of a model in one pass over its weights",
     "shortlist": "scan, then heal without each of the cheapest layers in turn",
     "cut": "write a model without some of its layers, unhealed",
-    "export": "write a run's model in another form: merged, or as an adapter",
+    "export": "write a run's model in another form: merged, adapter or GGUF",
+    "verify": "compare a model's loss in transformers, vLLM or llama.cpp with the recorded one",
     "migrate": "turn a config of the older form into an experiment file",
     "show": "print the layers of a model or a run, or the table of a sweep",
 }

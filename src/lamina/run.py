@@ -13,7 +13,7 @@ from lamina.depth import loading
 from lamina.depth.reduction import whole_config
 from lamina.experiment import Experiment
 from lamina.export.card import manifest
-from lamina.export.final import save_final
+from lamina.export.final import measured_cards, save_final
 from lamina.heal.callbacks.loggers import open_observers
 from lamina.heal.callbacks.settings import Named
 from lamina.heal.resume import ONLY_MODEL, Start, find_start
@@ -65,6 +65,7 @@ def run(experiment: Experiment, record: Record) -> None:
                 release_memory()  # otherwise memory holds the model twice once final/ is loaded
                 if wanted.reload:
                     measure.final(record, protocol, final, tolerance)
+                    measured_cards(record, protocol, final, experiment.form)
 
 
 def plan(experiment: Experiment) -> None:

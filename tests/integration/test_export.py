@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -64,7 +65,14 @@ def test_the_merged_form_stands_alone(pruned: Finished, tmp_path: Path) -> None:
         "tokenizer_config.json",
     }
     note = json.loads((tmp_path / "out" / "lamina.json").read_text())
-    assert note == json.loads((pruned.final / "lamina.json").read_text())
+    recorded = json.loads((pruned.final / "lamina.json").read_text())
+    own = {"source_model": REFERENCE.name, "export": note["export"]}
+    assert note == recorded | own
+    assert {key: note["export"][key] for key in ("form", "dtype", "all_rows")} == {
+        "form": "merged",
+        "dtype": "float32",
+        "all_rows": 60,
+    }
     assert note["selector"] == {"keep_layers": 8, "selector": {"name": "First"}}
 
 
@@ -72,11 +80,19 @@ def test_the_adapter_form_is_copied_with_its_card(pruned: Finished, tmp_path: Pa
     done = lamina("export", pruned.folder, "--output", "out", "--form", "adapter", cwd=tmp_path)
     assert done.code == 0, done.errors
     assert not (tmp_path / "out" / "config.json").exists()
-    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md", "lamina.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (pruned.final / name).read_bytes()
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 8
+    out, name = tmp_path / "out", "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (pruned.final / name).read_bytes()
+    for name, key in (
+        ("adapter_config.json", "base_model_name_or_path"),
+        ("lamina.json", "source_model"),
+    ):
+        found, recorded = (json.loads((f / name).read_text()) for f in (out, pruned.final))
+        found.pop("export", None), recorded.pop("export", None)
+        assert found == {**recorded, key: REFERENCE.name}
+    assert "Loss of this form, adapter in float32: " in (out / "README.md").read_text()
     assert "checked: loss" in done.output
-    alone = lamina("export", "out", "--output", "copy", "--form", "adapter", cwd=tmp_path)
+    again = ("export", "out", "--output", "copy", "--form", "adapter", "--base", REFERENCE)
+    alone = lamina(*again, cwd=tmp_path)
     assert alone.code == 0, alone.errors
     assert "checked: every tensor is in place; there are no rows to evaluate" in alone.output
 
@@ -110,7 +126,8 @@ def test_the_adapter_of_a_merged_run_is_its_best_checkpoints(tmp_path: Path) -> 
     done = lamina("export", run.folder, "--output", "out", "--form", "adapter", cwd=tmp_path)
     assert done.code == 0, done.errors
     merged = AutoModelForCausalLM.from_pretrained(run.final)
-    adapter = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype=torch.float32)
+    adapter = PeftModel.from_pretrained(base, str(tmp_path / "out"))
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         assert (merged(ids).logits - adapter(ids).logits).abs().max() < 1e-4

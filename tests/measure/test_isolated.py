@@ -98,7 +98,7 @@ def test_a_process_without_memory_says_so(
 ) -> None:
     def answer(command: list[str], **_: Any) -> Any:
         found = {"error": "CUDA out of memory", "kind": "MemoryError"}
-        (Path(command[-1]) / "figures.json").write_text(json.dumps(found))
+        (Path(command[-1]) / "answer.json").write_text(json.dumps(found))
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", answer)

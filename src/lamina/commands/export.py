@@ -5,40 +5,77 @@ import sys
 from pathlib import Path
 
 from lamina.commands.app import errors_in_one_line, parse
+from lamina.errors import ConfigError
+from lamina.measure.engines import QUANTIZED
 from lamina.runtime.paths import load_environment
 
-FORMS, DTYPES = ("merged", "adapter"), ("bfloat16", "float16", "float32")
+FORMS, DTYPES = ("merged", "adapter", "gguf"), ("bfloat16", "float16", "float32")
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="lamina export", description="Write a run's model in another form, and check it."
+        prog="lamina export",
+        description="Write a run's model in another form, and check it. Nothing is uploaded.",
+        epilog="Examples: lamina export RUN --output DIR; lamina export SWEEP --best --form gguf "
+        "--quantize q4_k_m --output DIR",
     )
     parser.add_argument(
-        "run", metavar="RUN", help="folder of a run, or of a model that Lamina wrote"
+        "run", metavar="RUN", help="folder of a run or sweep, or of a model that Lamina wrote"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument("--best", action="store_true", help="of a sweep: the job of least loss")
     parser.add_argument(
         "--form",
         choices=FORMS,
         default="merged",
-        help="merged: a full model (default); adapter: PEFT loads it onto the untouched base",
+        help="merged: a full model (default), for transformers and vLLM; adapter: PEFT loads it "
+        "onto the untouched base; gguf: one file for llama.cpp",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="dtype of a merged model (default: the run's)"
+        "--dtype", choices=DTYPES, help="dtype of a full model or GGUF (default: the run's)"
     )
+    parser.add_argument("--quantize", choices=QUANTIZED, help="of a GGUF: fewer bits")
+    parser.add_argument("--base", metavar="PATH", help="the base model, if it has moved")
+    parser.add_argument("--python", metavar="PATH", help="interpreter with llama.cpp's packages")
     given = parse(parser)
     load_environment()
     with errors_in_one_line():
+        from lamina.export.card import serving
         from lamina.export.convert import export  # imports torch, which takes seconds
 
-        dtype, loss = export(given.run, given.output, given.form, given.dtype)
-    sys.stdout.write(f"{Path(given.output)}: {given.form}, {dtype or 'as stored'}\n")
+        run = _job_of(Path(given.run).expanduser(), best=given.best) or given.run
+        options = {key: getattr(given, key) for key in ("dtype", "quantize", "base", "python")}
+        dtype, loss = export(run, given.output, given.form, **options)
+    output = Path(given.output)
+    sys.stdout.write(f"{output}: {given.form}, {dtype or 'as stored'}\n")
     if loss:
         line = f"checked: loss {loss.written:.6g}, the run recorded {loss.recorded:.6g}"
         if loss.unquantized is not None:
             line += f" on its 4-bit base; {loss.unquantized:.6g} on the unquantized base"
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(
+            f"{line}; {loss.rows} of {loss.all_rows} rows, {loss.allowed:.2g} allowed\n"
+        )
     else:
         sys.stdout.write("checked: every tensor is in place; there are no rows to evaluate\n")
+    path = next(map(str, output.expanduser().glob("*.gguf")), str(output))
+    sys.stdout.write(f"serves: {serving(given.form, path, given.base or 'BASE')}\n")
+    sys.stdout.write(f"upload: hf upload YOUR_NAME/MODEL {output}\n")
+
+
+def _job_of(folder: Path, *, best: bool) -> str | None:
+    """Return the folder of a sweep's best job; None if it is no sweep."""
+    from lamina.launch.sweep import MULTIRUN_FILE
+    from lamina.report.sweep_table import ranked, read_jobs
+
+    if not (folder / MULTIRUN_FILE).is_file():
+        if best:
+            raise ConfigError(f"--best: {folder} is no sweep")
+        return None
+    jobs = [job for job in ranked(read_jobs(folder)) if job.status == "completed"]
+    if not jobs:
+        raise ConfigError(f"{folder}: no job of the sweep has completed")
+    if best:
+        return str(folder / jobs[0].name)
+    named = "; ".join(f"{folder / job.name} ({job.own})" for job in jobs)
+    raise ConfigError(f"{folder} is a sweep: pass --best, or one of its jobs: {named}")

@@ -1,5 +1,7 @@
 """The model card and lamina.json, written beside the weights."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lamina import __version__
@@ -24,6 +26,8 @@ IN_4BIT = (
 )
 """Lines on the card of an adapter trained and measured on a four-bit base."""
 
+NO_REPLICATION = "vLLM does not support layer_replication"
+
 
 def manifest(
     plan: Plan,
@@ -41,6 +45,7 @@ def manifest(
     source = plan.source
     # On the hub, a commit identifies the weights.
     fingerprint = weights_fingerprint(source) if source and source.is_local else None
+    name = parameters["data"].get("name") if parameters else None  # on the hub
     return {
         "lamina": __version__,
         "source_model": source.name if source else None,
@@ -54,6 +59,7 @@ def manifest(
         "adapter": adapter,
         "healing": _healing(parameters) if parameters else None,
         "data_fingerprint": record["provenance"]["data_fingerprint"] if record else None,
+        "datasets": [name] if name else None,
         "evaluation": {key: record["metrics"][key] for key in LOSSES} if record else None,
     }
 
@@ -64,22 +70,34 @@ def _healing(parameters: dict[str, Any]) -> dict[str, Any]:
     return {key: given.get(key, parameters[key]) for key in HEALING}
 
 
-def card(content: dict[str, Any], *, is_adapter: bool) -> str:
-    """Return a model card in the hub's Markdown format, from the content of lamina.json."""
+def portable(content: Any, base: str | None = None) -> Any:
+    """Return a lamina.json's content without paths of this machine: folders become their names.
+
+    A `base` on the hub takes the place of a source that was a folder.
+    """
+    if isinstance(content, dict):
+        found = {key: portable(value) for key, value in content.items()}
+        if base and not Path(base).expanduser().is_dir() and not found.get("revision"):
+            found["source_model"] = base
+        return found
+    if isinstance(content, list | tuple):
+        return [portable(value) for value in content]
+    is_path = isinstance(content, str) and Path(content).is_absolute()
+    return Path(content).name if is_path else content
+
+
+def card(content: dict[str, Any], verified: Mapping[str, Any]) -> str:
+    """Return a model card in the hub's Markdown format, from the content of lamina.json.
+
+    `verified` is that of verification.json, by engine.
+    """
+    content = portable(content)
     source, adapter = content["source_model"] or "random weights", content["adapter"]
     not_healed = "Not healed: nothing was trained after removal."
-    header = ["---", "library_name: transformers", "tags: [lamina, depth-pruning]"]
-    if content["revision"]:
-        header.append(f"base_model: {source}")
-    pinned = is_adapter and content["revision"]
-    further = f', revision="{content["revision"]}"' if pinned else ""
-    in_4bit = is_adapter and adapter == "qlora"
-    further += ", quantization_config=in_4bit" if in_4bit else ""
+    form = content.get("export") or {"form": "merged", "loss": None}
     return "\n".join(
         [
-            *header,
-            "---",
-            "",
+            *_header(content, form["form"]),
             f"# {content['model_type']}: {len(content['kept_layers'])} of "
             f"{content['num_layers']} layers",
             "",
@@ -89,18 +107,90 @@ def card(content: dict[str, Any], *, is_adapter: bool) -> str:
             "",
             *(f"- {note}" for note in content.get("notes", ())),  # older runs have none
             *([""] if content.get("notes") else ()),
+            *_loss_of(form),
             *_table("loss, nats per token", content["evaluation"]),
             *_table("healing", content["healing"]),
-            "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            *(IN_4BIT if in_4bit else ()),
+            *(f"Verified in {line}" for line in map(verified_line, verified.items())),
+            *([""] if verified else ()),
+            *_usage(content, form["form"]),
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_FOLDER"{further})',
-            'tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")',
-            "```",
+            "Upload it with `hf upload YOUR_NAME/MODEL PATH_OF_THIS_FOLDER`.",
             "",
         ]
     )
+
+
+def _header(content: dict[str, Any], form: str) -> list[str]:
+    """Return the metadata that the hub reads."""
+    library = {"adapter": "peft", "gguf": "gguf"}.get(form, "transformers")
+    tags = ["lamina", "depth-pruning", *([content["adapter"]] if content["adapter"] else [])]
+    source, data = content["source_model"], content.get("datasets")
+    on_hub = source and (content["revision"] or "/" in source)
+    return [
+        "---",
+        f"library_name: {library}",
+        "pipeline_tag: text-generation",
+        f"tags: [{', '.join(tags)}]",
+        *([f"base_model: {source}"] if on_hub else []),
+        *([f"datasets: [{', '.join(data)}]"] if data else []),
+        "---",
+        "",
+    ]
+
+
+def _loss_of(form: dict[str, Any]) -> list[str]:
+    if form["loss"] is None:
+        return []
+    rows = "all" if form["rows"] == form["all_rows"] else f"{form['rows']} of"
+    loss = f"{form['loss']:.6g} nats per token on {rows} {form['all_rows']} rows"
+    return [f"Loss of this form, {form['form']} in {form['dtype']}: {loss}.", ""]
+
+
+def verified_line(entry: tuple[str, dict[str, Any]]) -> str:
+    """Return an engine's loss beside the recorded one; `entry` is one of verification.json."""
+    engine, found = entry
+    return (
+        f"{engine} {found['version']}, {found['dtype']}: loss {found['loss']:.6g} on "
+        f"{found['rows']} rows, the run recorded {found['recorded']:.6g}; "
+        f"{'within' if found['within'] else 'OUTSIDE'} {found['allowed']:.2g}."
+    )
+
+
+def _usage(content: dict[str, Any], form: str) -> list[str]:
+    """Say how each program loads this form."""
+    here, base = "PATH_OF_THIS_FOLDER", content["source_model"] or "BASE"
+    served = f"Serves: {serving(form, here, base)}"
+    if form == "gguf":
+        return [served]
+    is_adapter, in_4bit = form == "adapter", form == "adapter" and content["adapter"] == "qlora"
+    by_path = is_adapter and "/" not in base  # an uploaded adapter cannot name a folder as its base
+    further = f', revision="{content["revision"]}"' if is_adapter and content["revision"] else ""
+    further += ", quantization_config=in_4bit" if in_4bit else ""
+    loaded = f"PATH_OF_{base}" if by_path else here
+    return [
+        "```python",
+        *(["from peft import PeftModel"] if by_path else []),
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        *(IN_4BIT if in_4bit else ()),
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("{loaded}"{further})',
+        *([f'model = PeftModel.from_pretrained(model, "{here}")'] if by_path else []),
+        f'tokenizer = AutoTokenizer.from_pretrained("{here}")',
+        "```",
+        "",
+        served,
+    ]
+
+
+def serving(form: str, path: str, base: str) -> str:
+    """Say which program serves a form; `base` is the larger model."""
+    return {
+        "gguf": f"llama.cpp (llama-server -m {path}).",
+        "adapter": f"transformers with PEFT; lm-eval (pretrained={base},peft={path}). "
+        f"{NO_REPLICATION}: lamina export --form merged writes what it serves.",
+        "merged": f"transformers; vLLM (vllm serve {path}); lm-eval (pretrained={path}); llama.cpp "
+        "after lamina export --form gguf.",
+    }[form]
 
 
 def _table(title: str, content: dict[str, Any] | None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.depth.loading import refuse_misfits
 from lamina.depth.quantization import quantization
 from lamina.errors import ModelError
-from lamina.export.finished_run import FinishedRun
+from lamina.export.finished_run import FinishedRun, recorded_loss
 from lamina.measure.evaluate import TOLERANCES, row_losses
 from lamina.weights.source import read_json
 
@@ -25,6 +25,15 @@ class Losses:
 
     recorded: float
     """Of final/, as the run recorded it."""
+
+    rows: int
+    """How many rows these are."""
+
+    all_rows: int
+    """How many rows the run evaluated."""
+
+    allowed: float
+    """The largest difference between the two that rounding explains."""
 
     unquantized: float | None = None
     """Of a qlora adapter on the unquantized base, which a merged model must match."""
@@ -64,8 +73,9 @@ def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | No
     )
     unquantized = None
     if run.in_4bit and run.rows:
-        adapted = _load_adapter(run, run.final, dtype=model.dtype)
-        unquantized = row_losses(adapted, _few_rows(run), max_tokens=CHECKED_TOKENS).mean()
+        run.copy_adapter(offloaded)
+        adapted = _load_adapter(run, offloaded, dtype=model.dtype)
+        unquantized = row_losses(adapted, few_rows(run), max_tokens=CHECKED_TOKENS).mean()
     losses = _checked(run, model, dtype, unquantized)
     shutil.rmtree(offloaded, ignore_errors=True)
     return losses
@@ -96,7 +106,7 @@ def _load_adapter(run: FinishedRun, folder: Path, **settings: Any) -> "PreTraine
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         **{"dtype": "auto", **settings},
-        revision=run.manifest["revision"] or "main",
+        revision=run.base().revision or "main",
         ignore_mismatched_sizes=True,
         output_loading_info=True,
         trust_remote_code=False,
@@ -105,7 +115,8 @@ def _load_adapter(run: FinishedRun, folder: Path, **settings: Any) -> "PreTraine
     return model
 
 
-def _few_rows(run: FinishedRun) -> list[dict[str, Any]]:
+def few_rows(run: FinishedRun) -> list[dict[str, Any]]:
+    """Return the first recorded rows, of at most `CHECKED_TOKENS` together."""
     rows: list[dict[str, Any]] = []
     for row in run.rows:
         if rows and sum(len(r["input_ids"]) for r in [*rows, row]) > CHECKED_TOKENS:
@@ -118,11 +129,10 @@ def _checked(
     run: FinishedRun, model: "PreTrainedModel", dtype: str | None, unquantized: float | None
 ) -> Losses | None:
     """Compare a loaded export with the run's record; None if the run recorded no rows."""
-    if not (rows := _few_rows(run)):
+    if not (rows := few_rows(run)):
         return None
     found = row_losses(model, rows, max_tokens=CHECKED_TOKENS)
-    loss, pairs = found.mean(), zip(rows, found.tokens, strict=True)
-    recorded = sum(row["loss"] * count for row, count in pairs) / sum(found.tokens)
+    loss, recorded = found.mean(), recorded_loss(rows)
     expected = recorded if unquantized is None else unquantized
     same = dtype == run.dtype == "float32" and (unquantized is not None or not run.in_4bit)
     allowed = TOLERANCES["same" if same else "rounded"] * (1 + expected)
@@ -132,4 +142,4 @@ def _checked(
             f"{run.final}: loaded again, the export has a loss of {loss:.6g}, but {reference} "
             f"{expected:.6g} on the same rows: the export was deleted; please report this"
         )
-    return Losses(loss, recorded, unquantized)
+    return Losses(loss, recorded, len(rows), run.all_rows, allowed, unquantized)

@@ -1,5 +1,6 @@
 """`lamina export`: a finished run's result in another form, a whole model or the adapter."""
 
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,8 @@ from lamina.depth.reduction import adapter_obstacle, reduction, true_ties
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError, ModelError
-from lamina.export.check import Losses, adapter_loss, model_loss
+from lamina.export.card import portable
+from lamina.export.check import Losses, adapter_loss, few_rows, model_loss
 from lamina.export.finished_run import FinishedRun, finished_run
 from lamina.export.folder import (
     copy_tokenizer,
@@ -21,6 +23,7 @@ from lamina.export.folder import (
     write_manifest,
     write_weights,
 )
+from lamina.export.gguf import KINDS, in_engine, write_gguf
 from lamina.export.merge import (
     WEIGHTS_FILE,
     AdapterUpdates,
@@ -28,43 +31,83 @@ from lamina.export.merge import (
     non_lora_trainable,
     rename_magnitudes,
 )
+from lamina.export.verify import measured_in
 from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
-from lamina.weights.source import ADAPTER_FILE, Source, resolve
+from lamina.weights.source import ADAPTER_FILE, Source, read_json, resolve
 from lamina.weights.writing import Outgoing
 
 if TYPE_CHECKING:
     import torch
 
 
-def export(run: str, output: str, form: str, dtype: str | None) -> tuple[str | None, Losses | None]:
+def export(
+    run: str,
+    output: str,
+    form: str,
+    *,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    base: str | None = None,
+    python: str | None = None,
+) -> tuple[str | None, Losses | None]:
     """Write a run's result in another form, and check that it loads as the measured model.
 
-    `run` is the folder of a run, or of a model that Lamina wrote. `form` is merged (a whole model)
-    or adapter (which PEFT loads onto the untouched base). `dtype` is torch's name for the weights'
-    type; None takes the one the run was measured in. Return the weights' type, None if each tensor
-    kept its own, and the losses, None if the run recorded no rows.
+    `run` is the folder of a run, or of a model that Lamina wrote. `form` is merged (a whole model),
+    adapter (which PEFT loads onto the untouched base) or gguf (a whole model for llama.cpp).
+    `dtype` is torch's name for the weights' type; None takes the one the run was measured in.
+    `quantize` is one of `engines.QUANTIZED`, `base` where the larger model is now, and `python` an
+    interpreter that has llama.cpp's packages. Return the weights' type, None if each tensor kept
+    its own, and the losses, None if the run recorded no rows.
 
     Raises:
-        ConfigError: There is no such run, or it does not have that form.
+        ConfigError: There is no such run, it does not have that form, or a package is missing.
         ModelError: The base or the adapter has changed, or the export does not load.
         OutputError: The output is a source, is not empty, or cannot be written.
     """
-    finished = finished_run(run)
+    if quantize and (form != "gguf" or dtype):
+        what = f"--dtype={dtype}" if dtype else f"--form={form}"
+        raise ConfigError(f"--quantize={quantize} needs --form gguf and no --dtype, not {what}")
+    if dtype and form == "adapter":
+        raise ConfigError(f"--dtype={dtype} needs --form merged: an adapter keeps its own type")
+    finished = finished_run(run, base)
     sources = [finished.final, Path(run).expanduser()]
-    if form == "merged" and finished.final_is_adapter:
+    if form != "adapter" and finished.final_is_adapter:
         sources.append(finished.base().folder)
     with new_folder("--output", Path(output), *sources) as folder:
         quiet_libraries()
         if form == "adapter":
-            return None, _export_adapter(finished, folder, dtype)
-        dtype = dtype or finished.dtype
-        return dtype, _export_model(finished, folder, dtype)
+            losses, kind = _export_adapter(finished, folder), None
+        elif form == "merged":
+            kind = dtype or finished.dtype
+            losses = _export_model(finished, folder, kind)
+        else:
+            kind = quantize or dtype or finished.dtype or "bfloat16"
+            losses = _export_gguf(finished, folder, kind, python)
+        _describe(finished, folder, form, kind, losses)
+    return kind, losses
 
 
-def _export_adapter(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:
-    if dtype is not None:
-        raise ConfigError(f"--dtype={dtype} needs --form merged: an adapter keeps its own type")
+def _describe(
+    run: FinishedRun, folder: Path, form: str, kind: str | None, losses: Losses | None
+) -> None:
+    """Write lamina.json and the card of an export, which name no path of this machine."""
+    content = portable(run.manifest, run.moved_base)
+    content["export"] = {
+        "form": form,
+        "dtype": kind or run.dtype,
+        "loss": losses.written if losses else None,
+        "rows": losses.rows if losses else 0,
+        "all_rows": losses.all_rows if losses else 0,
+    }
+    if form == "adapter":
+        adapter = read_json(folder / ADAPTER_FILE)
+        adapter["base_model_name_or_path"] = content["source_model"]
+        (folder / ADAPTER_FILE).write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
+    write_manifest(folder, content)
+
+
+def _export_adapter(run: FinishedRun, folder: Path) -> Losses | None:
     if run.adapter is None:
         raise ConfigError(f"--form adapter: {run.final} has no adapter; choose --form merged")
     if lost := non_lora_trainable(run.adapter):
@@ -73,12 +116,30 @@ def _export_adapter(run: FinishedRun, folder: Path, dtype: str | None) -> Losses
     if obstacle := adapter_obstacle(base, kept_layers, "this set of layers"):
         raise ConfigError(f"--form adapter: {obstacle}; choose --form merged")
     adapter_updates(run.adapter, reduction(base, kept_layers))
-    for name in (ADAPTER_FILE, WEIGHTS_FILE):
-        shutil.copyfile(run.adapter / name, folder / name)
+    run.copy_adapter(folder)
     rename_magnitudes(folder / WEIGHTS_FILE)
     copy_tokenizer(_tokenizer(run), folder)
-    write_manifest(folder, run.manifest, is_adapter=True)
     return adapter_loss(run, folder)
+
+
+def _export_gguf(run: FinishedRun, folder: Path, kind: str, python: str | None) -> Losses | None:
+    """Write a whole model, and convert it; llama.cpp computes the loss."""
+    in_engine("convert", python, {"model": None})
+    whole, name = folder / ".whole", f"{run.manifest['model_type']}-{KINDS.get(kind, kind)}.gguf"
+    whole.mkdir()
+    _export_model(run, whole, kind if kind in KINDS else run.dtype)
+    write_gguf(whole, folder / name, KINDS.get(kind, kind), python)
+    shutil.rmtree(whole)
+    if not (rows := few_rows(run)):
+        return None
+    found = measured_in("llama.cpp", python, folder / name, kind, rows)
+    if not found.within:
+        raise ModelError(
+            f"{run.final}: in llama.cpp {found.version}, {kind}, the export has a loss of "
+            f"{found.loss:.6g}, but the run recorded {found.recorded:.6g} on the same rows: the "
+            "export was deleted; try another --quantize"
+        )
+    return Losses(found.loss, found.recorded, found.rows, run.all_rows, found.allowed)
 
 
 def _export_model(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:
@@ -97,7 +158,6 @@ def _export_model(run: FinishedRun, folder: Path, dtype: str | None) -> Losses |
     updates = adapter_updates(run.final, reduced) if is_adapter else None
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
     copy_tokenizer(_tokenizer(run), folder)
-    write_manifest(folder, run.manifest)
     mapping = kept_tensors(source.weight_map, kept, source.config)
     with tensor_slices(source, mapping) as slices:
         write_config(folder, true_ties(reduced, slices).content, source, dtype)

@@ -3,20 +3,22 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lamina.depth.plan import Plan
 from lamina.depth.reduction import adapter_obstacle, reduction
 from lamina.errors import ConfigError
-from lamina.export.folder import keep_config_form, write_manifest, write_tokenizer
+from lamina.export.folder import MANIFEST_FILE, keep_config_form, write_manifest, write_tokenizer
 from lamina.export.merge import WEIGHTS_FILE, rename_magnitudes
 from lamina.limits import one_of
-from lamina.measure.protocol import ModelRef
+from lamina.measure.protocol import ModelRef, Protocol, figures
+from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.files import disk_errors, replacing
 from lamina.runtime.sizes import trained_weights, weight_bytes
+from lamina.weights.source import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +82,8 @@ def save_final(
         _undo_training_settings(model.config)
         if has_adapter:
             size = weight_bytes(trained_weights(model))
-            with _writing(final, size, tokenizer, plan, manifest, is_adapter=True) as partial:
+            about = manifest | unmeasured("adapter", loaded_dtype)
+            with _writing(final, size, tokenizer, plan, about) as partial:
                 model.save_pretrained(partial)
                 rename_magnitudes(partial / WEIGHTS_FILE)
         if form in ("merged", "both"):
@@ -88,7 +91,8 @@ def save_final(
         if form != "adapter":
             whole = final.with_name(f"{FINAL}-merged") if form == "both" else final
             size = model.num_parameters() * dtype.itemsize
-            with _writing(whole, size, tokenizer, plan, manifest) as partial:
+            about = manifest | unmeasured("merged", dtype)
+            with _writing(whole, size, tokenizer, plan, about) as partial:
                 _save_whole(model.to(dtype), plan, partial)
     distributed.wait_for_all()
     return ModelRef(
@@ -98,6 +102,28 @@ def save_final(
         dtype=str(loaded_dtype).removeprefix("torch."),
         in_4bit=has_adapter and unquantized is not None,
     )
+
+
+def unmeasured(form: str, dtype: "torch.dtype") -> dict[str, Any]:
+    """Return what lamina.json says of a form whose own loss is not known yet."""
+    about = {"form": form, "dtype": str(dtype).removeprefix("torch.")}
+    return {"export": {**about, "loss": None, "rows": 0, "all_rows": 0}}
+
+
+def measured_cards(record: Record, protocol: Protocol, final: ModelRef, form: Form) -> None:
+    """Give final/ and final-merged/ cards with the loss of the form they accompany, on all rows."""
+    losses = {Path(final.name): record.content["metrics"]["eval_loss"]}
+    if form == "both":
+        whole = Path(f"{final.name}-merged")
+        dtype = read_json(whole / MANIFEST_FILE)["export"]["dtype"]
+        ref = replace(final, name=str(whole), revision=None, dtype=dtype, in_4bit=False)
+        losses[whole] = figures(ref, replace(protocol, prompts=())).losses.mean()
+    if distributed.is_first():
+        for folder, loss in losses.items():
+            content, rows = read_json(folder / MANIFEST_FILE), len(protocol.rows)
+            content["export"] |= {"loss": loss, "rows": rows, "all_rows": rows}
+            content["evaluation"]["eval_loss"] = loss
+            write_manifest(folder, content)
 
 
 def _undo_training_settings(config: "PretrainedConfig") -> None:
@@ -140,11 +166,9 @@ def _writing(
     tokenizer: "PreTrainedTokenizerBase",
     plan: Plan,
     manifest: dict[str, Any],
-    *,
-    is_adapter: bool = False,
 ) -> Iterator[Path]:
     """Write a folder of about `size` bytes: what the body writes, the tokenizer and the card."""
     with disk_errors(folder, "output_dir", lambda: size), replacing(folder) as partial:
         yield partial
         write_tokenizer(partial, tokenizer, plan.source)
-        write_manifest(partial, manifest, is_adapter=is_adapter)
+        write_manifest(partial, manifest)

@@ -1,12 +1,16 @@
 """A finished run, read from its files: the layers it kept, and its result."""
 
 import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lamina.errors import ConfigError, ModelError
 from lamina.export.folder import MANIFEST_FILE
+from lamina.export.merge import WEIGHTS_FILE
 from lamina.measure.results import ROWS_FILE, read_result
 from lamina.runtime.checkpoints import best_checkpoint, last_checkpoint
 from lamina.weights.reading import weights_fingerprint
@@ -28,6 +32,9 @@ class FinishedRun:
 
     rows: list[dict[str, Any]]
     """Rows of eval.jsonl, each with final/'s loss; empty without such a file."""
+
+    moved_base: str | None = None
+    """Where the larger model is now, if not where the run recorded."""
 
     @property
     def adapter(self) -> Path | None:
@@ -51,14 +58,32 @@ class FinishedRun:
     @property
     def dtype(self) -> str | None:
         """Type that final/ was measured in, as torch names it; None if it is not recorded."""
-        return self.result["dtype"] if self.result else None
+        return self.result["dtype"] if self.result else self.manifest.get("dtype")
+
+    @property
+    def all_rows(self) -> int:
+        """How many rows the run evaluated; eval.jsonl has the first of them."""
+        return int(self.result["data"]["eval"]["rows"]) if self.result else len(self.rows)
 
     def base(self) -> Source:
         """Find the larger model; raises ModelError if it is missing, or there was none."""
         name, revision = self.manifest["source_model"], self.manifest["revision"]
         if name is None:
             raise ModelError(f"{self.final} was trained from scratch: it has no larger model")
+        if self.moved_base is not None:
+            return resolve(self.moved_base, revision if self.moved_base == name else None)
+        if revision is None and not Path(name).expanduser().is_dir():
+            raise ModelError(f"{name}: no such folder; if the base has moved, pass --base PATH")
         return resolve(name, revision)
+
+    def copy_adapter(self, folder: Path) -> None:
+        """Copy the adapter's two files; its config names the base where it is now."""
+        assert self.adapter is not None
+        shutil.copyfile(self.adapter / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+        content = read_json(self.adapter / ADAPTER_FILE)
+        if self.moved_base is not None:
+            content["base_model_name_or_path"] = self.base().name
+        (folder / ADAPTER_FILE).write_text(json.dumps(content, indent=2, sort_keys=True))
 
     def checked_base(self) -> Source:
         """Find the larger model; raises ModelError if it is missing, or its weights changed."""
@@ -72,8 +97,10 @@ class FinishedRun:
         return source
 
 
-def finished_run(given: str) -> FinishedRun:
+def finished_run(given: str, base: str | None = None) -> FinishedRun:
     """Find a run by its folder, or by final/, the folder of its model.
+
+    `base` is where the larger model is now, if it has moved.
 
     Raises:
         ConfigError: There is no run, or it did not finish.
@@ -98,4 +125,15 @@ def finished_run(given: str) -> FinishedRun:
     path = folder / ROWS_FILE
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     measured = [row for row in rows if row.get("loss") is not None]
-    return FinishedRun(final, read_json(final / MANIFEST_FILE), result, measured)
+    return FinishedRun(final, read_json(final / MANIFEST_FILE), result, measured, base)
+
+
+def trained_tokens(row: Mapping[str, Any]) -> int:
+    """Return the number of a row's tokens that a loss counts."""
+    return sum(label != -100 for label in row["labels"][1:])
+
+
+def recorded_loss(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return final/'s loss on rows of eval.jsonl, in nats per trained token."""
+    total = math.fsum(row["loss"] * trained_tokens(row) for row in rows)
+    return total / sum(map(trained_tokens, rows))

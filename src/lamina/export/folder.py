@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 CARD_FILE, MANIFEST_FILE = "README.md", "lamina.json"
+VERIFICATION_FILE = "verification.json"
 
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json vocab.json "
@@ -41,10 +42,11 @@ SET_IN_TRAINING = "bos_token_id eos_token_id pad_token_id tie_word_embeddings us
 """Fields of a config that a training, or the merging of its adapter, may change."""
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any], *, is_adapter: bool = False) -> None:
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write lamina.json (see `lamina.export.card.manifest`) and the model card."""
+    path = folder / VERIFICATION_FILE
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
-    (folder / CARD_FILE).write_text(card(manifest, is_adapter=is_adapter))
+    (folder / CARD_FILE).write_text(card(manifest, read_json(path) if path.is_file() else {}))
 
 
 def copy_tokenizer(source: Source, folder: Path) -> None:

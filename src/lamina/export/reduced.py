@@ -9,7 +9,7 @@ from lamina.depth.selection import NoScores, ScoresNeededError, Selector
 from lamina.depth.tensor_names import kept_tensors
 from lamina.depth.variants import DepthDefaults, Variant
 from lamina.errors import ConfigError
-from lamina.export.card import manifest
+from lamina.export.card import manifest, portable
 from lamina.export.folder import (
     copy_tokenizer,
     new_folder,
@@ -89,4 +89,4 @@ def write_cut(
             name = f"model_name={source.name}"
             write_weights(name, folder, outgoing(slices, None), max_shard_bytes)
         # After the weights: reading the fingerprint's few pages first would trigger readahead.
-        write_manifest(folder, manifest(plan))
+        write_manifest(folder, portable(manifest(plan)))

@@ -27,6 +27,13 @@ TOLERANCES = {"same": 1e-4, "rounded": 0.03}
 """Largest difference of one model's losses, as a share of 1 + the loss: computed twice in float32,
 and with rounding to fewer bits or other kernels in between."""
 
+ENGINE_TOLERANCES = {
+    "float32": 0.001,
+    **dict.fromkeys(("float16", "bfloat16", "q8_0"), 0.02),
+    **dict.fromkeys(("q4_k_m", "iq4_xs"), 0.1),
+}
+"""The same for a written model in an engine, by the type of its weights there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import LaminaError
-from lamina.measure.protocol import FIGURES_FILE, REQUEST_FILE, ModelRef, Protocol, figures
+from lamina.measure.protocol import ModelRef, Protocol, figures
+from lamina.measure.separate import ANSWER_FILE, REQUEST_FILE
 from lamina.runtime.out_of_memory import is_memory_error
 
 
@@ -28,7 +29,7 @@ def main() -> None:
         kind = type(error).__name__ if isinstance(error, LaminaError) else "MemoryError"
         found = {"error": str(error), "kind": kind}
     # A broken model's losses may be NaN, which JSON lacks and Python's writes.
-    (folder / FIGURES_FILE).write_text(json.dumps(found))
+    (folder / ANSWER_FILE).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

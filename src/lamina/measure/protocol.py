@@ -1,8 +1,6 @@
 """How a run measures all its models: `ModelRef` names one in any form, `figures` measures it."""
 
-import json
 import logging
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lamina import errors
@@ -27,19 +24,17 @@ from lamina.measure.evaluate import (
     row_losses,
 )
 from lamina.measure.results import ROWS_FILE, Record
+from lamina.measure.separate import SeparateProcessError, ask
 from lamina.runtime import distributed
 from lamina.runtime.cache import Entry, cached, folder_of
 from lamina.runtime.device import compute_device, device_name, on_device, release_memory
-from lamina.runtime.files import write_json, write_rows
+from lamina.runtime.files import write_rows
 from lamina.runtime.out_of_memory import memory_errors
 from lamina.weights.reading import identity
 from lamina.weights.source import ADAPTER_FILE, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-REQUEST_FILE, FIGURES_FILE = "request.json", "figures.json"
-"""Files exchanged with `python -m lamina.measure.isolated`."""
 
 logger = logging.getLogger(__name__)
 
@@ -167,18 +162,11 @@ def loaded_figures(
 
 
 def _isolated_figures(ref: ModelRef, protocol: Protocol) -> Figures:
-    with TemporaryDirectory(prefix="lamina-") as name:
-        folder = Path(name)
-        request = {"ref": asdict(ref), "protocol": asdict(replace(protocol, isolated=False))}
-        write_json(folder / REQUEST_FILE, request)
-        command = [sys.executable, "-m", "lamina.measure.isolated", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            # The root logger's handlers write it to the log file, not the console.
-            logging.getLogger("isolated").warning("%s", done.stderr)
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise TrainingError(f"{ref.name} could not be measured: {reason}; see train.log")
-        found = json.loads((folder / FIGURES_FILE).read_text())
+    request = {"ref": asdict(ref), "protocol": asdict(replace(protocol, isolated=False))}
+    try:
+        found = ask([sys.executable, "-m", "lamina.measure.isolated"], request)
+    except SeparateProcessError as error:
+        raise TrainingError(f"{ref.name} could not be measured: {error}; see train.log") from error
     if "error" in found:
         raise getattr(errors, found["kind"], MemoryError)(found["error"])
     losses = RowLosses(tuple(found["losses"]["nll"]), tuple(found["losses"]["tokens"]))

@@ -1,0 +1,271 @@
+"""What other programs load: GGUF files, lamina verify, cards, and a base that has moved."""
+
+import json
+import re
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from lamina.export.card import card
+from lamina.measure import engines
+from lamina.measure.separate import ask
+from tests.conftest import REFERENCE, Finished, lamina
+
+LLAMA_CPP = pytest.mark.skipif(
+    any(find_spec(name) is None for name in engines.MODULES["convert"]),
+    reason="pip install -c constraints.txt -e '.[dev,gguf]' makes it run",
+)
+LINE = r"{engine} \S+, {dtype}: loss [\d.]+ on 60 rows, the run recorded [\d.]+; within [\d.]+\."
+
+
+@pytest.fixture
+def moved(pruned: Finished, tmp_path: Path) -> Finished:
+    """A copy of the short run, which recorded a base that is not there."""
+    folder = Path(shutil.copytree(pruned.folder, tmp_path / "run"))
+    final = folder / pruned.result["final"]
+    for name, key in (
+        ("lamina.json", "source_model"),
+        ("adapter_config.json", "base_model_name_or_path"),
+    ):
+        content = json.loads((final / name).read_text())
+        (final / name).write_text(json.dumps({**content, key: "/mnt/models/reference"}))
+    return Finished(0, "", "", folder)
+
+
+def texts(folder: Path) -> str:
+    return (
+        "".join(path.read_text() for path in folder.glob("*.json"))
+        + (folder / "README.md").read_text()
+    )
+
+
+def about(folder: Path) -> Any:
+    return json.loads((folder / "lamina.json").read_text())
+
+
+@LLAMA_CPP
+@pytest.mark.parametrize(
+    ("given", "kind", "dtype"),
+    [
+        ((), "f32", "float32"),
+        (("--dtype", "bfloat16"), "bf16", "bfloat16"),
+        (("--quantize", "q8_0"), "q8_0", "q8_0"),
+        (("--quantize", "q4_k_m"), "q4_k_m", "q4_k_m"),
+        (("--quantize", "iq4_xs"), "iq4_xs", "iq4_xs"),
+    ],
+)
+def test_a_gguf_has_the_runs_loss_in_llama_cpp(
+    given: tuple[str, ...], kind: str, dtype: str, pruned: Finished, tmp_path: Path
+) -> None:
+    export = ("export", pruned.folder, "--output", "out", "--form", "gguf", *given)
+    done = lamina(*export, cwd=tmp_path)
+    assert done.code == 0, done.errors
+    lines = done.output.splitlines()
+    assert lines[0] == f"out: gguf, {dtype}"
+    checked = r"checked: loss [\d.]+, the run recorded [\d.]+; \d+ of 60 rows, [\d.]+ allowed"
+    assert re.fullmatch(checked, lines[1])
+    assert lines[2] == f"serves: llama.cpp (llama-server -m out/pruned-{kind}.gguf)."
+    assert lines[3] == "upload: hf upload YOUR_NAME/MODEL out"
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"pruned-{kind}.gguf", "README.md", "lamina.json"}
+    assert about(tmp_path / "out")["export"]["dtype"] == dtype
+    done = lamina("verify", "out", "--engine", "llama.cpp", "--run", pruned.folder, cwd=tmp_path)
+    assert done.code == 0, done.errors
+    assert re.fullmatch(LINE.format(engine=r"llama\.cpp", dtype=dtype), done.output.strip())
+    assert f"Verified in {done.output.strip()}\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_verify_compares_every_recorded_row_in_transformers(
+    pruned: Finished, tmp_path: Path
+) -> None:
+    export = ("export", pruned.folder, "--output", "out", "--dtype", "bfloat16")
+    assert lamina(*export, cwd=tmp_path).code == 0
+    given = ("verify", "out", "--engine", "transformers", "--run", pruned.folder)
+    done = lamina(*given, cwd=tmp_path)
+    assert done.code == 0, done.errors
+    assert re.fullmatch(LINE.format(engine="transformers", dtype="bfloat16"), done.output.strip())
+    found = json.loads((tmp_path / "out" / "verification.json").read_text())["transformers"]
+    assert found["recorded"] == pytest.approx(pruned.result["metrics"]["eval_loss"], abs=1e-6)
+    assert found["allowed"] == pytest.approx(0.02 * (1 + found["recorded"]))
+    assert 0 < abs(found["loss"] - found["recorded"]) <= found["allowed"]
+
+
+def test_verify_ends_with_1_outside_the_tolerance(moved: Finished, tmp_path: Path) -> None:
+    export = ("export", moved.folder, "--output", "out", "--base", REFERENCE)
+    assert lamina(*export, cwd=tmp_path).code == 0
+    path = moved.folder / "eval.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "loss": row["loss"] + 1}) + "\n" for row in rows))
+    given = ("verify", "out", "--engine", "transformers", "--run", moved.folder)
+    done = lamina(*given, cwd=tmp_path)
+    assert (done.code, done.errors.count("\n")) == (1, 1)
+    assert "error: out: transformers 5." in done.errors
+    assert "; OUTSIDE " in done.errors
+    assert not json.loads((tmp_path / "out" / "verification.json").read_text())["transformers"][
+        "within"
+    ]
+
+
+def test_a_form_that_an_engine_does_not_read_is_refused(pruned: Finished, tmp_path: Path) -> None:
+    run, final = pruned.folder, pruned.final
+    further = f"with lamina export {run} --output DIR --form"
+    for engine, message in (
+        (
+            "vllm",
+            "vLLM does not support layer_replication: write a form that it serves "
+            f"{further} merged",
+        ),
+        (
+            "llama.cpp",
+            f"--engine llama.cpp reads GGUF files: write a form that it serves {further} gguf",
+        ),
+    ):
+        done = lamina("verify", run, "--engine", engine, cwd=tmp_path)
+        assert (done.code, done.errors) == (1, f"error: {message}\n")
+    assert not (final / "verification.json").exists()
+
+
+def test_a_missing_engine_says_how_to_make_its_environment(
+    pruned: Finished, tmp_path: Path
+) -> None:
+    assert lamina("export", pruned.folder, "--output", "out", cwd=tmp_path).code == 0
+    given = ("verify", "out", "--run", pruned.folder, "--engine", "vllm")
+    done = lamina(*given, cwd=tmp_path)
+    message = (
+        "this environment lacks vllm, which vllm needs: make an environment of its own and pass "
+        "it: python -m venv ENV; ENV/bin/pip install vllm; --python ENV/bin/python"
+    )
+    assert (done.code, done.errors) == (1, f"error: {message}\n")
+    done = lamina(*given, "--python", "gone", cwd=tmp_path)
+    assert (done.code, done.errors) == (1, "error: --python=gone: no such interpreter\n")
+    done = lamina("verify", "out", "--engine", "vllm", cwd=tmp_path)
+    message = "out has no eval.jsonl: pass --run RUN, the run it came from"
+    assert (done.code, done.errors) == (1, f"error: {message}\n")
+
+
+def test_vllm_is_asked_for_the_prompts_log_probabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in with vLLM's documented interface: prompt tokens in, one dictionary each out."""
+    (tmp_path / "vllm.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}]
+    request = {"task": "vllm", "model": "folder", "rows": rows}
+    found = ask([sys.executable, engines.__file__], request)
+    assert found == {"nll": [1.25], "dtype": "bfloat16", "version": "0.32.0"}
+
+
+STAND_IN = """
+from types import SimpleNamespace as N
+__version__ = "0.32.0"
+def SamplingParams(*, max_tokens, temperature, prompt_logprobs):
+    assert (max_tokens, prompt_logprobs) == (1, 0)
+class LLM:
+    def __init__(self, *, model, enforce_eager, max_model_len):
+        assert (model, enforce_eager, max_model_len) == ("folder", True, 5)
+        self.llm_engine = N(model_config=N(dtype="torch.bfloat16"))
+    def generate(self, prompts, wanted):
+        ids = prompts[0]["prompt_token_ids"]
+        each = [{x: N(logprob=-0.25 * (x - 5))} for x in ids[1:]]
+        return [N(prompt_logprobs=[None, *each])]
+"""
+
+
+def test_a_moved_base_is_passed(moved: Finished, tmp_path: Path) -> None:
+    for form in ("merged", "adapter"):
+        given = ("export", moved.folder, "--form", form, "--output", f"out-{form}")
+        done = lamina(*given, cwd=tmp_path)
+        message = "/mnt/models/reference: no such folder; if the base has moved, pass --base PATH"
+        assert (done.code, done.errors) == (1, f"error: {message}\n")
+        done = lamina(*given, "--base", REFERENCE, cwd=tmp_path)
+        assert done.code == 0, done.errors
+        assert "checked: loss" in done.output
+
+
+def test_an_export_names_no_path_of_this_machine(pruned: Finished, tmp_path: Path) -> None:
+    for form in ("merged", "adapter"):
+        done = lamina(
+            "export", pruned.folder, "--form", form, "--output", f"out-{form}", cwd=tmp_path
+        )
+        assert done.code == 0, done.errors
+        assert str(REFERENCE.parent) not in texts(tmp_path / f"out-{form}")
+        assert str(tmp_path) not in texts(tmp_path / f"out-{form}")
+        assert about(tmp_path / f"out-{form}")["source_model"] == "reference"
+    assert str(REFERENCE.parent) not in (pruned.final / "README.md").read_text()
+    # As the card says: an uploaded adapter cannot name a folder as its base.
+    base = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype=torch.float32)
+    adapter = PeftModel.from_pretrained(base, str(tmp_path / "out-adapter"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out-merged")
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        assert (merged(ids).logits - adapter(ids).logits).abs().max() < 1e-4
+
+
+def test_a_card_has_the_loss_of_its_form(pruned: Finished, tmp_path: Path) -> None:
+    loss = pruned.result["metrics"]["eval_loss"]
+    text = (pruned.final / "README.md").read_text()
+    line = f"Loss of this form, adapter in float32: {loss:.6g} nats per token on all 60 rows."
+    assert line in text.splitlines()
+    assert f"| eval_loss | {loss:.6g} |" in text
+    given = ("export", pruned.folder, "--output", "out", "--dtype", "bfloat16")
+    done = lamina(*given, cwd=tmp_path)
+    assert done.code == 0, done.errors
+    written = done.output.splitlines()[1].split()[2].rstrip(",")
+    rows = about(tmp_path / "out")["export"]["rows"]
+    line = f"Loss of this form, merged in bfloat16: {written} nats per token on {rows} of 60 rows."
+    assert line in (tmp_path / "out" / "README.md").read_text().splitlines()
+
+
+def test_a_card_has_the_hubs_metadata(pruned: Finished) -> None:
+    content = about(pruned.final)
+    content |= {"source_model": "org/base", "revision": "abc", "datasets": ["org/data"]}
+    lines = card(content, {}).splitlines()
+    assert lines[:8] == [
+        "---",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags: [lamina, depth-pruning, lora]",
+        "base_model: org/base",
+        "datasets: [org/data]",
+        "---",
+        "",
+    ]
+    assert lines[-1] == "Upload it with `hf upload YOUR_NAME/MODEL PATH_OF_THIS_FOLDER`."
+    assert (
+        "Serves: transformers with PEFT; lm-eval (pretrained=org/base,peft=PATH_OF_THIS_FOLDER). "
+        "vLLM does not support layer_replication: lamina export --form merged writes what it "
+        "serves." in lines
+    )
+
+
+def test_the_best_job_of_a_sweep_is_exported(pruned: Finished, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").touch()
+    for name, loss in (("0", 9.0), ("1", pruned.result["metrics"]["eval_loss"])):
+        folder = Path(shutil.copytree(pruned.folder, tmp_path / "sweep" / name))
+        result = {**pruned.result, "overrides": ["same=1", f"job={name}"]}
+        result["metrics"] = {**result["metrics"], "eval_loss": loss}
+        (folder / "result.json").write_text(json.dumps(result))
+    done = lamina("export", "sweep", "--output", "out", cwd=tmp_path)
+    message = "sweep is a sweep: pass --best, or one of its jobs: sweep/1 (job=1); sweep/0 (job=0)"
+    assert (done.code, done.errors) == (1, f"error: {message}\n")
+    done = lamina("export", "sweep", "--best", "--output", "out", cwd=tmp_path)
+    assert done.code == 0, done.errors
+    done = lamina("export", "sweep/1", "--best", "--output", "again", cwd=tmp_path)
+    assert (done.code, done.errors) == (1, "error: --best: sweep/1 is no sweep\n")
+
+
+def test_quantize_needs_a_gguf(tmp_path: Path) -> None:
+    given = ("export", "run", "--output", "out", "--quantize", "q8_0")
+    done = lamina(*given, cwd=tmp_path)
+    needs = "error: --quantize=q8_0 needs --form gguf and no --dtype, not"
+    assert (done.code, done.errors) == (1, f"{needs} --form=merged\n")
+    done = lamina(*given, "--form", "gguf", "--dtype", "float32", cwd=tmp_path)
+    assert (done.code, done.errors) == (1, f"{needs} --dtype=float32\n")
