@@ -1,6 +1,7 @@
 """An experiment: the composed settings as one typed object, and what follows from them."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import reduction
 from lamina.depth.variants import Scratch
+from lamina.export.card import HEALING
 from lamina.export.final import Form
 from lamina.heal import kernels
 from lamina.heal.adapters import Full, Lora
@@ -40,6 +42,19 @@ if TYPE_CHECKING:
     from lamina.heal.trainer import TokenLossTrainer
 
 logger = logging.getLogger(__name__)
+
+IN_NAME = (
+    "model=",
+    "model.",
+    "selector=",
+    "adapter=",
+    "depth.keep_layers=",
+    "depth.layer_to_drop=",
+)
+"""Overrides that a plan's and an adapter's name express."""
+
+MAX_NAME = 120
+"""Characters; file systems allow 255 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +87,15 @@ class Experiment(Parameters):
         """Folder of checkpoint-{step}/ and final/."""
         return Path(self.output_dir).expanduser().absolute() / self.plan.model_type
 
-    @property
-    def log_folder(self) -> Path:
-        """Folder of this variant's logs."""
-        return Path(self.logging_dir).expanduser().absolute() / self.plan.model_type
+    def name(self, own: Sequence[str]) -> str:
+        """Return what tells the run from others: layers, adapter, a sweep job's `own` overrides.
+
+        It is also the name of a folder.
+        """
+        further = (override.lstrip("+") for override in own if not override.startswith(IN_NAME))
+        settings = (re.sub(r"^[^=]*\.(?=\w*=)", "", override) for override in further)
+        parts = "-".join([self.plan.name, self.adapter.name, *settings])
+        return re.sub(r"[^\w.,=-]+", "_", parts, flags=re.ASCII)[:MAX_NAME]
 
     @property
     def torch_dtype(self) -> "torch.dtype":
@@ -206,13 +226,30 @@ class Experiment(Parameters):
         """Return what loggers and callbacks may know about the run."""
         return Context(
             run_dir=Path(self.run_dir).absolute(),
-            logging_dir=self.log_folder,
-            run_name=f"{self.plan.name}-{self.adapter.name}",
+            logging_dir=Path(self.logging_dir).expanduser().absolute()
+            / self.plan.model_type
+            / record.content["name"],
+            run_name=record.content["name"],
+            tags=(self.plan.model_type, self.adapter.name),
+            hyperparameters=self._hyperparameters(record.own),
             config=asdict(self),
             resume_step=start.step,
             history=record.content["history"],
             metrics=record.content["metrics"],
         )
+
+    def _hyperparameters(self, own: Sequence[str]) -> dict[str, Any]:
+        """Return what runs are compared by: the main settings, and a sweep job's own overrides."""
+        settings, given = asdict(self), self.trainer.args
+        own_values = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in own)}
+        return {
+            **{key: value for key, value in own_values.items() if not key.startswith(IN_NAME)},
+            "model_name": self.model_name,
+            "layers": self.plan.name,
+            "kept_layers": len(self.plan.kept_layers),
+            "adapter": self.adapter.name,
+            **{key: given.get(key, settings[key]) for key in HEALING},
+        }
 
     def build_trainer(
         self,

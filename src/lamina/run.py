@@ -87,6 +87,7 @@ def plan(experiment: Experiment) -> None:
 def resume(experiment: Experiment, record: Record) -> Start:
     """Claim the folder of checkpoints and find the checkpoint to continue from."""
     identity, base = experiment.identity, base_identity(experiment.plan.source)
+    name = experiment.name(record.own)
     settings = {**experiment.settings, "base": base}
     folder, run_dir = experiment.folder, Path(experiment.run_dir).absolute()
     before, now = record.previous or {}, identity | settings
@@ -95,7 +96,7 @@ def resume(experiment: Experiment, record: Record) -> Start:
     if settings.get(ONLY_MODEL):
         logger.warning("%s=true: if this run is interrupted, it cannot be resumed", ONLY_MODEL)
     fixed = {"num_layers": experiment.plan.num_layers, "seed": experiment.seed}
-    record.update(**identity, **fixed, settings=settings, **start.origin)
+    record.update(name=name, **identity, **fixed, settings=settings, **start.origin)
     return start
 
 

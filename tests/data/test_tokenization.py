@@ -93,8 +93,8 @@ def test_no_trained_token_at_all_is_an_error() -> None:
 def test_the_prompt_ends_where_the_answer_begins() -> None:
     rows = split({"messages": TURNS[1:3]})
     tokenizer = build_tokenizer()
-    text, ids = Tokenization(tokenizer, "auto", 64, rows).prompt({"messages": TURNS[1:3]})
-    assert text == "sort up 21"
+    text, ids, expected = Tokenization(tokenizer, "auto", 64, rows).prompt({"messages": TURNS[1:3]})
+    assert (text, expected) == ("sort up 21", TURNS[2]["content"])
     assert tokenizer.decode(ids).endswith("sort up 21<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -210,7 +210,7 @@ def test_a_row_that_starts_with_the_assistant_has_no_prompt() -> None:
     rows = split({"messages": TURNS[2:]}, chat(2))
     tokenize = Tokenization(build_tokenizer(), "auto", 64, rows)
     assert tokenize(rows).count.rows == 2
-    asked = [text for text, _ in replace(rows, skips=True).each(tokenize.prompt)]
+    asked = [text for text, _, _ in replace(rows, skips=True).each(tokenize.prompt)]
     assert asked == ["copy A"]
 
 

@@ -36,7 +36,7 @@ def protecting(*layers: int) -> Protection:
         (selection.Uniform(), 3, (1,), (0, 1, 4)),
         (selection.Magnitude(), 3, (3,), (0, 3, 4)),
         (selection.BlockInfluence(), 3, (4,), (0, 2, 4)),
-        (selection.LeaveOneOutLoss(), 3, (2,), (0, 2, 4)),
+        (selection.LeaveOneOut(), 3, (2,), (0, 2, 4)),
         (selection.LeaveOneOutKL(), 3, (3,), (0, 3, 4)),
         (selection.Angular(token="mean"), 3, (3,), (2, 3, 4)),
         (selection.Greedy(), 3, (4,), (0, 3, 4)),
@@ -123,7 +123,7 @@ def test_angular_needs_a_block_without_a_protected_layer() -> None:
 
 def test_a_layer_without_a_score_keeps_its_index_in_the_message() -> None:
     losses = replace(FOUND.leave_one_out, loss=(9.0, 1.0, 1.1, float("nan"), 3.0))
-    variant = Pruned(keep_layers=3, selector=selection.LeaveOneOutLoss())
+    variant = Pruned(keep_layers=3, selector=selection.LeaveOneOut())
     found = Scores(replace(FOUND, leave_one_out=losses))
     with pytest.raises(ConfigError) as raised:
         variant.kept_layers(5, found, protecting(0))

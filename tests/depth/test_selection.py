@@ -65,8 +65,8 @@ class Scores(LayerScores):
         (selection.Uniform(), 4, (0, 1, 3, 4)),
         (selection.Magnitude(), 3, (0, 1, 4)),
         (selection.BlockInfluence(), 3, (0, 2, 3)),
-        (selection.LeaveOneOutLoss(), 4, (0, 1, 3, 4)),
-        (selection.LeaveOneOutLoss(), 3, (0, 3, 4)),
+        (selection.LeaveOneOut(), 4, (0, 1, 3, 4)),
+        (selection.LeaveOneOut(), 3, (0, 3, 4)),
         (selection.LeaveOneOutKL(), 3, (0, 1, 4)),
         (selection.Angular(token="mean"), 4, (0, 1, 2, 3)),
         (selection.Angular(token="mean"), 3, (0, 1, 4)),
@@ -111,4 +111,4 @@ def test_the_cheapest_layer_is_dropped_automatically() -> None:
 def test_a_layer_without_a_score_is_refused(value: Any) -> None:
     losses = replace(FOUND.leave_one_out, loss=(9.0, value, 1.1, 1.2, 3.0))
     with pytest.raises(ConfigError, match="layer 1 has no score"):
-        selection.LeaveOneOutLoss().kept(5, 3, Scores(replace(FOUND, leave_one_out=losses)))
+        selection.LeaveOneOut().kept(5, 3, Scores(replace(FOUND, leave_one_out=losses)))

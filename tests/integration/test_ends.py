@@ -189,7 +189,8 @@ def test_a_disk_full_of_events_ends_the_run(disk: Path, tmp_path: Path) -> None:
     done = train(tmp_path / "run", *QUICK, f"logging_dir={disk}")
     assert done.code == 1
     line = only_line(done)
-    assert line.startswith(f"error: logging_dir: {disk / 'pruned'} cannot be written: No space")
+    logs = disk / "pruned" / "keep-8-first-lora"
+    assert line.startswith(f"error: logging_dir: {logs} cannot be written: No space")
     assert done.result["error"] == line.removeprefix("error: ")
 
 

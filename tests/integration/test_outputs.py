@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from lamina.data.byte_tokenizer import build_tokenizer
 from tests.conftest import REFERENCE, SHORT, Finished, train
 
 RESULT_KEYS = {
-    "status", "error", "model_type", "num_layers", "kept_layers", "adapter", "num_parameters",
-    "trainable_parameters", "overrides", "settings", "final", "dtype", "seed", "history", "samples",
-    "eval_fingerprint", "provenance", "metrics", "data", "resumed_from", "started_from",
-    "notes",
+    "status", "error", "name", "model_type", "num_layers", "kept_layers", "adapter",
+    "num_parameters", "trainable_parameters", "overrides", "settings", "final", "dtype", "seed",
+    "history", "samples", "eval_fingerprint", "provenance", "metrics", "data", "resumed_from",
+    "started_from", "notes",
 }  # fmt: skip
+LOGS = "logs/pruned/keep-8-first-lora"
+
 METRIC_KEYS = {
     "baseline_eval_loss", "reduced_eval_loss", "eval_loss", "perplexity", "eval_sample_loss",
     "tokens_per_second", "flops_per_second", "mfu", "train_tokens", "train_seconds", "seconds",
@@ -108,12 +111,49 @@ def test_final_has_what_a_user_needs_beside_the_weights(pruned: Finished) -> Non
 def test_tensorboard_and_wandb_each_get_their_run(pruned: Finished) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(pruned.folder / "logs" / "pruned"))
+    events = EventAccumulator(str(pruned.folder / LOGS))
     events.Reload()
     logged = [(event.step, event.value) for event in events.Scalars("train/loss")]
     history = pruned.result["history"]
     assert logged == [(entry["step"], pytest.approx(entry["loss"])) for entry in history]
+    for name in ("baseline", "reduced"):
+        (first,) = events.Scalars(f"eval/{name}_loss")
+        assert (first.step, first.value) == (0, pytest.approx(pruned.metrics[f"{name}_eval_loss"]))
+    assert events.Scalars("final/eval_loss")[0].value == pytest.approx(pruned.metrics["eval_loss"])
     assert len(list((pruned.folder / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_tensorboards_hparams_tab_has_settings_and_final_figures(pruned: Finished) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(pruned.folder / LOGS))
+    events.Reload()
+    found = events.summary_metadata
+    read = {
+        kind: HParamsPluginData.FromString(found[f"_hparams_/{kind}"].plugin_data.content)
+        for kind in ("experiment", "session_start_info")
+    }
+    hparams = read["session_start_info"].session_start_info.hparams
+    assert hparams["layers"].string_value == "keep-8-first"
+    assert (hparams["adapter"].string_value, hparams["max_steps"].number_value) == ("lora", 6)
+    metrics = {info.name.tag for info in read["experiment"].experiment.metric_infos}
+    assert metrics == {"final/eval_loss", "final/perplexity", "final/tokens_per_second"}
+
+
+def test_samples_are_shown_in_full_with_the_expected_answer(pruned: Finished) -> None:
+    rows = [json.loads(line) for line in (pruned.folder / "eval.jsonl").read_text().splitlines()]
+    tokenizer = build_tokenizer()
+    lines = pruned.output.splitlines()
+    for sample, row in zip(pruned.result["samples"], rows, strict=False):
+        trained = [i for i in row["labels"] if i != -100]
+        assert sample["expected"] == tokenizer.decode(trained, skip_special_tokens=True)
+        at = lines.index(f"prompt    {sample['prompt']}".ljust(len(lines[1])).rstrip())
+        assert [line.split()[0] for line in lines[at + 1 : at + 4]] == [
+            "expected",
+            "before",
+            "after",
+        ]
 
 
 def test_training_time_is_split_and_speed_is_logged(pruned: Finished) -> None:
@@ -124,12 +164,16 @@ def test_training_time_is_split_and_speed_is_logged(pruned: Finished) -> None:
     steps = sum(seconds[name] for name in ("data", "forward_backward", "optimizer"))
     assert metrics["train_seconds"] == steps
     assert max(seconds, key=seconds.__getitem__) == "forward_backward"
-    events = EventAccumulator(str(pruned.folder / "logs" / "pruned"))
+    events = EventAccumulator(str(pruned.folder / LOGS))
     events.Reload()
     speeds = events.Scalars("train/tokens_per_second")
     assert [event.step for event in speeds] == [3, 4, 5, 6], "two steps warm up"
     assert speeds[-1].value == pytest.approx(metrics["tokens_per_second"])
-    assert f"{metrics['tokens_per_second']:,.0f}" in pruned.output
+    shown = f"{metrics['tokens_per_second']:,.0f}"
+    assert f"tokens/s={shown}" in pruned.errors
+    assert shown in pruned.output
+    rates = [tag for tag in events.Tags()["scalars"] if "tokens_per_second" in tag]
+    assert rates == ["train/tokens_per_second", "final/tokens_per_second"], "one definition"
     assert "forward+backward" in pruned.output
     spent = [events.Scalars(f"train/seconds/{name}")[-1].value for name in seconds]
     for so_far, taken in zip(spent, seconds.values(), strict=True):
@@ -180,4 +224,6 @@ def test_a_sweep_of_two_jobs_leaves_two_of_everything(tmp_path: Path) -> None:
     assert kept == [[i for i in range(12) if i != dropped] for dropped in (2, 9)]
     runs = [path.name for job in jobs for path in job.folder.glob("wandb/offline-run-*")]
     assert len(runs) == len({name.rpartition("-")[2] for name in runs}) == 2
-    assert all(list(job.folder.glob("logs/dropped/events*")) for job in jobs)
+    for job, dropped in zip(jobs, (2, 9), strict=True):
+        assert job.result["name"] == f"drop-{dropped}-lora"
+        assert list(job.folder.glob(f"logs/dropped/drop-{dropped}-lora/events*"))

@@ -79,9 +79,28 @@ def test_the_summary_ranks_the_jobs(swept: tuple[Finished, Path]) -> None:
         assert row["backend"] == "transformers"
         above = float(row["eval_loss"]) - float(row["baseline_eval_loss"])
         assert float(row["difference"]) == pytest.approx(above)
+    assert [row["name"] for row in rows[:-1]] == [
+        f"drop-{row['overrides'].partition('=')[2]}-lora" for row in rows[:-1]
+    ]
     lines = (folder / "summary.md").read_text().splitlines()
+    assert lines[2].startswith(f"| * {rows[0]['name']} | 11 of 12 |")
     assert len(lines) == 7
     assert lines[-1].endswith("use 0 to 11 (0-based) |")
+
+
+def test_the_table_has_the_best_job_first_and_a_column_of_statuses(
+    swept: tuple[Finished, Path],
+) -> None:
+    done, folder = swept
+    with (folder / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    lines = [line.split() for line in done.output.splitlines() if line.strip()]
+    head = lines.index(["job", "layers", "original", "reduced", "healed", "difference", "status"])
+    shown = lines[head + 1 : head + 6]
+    assert shown[0].pop(0) == "*"
+    assert [cells[0] for cells in shown[:4]] == [row["name"] for row in rows[:4]]
+    assert [cells[-1] for cells in shown] == ["completed"] * 4 + ["failed"]
+    assert lines[head + 6] == ["*", "lowest", "healed", "loss"]
 
 
 def test_a_second_start_runs_only_incomplete_jobs(swept: tuple[Finished, Path]) -> None:
@@ -111,7 +130,7 @@ def test_jobs_without_a_result_are_missing(tmp_path: Path) -> None:
         ("1", "b=2", "missing"),
     ]
     write_summary(tmp_path, jobs)
-    assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith(",0,missing,b=1")
+    assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith(",0,b=1,missing,b=1")
     assert sweep_table(jobs)
 
 

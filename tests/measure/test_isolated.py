@@ -22,7 +22,7 @@ KEPT = (0, 1, 2, 3, 8, 9)
 
 
 def isolated(rows: list[dict[str, list[int]]]) -> Protocol:
-    prompts = [("first", rows[0]["input_ids"][:9]), ("second", rows[1]["input_ids"][:9])]
+    prompts = [(name, rows[n]["input_ids"][:9], "") for n, name in enumerate(("first", "second"))]
     return Protocol(rows=rows, prompts=prompts, max_tokens=256, max_new_tokens=6, isolated=True)
 
 
@@ -48,7 +48,7 @@ def test_losses_and_answers_are_the_same(pruned: Finished) -> None:
     )
     found = figures(ref, protocol)
     assert found.losses == row_losses(model, rows, max_tokens=256)
-    prompts = [ids for _, ids in protocol.prompts]
+    prompts = [ids for _, ids, _ in protocol.prompts]
     assert found.answers == answers(model, load_tokenizer(source), prompts, 6)
 
 

@@ -37,7 +37,7 @@ def app(config_name: str, closing: Closing | None = None) -> Callable[[Task], Ca
     return lambda task: partial(_run, task, config_name, closing)
 
 
-def _reporting(task: Task, *, ends: bool) -> Task:
+def _reporting(task: Task, reported: list[str] | None) -> Task:
     # Hydra names the job after the task's module.
     @wraps(task)
     def _task(config: "DictConfig") -> None:
@@ -48,13 +48,13 @@ def _reporting(task: Task, *, ends: bool) -> Task:
                 task(config)
         # Hydra would print any error with its own traceback and hints.
         except Exception as error:
-            _report(error, ends=ends)
+            _report(error, reported)
 
     return _task
 
 
-def _report(error: Exception, *, ends: bool) -> None:
-    """Report a job's error without the lines that Hydra would add; it may end the sweep."""
+def _report(error: Exception, reported: list[str] | None) -> None:
+    """Report a job's error without the lines that Hydra would add; no list: it ends the sweep."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -70,8 +70,9 @@ def _report(error: Exception, *, ends: bool) -> None:
         message = f"{reason}; the traceback is in {log}"
     if job.mode == RunMode.RUN:
         raise Ended(message) from error
-    if ends:
+    if reported is None:
         raise Ended(f"job {job.job.num}: {message}") from error
+    reported.append(f"job {job.job.num}: {message}")
     sys.stderr.write(f"error in job {job.job.num}: {message}\n")
     # Otherwise the traceback's frames hold the failed job's model while the next one is loaded.
     link: BaseException | None = error
@@ -94,7 +95,13 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
     from lamina.runtime.paths import conf_dir, load_environment
 
     decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
-    main, closing = decorate(_reporting(task, ends=closing is None)), closing or (lambda: None)
+    reported: list[str] | None = None if closing is None else []
+    main, close = decorate(_reporting(task, reported)), closing or (lambda: None)
+
+    # A job that completed may have failed after that.
+    def wrong() -> str | None:
+        return close() or "\n".join(reported or ()) or None
+
     register()
     with errors_in_one_line():
         load_environment()
@@ -102,7 +109,8 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         with interruptible():
             main()
-            closing()
+            if problem := wrong():
+                fail(problem)
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise composition errors, not print them
     with errors_in_one_line():
@@ -111,16 +119,19 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
         except COMPOSITION_ERRORS as error:
             fail(explain(error, sys.argv[1:], config_name))
         except KeyboardInterrupt:
-            if wrong := closing():
-                fail(f"interrupted; {wrong}", INTERRUPTED)
+            if problem := wrong():
+                fail(f"interrupted; {problem}", INTERRUPTED)
             raise
         # A sweep's summary is due whatever ended it.
         except Exception as error:
-            if wrong := _unwritable(error) or closing():
-                fail(wrong)
+            if problem := _unwritable(error):
+                fail(problem)
+            if problem := wrong():
+                kind = "" if isinstance(error, LaminaError) else f"{type(error).__name__}: "
+                fail(f"{kind}{error}\n{problem}")
             raise
-        if wrong := closing():
-            fail(wrong)
+        if problem := wrong():
+            fail(problem)
 
 
 def _unwritable(error: Exception) -> str | None:

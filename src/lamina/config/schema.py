@@ -40,7 +40,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "magnitude": selection.Magnitude,
         "block_influence": selection.BlockInfluence,
         "angular": selection.Angular,
-        "leave_one_out": selection.LeaveOneOutLoss,
+        "leave_one_out": selection.LeaveOneOut,
         "leave_one_out_kl": selection.LeaveOneOutKL,
         "greedy": selection.Greedy,
         "taylor": selection.Taylor,

@@ -27,8 +27,9 @@ class Feed:
 
     train: TokenizedSplit
     eval: TokenizedSplit
-    prompts: tuple[tuple[str, list[int]], ...]
-    """Questions of the first evaluation rows: readable text, and all tokens before the answer."""
+    prompts: tuple[tuple[str, list[int], str], ...]
+    """Questions of the first evaluation rows: readable text, all tokens before the answer, and the
+    expected answer."""
 
     def eval_rows(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the first `limit` tokenized evaluation rows, or all of them."""

@@ -83,21 +83,28 @@ class Tokenization:
         self._refuse_unended(split, tokenized["unended"][:])
         return account(split, tokenized, self.max_seq_length)
 
-    def prompt(self, row: dict[str, Any]) -> tuple[str, list[int]]:
-        """Return a question as text, and all tokens before its answer; raises BadRowError."""
+    def prompt(self, row: dict[str, Any]) -> tuple[str, list[int], str]:
+        """Return a question as text, all tokens before its answer, and the expected answer.
+
+        Raises BadRowError if the row does not start with a question.
+        """
         if "messages" in self.columns:
             turns = list(takewhile(lambda m: m["role"] != "assistant", row["messages"]))
             if not turns:
                 raise BadRowError("the first message is the assistant's; expected another before")
-            text = turns[-1]["content"]
-            return text, self._prompt_ids(turns, row.get("tools"))
+            text, rest = turns[-1]["content"], row["messages"][len(turns) :]
+            expected = str(rest[0].get("content") or "") if rest else ""
+            return text, self._prompt_ids(turns, row.get("tools")), expected
         if "prompt" in self.columns:
             prompt = row["prompt"]
-            text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-            return text, self._prompt_ids(prompt)
+            text, expected = (
+                part if isinstance(part, str) else str(part[-1].get("content") or "")
+                for part in (prompt, row["completion"])
+            )
+            return text, self._prompt_ids(prompt), expected
         ids = encode_text(self.tokenizer, row["text"])[: self.max_seq_length]
-        ids = ids[: max(1, len(ids) // 2)]
-        return self.tokenizer.decode(ids), ids
+        half = max(1, len(ids) // 2)
+        return self.tokenizer.decode(ids[:half]), ids[:half], self.tokenizer.decode(ids[half:])
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Tokenize one converted row.

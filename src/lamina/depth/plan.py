@@ -1,5 +1,6 @@
 """The plan of a reduction: which layers of which model stay. Made before a weight is read."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from typing import Any
@@ -64,9 +65,21 @@ class Plan:
         return [*notes, f"layout: {order}"] if order else notes
 
     @property
+    def dropped_layers(self) -> tuple[int, ...]:
+        """0-based indices of the layers that go, ascending."""
+        return tuple(sorted(set(range(self.num_layers)) - set(self.kept_layers)))
+
+    @property
     def name(self) -> str:
-        """The variant and its depth, such as pruned-24of36."""
-        return f"{self.model_type}-{len(self.kept_layers)}of{self.num_layers}"
+        """What stays or goes, such as keep-24-greedy or drop-3,5-11 (ranges are half-open)."""
+        if "selector" in self.selector:
+            words = re.sub("(?<=[a-z])(?=[A-Z])", "_", self.selector["selector"]["name"])
+            return f"keep-{len(self.kept_layers)}-{words.lower()}"
+        ranges = half_open_ranges(self.dropped_layers)
+        dropped = ",".join(
+            f"{start}-{end}" if end - start > 1 else f"{start}" for start, end in ranges
+        )
+        return f"drop-{dropped}" if dropped else self.model_type
 
 
 def make_plan(

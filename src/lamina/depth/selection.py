@@ -152,7 +152,7 @@ class Angular(Selector):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeaveOneOutLoss(Selector):
+class LeaveOneOut(Selector):
     """Drops the layers whose removal, each alone, raises the loss least.
 
     Kim et al. 2024, Shortened LLaMA, arXiv:2402.02834, there with perplexity.

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from lamina.depth.layer_sets import as_given, parse_layers
 from lamina.depth.protection import Protection
-from lamina.depth.selection import LayerScores, LeaveOneOutLoss, Selector
+from lamina.depth.selection import LayerScores, LeaveOneOut, Selector
 from lamina.errors import ConfigError
 from lamina.limits import LAYER_INDEX
 
@@ -62,7 +62,7 @@ class Dropped(Variant):
                 "nothing would be left; choose model=original"
             )
         if self.layer_to_drop == "auto":
-            cheapest, setting = LeaveOneOutLoss(), "model.layer_to_drop=auto"
+            cheapest, setting = LeaveOneOut(), "model.layer_to_drop=auto"
             return protected.kept(cheapest, num_layers, num_layers - 1, scores, setting)
         if not 0 <= self.layer_to_drop < num_layers:
             raise ConfigError(

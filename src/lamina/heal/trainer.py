@@ -111,7 +111,8 @@ class TokenLossTrainer(SFTTrainer):
         if "loss" in logs:
             logs.update(self.clock.spent())
             logs.update({name: value for name, value in self.speed().items() if value is not None})
-        super().log(logs, start_time)
+        # Given a start, transformers adds tokens/s of another definition: over all time so far.
+        super().log(logs)
 
     def best_model(self) -> PreTrainedModel:
         """Return the unwrapped model with the best checkpoint's weights.

@@ -24,6 +24,7 @@ from lamina.launch.processes import (
     start_processes,
     wait_for_requeue,
 )
+from lamina.launch.sweep import own_overrides
 from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
@@ -51,7 +52,7 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
             start_processes(*prepare(config, folder, overrides))
         return None
     with locked(folder, "hydra.run.dir"):
-        record = Record(folder, overrides, settings)
+        record = Record(folder, overrides, settings, own_overrides(folder, overrides))
         before = record.completed_before()
         # The other processes of a user's own torchrun wait for the first to publish its spec.
         if before is not None and distributed.world_size() == 1:

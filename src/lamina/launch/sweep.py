@@ -27,7 +27,7 @@ from lamina.config.quoting import typed
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError
-from lamina.measure.results import DRY_RUN_FILE
+from lamina.measure.results import DRY_RUN_FILE, distinguishing
 from lamina.runtime.files import refuse_unwritable, remove_links
 from lamina.runtime.lock import locked
 from lamina.runtime.paths import short_path
@@ -207,6 +207,16 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
 
     jobs: list[list[str]] = BasicSweeper.split_arguments(given_overrides(config), None)[0]
     return jobs
+
+
+def own_overrides(folder: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that a job's sweep does not give to all of its jobs."""
+    file = folder.parent / MULTIRUN_FILE
+    if Sweep.started is not None:
+        planned = Sweep.started.planned
+    else:
+        planned = planned_jobs(OmegaConf.load(file)) if file.is_file() else []
+    return distinguishing([overrides, *planned])[0] if len(planned) > 1 else []
 
 
 def given_overrides(config: DictConfig) -> list[Override]:

@@ -15,6 +15,7 @@ from lamina.config.binding import bind
 from lamina.dry_run import print_dry_run
 from lamina.errors import OutputError
 from lamina.launch.processes import WorkerSpec, record_failure
+from lamina.launch.sweep import own_overrides
 from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
@@ -64,7 +65,8 @@ def work(spec: WorkerSpec) -> None:
 
 def _execute(spec: WorkerSpec, config: Any) -> None:
     experiment = bind(config)
-    record = Record(Path(spec.folder), spec.overrides)
+    folder = Path(spec.folder)
+    record = Record(folder, spec.overrides, own=own_overrides(folder, spec.overrides))
     record.content["notes"] = spec.notes
     try:
         with experiment.backend.muted():

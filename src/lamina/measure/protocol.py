@@ -110,8 +110,8 @@ class Protocol:
 
     rows: Sequence[dict[str, Any]]
     """Tokenized evaluation rows; without any, no loss is computed."""
-    prompts: Sequence[tuple[str, Sequence[int]]]
-    """Each as readable text, and as token ids up to the answer."""
+    prompts: Sequence[tuple[str, Sequence[int], str]]
+    """Each as readable text, as token ids up to the answer, and the expected answer."""
     max_tokens: int
     """Most tokens in one forward pass."""
     max_new_tokens: int
@@ -155,7 +155,7 @@ def loaded_figures(
     model, losses = on_device(model), RowLosses((), ())
     if protocol.rows:
         losses = row_losses(model, protocol.rows, max_tokens=protocol.max_tokens)
-    prompts = [ids for _, ids in protocol.prompts]
+    prompts = [ids for _, ids, _ in protocol.prompts]
     if not prompts or not distributed.is_first():
         return Figures(losses, [""] * len(prompts))
     return Figures(losses, answers(model, tokenizer, prompts, protocol.max_new_tokens))
@@ -218,7 +218,10 @@ def reduced(
     if metrics:
         record.measured(**dict.fromkeys(metrics, found.losses.mean()))
     answered = zip(protocol.prompts, found.answers, strict=True)
-    samples = [{"prompt": text, "before": said, "after": None} for (text, _), said in answered]
+    samples = [
+        {"prompt": text, "expected": expected, "before": said, "after": None}
+        for (text, _, expected), said in answered
+    ]
     record.update(num_parameters=parameters, samples=samples)
 
 

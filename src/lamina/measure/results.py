@@ -35,16 +35,25 @@ METRICS = (
 class Record:
     """One run's result.json, kept in memory and written atomically."""
 
-    def __init__(self, folder: Path, overrides: Sequence[str], config: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        overrides: Sequence[str],
+        config: str | None = None,
+        own: Sequence[str] = (),
+    ) -> None:
         """Start a record in a run folder.
 
-        `overrides` are the command line's arguments, `config` is the composed config's hash.
+        `overrides` are the command line's arguments, `own` those that distinguish a job from the
+        others of its sweep, `config` is the composed config's hash.
         """
         self.path = folder / RESULT_FILE
+        self.own = own
         self.previous = read_result(folder)
         self.content: dict[str, Any] = {
             "status": "running",
             "error": None,
+            "name": None,
             "model_type": None,
             "num_layers": None,
             "kept_layers": None,
@@ -142,3 +151,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content
+
+
+def distinguishing(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return each job's overrides without those that all jobs share."""
+    common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    return [[override for override in own if override not in common] for own in jobs]

@@ -8,15 +8,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lamina.depth.layer_sets import format_layers
+from lamina.measure.evaluate import perplexity
 from lamina.units import format_time_split
 from lamina.weights.source import ADAPTER_FILE
 
 
 def summary(content: dict[str, Any], folder: Path) -> RenderableType:
     """Return the closing table of a run, from its result.json and its folder."""
-    parts: list[RenderableType] = [Text(), figures_table(_figures(content))]
-    if content["samples"]:
-        parts += [Text(), _samples(content["samples"])]
+    title = Text(content["name"], style="bold", overflow="fold")
+    parts: list[RenderableType] = [Text(), title, figures_table(_figures(content))]
+    for sample in content["samples"]:
+        parts += [Text(), _sample(sample)]
     return Group(*parts, Text(), *_where(content, folder / content["final"]))
 
 
@@ -46,26 +49,26 @@ def _where(content: dict[str, Any], final: Path) -> list[Text]:
 
 def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
     metrics = content["metrics"]
-    kept = len(content["kept_layers"])
+    kept, total = content["kept_layers"], content["num_layers"]
+    dropped = [layer for layer in range(total) if layer not in kept]
+    about = f"dropped: {format_layers(dropped)}" if dropped else "all of them"
     rows = [
-        ("layers", f"{kept} of {content['num_layers']}", content["model_type"]),
+        ("layers", f"{len(kept)} of {total}", about),
         ("parameters", f"{content['num_parameters']:,}", ""),
         ("trained", f"{content['trainable_parameters']:,}", ""),
         _data(content["data"]["train"]),
     ]
-    removed = kept < content["num_layers"]
+    before = "after removal" if dropped else "before training"
     losses = (
-        ("baseline loss", "baseline_eval_loss", "the untouched model"),
-        ("reduced loss", "reduced_eval_loss", "after removal" if removed else "before training"),
-        ("healed loss", "eval_loss", "final/, nats per token"),
+        ("baseline loss", metrics["baseline_eval_loss"], "the untouched model"),
+        ("reduced loss", metrics["reduced_eval_loss"], before),
+        ("healed loss", metrics["eval_loss"], _recovered(metrics) if dropped else "final/"),
     )
     rows += [
-        (name, f"{metrics[key]:.4g}", about)
-        for name, key, about in losses
-        if metrics[key] is not None
+        (name, f"{loss:.4g}", f"perplexity {perplexity(loss):.4g}, {about}")
+        for name, loss, about in losses
+        if loss is not None
     ]
-    if metrics["perplexity"] is not None:
-        rows.append(("perplexity", f"{metrics['perplexity']:.3f}", "of the healed loss"))
     if metrics["tokens_per_second"]:
         about = f"over steady steps; {metrics['train_tokens']:,} tokens in all"
         rows.append(("tokens/s", f"{metrics['tokens_per_second']:,.0f}", about))
@@ -87,11 +90,22 @@ def _data(count: dict[str, Any]) -> tuple[str, str, str]:
     return "data", f"{count['tokens']:,} tokens", ", ".join(parts)
 
 
-def _samples(samples: list[dict[str, str]]) -> Table:
-    table = Table(box=None, pad_edge=False, expand=True)
-    for name in ("prompt", "before", "after"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=1)
-    for sample in samples:
-        cells = (sample["prompt"], sample["before"], sample["after"])
-        table.add_row(*(Text(" ".join((cell or "").split())) for cell in cells))
+def _recovered(metrics: dict[str, Any]) -> str:
+    """Return which share of the loss that removal cost healing has won back."""
+    names = ("baseline_eval_loss", "reduced_eval_loss", "eval_loss")
+    baseline, reduced, healed = (metrics[name] for name in names)
+    if None in (baseline, reduced, healed) or reduced <= baseline:
+        return "final/"
+    if healed > reduced:
+        return "training raised the loss"
+    return f"recovered {100 * (reduced - healed) / (reduced - baseline):.0f} % of the loss"
+
+
+def _sample(sample: dict[str, str | None]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name in ("prompt", "expected", "before", "after"):
+        if (text := sample.get(name)) is not None:
+            table.add_row(name, Text(text.strip()))
     return table

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamina.measure.results import read_result
+from lamina.measure.results import distinguishing, read_result
 from lamina.runtime.files import write_text
 
 SUMMARY = "summary"
@@ -29,8 +29,11 @@ FIGURES = (
 )
 """Metrics in the summary; losses are in nats per token."""
 
-COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference")
+COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference", "status")
 """Columns of the printed table; original is the loss of the untouched model."""
+
+BEST = "* "
+"""Marks the job with the lowest healed loss."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class SweepJob:
     """The overrides that distinguish it from the others."""
     result: dict[str, Any]
     """Its result.json; empty if there is none."""
+
+    @property
+    def title(self) -> str:
+        """The name of its run; its own overrides if it did not get that far."""
+        return self.result.get("name") or self.own
 
     @property
     def status(self) -> str:
@@ -93,10 +101,9 @@ def read_jobs(folder: Path, planned: Sequence[Sequence[str]] = ()) -> list[Sweep
     names = sorted(found | expected.keys(), key=_order)
     results = {name: read_result(folder / name) or {} for name in names}
     given = [results[name].get("overrides", expected.get(name, ())) for name in names]
-    common = set.intersection(*map(set, given)) if len(given) > 1 else set()
     return [
-        SweepJob(name, " ".join(o for o in own if o not in common) or " ".join(own), results[name])
-        for name, own in zip(names, given, strict=True)
+        SweepJob(name, " ".join(own or every), results[name])
+        for name, own, every in zip(names, distinguishing(given), given, strict=True)
     ]
 
 
@@ -105,16 +112,18 @@ def write_summary(folder: Path, jobs: Sequence[SweepJob]) -> None:
     best = ranked(jobs)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    header = ("rank", "job", "status", "overrides", "backend", "layers")
+    header = ("rank", "job", "name", "status", "overrides", "backend", "layers")
     rows.writerow([*header, *FIGURES, "difference", "error"])
     for rank, job in enumerate(best, 1):
         place = rank if job.status == "completed" else ""
         figures = [job.metrics.get(name) for name in FIGURES]
-        about: list[Any] = [place, job.name, job.status, job.own, job.backend, job.layers]
+        about = (place, job.name, job.title, job.status, job.own, job.backend, job.layers)
         rows.writerow([*about, *figures, job.difference, job.error])
     write_text(folder / f"{SUMMARY}.csv", text.getvalue())
     table = [[*COLUMNS, "error"], ["---"] * (len(COLUMNS) + 1)]
-    table += [[cell.replace("|", "\\|") for cell in (*_cells(job), job.error)] for job in best]
+    for job in best:
+        cells = (*_cells(job, is_best=job is best[0]), job.error)
+        table.append([cell.replace("|", "\\|") for cell in cells])
     lines = [f"| {' | '.join(cells)} |" for cells in table]
     write_text(folder / f"{SUMMARY}.md", "\n".join(lines) + "\n")
 
@@ -127,24 +136,25 @@ def ranked(jobs: Sequence[SweepJob]) -> list[SweepJob]:
 
 
 def sweep_table(jobs: Sequence[SweepJob]) -> RenderableType:
-    """Return a sweep's table: one row per job, in the jobs' order, and why jobs failed."""
+    """Return a sweep's table: one row per job, the best first, and why jobs failed."""
     table = Table(box=None, pad_edge=False)
     table.add_column(COLUMNS[0], style="bold", overflow="fold")
     for name in COLUMNS[1:]:
         table.add_column(name, justify="right")
-    for job in jobs:
-        table.add_row(*_cells(job))
-    reasons = [Text(f"{job.own}: {job.error}", style="dim") for job in jobs if job.error]
-    return Group(Text(), table, *([Text(), *reasons] if reasons else []))
+    best = ranked(jobs)
+    for job in best:
+        table.add_row(*map(Text, _cells(job, is_best=job is best[0])))
+    reasons = [Text(f"{job.title}: {job.error}", style="dim") for job in jobs if job.error]
+    legend = [Text(f"{BEST}lowest healed loss", style="dim")] if best and best[0].healed else []
+    return Group(Text(), table, *legend, *([Text(), *reasons] if reasons else []))
 
 
-def _cells(job: SweepJob) -> list[str]:
+def _cells(job: SweepJob, *, is_best: bool) -> list[str]:
     losses = [job.metrics.get(f"{name}_eval_loss") for name in ("baseline", "reduced")]
-    losses += [job.healed, job.difference]
+    losses += [job.healed, job.difference] if job.status == "completed" else [None, None]
     shown = ["" if loss is None else f"{loss:.4g}" for loss in losses]
-    if job.status != "completed":
-        shown[2:] = [job.status, ""]
-    return [job.own, job.layers, *shown]
+    is_best = is_best and shown[2] != ""
+    return [BEST * is_best + job.title, job.layers, *shown, job.status]
 
 
 def _order(name: str) -> tuple[int, str]:

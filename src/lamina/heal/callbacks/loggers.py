@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from lamina.heal.callbacks.settings import CallbackSettings, Context
 
+COMPARED = ("eval_loss", "perplexity", "tokens_per_second")
+"""Final metrics beside the hyperparameters of a run."""
+
 WANDB_HOST = "https://api.wandb.ai"
 
 
@@ -52,12 +55,13 @@ def open_observers(
 
 @dataclass(frozen=True, kw_only=True)
 class TensorBoard(LoggerSettings):
-    """Event files in {logging_dir}/{model_type}."""
+    """Event files in {logging_dir}/{model_type}/{name}."""
 
     @override
     @contextmanager
     def writer(self, context: "Context") -> Iterator["TrainerCallback"]:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
         from transformers.integrations import TensorBoardCallback
 
         # Steps after the checkpoint are purged, so that a resumed run logs none twice.
@@ -67,7 +71,16 @@ class TensorBoard(LoggerSettings):
             _silent_threads(),
             SummaryWriter(str(context.logging_dir), purge_step=purge) as writer,
         ):
+            for tag, loss in context.losses_before().items():
+                writer.add_scalar(tag, loss, 0)
             yield TensorBoardCallback(writer)
+            final = {f"final/{name}": context.metrics[name] for name in COMPARED}
+            final = {tag: value for tag, value in final.items() if value is not None}
+            for tag, value in final.items():  # reopens the file that the callback has closed
+                writer.add_scalar(tag, value)
+            # add_hparams would open a writer, and so a run, of its own.
+            for entry in hparams(context.hyperparameters, final):
+                writer.file_writer.add_summary(entry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +109,15 @@ class WandB(LoggerSettings):
             resume="allow",
             mode=self._mode(),
             dir=str(context.run_dir),
+            tags=context.tags,
             config=context.config,
             settings=wandb.Settings(silent=True, **self._server()),
         )
         entries = WandbEntries()
         try:
+            if before := context.losses_before():
+                with entries.while_connected():
+                    run.log({**before, "train/global_step": 0})
             yield entries
             with entries.while_connected():
                 run.summary.update({k: v for k, v in context.metrics.items() if v is not None})

@@ -21,9 +21,13 @@ class Context:
 
     run_dir: Path
     logging_dir: Path
-    """Folder of this variant's logs."""
+    """Folder of this run's logs."""
     run_name: str
-    """Variant, kept layers and adapter, for display."""
+    """What tells the run from others, for display."""
+    tags: tuple[str, ...]
+    """Variant and adapter."""
+    hyperparameters: dict[str, Any]
+    """The settings that runs are compared by."""
     config: dict[str, Any]
     """The run's settings."""
     resume_step: int | None
@@ -32,6 +36,12 @@ class Context:
     """result.json's history, which a callback fills."""
     metrics: dict[str, Any]
     """result.json's metrics, complete at the end of the run."""
+
+    def losses_before(self) -> dict[str, float]:
+        """Return the losses before training that were measured; none when a run resumes."""
+        names = ("baseline_eval_loss", "reduced_eval_loss") if self.resume_step is None else ()
+        known = {name: self.metrics[name] for name in names if self.metrics[name] is not None}
+        return {f"eval/{name.replace('_eval', '')}": loss for name, loss in known.items()}
 
 
 class CallbackSettings(Protocol):
