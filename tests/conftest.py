@@ -44,6 +44,7 @@ FOREIGN: dict[str, Any] = {
     "eval": None,
     "eval_fraction": 0.5,
     "max_train_samples": None,
+    "max_eval_samples": None,
     "columns": {},
     "loss_on": "auto",
     "chat_template": None,

@@ -9,9 +9,11 @@ option is described by the comment at its file's head.
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+
+from lamina.commands.init import description, keys
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -50,47 +52,11 @@ GROUPS_HEAD = """
 Choose an option with `GROUP=OPTION`; it decides what is built. The default is in bold.
 """
 
-LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*?)(?P<comment>#.*)?$")
 SHARED = {
     "adapter": {"low_rank.yaml": "all but `full`"},
     "data": {"tokenization.yaml": "all", "rows.yaml": "all but `synthetic`"},
 }
 """Files that the options of a group include, and which options do."""
-
-
-def keys(file: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield each leaf of a file that has a comment: dotted key, default, comment."""
-    parents: list[str] = []
-    above: dict[int, str] = {}
-    lines = file.read_text().splitlines()
-    for number, line in enumerate(lines):
-        match = LINE.match(line)
-        if match is None or line.lstrip().startswith(("#", "-")):
-            continue
-        depth = len(match["indent"]) // 2
-        parents[depth:] = [match["key"]]
-        column = line.find("#")
-        comment = [match["comment"] or ""]
-        for further in lines[number + 1 :]:
-            if column < 0 or further.find("#") != column or further[:column].strip():
-                break
-            comment.append(further[column:])
-        text = " ".join(part.lstrip("# ").strip() for part in comment)
-        above[depth] = text
-        if match["value"].strip() and text:
-            yield ".".join(parents), match["value"].strip(), text
-
-
-def description(file: Path) -> str:
-    """Return the comment at the head of a file, without its command."""
-    head = []
-    for line in file.read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        head.append(line.lstrip("# "))
-    return " ".join(
-        line for line in head if not line.startswith(("@package", "python -m train", "lamina "))
-    )
 
 
 def settings(file: Path) -> str:

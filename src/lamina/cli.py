@@ -14,7 +14,9 @@ COMMANDS = {
     "export": "write a run's model in another form: merged, adapter or GGUF",
     "verify": "compare a model's loss in transformers, vLLM or llama.cpp with the recorded one",
     "migrate": "turn a config of the older form into an experiment file",
-    "show": "print the layers of a model or a run, or the table of a sweep",
+    "show": "print a model, a run, a sweep or a scan",
+    "init": "write an experiment file of your own",
+    "clean": "remove the checkpoints that nobody needs",
 }
 """What each command does; lamina.commands has a module of the same name."""
 

@@ -314,13 +314,16 @@ def test_a_damaged_saved_data_set_is_reported(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cut")
 
 
-def test_max_train_samples_keeps_the_first_rows_after_the_hold_out(tmp_path: Path) -> None:
+def test_the_limits_keep_the_first_rows_after_the_hold_out(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", [{"text": str(number)} for number in range(20)])
     every = source(path, eval=None, eval_fraction=0.25).load()
     few = source(path, eval=None, eval_fraction=0.25, max_train_samples=4).load()
     assert list(few.eval.usable()) == list(every.eval.usable())
     assert list(few.train.usable()) == list(every.train.usable())[:4]
     assert len(list(source(path, max_train_samples=400).load().train.usable())) == 20
+    fewer = source(path, eval=None, eval_fraction=0.25, max_eval_samples=2).load()
+    assert list(fewer.eval.usable()) == list(every.eval.usable())[:2]
+    assert list(fewer.train.usable()) == list(every.train.usable())
 
 
 def test_a_held_out_row_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def test_show_counts_a_models_parameters(tmp_path: Path) -> None:
     assert (done.code, done.errors.count("\n")) == (1, 1)
     (tmp_path / "table.csv").touch()
     (tmp_path / "empty").mkdir()
-    advice = "pass a hub id, or the folder of a model, run or sweep\n"
-    for given, what in (("table.csv", "is a file"), ("empty", "holds no model, run or sweep")):
+    advice = "pass a hub id, or the folder of a model, run, sweep or scan\n"
+    for given, what in (("table.csv", "is a file"), ("empty", "holds nothing to show")):
         done = lamina("show", given, cwd=tmp_path)
         assert (done.code, done.errors) == (1, f"error: {given} {what}: {advice}")

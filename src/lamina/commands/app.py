@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -83,6 +83,9 @@ def _report(error: Exception, reported: list[str] | None) -> None:
 
 
 def _run(task: Task, config_name: str, closing: Closing | None) -> None:
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        sys.stdout.write(sys.modules[task.__module__].HELP)
+        return
     import hydra
     from hydra._internal.utils import get_args_parser
 
@@ -180,6 +183,7 @@ def _refuse_lost_folder() -> None:
 def parse(parser: ArgumentParser) -> Namespace:
     """Parse the command line, after expanding ~ in it; a usage error is one line."""
     name, end = parser.prog, f"see {parser.prog} --help"
+    parser.formatter_class = RawDescriptionHelpFormatter  # keeps the lines of usual calls
     parser.error = lambda message: fail(f"{name}: {message}; {end}", 2)  # type: ignore[method-assign]
     sys.argv[1:] = expand_home(sys.argv[1:])
     return parser.parse_intermixed_args()

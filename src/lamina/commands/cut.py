@@ -10,6 +10,26 @@ from lamina.config.binding import bind
 from lamina.config.preflight import refuse_incomplete
 from lamina.depth.layer_sets import format_layers
 
+HELP = """\
+usage: lamina cut model_name=MODEL output=DIR [GROUP=OPTION ...] [KEY=VALUE ...]
+
+Write a model without some of its layers, unhealed. The kept weights keep their bytes and types.
+
+usual calls:
+  lamina cut model_name=PATH output=DIR model=dropped model.layer_to_drop=16
+  lamina cut model_name=PATH output=DIR model=pruned model.keep_layers=24
+  lamina cut model_name=PATH output=DIR model=pruned model.keep_layers=24 selector=uniform
+  lamina cut model_name=PATH output=DIR model=layers 'model.keep=[0-12,20-36]'
+  lamina cut model_name=PATH output=DIR model=layers 'model.drop=[16,17]'
+
+keys, all described in docs/parameters.md:
+  model    model_name, depth.protect
+  layers   model=dropped    model.layer_to_drop
+           model=pruned     model.keep_layers, selector=first|last|uniform|random
+           model=layers     model.keep, model.drop
+  files    output
+"""
+
 
 @app("cut")
 def main(config: DictConfig) -> None:

@@ -13,13 +13,23 @@ from lamina.runtime.paths import conf_dir
 
 GROUP = "experiment"
 
+CALLS = """\
+usual calls:
+  lamina migrate OLD.yaml                       writes migrated/experiment/OLD.yaml
+  lamina migrate OLD.yaml --output conf         writes conf/experiment/OLD.yaml
+  lamina migrate OLD.yaml --force               leaves out unknown keys, and lists them
+  python -m train --old OLD.yaml                runs it as it is
+  python -m train --old OLD.yaml --cfg job      shows what it means today
+"""
+
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
         prog="lamina migrate",
         description="Turn a config of the older form and the files it extends into an experiment "
-        "file, and print the command that runs it. python -m train --old OLD.yaml runs it at once.",
+        "file,\nand print the command that runs it.",
+        epilog=CALLS,
     )
     parser.add_argument("old", metavar="OLD.yaml", type=Path, help="config of the older form")
     parser.add_argument(
@@ -35,15 +45,19 @@ def main() -> None:
     given = parse(parser)
     with errors_in_one_line():
         older = resolve(given.old, drop_unknown=given.force)
-        written = write_experiment(experiment(older), given.output, experiment_name(given.old))
+        name = experiment_name(given.old)
+        written = write_experiment(experiment(older), given.output, name, "--output")
     for message in older.dropped:
         sys.stdout.write(f"left out: {message}\n")
     sys.stdout.write(f"{written}: from {' < '.join(str(read.path) for read in older.files)}\n")
     sys.stdout.write(f"{train_command(written)}\n")
 
 
-def write_experiment(text: str, output: Path, name: str) -> Path:
-    """Write a new experiment file to a folder of configs, or to `experiment` in one."""
+def write_experiment(text: str, output: Path, name: str, setting: str) -> Path:
+    """Write a new experiment file to a folder of configs, or to `experiment` in one.
+
+    `setting` is the argument to change if the file exists.
+    """
     folder = output if output.name == GROUP else output / GROUP
     path = folder / f"{name}.yaml"
     try:
@@ -51,7 +65,7 @@ def write_experiment(text: str, output: Path, name: str) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise OutputError(f"{error.filename} already exists: use another --output") from error
+        raise OutputError(f"{error.filename} already exists: use another {setting}") from error
     except OSError as error:
         raise OutputError(f"--output={output}: {error.strerror}: {error.filename}") from error
     return path

@@ -12,11 +12,34 @@ from lamina.config.preflight import preflight
 from lamina.depth.plan import usable_source
 from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError
+from lamina.measure.results import SCAN_FILE
 from lamina.runtime.files import write_json
 from lamina.runtime.paths import short_path
 from lamina.scan.cached import without_holdout
 
 logger = logging.getLogger(__name__)
+
+HELP = """\
+usage: lamina scan [GROUP=OPTION ...] [KEY=VALUE ...]
+
+Score the removal of every layer in one pass over a model's weights, and train nothing. Writes
+scan.json, scan.csv and scan.png, and prints the scores.
+
+usual calls:
+  lamina scan experiment=quickstart                              the embedded model
+  lamina scan model_name=PATH data=jsonl data.train=FILE         your model, your rows
+  lamina scan ... scan.tokens=64k scan.sets=4                    more text; how stable is the order?
+  lamina scan ... scan.rows=apart                                score only the trained tokens
+  lamina scan ... scan.sublayers=true                            attention and MLP apart, too
+
+keys, all described in docs/parameters.md:
+  model    model_name, dtype, bf16
+  text     data=hub|disk|jsonl|json|csv|parquet|synthetic with the keys that training has
+           max_seq_length, seed
+  scan     scan.tokens, scan.sets, scan.rows, scan.sublayers
+  memory   scan.stream, scan.memory, num_threads
+  files    hydra.run.dir
+"""
 
 
 @app("config")
@@ -42,11 +65,11 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
     run = bind(config)
     content = run.scores(usable_source(run.model_name), without_holdout(run.data)).scan()
     found = Statistics.from_dict(content)
-    write_json(folder / "scan.json", content)
+    write_json(folder / SCAN_FILE, content)
     write_csv(found, folder / "scan.csv")
     draw(found, folder / "scan.png")
     console = Console()
     console.print(scan_table(found, content["provenance"]["dtype"]))
-    files = f"{short_path(folder)}/scan.json, scan.csv, scan.png"
+    files = f"{short_path(folder)}/{SCAN_FILE}, scan.csv, scan.png"
     console.print(files, style="dim", highlight=False)
     return found

@@ -18,6 +18,24 @@ from lamina.depth.surgery import layer_count
 from lamina.errors import ConfigError
 from lamina.measure.results import read_result
 
+HELP = """\
+usage: lamina shortlist [GROUP=OPTION ...] [KEY=VALUE ...]
+
+Scan a model, then heal it without each of the cheapest layers in turn, as a sweep, and print the
+losses of both side by side.
+
+usual calls:
+  lamina shortlist experiment=quickstart                         the embedded model
+  lamina shortlist model_name=PATH data=jsonl data.train=FILE max_steps=200
+  lamina shortlist ... scan.candidates=8                         more layers
+  lamina shortlist ... depth.protect=[0,1,35]                    never these
+  lamina shortlist ... hydra/launcher=slurm                      each layer in a SLURM job
+
+keys, all described in docs/parameters.md:
+  choice   scan.candidates, depth.protect, scan.tokens, scan.sets, scan.rows
+  others   all those of python -m train --help, except model and selector
+"""
+
 
 @app("config")
 def main(config: DictConfig) -> None:

@@ -1,30 +1,73 @@
-"""`lamina show`: print a model's or a run's layers, or a sweep's table, and rebuild its summary."""
+"""`lamina show`: print anything that Lamina wrote; a sweep's summary is rebuilt from its jobs."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamina.commands.app import errors_in_one_line, parse
-from lamina.runtime.paths import load_environment
+from lamina.measure.results import SCAN_FILE
+from lamina.runtime.paths import load_environment, short_path
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+CALLS = """\
+usual calls:
+  lamina show Qwen/Qwen3-8B                  a model of the hub: only its headers are read
+  lamina show PATH                           a model's folder, cut, exported or any other
+  lamina show outputs/2026-11-27/12-00-00    a run
+  lamina show SWEEP                          its table, also while it still runs
+  lamina show SCAN                           a scan's scores
+"""
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
         prog="lamina show",
-        description="Print a model's layers with their parameters, bytes and dtypes, the layers "
-        "that a run kept, or the jobs of a sweep.",
+        description="Print a model's layers with their parameters, bytes and dtypes, a run's "
+        "layers and figures,\nthe jobs of a sweep, or the scores of a scan.",
+        epilog=CALLS,
     )
     parser.add_argument(
-        "given", metavar="MODEL_RUN_OR_SWEEP", help="hub id, or a folder of a model, run or sweep"
+        "given", metavar="WHAT", help="hub id, or the folder of a model, run, sweep or scan"
     )
     given = parse(parser).given
     load_environment()
     with errors_in_one_line():
         from rich.console import Console
 
-        from lamina.launch.sweep import MULTIRUN_FILE, rebuild_summary
-        from lamina.report.layer_overview import overview
+        for part in shown(given):
+            Console().print(part)
 
-        folder = Path(given).expanduser()
-        is_sweep = (folder / MULTIRUN_FILE).is_file()
-        Console().print(rebuild_summary(folder) if is_sweep else overview(given))
+
+def shown(given: str) -> "Iterator[RenderableType]":
+    """Yield what there is to see of a hub id, or of a folder that Lamina wrote."""
+    from rich.text import Text
+
+    from lamina.depth.statistics import Statistics
+    from lamina.launch.sweep import MULTIRUN_FILE, rebuild_summary
+    from lamina.measure.results import read_result
+    from lamina.report.layer_overview import overview
+    from lamina.report.run_summary import summary
+    from lamina.report.scan_report import scan_table
+    from lamina.weights.source import read_json
+
+    folder = Path(given).expanduser()
+    result, healing = read_result(folder), folder / "healing"
+    if (folder / MULTIRUN_FILE).is_file():
+        yield rebuild_summary(folder)
+    elif (folder / SCAN_FILE).is_file():
+        content = read_json(folder / SCAN_FILE)
+        yield scan_table(Statistics.from_dict(content), content["provenance"]["dtype"])
+        if (healing / MULTIRUN_FILE).is_file():  # of lamina shortlist
+            yield rebuild_summary(healing)
+    elif result and not result["final"]:
+        name = result.get("name") or " ".join(result["overrides"])
+        yield Text(f"{name}: {result['status']}", style="bold")
+        yield Text(result["error"] or "no final/ yet")
+    else:
+        yield overview(given)
+        if result:
+            yield summary(result, short_path(folder))

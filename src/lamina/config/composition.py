@@ -35,7 +35,15 @@ Keys = tuple[Any, ...]
 def explain(error: Exception, arguments: Sequence[str], config_name: str) -> str:
     """Return every problem of a command line and its config files, one a line.
 
-    A sweep is checked by its first job. `error` is what Hydra or OmegaConf raised.
+    `error` is what Hydra or OmegaConf raised.
+    """
+    return "\n".join(problems(arguments, config_name)) or messages.describe(error)
+
+
+def problems(arguments: Sequence[str], config_name: str) -> list[str]:
+    """Compose a command line; return what is wrong with it and its config files.
+
+    A sweep is checked by its first job.
     """
     line = get_args_parser().parse_args(list(arguments))
     loader = _Loader(line.config_dir)
@@ -53,7 +61,7 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str) -> str
         (preflight if config_name == "config" else refuse_incomplete)(content)
     except (LaminaError, *COMPOSITION_ERRORS) as found:
         loader.problems.append(messages.describe(found))
-    return "\n".join(dict.fromkeys(loader.problems)) or messages.describe(error)
+    return list(dict.fromkeys(loader.problems))
 
 
 class _Repository(CachingConfigRepository):

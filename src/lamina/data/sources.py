@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-MaxTrainSamples = Annotated[
+MaxSamples = Annotated[
     int | None, Limit(lambda value: value >= 1, "use 1 or more, or null for all rows")
 ]
 LossOn = Annotated[str, one_of("auto", "assistant", "completion", "all")]
@@ -51,7 +51,8 @@ class Rows:
 
     eval: str | None
     eval_fraction: float
-    max_train_samples: MaxTrainSamples
+    max_train_samples: MaxSamples
+    max_eval_samples: MaxSamples
     columns: dict[str, str | None]
     """By column of the forms in `lamina.data.forms`: its name in the data set. None if the name is
     the same, or the data set lacks the column."""
@@ -89,13 +90,12 @@ class Rows:
         return Split(rows, origin, files=files, names=self.names, skips=skips)
 
     def splits(self, train: Split, evaluation: Split | None = None) -> Splits:
-        """Hold out evaluation rows if there are none, then apply `max_train_samples`."""
+        """Hold out evaluation rows if there are none, then apply both limits."""
         splits = Splits(train, evaluation) if evaluation else hold_out(train, self.eval_fraction)
-        if self.max_train_samples is None:
-            return splits
-        train = splits.train
-        first = range(min(self.max_train_samples, len(train.rows)))
-        return replace(splits, train=train.select(first, train.origin))
+        return Splits(
+            _first(splits.train, self.max_train_samples),
+            _first(splits.eval, self.max_eval_samples),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +241,10 @@ class Synthetic:
 
 DataSource = Files | Hub | Disk | Synthetic
 """Anything with `find`, `load`, `loss_on`, `chat_template` and `max_dropped`."""
+
+
+def _first(split: Split, limit: int | None) -> Split:
+    return split if limit is None else split.select(range(len(split.rows))[:limit], split.origin)
 
 
 def _no_split(key: str, name: str | None, place: str, splits: Iterable[str]) -> DataError:

@@ -11,6 +11,7 @@ from lamina.runtime import distributed
 from lamina.runtime.files import write_json
 
 RESULT_FILE = "result.json"
+SCAN_FILE = "scan.json"
 ROWS_FILE = "eval.jsonl"
 DRY_RUN_FILE = "dry_run.json"
 SKIPPED_FILE = "skipped_rows.jsonl"

@@ -45,8 +45,10 @@ def overview(given: str) -> RenderableType:
     """
     folder = Path(given).expanduser()
     if folder.exists() and not any((folder / name).is_file() for name in SHOWN_FILES):
-        what = "holds no model, run or sweep" if folder.is_dir() else "is a file"
-        raise ConfigError(f"{given} {what}: pass a hub id, or the folder of a model, run or sweep")
+        what = "holds nothing to show" if folder.is_dir() else "is a file"
+        raise ConfigError(
+            f"{given} {what}: pass a hub id, or the folder of a model, run, sweep or scan"
+        )
     if (folder / RESULT_FILE).is_file() or (folder / MANIFEST_FILE).is_file():
         return _of_run(finished_run(given))
     source = resolve(given)

@@ -16,7 +16,7 @@ from lamina.weights.source import ADAPTER_FILE
 
 def summary(content: dict[str, Any], folder: Path) -> RenderableType:
     """Return the closing table of a run, from its result.json and its folder."""
-    title = Text(content["name"], style="bold", overflow="fold")
+    title = Text(content.get("name") or content["model_type"], style="bold", overflow="fold")
     parts: list[RenderableType] = [Text(), title, figures_table(_figures(content))]
     for sample in content["samples"]:
         parts += [Text(), _sample(sample)]

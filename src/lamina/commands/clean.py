@@ -1,0 +1,122 @@
+"""`lamina clean RUN`: remove the checkpoints that nobody needs."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lamina.commands.app import errors_in_one_line, parse
+from lamina.errors import ConfigError, OutputError
+from lamina.measure.results import RESULT_FILE, read_result
+from lamina.runtime.checkpoints import best_checkpoint, last_checkpoint
+from lamina.runtime.lock import locked
+from lamina.units import format_bytes
+from lamina.weights.source import ADAPTER_FILE
+
+DESCRIPTION = """\
+Remove the checkpoints that nobody needs, after listing them with their sizes: all of a completed
+run, and of one that has not completed all but the last and the best. final/ stays, and so does
+everything of a run that is still running. A completed run without checkpoints cannot be continued
+with more steps."""
+
+CALLS = """\
+usual calls:
+  lamina clean outputs/2026-11-27/12-00-00-000000     one run: list its checkpoints, then ask
+  lamina clean multirun/2026-11-27/12-00-00-000000    every job of a sweep
+  lamina clean SWEEP/3                                one of its jobs
+  lamina clean SWEEP --yes                            without asking, as in scripts
+  lamina clean SWEEP < /dev/null                      only list them
+"""
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser("lamina clean", description=DESCRIPTION, epilog=CALLS)
+    parser.add_argument("folder", metavar="RUN_OR_SWEEP", type=Path, help="folder of either")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    given = parse(parser)
+    with errors_in_one_line(), ExitStack() as owned:
+        sizes = {path: _size(path) for path in unneeded(given.folder, owned)}
+        for path, size in sizes.items():
+            sys.stdout.write(f"{format_bytes(size):>8}  {path}\n")
+        if not sizes:
+            sys.stdout.write(f"{given.folder}: no checkpoint that nobody needs\n")
+            return
+        count = (
+            f"{len(sizes)} checkpoint{'s' * (len(sizes) > 1)}, {format_bytes(sum(sizes.values()))}"
+        )
+        if not (given.yes or _agreed(count)):
+            return
+        for path in sizes:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise OutputError(f"{path} cannot be removed: {error.strerror}") from error
+        sys.stdout.write(f"removed {count}\n")
+
+
+def unneeded(folder: Path, owned: ExitStack) -> Iterator[Path]:
+    """Yield a run's or a sweep's checkpoints that can go; `owned` locks their runs until it closes.
+
+    Raises:
+        ConfigError: The folder holds no run.
+    """
+    runs = [folder, *sorted(path.parent for path in folder.glob(f"*/{RESULT_FILE}"))]
+    results = {run: result for run in runs if (result := read_result(run)) is not None}
+    if not results:
+        raise ConfigError(f"{folder}: holds no run or sweep: pass the folder of one")
+    for run, result in results.items():
+        checkpoints = _checkpoint_folder(run, result)
+        try:
+            for place, key in ((run, "hydra.run.dir"), (checkpoints, "output_dir")):
+                if place.is_dir():
+                    owned.enter_context(locked(place, key))
+        except OutputError as error:
+            sys.stderr.write(f"left alone: {error}\n")
+            continue
+        needed = _needed(checkpoints, result)
+        for path in sorted(checkpoints.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime):
+            if path not in needed and path.is_dir() and not path.is_symlink():
+                yield path
+
+
+def _checkpoint_folder(run: Path, result: dict[str, Any]) -> Path:
+    """Return where a run's checkpoints are; outside of it only if run.json there names the run."""
+    inside = run / "checkpoints" / str(result["model_type"])
+    folder = (run / result["final"]).parent if result["final"] else inside
+    try:
+        owner = json.loads((folder / "run.json").read_text())["run"]
+    except (OSError, ValueError, KeyError):
+        owner = None
+    is_own = folder.resolve().is_relative_to(run.resolve()) or owner == str(run.resolve())
+    return folder if is_own else inside
+
+
+def _needed(folder: Path, result: dict[str, Any]) -> set[Path]:
+    last = last_checkpoint(folder)
+    if last is None:
+        return set()
+    best = best_checkpoint(last)
+    if result["status"] != "completed":
+        return {last, best}
+    # lamina export takes the adapter of a merged run from there.
+    is_merged = not (folder / "final" / ADAPTER_FILE).is_file()
+    return {best} if is_merged and (best / ADAPTER_FILE).is_file() else set()
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _agreed(count: str) -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            f"{count}: nothing was removed, for want of a terminal to ask: pass --yes"
+        )
+    sys.stdout.write(f"remove {count}? [y/N] ")
+    sys.stdout.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
