@@ -48,12 +48,12 @@ def either(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
     """Return '; did you mean X?' for the most similar candidate, or an empty string."""
-    close = closest(name, candidates)
+    close = closest(name, candidates, cutoff)
     return f"; did you mean {close}?" if close else ""
 
 
-def closest(name: str, candidates: Iterable[str]) -> str | None:
+def closest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the most similar candidate, if any is close."""
-    return next(iter(difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)), None)
+    return next(iter(difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)), None)

@@ -32,6 +32,16 @@ SAME = {
     "fp16": "trainer.args.fp16",
     "dataset_path": "data.path",
     "wandb_run_name": "logger.wandb.name",
+    "save_strategy": "trainer.args.save_strategy",
+    "lora.dropout": "adapter.dropout",
+    "lora.bias": "adapter.bias",
+    "lora.target_modules": "adapter.target_modules",
+    "dataset_name": "data.name",
+    "dataset_config": "data.config",
+    "train_split": "data.train",
+    "eval_split": "data.eval",
+    "max_train_samples": "data.max_train_samples",
+    "max_eval_samples": "data.max_eval_samples",
 }
 """Today's places of renamed keys."""
 
@@ -290,6 +300,105 @@ def test_all_unknown_keys_are_listed_and_force_leaves_them_out(tmp_path: Path) -
     assert "alhpa" not in text
 
 
+FURTHER = """
+model_type: pruned
+load_in_4bit: true
+lora: {dropout: 0.05, bias: none, target_modules: [q_proj, v_proj]}
+dataset_name: me/rows
+dataset_config: null
+train_split: train[:90%]
+eval_split: null
+max_eval_samples: 5_0
+save_strategy: epoch
+optim: paged_adamw_8bit
+attention: sdpa
+kernels: none
+torch_compile: false
+activation_offloading: false
+"""
+
+
+def test_further_keys_have_todays_places(tmp_path: Path) -> None:
+    done = lamina("train", "--old", old(tmp_path, old=FURTHER), "--cfg", "job", cwd=tmp_path)
+    assert done.code == 0, done.errors
+    config = OmegaConf.create(done.output)
+    assert config.adapter._target_.endswith("QLora.of")
+    assert config.data._target_.endswith("Hub")
+    found = {key: OmegaConf.select(config, SAME.get(key, key)) for key in KEYS}
+    assert {key: value for key, value in found.items() if f"{key.split('.')[-1]}:" in FURTHER} == {
+        "lora.dropout": 0.05,
+        "lora.bias": "none",
+        "lora.target_modules": ["q_proj", "v_proj"],
+        "dataset_name": "me/rows",
+        "dataset_config": None,
+        "train_split": "train[:90%]",
+        "eval_split": None,
+        "max_eval_samples": 50,
+        "save_strategy": "epoch",
+        "optim": "paged_adamw_8bit",
+        "attention": "sdpa",
+        "kernels": "none",
+        "torch_compile": False,
+        "activation_offloading": False,
+        "model_type": None,
+        "load_in_4bit": None,
+    }
+    assert config.trainer.args.load_best_model_at_end is False, "evaluated by steps"
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ("lora_alpha: 3", "; write lora: {alpha}"),
+        ("attn_implementation: sdpa", "; write attention (flash, flex, sdpa, eager)"),
+        (
+            "max_grad_norm: 1",
+            "; today it is trainer.args.max_grad_norm, in the migrated file or on",
+        ),
+        (
+            "lora: {use_rslora: true}",
+            "; today it is adapter.use_rslora, in the migrated file or on",
+        ),
+        ("load_strategy: no", ""),
+        ("do_train: true", ""),
+        ("lora: {revision: main}", ""),
+    ],
+)
+def test_an_unknown_key_is_answered_with_its_counterpart_or_nothing(
+    given: str, advice: str, tmp_path: Path
+) -> None:
+    old(tmp_path, old=f"model_type: original\n{given}\n")
+    for refused in (
+        lamina("migrate", "old.yaml", cwd=tmp_path),
+        lamina("train", "--old", "old.yaml", cwd=tmp_path),
+    ):
+        line, force = refused.errors.splitlines()
+        assert f": no such key{advice}" in line
+        assert advice or line.endswith(": no such key")
+        assert force == "lamina migrate --force leaves out unknown keys"
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (
+            "use_lora: false\nload_in_4bit: true",
+            "load_in_4bit=true and use_lora=false: 4-bit weights",
+        ),
+        ("dataset_path: a\ndataset_name: b", "dataset_path and dataset_name: set only one of them"),
+    ],
+)
+def test_what_contradicts_is_refused(given: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        resolve(old(tmp_path, old=f"model_type: original\n{given}\n"))
+
+
+def test_lora_keys_without_lora_become_comments(tmp_path: Path) -> None:
+    path = old(tmp_path, old="model_type: original\nuse_lora: false\nlora: {dropout: 0.1}\n")
+    last = experiment(resolve(path)).splitlines()[-1]
+    assert last == "# lora.dropout: 0.1 has no effect without LoRA"
+
+
 def test_force_does_not_leave_out_wrong_values(tmp_path: Path) -> None:
     path = old(tmp_path, old="model_type: original\nseed: many\n")
     refused = lamina("migrate", path, "--force", cwd=tmp_path)
@@ -373,7 +482,8 @@ def test_a_run_name_without_wandb_becomes_a_comment(tmp_path: Path) -> None:
 def test_keys_that_base_yaml_shares_keep_their_places() -> None:
     shared = yaml.safe_load((ROOT / "conf" / "base.yaml").read_text())
     shared |= yaml.safe_load((ROOT / "conf" / "reduction.yaml").read_text())
-    known = {key.split(".")[0] for key in KEYS} - {"model_type", "use_lora", "report_to"}
+    known = {key.split(".")[0] for key in KEYS}
+    known -= {"model_type", "use_lora", "load_in_4bit", "report_to"}
     assert known - SAME.keys() <= shared.keys()
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from lamina.commands.app import errors_in_one_line, parse
+from lamina.config.library_fields import place_of
 from lamina.errors import OutputError
 from lamina.legacy.experiment_file import experiment, experiment_name
 from lamina.legacy.form import resolve
@@ -44,16 +45,16 @@ def main() -> None:
     )
     given = parse(parser)
     with errors_in_one_line():
-        older = resolve(given.old, drop_unknown=given.force)
+        older = resolve(given.old, drop_unknown=given.force, today=place_of)
         name = experiment_name(given.old)
-        written = write_experiment(experiment(older), given.output, name, "--output")
+        written = write_experiment(experiment(older), given.output, name)
     for message in older.dropped:
         sys.stdout.write(f"left out: {message}\n")
     sys.stdout.write(f"{written}: from {' < '.join(str(read.path) for read in older.files)}\n")
     sys.stdout.write(f"{train_command(written)}\n")
 
 
-def write_experiment(text: str, output: Path, name: str, setting: str) -> Path:
+def write_experiment(text: str, output: Path, name: str, setting: str = "--output") -> Path:
     """Write a new experiment file to a folder of configs, or to `experiment` in one.
 
     `setting` is the argument to change if the file exists.

@@ -137,6 +137,18 @@ def problems(run: Parameters) -> Iterator[str]:
                 yield f"adapter.{key}={value}: {problem}"
 
 
+def place_of(key: str) -> str | None:
+    """Return where a library's field is set, given its bare name, or lora.NAME for an adapter's."""
+    section, _, name = key.rpartition(".")
+    kind, place, advice = (
+        ("LoraConfig", "adapter", ADAPTER_ADVICE)
+        if section == "lora"
+        else ("SFTConfig", "trainer.args", TRAINER_ADVICE)
+    )
+    is_set = section in ("", "lora") and name in fields_of(kind) and name not in by_field(advice)
+    return f"{place}.{name}" if is_set else None
+
+
 def by_field(advice: Mapping[str, str]) -> dict[str, str]:
     """Return the advice on each field of a table."""
     return {name: each for each, names in advice.items() for name in names.split()}

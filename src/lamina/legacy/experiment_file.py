@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,24 @@ PLACES = {
     "eval_strategy": "trainer.args.eval_strategy",
     "fp16": "trainer.args.fp16",
     "wandb_run_name": "logger.wandb.name",
+    "save_strategy": "trainer.args.save_strategy",
+    "lora.dropout": "adapter.dropout",
+    "lora.bias": "adapter.bias",
+    "lora.target_modules": "adapter.target_modules",
+    "dataset_name": "data.name",
+    "dataset_config": "data.config",
+    "train_split": "data.train",
+    "eval_split": "data.eval",
+    "max_train_samples": "data.max_train_samples",
+    "max_eval_samples": "data.max_eval_samples",
 }
 """Today's places of the keys that were renamed."""
+
+CHOICES = ("model_type", "use_lora", "load_in_4bit", "report_to")
+"""Keys that choose an option of a group."""
+
+NULL_MEANS_SOMETHING = ("eval_split", "dataset_config", "max_train_samples", "max_eval_samples")
+"""Keys whose null is a value today; that of other renamed keys leaves the default."""
 
 _NO_NAMES = ("null", "true", "false", "nan", "inf")
 
@@ -79,13 +95,19 @@ def experiment(older: OlderForm) -> str:
 def _defaults(older: OlderForm) -> Iterator[Line]:
     values, entries = older.values, older.entries
     yield _line(f"- override /model: {values['model_type']}", entries["model_type"])
-    adapter = "lora" if values.get("use_lora", True) else "full"
-    yield _line(f"- override /adapter: {adapter}", entries.get("use_lora"))
+    in_4bit = "load_in_4bit" if values.get("load_in_4bit") else "use_lora"
+    adapter = "qlora" if values.get("load_in_4bit") else "lora" if has_lora(values) else "full"
+    yield _line(f"- override /adapter: {adapter}", entries.get(in_4bit))
     if values.get("dataset_path") is not None:
         yield Line("- override /data: disk")
     if "report_to" in values:
         logger = _LOGGERS[tuple(sorted(values["report_to"]))]
         yield _line(f"- override /logger: {logger}", entries["report_to"])
+
+
+def has_lora(values: Mapping[str, Any]) -> bool:
+    """Whether an adapter is trained."""
+    return bool(values.get("use_lora", True))
 
 
 def _line(text: str, entry: Entry | None) -> Line:
@@ -96,21 +118,25 @@ def _values(older: OlderForm) -> dict[str, Line]:
     """Return each value's line by its dotted place."""
     values, lines = older.values, dict[str, Line]()
     for key, value in values.items():
-        if key in ("model_type", "use_lora", "report_to") or (value is None and key in PLACES):
+        unset = value is None and key in PLACES and key not in NULL_MEANS_SOMETHING
+        if key in CHOICES or unset:
             continue
         place = PLACES.get(key, key)
         text = f"{place.rpartition('.')[2]}: {scalar(value)}"
         if key == "wandb_run_name" and "wandb" not in values.get("report_to", ()):
             place, text = key, f"# {key}: {scalar(value)} has no effect without the logger wandb"
+        if PLACES.get(key, "").startswith("adapter.") and not has_lora(values):
+            place, text = key, f"# {key}: {scalar(value)} has no effect without LoRA"
         lines[place] = _line(text, older.entries[key])
     if values.get("fp16") and "bf16" not in values:
         lines["bf16"] = Line("bf16: false", beside="# contradicts fp16")
-    if values.get("eval_strategy") == "no":
-        best = Line("load_best_model_at_end: false", beside="# without evaluation there is no best")
-        lines["trainer.args.load_best_model_at_end"] = best
-    if values.get("eval_strategy") == "epoch":
-        beside = "# the best checkpoint must be one that is evaluated"
+    evaluated = values.get("eval_strategy", "steps")
+    beside = "# the best checkpoint must be one that is evaluated"
+    if evaluated == "epoch" and "save_strategy" not in values:
         lines["trainer.args.save_strategy"] = Line("save_strategy: epoch", beside=beside)
+    elif evaluated == "no" or values.get("save_strategy", "steps") != evaluated:
+        best = Line("load_best_model_at_end: false", beside=beside)
+        lines["trainer.args.load_best_model_at_end"] = best
     return lines
 
 

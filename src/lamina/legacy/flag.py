@@ -1,7 +1,7 @@
 """`python -m train --old OLD.yaml`: run a config of the older form as it is."""
 
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -14,9 +14,12 @@ GROUP = "older"
 """Subgroup of the experiments held in memory; no shipped file has this name."""
 
 
-def take_old(arguments: Sequence[str]) -> list[str]:
+def take_old(
+    arguments: Sequence[str], today: Callable[[str], str | None] = lambda key: None
+) -> list[str]:
     """Replace `--old FILE` by the choice of an experiment in Hydra's ConfigStore.
 
+    For `today` see `resolve`.
     A launcher sends the store to its jobs, which then need no file. Overrides still win.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
@@ -36,7 +39,7 @@ def take_old(arguments: Sequence[str]) -> list[str]:
     from lamina.legacy.form import resolve
 
     path = Path(given[0])
-    name, node = experiment_name(path), OmegaConf.create(experiment(resolve(path)))
+    name, node = experiment_name(path), OmegaConf.create(experiment(resolve(path, today=today)))
     ConfigStore.instance().store(
         group=f"experiment/{GROUP}", name=name, node=node, package="_global_"
     )

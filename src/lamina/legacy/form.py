@@ -33,8 +33,16 @@ class OlderForm:
     """A message for each unknown key."""
 
 
-def resolve(path: Path, *, drop_unknown: bool = False) -> OlderForm:
-    """Read a file and all that it extends; the child wins. One ConfigError names all mistakes."""
+def resolve(
+    path: Path,
+    *,
+    drop_unknown: bool = False,
+    today: Callable[[str], str | None] = lambda key: None,
+) -> OlderForm:
+    """Read a file and all that it extends; the child wins. One ConfigError names all mistakes.
+
+    `today` returns the place of a library's field in a config of today.
+    """
     files = read_chain(path)
     merged: dict[str, Entry] = {}
     for older in reversed(files):
@@ -42,7 +50,7 @@ def resolve(path: Path, *, drop_unknown: bool = False) -> OlderForm:
     values, problems = _values(merged)
     problems += _contradictions(path, merged, values)
     unknown = tuple(
-        f"{entry.file}: {key}={entry.shown}: no such key{did_you_mean(key, KEYS)}"
+        f"{entry.file}: {key}={entry.shown}: no such key{_counterpart(key, today)}"
         for key, entry in merged.items()
         if key not in (*KEYS, "lora")
     )
@@ -68,6 +76,15 @@ def _values(merged: dict[str, Entry]) -> tuple[dict[str, Any], list[str]]:
     return values, problems
 
 
+def _counterpart(key: str, today: Callable[[str], str | None]) -> str:
+    """Say how to write an unknown key; a merely similar name may mean something else."""
+    if answer := ANSWERS.get(key):
+        return f"; write {answer}"
+    if place := today(key):
+        return f"; today it is {place}, in the migrated file or on the command line"
+    return did_you_mean(key, KEYS, cutoff=0.8)
+
+
 def _contradictions(path: Path, merged: dict[str, Entry], values: dict[str, Any]) -> list[str]:
     problems = []
     if "model_type" not in merged:
@@ -76,6 +93,10 @@ def _contradictions(path: Path, merged: dict[str, Entry], values: dict[str, Any]
         if values.get("model_type") == model_type and values.get(key, key) is None:
             where = merged[key].file
             problems.append(f"{where}: {key}=null: model_type={model_type} needs a whole number")
+    if values.get("load_in_4bit") and values.get("use_lora") is False:
+        problems.append(f"{path}: load_in_4bit=true and use_lora=false: 4-bit weights need LoRA")
+    if None not in (values.get("dataset_path"), values.get("dataset_name")):
+        problems.append(f"{path}: dataset_path and dataset_name: set only one of them")
     if values.get("fp16") and values.get("bf16"):
         problems.append(f"{path}: fp16=true and bf16=true: set only one of them")
     return problems
@@ -126,6 +147,12 @@ def _reports(entry: Entry) -> tuple[str, ...]:
     if not set(names) <= set(REPORTS) or ("none" in names and len(names) > 1):
         raise ConfigError(f"use {either(REPORTS)}, or a list of them without none")
     return ("tensorboard", "wandb") if "all" in names else names
+
+
+def _modules(entry: Entry) -> Any:
+    if isinstance(entry.value, list) and all(isinstance(name, str) for name in entry.value):
+        return [str(name) for name in entry.value]
+    return _text(entry)
 
 
 def _choice(allowed: tuple[str, ...], entry: Entry) -> str:
@@ -181,5 +208,53 @@ KEYS: dict[str, Kind] = {
     "eval_strategy": partial(_choice, ("no", "steps", "epoch")),
     "fp16": _flag,
     "wandb_run_name": _unset_or(_text),
+    "save_strategy": partial(_choice, ("no", "steps", "epoch")),
+    "load_in_4bit": _flag,
+    "lora.dropout": _number,
+    "lora.bias": _text,
+    "lora.target_modules": _modules,
+    "optim": _text,
+    "attention": _text,
+    "kernels": _text,
+    "torch_compile": _flag,
+    "activation_offloading": _flag,
+    "dataset_name": _unset_or(_text),
+    "dataset_config": _unset_or(_text),
+    "train_split": _text,
+    "eval_split": _unset_or(_text),
+    "max_train_samples": _unset_or(_whole),
+    "max_eval_samples": _unset_or(_whole),
 }
 """Every key of the older form. One that conf/base.yaml has as well means the same there."""
+
+ANSWERS = {
+    "lora_r": "lora: {r}",
+    "lora_alpha": "lora: {alpha}",
+    "lora_dropout": "lora: {dropout}",
+    "lora_target_modules": "lora: {target_modules}",
+    "lora.rank": "lora: {r}",
+    "lora.lora_alpha": "lora: {alpha}",
+    "lora.lora_dropout": "lora: {dropout}",
+    "target_modules": "lora: {target_modules}",
+    "use_qlora": "load_in_4bit",
+    "attn_implementation": "attention (flash, flex, sdpa, eager)",
+    "use_flash_attention": "attention: flash",
+    "use_flash_attention_2": "attention: flash",
+    "torch_dtype": "dtype",
+    "model": "model_name",
+    "base_model": "model_name",
+    "model_name_or_path": "model_name",
+    "max_length": "max_seq_length",
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "warmup_steps": "warmup_ratio, a share of all steps",
+    "evaluation_strategy": "eval_strategy",
+    "dataset": "dataset_name of the hub, or dataset_path of save_to_disk",
+    "dataset_split": "train_split",
+    "test_split": "eval_split",
+    "run_name": "wandb_run_name",
+    "resume_from_checkpoint": "resume",
+}
+"""What other names for the keys of the older form, and for its values, are written as."""
