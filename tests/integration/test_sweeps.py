@@ -130,7 +130,7 @@ def test_jobs_without_a_result_are_missing(tmp_path: Path) -> None:
         ("1", "b=2", "missing"),
     ]
     write_summary(tmp_path, jobs)
-    assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith(",0,b=1,missing,b=1")
+    assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith(",0,missing,b=1,b=1,")
     assert sweep_table(jobs)
 
 

@@ -112,12 +112,12 @@ def write_summary(folder: Path, jobs: Sequence[SweepJob]) -> None:
     best = ranked(jobs)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    header = ("rank", "job", "name", "status", "overrides", "backend", "layers")
+    header = ("rank", "job", "status", "overrides", "name", "backend", "layers")
     rows.writerow([*header, *FIGURES, "difference", "error"])
     for rank, job in enumerate(best, 1):
         place = rank if job.status == "completed" else ""
         figures = [job.metrics.get(name) for name in FIGURES]
-        about = (place, job.name, job.title, job.status, job.own, job.backend, job.layers)
+        about = (place, job.name, job.status, job.own, job.title, job.backend, job.layers)
         rows.writerow([*about, *figures, job.difference, job.error])
     write_text(folder / f"{SUMMARY}.csv", text.getvalue())
     table = [[*COLUMNS, "error"], ["---"] * (len(COLUMNS) + 1)]
