@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,65 +11,86 @@ from pathlib import Path
 import pytest
 
 from lamina.runtime.lock import locked
-from tests.conftest import environment, lamina
+from tests.conftest import Finished, environment, lamina
 
 STEPS = (3, 6, 9)
+STATE = {
+    "max_steps": 9,
+    "num_input_tokens_seen": 1,
+    "epoch": 1,
+    "log_history": [],
+    "stateful_callbacks": {},
+    "best_metric": 1.0,
+    "best_global_step": 6,
+}
+"""Of trainer_state.json."""
 
 
-def job(folder: Path, *, status: str, best: int = 6, adapter: bool = True) -> Path:
-    """Write a run's folder with three checkpoints; the adapter is not in final/ of a merged run."""
+def job(folder: Path, *, best: int = 6, adapter: bool = True) -> Path:
+    """Write a completed run's folder; the adapter is not in final/ of a merged run."""
     checkpoints = folder / "checkpoints" / "pruned"
     for step in STEPS:
         checkpoint = checkpoints / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
-        state = {"global_step": step, "best_model_checkpoint": f"old/checkpoint-{best}"}
+        state = {**STATE, "global_step": step, "best_model_checkpoint": f"old/checkpoint-{best}"}
         (checkpoint / "trainer_state.json").write_text(json.dumps(state))
         (checkpoint / "adapter_config.json").write_text("{}")
         (checkpoint / "weights").write_bytes(b"0" * 2_000_000)
-    final = None
-    if status == "completed":
-        final = "checkpoints/pruned/final"
-        (folder / final).mkdir()
-        (folder / final / ("adapter_config.json" if adapter else "config.json")).write_text("{}")
-    result = {"status": status, "model_type": "pruned", "final": final}
+    final = "checkpoints/pruned/final"
+    (folder / final).mkdir()
+    (folder / final / ("adapter_config.json" if adapter else "config.json")).write_text("{}")
+    result = {"status": "completed", "model_type": "pruned", "final": final}
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
 def left(run: Path) -> list[int]:
-    return sorted(int(path.name.partition("-")[2]) for path in run.rglob("checkpoint-*"))
+    return sorted(int(path.name.rpartition("-")[2]) for path in run.rglob("*checkpoint-*"))
 
 
 def test_only_checkpoints_that_nobody_needs_go(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    job(sweep / "0", status="completed")
-    job(sweep / "1", status="completed", adapter=False)
-    job(sweep / "2", status="failed", best=3)
-    job(sweep / "3", status="running")
-    job(sweep / "4", status="completed")
-    with locked(sweep / "4", "hydra.run.dir"):
+    job(sweep / "0")
+    (sweep / "0" / "checkpoints" / "pruned" / "damaged-checkpoint-1").mkdir()
+    job(sweep / "1", adapter=False)
+    job(sweep / "2")
+    with locked(sweep / "2", "hydra.run.dir"):
         done = lamina("clean", sweep, "--yes", cwd=tmp_path)
     assert done.code == 0, done.errors
-    kept = [left(sweep / str(number)) for number in range(5)]
-    assert kept == [[], [6], [3, 9], [6, 9], [3, 6, 9]]
+    kept = [left(sweep / str(number)) for number in range(3)]
+    assert kept == [[], [6], [3, 6, 9]]
     assert (sweep / "0" / "checkpoints" / "pruned" / "final" / "adapter_config.json").is_file()
     assert done.output.splitlines() == [
         *(f"    2 MB  {sweep}/0/checkpoints/pruned/checkpoint-{step}" for step in STEPS),
+        f"    0 MB  {sweep}/0/checkpoints/pruned/damaged-checkpoint-1",
         *(f"    2 MB  {sweep}/1/checkpoints/pruned/checkpoint-{step}" for step in (3, 9)),
-        f"    2 MB  {sweep}/2/checkpoints/pruned/checkpoint-6",
-        f"    2 MB  {sweep}/3/checkpoints/pruned/checkpoint-3",
-        "removed 7 checkpoints, 14 MB",
+        "removed 6 checkpoints, 10 MB",
     ]
     assert done.errors == (
-        f"left alone: {sweep / '4'} belongs to process {os.getpid()} on {os.uname().nodename}, "
+        f"left alone: {sweep / '2'} belongs to process {os.getpid()} on {os.uname().nodename}, "
         "which is still running: wait for it, or use another hydra.run.dir\n"
     )
     again = lamina("clean", sweep / "0", "--yes", cwd=tmp_path)
     assert again.output == f"{sweep / '0'}: no checkpoint that nobody needs\n"
 
 
+def test_of_an_unfinished_run_the_last_whole_checkpoint_and_the_best_stay(
+    pruned: Finished, tmp_path: Path
+) -> None:
+    for name, damaged in (("whole", ()), ("last", (6,)), ("all", (3, 6))):
+        run = tmp_path / name
+        shutil.copytree(pruned.folder, run)
+        for step in damaged:
+            (run / f"checkpoints/pruned/checkpoint-{step}/optimizer.pt").write_bytes(b"")
+        result = {**pruned.result, "status": "failed", "final": None}
+        (run / "result.json").write_text(json.dumps(result))
+    done = lamina("clean", tmp_path, "--yes", cwd=tmp_path)
+    assert done.code == 0, done.errors
+    assert [left(tmp_path / name) for name in ("whole", "last", "all")] == [[6], [3, 6], [3, 6]]
+
+
 def test_without_a_terminal_it_only_lists(tmp_path: Path) -> None:
-    run = job(tmp_path / "run", status="completed")
+    run = job(tmp_path / "run")
     done = lamina("clean", "run", cwd=tmp_path)
     assert done.code == 1
     assert len(done.output.splitlines()) == 3
@@ -81,7 +103,7 @@ def test_without_a_terminal_it_only_lists(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("answer", "kept"), [("y\n", []), ("\n", [*STEPS])])
 def test_on_a_terminal_it_asks(answer: str, kept: list[int], tmp_path: Path) -> None:
-    run = job(tmp_path / "run", status="completed")
+    run = job(tmp_path / "run")
     ours, theirs = pty.openpty()
     os.write(ours, answer.encode())
     command = [Path(sys.executable).with_name("lamina"), "clean", run]
@@ -95,7 +117,7 @@ def test_on_a_terminal_it_asks(answer: str, kept: list[int], tmp_path: Path) -> 
 
 
 def test_another_runs_checkpoints_and_other_folders_are_left_alone(tmp_path: Path) -> None:
-    run, other = job(tmp_path / "run", status="completed"), job(tmp_path / "b", status="completed")
+    run, other = job(tmp_path / "run"), job(tmp_path / "b")
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(
         json.dumps({**result, "final": "../b/checkpoints/pruned/final"})

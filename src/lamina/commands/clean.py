@@ -12,7 +12,7 @@ from typing import Any
 from lamina.commands.app import errors_in_one_line, parse
 from lamina.errors import ConfigError, OutputError
 from lamina.measure.results import RESULT_FILE, read_result
-from lamina.runtime.checkpoints import best_checkpoint, last_checkpoint
+from lamina.runtime.checkpoints import best_checkpoint, checkpoints, damage, last_checkpoint
 from lamina.runtime.lock import locked
 from lamina.units import format_bytes
 from lamina.weights.source import ADAPTER_FILE
@@ -70,16 +70,16 @@ def unneeded(folder: Path, owned: ExitStack) -> Iterator[Path]:
     if not results:
         raise ConfigError(f"{folder}: holds no run or sweep: pass the folder of one")
     for run, result in results.items():
-        checkpoints = _checkpoint_folder(run, result)
+        saved = _checkpoint_folder(run, result)
         try:
-            for place, key in ((run, "hydra.run.dir"), (checkpoints, "output_dir")):
+            for place, key in ((run, "hydra.run.dir"), (saved, "output_dir")):
                 if place.is_dir():
                     owned.enter_context(locked(place, key))
         except OutputError as error:
             sys.stderr.write(f"left alone: {error}\n")
             continue
-        needed = _needed(checkpoints, result)
-        for path in sorted(checkpoints.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime):
+        needed = _needed(saved, result)
+        for path in sorted(saved.glob("*checkpoint-*"), key=lambda path: path.stat().st_mtime):
             if path not in needed and path.is_dir() and not path.is_symlink():
                 yield path
 
@@ -97,12 +97,16 @@ def _checkpoint_folder(run: Path, result: dict[str, Any]) -> Path:
 
 
 def _needed(folder: Path, result: dict[str, Any]) -> set[Path]:
+    if result["status"] != "completed":
+        newest, recorded = checkpoints(folder), {**result, **result.get("settings", {})}
+        for number, path in enumerate(newest, 1):
+            if damage(path, recorded) is None:
+                return {*newest[:number], best_checkpoint(path)}
+        return {*newest}
     last = last_checkpoint(folder)
     if last is None:
         return set()
     best = best_checkpoint(last)
-    if result["status"] != "completed":
-        return {last, best}
     # lamina export takes the adapter of a merged run from there.
     is_merged = not (folder / "final" / ADAPTER_FILE).is_file()
     return {best} if is_merged and (best / ADAPTER_FILE).is_file() else set()
