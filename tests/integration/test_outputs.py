@@ -120,7 +120,9 @@ def test_tensorboard_and_wandb_each_get_their_run(pruned: Finished) -> None:
         (first,) = events.Scalars(f"eval/{name}_loss")
         assert (first.step, first.value) == (0, pytest.approx(pruned.metrics[f"{name}_eval_loss"]))
     assert events.Scalars("final/eval_loss")[0].value == pytest.approx(pruned.metrics["eval_loss"])
-    assert len(list((pruned.folder / "wandb").glob("offline-run-*"))) == 1
+    (wandb,) = (pruned.folder / "wandb").glob("offline-run-*/*.wandb")
+    written = wandb.read_bytes()
+    assert all(text in written for text in (b"keep-8-first-lora", b"eval/reduced_loss"))
 
 
 def test_tensorboards_hparams_tab_has_settings_and_final_figures(pruned: Finished) -> None:

@@ -164,3 +164,49 @@ def test_show_says_why_a_job_failed(swept: tuple[Finished, Path], tmp_path: Path
     reason = results(folder)[1]["error"]
     shown = lamina("show", folder, cwd=tmp_path, COLUMNS="200")
     assert f"model.layer_to_drop={LAYERS[1]}: {reason}\n" in shown.output
+
+
+UNTABLED = """
+from lamina.commands import train
+from lamina.report import run_summary
+
+def summary(*_):
+    raise TypeError("no table")
+
+run_summary.summary = summary
+train.main()
+"""
+
+UNLAUNCHED = """
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from lamina.commands import train
+
+def launch(*_, **__):
+    raise RuntimeError("no scheduler")
+
+BasicLauncher.launch = launch
+train.main()
+"""
+
+
+def test_an_error_after_a_job_has_completed_ends_the_sweep_by_name(tmp_path: Path) -> None:
+    given = ("--multirun", f"hydra.sweep.dir={tmp_path / 'jobs'}", *QUICK, "seed=1,2")
+    done = run("-c", UNTABLED, *given, "evaluation=none", cwd=tmp_path)
+    assert done.returncode == 1
+    assert [read_result(tmp_path / "jobs" / n)["status"] for n in "01"] == ["completed"] * 2
+    last = [line.partition("; the traceback is in ")[0] for line in done.stderr.splitlines()[-2:]]
+    assert last == ["error: job 0: TypeError: no table", "job 1: TypeError: no table"]
+    (log,) = (tmp_path / "jobs" / "0").glob("*.log")
+    assert "raise TypeError" in log.read_text()
+
+
+def test_what_ended_a_sweep_stands_above_its_summary(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs"
+    given = ("--multirun", f"hydra.sweep.dir={folder}", *QUICK, "seed=1,2")
+    done = run("-c", UNLAUNCHED, *given, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2:] == [
+        "error: RuntimeError: no scheduler",
+        "2 of 2 jobs did not complete: 0 (missing), 1 (missing); the same command with "
+        f"hydra.sweep.dir={folder} runs only these again",
+    ]
