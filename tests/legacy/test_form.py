@@ -360,8 +360,8 @@ def test_further_keys_have_todays_places(tmp_path: Path) -> None:
             "; today it is adapter.use_rslora, in the migrated file or on",
         ),
         ("load_strategy: no", ""),
-        ("do_train: true", ""),
-        ("lora: {revision: main}", ""),
+        ("use_liger: true", "; today: set kernels=liger"),
+        ("lora: {task_type: x}", "; today: it is always CAUSAL_LM"),
     ],
 )
 def test_an_unknown_key_is_answered_with_its_counterpart_or_nothing(

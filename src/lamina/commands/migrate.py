@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from lamina.commands.app import errors_in_one_line, parse
-from lamina.config.library_fields import place_of
+from lamina.config.library_fields import counterpart
 from lamina.errors import OutputError
 from lamina.legacy.experiment_file import experiment, experiment_name
 from lamina.legacy.form import resolve
@@ -45,7 +45,7 @@ def main() -> None:
     )
     given = parse(parser)
     with errors_in_one_line():
-        older = resolve(given.old, drop_unknown=given.force, today=place_of)
+        older = resolve(given.old, drop_unknown=given.force, today=counterpart)
         name = experiment_name(given.old)
         written = write_experiment(experiment(older), given.output, name)
     for message in older.dropped:

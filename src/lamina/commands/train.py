@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.app import app, errors_in_one_line, expand_home
-from lamina.config.library_fields import place_of
+from lamina.config.library_fields import counterpart
 from lamina.launch.job import dry_run_job, run_job, wait_for_spec
 from lamina.launch.sweep import close_sweep
 from lamina.launch.worker import work
@@ -85,5 +85,5 @@ def main() -> None:
         if not distributed.is_first():
             work(wait_for_spec())  # in a user's own torchrun; its first process reads the config
             return
-        sys.argv[1:] = take_old(expand_home(sys.argv[1:]), place_of)
+        sys.argv[1:] = take_old(expand_home(sys.argv[1:]), counterpart)
     train()

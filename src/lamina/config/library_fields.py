@@ -137,16 +137,19 @@ def problems(run: Parameters) -> Iterator[str]:
                 yield f"adapter.{key}={value}: {problem}"
 
 
-def place_of(key: str) -> str | None:
-    """Return where a library's field is set, given its bare name, or lora.NAME for an adapter's."""
+def counterpart(key: str) -> str | None:
+    """Say what to write today for a library's field: its bare name, or lora.NAME of an adapter's."""
     section, _, name = key.rpartition(".")
-    kind, place, advice = (
-        ("LoraConfig", "adapter", ADAPTER_ADVICE)
-        if section == "lora"
-        else ("SFTConfig", "trainer.args", TRAINER_ADVICE)
-    )
-    is_set = section in ("", "lora") and name in fields_of(kind) and name not in by_field(advice)
-    return f"{place}.{name}" if is_set else None
+    if section not in ("", "lora"):
+        return None
+    in_adapter = section == "lora"
+    advice = by_field(ADAPTER_ADVICE if in_adapter else TRAINER_ADVICE)
+    if name in advice:
+        return f"today: {advice[name]}"
+    if name not in fields_of("LoraConfig" if in_adapter else "SFTConfig"):
+        return None
+    place = f"{'adapter' if in_adapter else 'trainer.args'}.{name}"
+    return f"today it is {place}, in the migrated file or on the command line"
 
 
 def by_field(advice: Mapping[str, str]) -> dict[str, str]:

@@ -41,7 +41,7 @@ def resolve(
 ) -> OlderForm:
     """Read a file and all that it extends; the child wins. One ConfigError names all mistakes.
 
-    `today` returns the place of a library's field in a config of today.
+    `today` says what to write today for a library's field.
     """
     files = read_chain(path)
     merged: dict[str, Entry] = {}
@@ -80,8 +80,8 @@ def _counterpart(key: str, today: Callable[[str], str | None]) -> str:
     """Say how to write an unknown key; a merely similar name may mean something else."""
     if answer := ANSWERS.get(key):
         return f"; write {answer}"
-    if place := today(key):
-        return f"; today it is {place}, in the migrated file or on the command line"
+    if answer := today(key):
+        return f"; {answer}"
     return did_you_mean(key, KEYS, cutoff=0.8)
 
 
