@@ -138,7 +138,7 @@ def problems(run: Parameters) -> Iterator[str]:
 
 
 def counterpart(key: str) -> str | None:
-    """Say what to write today for a library's field: its bare name, or lora.NAME of an adapter's."""
+    """Say what to write today for a library's field, NAME, or lora.NAME of an adapter."""
     section, _, name = key.rpartition(".")
     if section not in ("", "lora"):
         return None
