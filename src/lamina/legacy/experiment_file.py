@@ -126,7 +126,8 @@ def _values(older: OlderForm) -> dict[str, Line]:
         if key == "wandb_run_name" and "wandb" not in values.get("report_to", ()):
             place, text = key, f"# {key}: {scalar(value)} has no effect without the logger wandb"
         if PLACES.get(key, "").startswith("adapter.") and not has_lora(values):
-            place, text = key, f"# {key}: {scalar(value)} has no effect without LoRA"
+            place = key.rpartition(".")[2]
+            text = f"# {key}: {scalar(value)} has no effect without LoRA"
         lines[place] = _line(text, older.entries[key])
     if values.get("fp16") and "bf16" not in values:
         lines["bf16"] = Line("bf16: false", beside="# contradicts fp16")
