@@ -46,7 +46,7 @@ def _dotted(node: dict[str, object], above: str = "") -> list[str]:
     return keys
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "export"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_five_usual_calls_and_is_short(command: str, tmp_path: Path) -> None:
     done = lamina(command, "--help", cwd=tmp_path)
     assert (done.code, done.errors) == (0, "")

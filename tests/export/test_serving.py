@@ -250,12 +250,16 @@ def test_the_best_job_of_a_sweep_is_exported(pruned: Finished, tmp_path: Path) -
     (tmp_path / "sweep" / "multirun.yaml").touch()
     for name, loss in (("0", 9.0), ("1", pruned.result["metrics"]["eval_loss"])):
         folder = Path(shutil.copytree(pruned.folder, tmp_path / "sweep" / name))
-        result = {**pruned.result, "overrides": ["same=1", f"job={name}"]}
+        result = {**pruned.result, "name": f"drop-{name}-lora"}
         result["metrics"] = {**result["metrics"], "eval_loss": loss}
         (folder / "result.json").write_text(json.dumps(result))
     done = lamina("export", "sweep", "--output", "out", cwd=tmp_path)
-    message = "sweep is a sweep: pass --best, or one of its jobs: sweep/1 (job=1); sweep/0 (job=0)"
-    assert (done.code, done.errors) == (1, f"error: {message}\n")
+    loss = f"{pruned.metrics['eval_loss']:.4g}"
+    assert (done.code, done.errors) == (
+        1,
+        "error: sweep is a sweep: pass --best, or one of its jobs: "
+        f"sweep/1 (drop-1-lora, loss {loss}); sweep/0 (drop-0-lora, loss 9)\n",
+    )
     done = lamina("export", "sweep", "--best", "--output", "out", cwd=tmp_path)
     assert done.code == 0, done.errors
     done = lamina("export", "sweep/1", "--best", "--output", "again", cwd=tmp_path)

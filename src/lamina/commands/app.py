@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, NoReturn
 
 from lamina.errors import Ended, LaminaError, OutputError
@@ -183,6 +184,7 @@ def _refuse_lost_folder() -> None:
 def parse(parser: ArgumentParser) -> Namespace:
     """Parse the command line, after expanding ~ in it; a usage error is one line."""
     name, end = parser.prog, f"see {parser.prog} --help"
+    parser.description = fill(parser.description or "", width=98)
     parser.formatter_class = RawDescriptionHelpFormatter  # keeps the lines of usual calls
     parser.error = lambda message: fail(f"{name}: {message}; {end}", 2)  # type: ignore[method-assign]
     sys.argv[1:] = expand_home(sys.argv[1:])

@@ -19,9 +19,9 @@ from lamina.weights.source import ADAPTER_FILE
 
 DESCRIPTION = """\
 Remove the checkpoints that nobody needs, after listing them with their sizes: all of a completed
-run, and of one that has not completed all but the last and the best. final/ stays, and so does
-everything of a run that is still running. A completed run without checkpoints cannot be continued
-with more steps."""
+run, and of one that has not completed those that are older than the last whole one, except the
+best. final/ stays, and so does everything of a run that is still running. A completed run without
+checkpoints cannot be continued with more steps."""
 
 CALLS = """\
 usual calls:

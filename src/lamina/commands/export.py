@@ -11,14 +11,22 @@ from lamina.runtime.paths import load_environment
 
 FORMS, DTYPES = ("merged", "adapter", "gguf"), ("bfloat16", "float16", "float32")
 
+CALLS = """\
+usual calls:
+  lamina export RUN --output DIR                             a full model, in the run's dtype
+  lamina export RUN --output DIR --dtype bfloat16            half the size of float32
+  lamina export SWEEP --best --output DIR                    of the job with the lowest loss
+  lamina export RUN --output DIR --form gguf --quantize q4_k_m
+  lamina export RUN --output DIR --base PATH                 the base model has moved
+"""
+
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
         prog="lamina export",
         description="Write a run's model in another form, and check it. Nothing is uploaded.",
-        epilog="Examples: lamina export RUN --output DIR; lamina export SWEEP --best --form gguf "
-        "--quantize q4_k_m --output DIR",
+        epilog=CALLS,
     )
     parser.add_argument(
         "run", metavar="RUN", help="folder of a run or sweep, or of a model that Lamina wrote"
@@ -77,5 +85,5 @@ def _job_of(folder: Path, *, best: bool) -> str | None:
         raise ConfigError(f"{folder}: no job of the sweep has completed")
     if best:
         return str(folder / jobs[0].name)
-    named = "; ".join(f"{folder / job.name} ({job.own})" for job in jobs)
+    named = "; ".join(f"{folder / job.name} ({job.title}, loss {job.healed:.4g})" for job in jobs)
     raise ConfigError(f"{folder} is a sweep: pass --best, or one of its jobs: {named}")

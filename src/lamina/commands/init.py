@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "lamina init",
         description="Write overrides to experiment/NAME.yaml in the current folder, with comments, "
-        "and print the\ncommand that runs it.",
+        "and print the command that runs it.",
         epilog=CALLS,
     )
     parser.add_argument("name", metavar="NAME", help="letters, digits, - and _")

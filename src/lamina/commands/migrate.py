@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="lamina migrate",
         description="Turn a config of the older form and the files it extends into an experiment "
-        "file,\nand print the command that runs it.",
+        "file, and print the command that runs it.",
         epilog=CALLS,
     )
     parser.add_argument("old", metavar="OLD.yaml", type=Path, help="config of the older form")

@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="lamina show",
         description="Print a model's layers with their parameters, bytes and dtypes, a run's "
-        "layers and figures,\nthe jobs of a sweep, or the scores of a scan.",
+        "layers and figures, the jobs of a sweep, or the scores of a scan.",
         epilog=CALLS,
     )
     parser.add_argument(
