@@ -19,6 +19,7 @@ from lamina.heal.packing import batch_size, packed, total_steps
 from lamina.measure.results import DRY_RUN_FILE
 from lamina.run import feed, load, plan
 from lamina.runtime import distributed
+from lamina.runtime.console import console
 from lamina.runtime.device import device_name, free_memory_bytes, peak_memory_bytes
 from lamina.runtime.files import write_json
 from lamina.runtime.sizes import (
@@ -55,7 +56,6 @@ ONE_STEP = {
 def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
     """Print what a run of `processes` would do and need; write it to `folder`/dry_run.json."""
     from omegaconf import OmegaConf
-    from rich.console import Console
 
     from lamina.report.dry_run_report import dry_run_report, refuse_what_does_not_fit
 
@@ -69,8 +69,8 @@ def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
         content = dry_run(experiment, processes)
     resolved = OmegaConf.to_container(config, resolve=True)
     write_json(folder / DRY_RUN_FILE, {"config": resolved, **content})
-    console = Console()
-    console.print(dry_run_report(content, OmegaConf.to_yaml(config, resolve=True), console))
+    out = console()
+    out.print(dry_run_report(content, OmegaConf.to_yaml(config, resolve=True), out))
     refuse_what_does_not_fit(content, config.output_dir)
 
 

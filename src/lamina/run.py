@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lamina.data import feed as data
 from lamina.data.byte_tokenizer import build_tokenizer
 from lamina.depth import loading
-from lamina.depth.reduction import whole_config
+from lamina.depth.reduction import reduction
 from lamina.experiment import Experiment
 from lamina.export.card import manifest
 from lamina.export.final import measured_cards, save_final
@@ -79,7 +79,7 @@ def plan(experiment: Experiment) -> None:
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")
     experiment.data.find()  # before transformers is imported
     if source := experiment.plan.source:
-        whole_config(source)
+        reduction(source, experiment.plan.kept_layers)
     for note in experiment.plan.notes(saved=experiment.form != "adapter"):
         logger.info("%s", note)
 
@@ -103,6 +103,8 @@ def resume(experiment: Experiment, record: Record) -> Start:
 def feed(experiment: Experiment) -> "tuple[PreTrainedTokenizerBase, data.Feed]":
     """Tokenize the data."""
     source = experiment.plan.source
+    if source:  # here transformers is silent on settings that it ignores
+        loading.generation_config(source)
     tokenizer = loading.load_tokenizer(source) if source else build_tokenizer()
     length, prompts = experiment.max_seq_length, experiment.evaluation.num_samples
     rows = data.feed(experiment.data, tokenizer, max_seq_length=length, num_prompts=prompts)

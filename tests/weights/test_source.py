@@ -66,7 +66,7 @@ def test_a_corrupt_file_is_named(folder: Path, content: bytes) -> None:
 def test_bytes_that_belong_to_no_tensor_are_refused(folder: Path) -> None:
     with (folder / SINGLE_FILE).open("ab") as file:
         file.write(b"more")
-    refused(folder, "bytes of weights")
+    refused(folder, "incomplete metadata, file not fully covered")
 
 
 def test_a_shape_that_does_not_fit_its_bytes_is_refused(folder: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_shape_that_does_not_fit_its_bytes_is_refused(folder: Path) -> None:
     content = path.read_bytes()
     assert content.count(b"[64,16]") == 2
     path.write_bytes(content.replace(b"[64,16]", b"[64,61]"))
-    refused(folder, "sizes and offsets disagree")
+    refused(folder, "invalid shape, data type, or offset for tensor")
 
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:

@@ -16,7 +16,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, NoReturn
 
 from lamina.errors import Ended, LaminaError, OutputError
-from lamina.runtime.console import INTERRUPTED, interruptible
+from lamina.runtime.console import INTERRUPTED, PrintableRecord, interruptible, printable
 from lamina.runtime.files import disk_errors, unwritable
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _report(error: Exception, reported: list[str] | None) -> None:
     if reported is None:
         raise Ended(f"job {job.job.num}: {message}") from error
     reported.append(f"job {job.job.num}: {message}")
-    sys.stderr.write(f"error in job {job.job.num}: {message}\n")
+    sys.stderr.write(printable(f"error in job {job.job.num}: {message}\n"))
     # Otherwise the traceback's frames hold the failed job's model while the next one is loaded.
     link: BaseException | None = error
     while link is not None:
@@ -92,7 +92,7 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
 
     overrides = parse(get_args_parser()).overrides
     sys.argv[1:] = _flags_first(sys.argv[1:], overrides)
-    from lamina.config import security
+    from lamina.config import security, source_files
     from lamina.config.composition import explain
     from lamina.config.messages import COMPOSITION_ERRORS
     from lamina.config.schema import register
@@ -109,6 +109,7 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
     register()
     with errors_in_one_line():
         load_environment()
+    source_files.install()
     security.install(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         with interruptible():
@@ -162,6 +163,7 @@ def errors_in_one_line() -> Iterator[None]:
     """Print an error that the user can act on as one line, and end the process."""
     # On a full disk every line for the log file would print a traceback.
     logging.raiseExceptions = False
+    logging.setLogRecordFactory(PrintableRecord)
     try:
         _refuse_lost_folder()
         with interruptible(), disk_errors(Path()):
@@ -210,5 +212,5 @@ def _flags_first(arguments: Sequence[str], overrides: Sequence[str]) -> list[str
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Print an error and end the process."""
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(printable(f"error: {message}\n"))
     sys.exit(code)

@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--base", metavar="PATH", help="the base model, if it has moved")
     parser.add_argument("--python", metavar="PATH", help="interpreter with llama.cpp's packages")
     given = parse(parser)
-    load_environment()
     with errors_in_one_line():
+        load_environment()
         from lamina.export.card import serving
         from lamina.export.convert import export  # imports torch, which takes seconds
 

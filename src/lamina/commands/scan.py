@@ -13,6 +13,7 @@ from lamina.depth.plan import usable_source
 from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError
 from lamina.measure.results import SCAN_FILE
+from lamina.runtime.console import console
 from lamina.runtime.files import write_json
 from lamina.runtime.paths import short_path
 from lamina.scan.cached import without_holdout
@@ -50,8 +51,6 @@ def main(config: DictConfig) -> None:
 
 def scan(config: DictConfig, folder: Path) -> Statistics:
     """Scan a model; write scan.json, scan.csv and scan.png, and print the scores."""
-    from rich.console import Console
-
     from lamina.report.scan_chart import draw
     from lamina.report.scan_report import scan_table, write_csv
 
@@ -68,8 +67,8 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
     write_json(folder / SCAN_FILE, content)
     write_csv(found, folder / "scan.csv")
     draw(found, folder / "scan.png")
-    console = Console()
-    console.print(scan_table(found, content["provenance"]["dtype"]))
+    out = console()
+    out.print(scan_table(found, content["provenance"]["dtype"]))
     files = f"{short_path(folder)}/{SCAN_FILE}, scan.csv, scan.png"
-    console.print(files, style="dim", highlight=False)
+    out.print(files, style="dim", highlight=False)
     return found

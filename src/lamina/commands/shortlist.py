@@ -17,6 +17,7 @@ from lamina.depth.statistics import Statistics
 from lamina.depth.surgery import layer_count
 from lamina.errors import ConfigError
 from lamina.measure.results import read_result
+from lamina.runtime.console import console
 
 HELP = """\
 usage: lamina shortlist [GROUP=OPTION ...] [KEY=VALUE ...]
@@ -74,7 +75,6 @@ def heal_without_each(
 
 def print_losses(scores: Statistics, layers: Sequence[int], folder: Path) -> None:
     """Print the losses of the scan and of the healing runs side by side."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, title="scan, then healing", title_justify="left")
@@ -87,4 +87,4 @@ def print_losses(scores: Statistics, layers: Sequence[int], folder: Path) -> Non
         losses = [metrics.get(key) for key in ("reduced_eval_loss", "eval_loss")]
         cells = ["" if loss is None else f"{loss:.4g}" for loss in losses]
         table.add_row(str(layer), f"{scores.leave_one_out.loss[layer]:.4g}", *cells)
-    Console().print(table)
+    console().print(table)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lamina.commands.app import errors_in_one_line, parse
 from lamina.measure.results import SCAN_FILE
+from lamina.runtime.console import console
 from lamina.runtime.paths import load_environment, short_path
 
 if TYPE_CHECKING:
@@ -34,12 +35,10 @@ def main() -> None:
         "given", metavar="WHAT", help="hub id, or the folder of a model, run, sweep or scan"
     )
     given = parse(parser).given
-    load_environment()
     with errors_in_one_line():
-        from rich.console import Console
-
+        load_environment()
         for part in shown(given):
-            Console().print(part)
+            console().print(part)
 
 
 def shown(given: str) -> "Iterator[RenderableType]":
@@ -48,19 +47,20 @@ def shown(given: str) -> "Iterator[RenderableType]":
 
     from lamina.depth.statistics import Statistics
     from lamina.launch.sweep import MULTIRUN_FILE, rebuild_summary
-    from lamina.measure.results import read_result
+    from lamina.measure.results import RESULT_FILE, read_result
     from lamina.report.layer_overview import overview
     from lamina.report.run_summary import summary
     from lamina.report.scan_report import scan_table
-    from lamina.weights.source import read_json
+    from lamina.weights.source import made_of, read_json
 
     folder = Path(given).expanduser()
     result, healing = read_result(folder), folder / "healing"
     if (folder / MULTIRUN_FILE).is_file():
         yield rebuild_summary(folder)
     elif (folder / SCAN_FILE).is_file():
-        content = read_json(folder / SCAN_FILE)
-        yield scan_table(Statistics.from_dict(content), content["provenance"]["dtype"])
+        with made_of(folder / SCAN_FILE):
+            content = read_json(folder / SCAN_FILE)
+            yield scan_table(Statistics.from_dict(content), content["provenance"]["dtype"])
         if (healing / MULTIRUN_FILE).is_file():  # of lamina shortlist
             yield rebuild_summary(healing)
     elif result and not result["final"]:
@@ -70,4 +70,5 @@ def shown(given: str) -> "Iterator[RenderableType]":
     else:
         yield overview(given)
         if result:
-            yield summary(result, short_path(folder))
+            with made_of(folder / RESULT_FILE):
+                yield summary(result, short_path(folder))

@@ -13,6 +13,7 @@ from lamina.launch.sweep import close_sweep
 from lamina.launch.worker import work
 from lamina.legacy.flag import take_old
 from lamina.runtime import distributed
+from lamina.runtime.console import console
 from lamina.runtime.paths import short_path
 
 HELP = """\
@@ -72,11 +73,9 @@ def train(config: DictConfig) -> None:
     if config.dry_run:
         dry_run_job(config, folder, overrides)
     elif result := run_job(config, folder, overrides):
-        from rich.console import Console
-
         from lamina.report.run_summary import summary
 
-        Console().print(summary(result, short_path(folder)))
+        console().print(summary(result, short_path(folder)))
 
 
 def main() -> None:

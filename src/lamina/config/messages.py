@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from itertools import islice
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -42,6 +43,9 @@ EXPECTED_AT = {
     "distributed": PROCESSES.advice,
 }
 """What to use at keys whose type says too little."""
+
+MOST_JOBS = 10_000
+"""Jobs of the largest sweep."""
 
 EXPECTED = {
     IntegerNode: "a whole number",
@@ -147,6 +151,17 @@ def no_value(given: Override) -> str | None:
     if options := given.config_loader.get_group_options(given.key_or_group):
         return f"{line}: matches no option\nThe options are {', '.join(options)}."
     return f"{line}: glob chooses options of a group; list the values, separated by commas"
+
+
+def too_many(given: Sequence[Override]) -> str | None:
+    """Say that a command line's sweeps make more than `MOST_JOBS` jobs, which are not listed."""
+    jobs = 1
+    for swept in given:
+        if swept.is_sweep_override():
+            jobs *= len([*islice(swept.sweep_string_iterator(), MOST_JOBS + 1)])
+        if jobs > MOST_JOBS:
+            return f"{swept.input_line}: more than {MOST_JOBS:,} jobs; sweep fewer values"
+    return None
 
 
 def not_a_group(key: str, value: Any) -> str:

@@ -75,5 +75,5 @@ def for_shell(argument: str) -> str:
 def _parsed(argument: str, parser: OverridesParser) -> Override | None:
     try:
         return parser.parse_overrides([argument])[0]
-    except HydraException:
+    except (HydraException, ValueError):  # int() refuses thousands of digits
         return None

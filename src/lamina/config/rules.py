@@ -62,10 +62,12 @@ def layer_problems(run: Parameters) -> Iterator[str]:
     try:
         source = resolve(name)
         if not isinstance(run.model, Scratch):
-            refuse_unusable(source)
-            known = any(layer_kinds(source.config))  # otherwise the run asks transformers for them
-            protected = parse_protection(run.depth.protect, source.config, strict=known)
-            run.model.kept_layers(layer_count(source.config), NoScores(), protected)
+            with source.reading("config.json"):
+                refuse_unusable(source)
+                depth = layer_count(source.config)
+                known = any(layer_kinds(source.config))  # else the run asks transformers for them
+                protected = parse_protection(run.depth.protect, source.config, strict=known)
+            run.model.kept_layers(depth, NoScores(), protected)
     except LaminaError as error:
         yield str(error)
     except ScoresNeededError:

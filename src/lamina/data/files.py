@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a pair, which is not UTF-8; also what a byte that is not UTF-8 is read as."""
 
+LONGEST_ROW = 10_000_000
+"""Characters of the longest row; a tokenizer takes minutes for more."""
+
 Stamp = tuple[str, str, int, int]
 """A file's path as given, its absolute path, size in bytes and change time in nanoseconds."""
 
@@ -114,6 +117,9 @@ def _rows(
         try:
             for row, content, problem in read:
                 text = json.dumps(content, ensure_ascii=False)
+                if len(text) > LONGEST_ROW:
+                    problem = f"{len(text):,} characters; expected at most {LONGEST_ROW:,}"
+                    text = "{}"
                 yield {"file": number, "row": row, "content": text, "problem": problem}
         except OSError as error:  # of a file that is open, it does not name the file
             error.filename = name

@@ -17,11 +17,21 @@ from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
 from lamina.errors import ConfigError, ModelError, did_you_mean
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
-from lamina.weights.source import Source, read_json
+from lamina.weights.source import Source, read_json, refuse_mistyped
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+
+GENERATION_FILE = "generation_config.json"
+
+GENERATION = {"num_beams": int | None, "max_length": int | None, "suppress_tokens": list | None}
+"""Types of settings that transformers' own check of generation_config.json leaves out."""
 
 POSITIONS = ("n_positions", "max_position_embeddings")
 """Names in config.json of the longest sequence."""
@@ -55,15 +65,16 @@ def load_model(
     mapping = kept_tensors(source.weight_map, kept_layers, source.config)
     stored = source.stored(mapping)
     if len(kept_layers) == layer_count(source.config) and not source.is_text_part:
-        return _with_base(_load_whole(source, settings))
+        return _checked(source, _load_whole(source, settings))
     name = DTYPES.get(str(dtype).removeprefix("torch."))
     mapped = settings.keys() == {"dtype"} and {name} == {each.dtype for each in stored.values()}
     with tensor_slices(source, mapping, mapped=mapped) as slices:
-        return _with_base(_load_reduced(source, kept_layers, slices, settings))
+        return _checked(source, _load_reduced(source, kept_layers, slices, settings))
 
 
-def _with_base(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Name the module below the head, whose hidden states TRL's loss takes."""
+def _checked(source: Source, model: "PreTrainedModel") -> "PreTrainedModel":
+    """Refuse weights that are not finite; name the module below the head, for TRL's loss."""
+    refuse_not_finite(source.name, model)
     if model.base_model is model and hasattr(model, "model"):
         model.base_model_prefix = "model"  # transformers 5.17: Llama 4 names one that it lacks
     return model
@@ -97,8 +108,6 @@ def _load_reduced(
     Each goes straight into its dtype and device, and every module's layer index, cache slot and
     config entry agree from the start.
     """
-    from transformers import GenerationConfig
-
     smaller = reduction(source, kept_layers)
     model, info = type(smaller.blueprint).from_pretrained(
         None,
@@ -111,10 +120,30 @@ def _load_reduced(
     refuse_misfits(f"model_name={source.name}", info)
     # An adapter trained on this model records this name as its base.
     model.name_or_path = model.config.name_or_path = source.name
-    if path := source.fetch("generation_config.json", required=False):
-        content = reduced_generation_config(read_json(path))
-        model.generation_config = GenerationConfig.from_dict(content)
+    if generation := generation_config(source):
+        model.generation_config = generation
     return model
+
+
+def generation_config(source: Source) -> "GenerationConfig | None":
+    """Return a model's generation settings, without those that refer to its layers, or None.
+
+    Raises:
+        ModelError: The file is unreadable, or generating would fail on a setting.
+    """
+    from transformers import GenerationConfig
+
+    path = source.fetch(GENERATION_FILE, required=False)
+    if path is None:
+        return None
+    content = reduced_generation_config(read_json(path))
+    refuse_mistyped(str(path), content, GENERATION)
+    for field in content.keys() & {"bos_token_id", "eos_token_id", "pad_token_id"}:
+        tokens = content[field] if isinstance(content[field], list) else [content[field]]
+        if any(type(token) is not int for token in tokens if token is not None):
+            raise ModelError(f"{path}: {field} is {content[field]!r}, expected a token id")
+    with source.reading(GENERATION_FILE):
+        return GenerationConfig.from_dict(content)
 
 
 def load_single_layer(
@@ -136,13 +165,34 @@ def load_single_layer(
         content["vocab_size"] = 1
         content.update(dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")))
     placed = {} if device == "cpu" else {"device_map": {"": device}}
-    return type(model.blueprint).from_pretrained(
+    loaded = type(model.blueprint).from_pretrained(
         None,
         config=config_of(type(model.config), content),
         state_dict={with_layer(name, 0): piece for name, piece in slices.items()},
         dtype=dtype,
         **placed,
     )
+    refuse_not_finite(model.config.name_or_path, loaded, layer)
+    return loaded
+
+
+def refuse_not_finite(name: str, model: "PreTrainedModel", layer: int | None = None) -> None:
+    """Raise a ModelError that names the first weight with a NaN or an infinity.
+
+    `layer` is the 0-based layer that the model's only one is of the whole model `name`.
+    """
+    import torch
+
+    for weight, tensor in model.named_parameters():
+        if tensor.is_floating_point() and tensor.itemsize > 1:  # torch cannot add float8
+            # One pass without a temporary tensor; the sum of finite weights may still overflow.
+            total = tensor.detach().sum(dtype=torch.float32)
+            if not total.isfinite() and not tensor.isfinite().all():
+                full = weight if layer is None else with_layer(weight, layer)
+                raise ModelError(
+                    f"model_name={name}: {full} has a weight that is NaN or infinite: download or "
+                    "copy the model again"
+                )
 
 
 def new_model(
@@ -204,13 +254,13 @@ def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
     """Load the tokenizer with its chat template; raises ModelError if none is readable."""
     from transformers import AutoTokenizer
 
-    try:
-        # Without an answer from the hub, its client would spend half a minute on retries.
-        only_cached = not source.is_at_hand
-        return AutoTokenizer.from_pretrained(**_location(source), local_files_only=only_cached)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"model_name={source.name}: no usable tokenizer ({reason})") from error
+    # Without an answer from the hub, its client would spend half a minute on retries.
+    only_cached = not source.is_at_hand
+    with source.reading("no usable tokenizer"):
+        found = AutoTokenizer.from_pretrained(**_location(source), local_files_only=only_cached)
+        if not found.model_max_length > 0:  # text has no order either
+            raise ValueError(f"model_max_length={found.model_max_length}")
+        return found
 
 
 def refuse_long_sequences(source: Source, max_seq_length: int) -> None:

@@ -97,18 +97,20 @@ def make_plan(
         ModelError: The model is not found, has no weights, or cannot be reduced exactly.
     """
     if isinstance(variant, Scratch):
-        count = layer_count(variant.architecture)
+        count = layer_count(variant.architecture, "model.architecture")
         return Plan(variant.model_type, None, count, tuple(range(count)), {})
     source = resolve(model_name)
-    refuse_unusable(source)
-    num_layers = layer_count(source.config)
-    if source.is_text_part:
-        refuse_sharing(source.config)
-    protected = protection_of(source, protect)
+    with source.reading("config.json"):
+        refuse_unusable(source)
+        num_layers = layer_count(source.config)
+        if source.is_text_part:
+            refuse_sharing(source.config)
+        protected = protection_of(source, protect)
     kept_layers = variant.kept_layers(num_layers, scores_of(source), protected)
-    reduced_config(source.config, kept_layers)
-    if source.is_local:
-        source.stored(kept_tensors(source.weight_map, kept_layers, source.config))
+    with source.reading("config.json"):
+        reduced_config(source.config, kept_layers)
+        if source.is_local:
+            source.stored(kept_tensors(source.weight_map, kept_layers, source.config))
     settings = {
         key: {"name": type(value).__name__, **vars(value)} if is_dataclass(value) else value
         for key, value in vars(variant).items()

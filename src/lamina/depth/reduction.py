@@ -48,12 +48,14 @@ def reduction(source: Source, kept_layers: Sequence[int]) -> Reduction:
         ModelError: transformers does not know the architecture, or removal is not exact.
     """
     larger = whole_config(source)
-    if len(kept_layers) == larger.num_hidden_layers:
-        return Reduction(dict(source.config), larger, blueprint(larger))
-    content = reduced_config(with_derived_lists(source.config, larger), kept_layers)
-    smaller = config_of(type(larger), content)
-    model = blueprint(smaller)
-    refuse_changed_blocks(blueprint(larger), model, kept_layers)
+    with source.reading("config.json"):
+        if len(kept_layers) == larger.num_hidden_layers:
+            return Reduction(dict(source.config), larger, blueprint(larger))
+        content = reduced_config(with_derived_lists(source.config, larger), kept_layers)
+        smaller = config_of(type(larger), content)
+        smaller.name_or_path = source.name
+        model = blueprint(smaller)
+        refuse_changed_blocks(blueprint(larger), model, kept_layers)
     return Reduction(content, smaller, model)
 
 
@@ -87,20 +89,16 @@ def whole_config(source: Source) -> "PretrainedConfig":
     Raises:
         ModelError: transformers does not know the architecture, or refuses the config.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     kind = config_class(f"model_name={source.name}: config.json's model_type", source.config)
-    try:
+    with source.reading("config.json"):
         if source.is_text_part:
-            return config_of(kind, source.config)
-        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
-    except StrictDataclassError as error:  # its first line names the field, its cause the value
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ModelError(f"model_name={source.name}: config.json: {reason}") from error
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"model_name={source.name}: config.json: {reason}") from error
+            config = config_of(kind, source.config)
+        else:
+            config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+        config.name_or_path = source.name
+        return config
 
 
 def config_class(key: str, content: Mapping[str, Any]) -> "type[PretrainedConfig]":
@@ -108,7 +106,7 @@ def config_class(key: str, content: Mapping[str, Any]) -> "type[PretrainedConfig
     from transformers import CONFIG_MAPPING
 
     kind = content.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(
             f"{key}={kind}: transformers knows no such architecture"
             f"{did_you_mean(str(kind), CONFIG_MAPPING)}"

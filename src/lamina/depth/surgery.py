@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lamina.errors import ModelError
+from lamina.weights.source import refuse_mistyped
 from lamina.weights.text_part import TEXT_MODELS
 
 COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -52,6 +53,9 @@ SHARING_FIELDS = {
 }
 """Fields that make removal inexact unless they are zero or absent."""
 
+MOST_LAYERS = 10_000
+"""No model has more; a number above would be counted to for hours."""
+
 HARMLESS_FIELDS = frozenset(
     "time_step_rank time_step_limit mlp_multipliers ssm_multipliers architectures".split()
 )
@@ -62,14 +66,15 @@ _ABOUT_LAYERS = re.compile(
 )
 
 
-def layer_count(config: dict[str, Any]) -> int:
-    """Return the number of decoder layers that a config.json declares.
+def layer_count(config: dict[str, Any], name: str = "config.json") -> int:
+    """Return the number of decoder layers that a config.json, or what has that `name`, declares.
 
     Raises:
         ModelError: It declares none, as in encoder-decoder configs and some multimodal ones.
     """
+    _refuse_mistyped(name, config)
     for field in COUNT_FIELDS:
-        if isinstance(config.get(field), int):
+        if config.get(field) is not None:
             return int(config[field])
     nested = [field for field in config if _declares_layers(config[field])]
     if named := [field for field in nested if "vision" not in field and "audio" not in field]:
@@ -82,6 +87,18 @@ def layer_count(config: dict[str, Any]) -> int:
         f"model_type {config.get('model_type')!r} declares no number of decoder layers "
         f"({' or '.join(COUNT_FIELDS[:2])}): only decoder language models can be reduced"
     )
+
+
+def _refuse_mistyped(name: str, config: dict[str, Any]) -> None:
+    """Raise a ModelError if a field about layers is not of its type, or absurd."""
+    numbers = dict.fromkeys((*COUNT_FIELDS, *THRESHOLD_FIELDS, *MTP_FIELDS), int | None)
+    lists = dict.fromkeys((*PER_LAYER_FIELDS, *INDEX_FIELDS), list | str | None)
+    kinds = {**numbers, **lists}
+    refuse_mistyped(name, {field: config.get(field) for field in kinds}, kinds)
+    for field in {*numbers} & {*config} - {*THRESHOLD_FIELDS}:
+        low, value = int(field in COUNT_FIELDS), config[field]
+        if value is not None and not low <= value <= MOST_LAYERS:
+            raise ModelError(f"{name}: {field} is {value}, expected {low} to {MOST_LAYERS:,}")
 
 
 def _declares_layers(value: Any) -> bool:

@@ -2,19 +2,31 @@
 
 import json
 import math
+import reprlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import ConfigError, ModelError
+from lamina.depth.surgery import MOST_LAYERS
+from lamina.errors import ConfigError, ModelError, either
 from lamina.export.folder import MANIFEST_FILE
 from lamina.export.merge import WEIGHTS_FILE
-from lamina.measure.results import ROWS_FILE, read_result
+from lamina.measure.results import RESULT_FILE, ROWS_FILE, load_result, read_rows
 from lamina.runtime.checkpoints import best_checkpoint, last_checkpoint
-from lamina.weights.reading import weights_fingerprint
+from lamina.weights.reading import DTYPES, weights_fingerprint
 from lamina.weights.source import ADAPTER_FILE, Source, read_json, resolve
+
+MANIFEST: dict[str, Any] = {
+    "source_model": str | None,
+    "revision": str | None,
+    "model_type": str,
+    "num_layers": int,
+    "kept_layers": list,
+    "adapter": str | None,
+}
+"""Fields of lamina.json that are read, and their types."""
 
 
 @dataclass(frozen=True)
@@ -108,24 +120,35 @@ def finished_run(given: str, base: str | None = None) -> FinishedRun:
     folder = Path(given).expanduser().resolve()
     if not folder.is_dir():
         raise ConfigError(f"{given}: no such folder; pass a run folder or its final/")
-    result = read_result(folder)
+    result = load_result(folder) if (folder / RESULT_FILE).exists() else None
+    final = folder
     if result is not None:
-        if not result.get("final") or not (folder / result["final"]).is_dir():
+        if result["dtype"] not in (None, *DTYPES):
+            found = f"dtype is {result['dtype']!r}, expected {either([*DTYPES])}"
+            raise ModelError(f"{folder / RESULT_FILE}: {found}")
+        final = (folder / (result["final"] or "final")).resolve()
+        if not result["final"] or not final.is_dir():
             raise ConfigError(
                 f"{given}: the run left no final/ (status {result['status']}); run the same "
                 "command with the same hydra.run.dir to finish it"
             )
-        final = (folder / result["final"]).resolve()
-    else:
-        final = folder
     if not (final / MANIFEST_FILE).is_file():
         raise ConfigError(
             f"{given}: neither a run folder nor a model that Lamina wrote (no {MANIFEST_FILE})"
         )
-    path = folder / ROWS_FILE
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    measured = [row for row in rows if row.get("loss") is not None]
-    return FinishedRun(final, read_json(final / MANIFEST_FILE), result, measured, base)
+    manifest = read_json(final / MANIFEST_FILE, MANIFEST)
+    _refuse_impossible(final / MANIFEST_FILE, manifest["kept_layers"], manifest["num_layers"])
+    return FinishedRun(final, manifest, result, read_rows(folder / ROWS_FILE), base)
+
+
+def _refuse_impossible(path: Path, kept_layers: list[Any], num_layers: int) -> None:
+    """Refuse kept layers that are no ascending indices of a model's layers."""
+    are_indices = all(type(index) is int and 0 <= index < num_layers for index in kept_layers)
+    if num_layers > MOST_LAYERS or not are_indices or kept_layers != sorted({*kept_layers}):
+        raise ModelError(
+            f"{path}: kept_layers is {reprlib.repr(kept_layers)}, expected ascending indices of "
+            f"{num_layers} layers (at most {MOST_LAYERS:,})"
+        )
 
 
 def trained_tokens(row: Mapping[str, Any]) -> int:

@@ -34,7 +34,9 @@ read them. Magnitudes named the first way stay untrained in transformers, which 
 
 def non_lora_trainable(folder: Path) -> str | None:
     """Say which of `NON_LORA_TRAINABLES` an adapter has and loses; None if it has none."""
-    config = read_json(folder / ADAPTER_FILE)
+    config = read_json(folder / ADAPTER_FILE, {"peft_type": str})
+    if config["peft_type"] != "LORA":
+        raise ModelError(f"{folder / ADAPTER_FILE}: peft_type is {config['peft_type']}, not LORA")
     given = (f"adapter.{key}={config[key]}" for key in NON_LORA_TRAINABLES if config.get(key))
     return next((f"{each} was trained, but {LEFT_OUT}" for each in given), None)
 
@@ -130,14 +132,13 @@ def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
         ModelError: The adapter cannot be read, or has layers that the model does not have.
     """
     from peft import PeftConfig
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever its fields lead PEFT into
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"{folder}: the adapter cannot be read ({reason})") from error
     config.layer_replication = None  # the tensors' layers are already the reduced model's
     updates: dict[int | None, dict[str, torch.Tensor]] = defaultdict(dict)

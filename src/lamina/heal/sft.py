@@ -101,6 +101,8 @@ class SFT:
                 f"adapter.trainable_token_indices={tokens} needs trainer.args.loss_type=nll: TRL's "
                 "chunked loss reads the output head, which may be tied to these tokens"
             )
+        if any(pair.count("=") != 1 for pair in (self.args.get("optim_args") or "=").split(",")):
+            yield f"trainer.args.optim_args={self.args['optim_args']}: expected KEY=VALUE,KEY=VALUE"
         if parallel != "fsdp":
             return
         if not isinstance(adapter, Full):

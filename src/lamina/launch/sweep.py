@@ -21,13 +21,14 @@ from typing_extensions import override
 
 from lamina.config import security
 from lamina.config.binding import bind
-from lamina.config.messages import no_value
+from lamina.config.messages import no_value, too_many
 from lamina.config.preflight import preflight
 from lamina.config.quoting import typed
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError
 from lamina.measure.results import DRY_RUN_FILE, distinguishing
+from lamina.runtime.console import console, printable
 from lamina.runtime.files import refuse_unwritable, remove_links
 from lamina.runtime.lock import locked
 from lamina.runtime.paths import short_path
@@ -64,7 +65,8 @@ class Sweep(Callback):
 
     @override
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        if found := list(filter(None, map(no_value, given_overrides(config)))):
+        given = given_overrides(config)
+        if found := list(filter(None, (*map(no_value, given), too_many(given)))):
             raise Ended("\n".join(found))
         Sweep.started = self
         self.folder = Path(config.hydra.sweep.dir)
@@ -92,7 +94,7 @@ class Sweep(Callback):
         for number, overrides in enumerate(self.planned):
             if reason := refusal(config, overrides, self.folder / str(number)):
                 refused += 1
-                sys.stderr.write(f"job {number} cannot run: {reason}\n")
+                sys.stderr.write(printable(f"job {number} cannot run: {reason}\n"))
         if refused == len(self.planned):
             self.ownership.close()
             raise Ended("no job of the sweep can run; nothing was submitted")
@@ -124,14 +126,12 @@ class Sweep(Callback):
 
     def close(self) -> str | None:
         """Print the sweep's table; return what went wrong, if anything."""
-        from rich.console import Console
-
         from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
 
         if self.is_dry_run:
             return self._close_dry_run()
         jobs = read_jobs(self.folder, self.planned)
-        Console(file=sys.stdout).print(sweep_table(jobs))
+        console(file=sys.stdout).print(sweep_table(jobs))
         with self.ownership:
             write_summary(self.folder, jobs)
         wrong = [job for job in jobs if job.status != "completed"]

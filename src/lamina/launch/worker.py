@@ -1,6 +1,7 @@
 """One process of a run, started by torchrun: `python -m lamina.launch.worker SPEC`."""
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from lamina.launch.sweep import own_overrides
 from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
-from lamina.runtime.console import guard_streams
+from lamina.runtime.console import PrintableRecord, guard_streams
 from lamina.runtime.paths import load_environment
 
 TORCHRUN_VARIABLES = (
@@ -53,6 +54,7 @@ def work(spec: WorkerSpec) -> None:
     else:
         _prepare_torch()
     load_environment()
+    logging.setLogRecordFactory(PrintableRecord)
     if distributed.is_first() and spec.logging is not None:
         configure_log(OmegaConf.create(spec.logging))
     config, folder = OmegaConf.create(spec.config), Path(spec.folder)

@@ -1,20 +1,35 @@
 """result.json: all that sweeps, reports and resumed jobs read of a run."""
 
-import json
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import LaminaError, OutputError
+from lamina.errors import LaminaError, ModelError, OutputError
 from lamina.runtime import distributed
 from lamina.runtime.files import write_json
+from lamina.weights.source import parse_json, read_json, refuse_mistyped
 
 RESULT_FILE = "result.json"
 SCAN_FILE = "scan.json"
 ROWS_FILE = "eval.jsonl"
 DRY_RUN_FILE = "dry_run.json"
 SKIPPED_FILE = "skipped_rows.jsonl"
+
+READ: dict[str, Any] = {
+    "status": str,
+    "metrics": dict,
+    "overrides": list,
+    **dict.fromkeys(("error", "model_type", "final", "dtype"), str | None),
+    **dict.fromkeys(("settings", "provenance"), dict | None),
+    **dict.fromkeys(("kept_layers", "history"), list | None),
+    "num_layers": int | None,
+}
+"""Fields of result.json that are read again, and their types."""
+
+ROW: dict[str, Any] = {"input_ids": list, "labels": list, "loss": int | float | None}
+"""Fields of a row of eval.jsonl, and their types."""
 
 METRICS = (
     "baseline_eval_loss",
@@ -146,12 +161,35 @@ class Record:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return a run folder's result.json; None if it is missing or unreadable."""
+    """Return a run folder's result.json; None if it is missing or damaged."""
     try:
-        content: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text())
-    except (OSError, ValueError):
+        return load_result(folder)
+    except ModelError:
         return None
+
+
+def load_result(folder: Path) -> dict[str, Any]:
+    """Return a run folder's result.json; raises ModelError if it is missing or damaged."""
+    content = read_json(folder / RESULT_FILE, READ)
+    if not all(isinstance(override, str) for override in content["overrides"]):
+        raise ModelError(f"{folder / RESULT_FILE}: overrides holds what is not text")
+    numbers = dict.fromkeys(METRICS, int | float | dict | None)
+    refuse_mistyped(f"{folder / RESULT_FILE}: metrics", content["metrics"], numbers)
     return content
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of eval.jsonl, if there is one, that have a loss; may raise a ModelError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    rows = [parse_json(f"{path}, row {n}", line, ROW) for n, line in enumerate(lines, 1)]
+    for number, row in enumerate(rows, 1):
+        if not all(type(token) is int and 0 <= token < 2**31 for token in row["input_ids"]):
+            found = reprlib.repr(row["input_ids"])
+            raise ModelError(f"{path}, row {number}: input_ids is {found}, expected token ids")
+    return [row for row in rows if row["loss"] is not None]
 
 
 def distinguishing(jobs: Sequence[Sequence[str]]) -> list[list[str]]:

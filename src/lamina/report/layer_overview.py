@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lamina.depth.layer_sets import format_layers
 from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count
-from lamina.depth.tensor_names import layer_of
+from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError
 from lamina.export.finished_run import FinishedRun, finished_run
 from lamina.export.folder import MANIFEST_FILE
@@ -60,9 +60,12 @@ def overview(given: str) -> RenderableType:
 def parts_of(source: Source) -> dict[int | None, Part]:
     """Sum up each layer by its 0-based index, and the rest as None; may raise a ModelError."""
     tensors: dict[int | None, list[StoredTensor]] = defaultdict(list)
-    for name, stored in source.all_stored().items():
-        tensors[layer_of(name)].append(stored)
-    return {index: _part(source.config, index, tensors[index]) for index in tensors}
+    with source.reading("config.json"):
+        found = source.all_stored()
+        kept_tensors(found, range(layer_count(source.config)), source.config)
+        for name, stored in found.items():
+            tensors[layer_of(name)].append(stored)
+        return {index: _part(source.config, index, tensors[index]) for index in tensors}
 
 
 def _part(config: dict[str, Any], index: int | None, tensors: Sequence[StoredTensor]) -> Part:

@@ -83,7 +83,7 @@ class SweepJob:
     @property
     def backend(self) -> str:
         """The backend it trained with, possibly chosen by backend=auto."""
-        return str(self.result.get("provenance", {}).get("backend", ""))
+        return str((self.result.get("provenance") or {}).get("backend", ""))
 
     @property
     def error(self) -> str:
@@ -100,7 +100,7 @@ def read_jobs(folder: Path, planned: Sequence[Sequence[str]] = ()) -> list[Sweep
     expected = {str(number): overrides for number, overrides in enumerate(planned)}
     names = sorted(found | expected.keys(), key=_order)
     results = {name: read_result(folder / name) or {} for name in names}
-    given = [results[name].get("overrides", expected.get(name, ())) for name in names]
+    given = [results[name].get("overrides") or expected.get(name, ()) for name in names]
     return [
         SweepJob(name, " ".join(own or every), results[name])
         for name, own, every in zip(names, distinguishing(given), given, strict=True)

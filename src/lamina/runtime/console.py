@@ -1,15 +1,25 @@
-"""The console: streams that never fail, an early Ctrl-C, quieter libraries."""
+"""The console: streams that never fail, no control characters from files, an early Ctrl-C."""
 
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import override
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    r"\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+"""Characters that steer a terminal, reorder a line or cannot be seen; not tabs and line ends."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
@@ -68,6 +78,33 @@ def _leave(*_: Any) -> NoReturn:
     with suppress(OSError):
         os.write(2, b"error: interrupted\n")
     os._exit(INTERRUPTED)
+
+
+def printable(text: str) -> str:
+    r"""Return text with its control characters written out, as in \x1b."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class PrintableRecord(logging.LogRecord):
+    """A record of a log, without control characters."""
+
+    @override
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def console(**settings: Any) -> "Console":
+    """Return rich's console for tables and reports, without control characters from their cells."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class PrintableConsole(Console):
+        @override
+        def render(self, *arguments: Any, **options: Any) -> Any:
+            for text, style, control in super().render(*arguments, **options):
+                yield Segment(text if control else printable(text), style, control)
+
+    return PrintableConsole(**settings)
 
 
 def quiet_libraries() -> None:

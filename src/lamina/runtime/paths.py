@@ -44,14 +44,18 @@ def load_environment() -> None:
     turns them on.
 
     Raises:
-        ConfigError: A key of the environment would go to an endpoint of the file.
+        ConfigError: It is not text, or a key of the environment would go to an endpoint in it.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not Path(".env").is_file():
         return
     from dotenv import dotenv_values
 
-    found = {key: value for key, value in dotenv_values(".env").items() if key in FROM_FILE}
+    try:
+        content = dotenv_values(".env")
+    except ValueError as error:
+        raise ConfigError(f".env: {error}; write it in UTF-8") from error
+    found = {key: value for key, value in content.items() if key in FROM_FILE}
     given = {key: value for key, value in found.items() if value and key not in os.environ}
     for endpoint, keys in ENDPOINTS.items():
         if endpoint in given and (sent := next(filter(os.environ.get, keys), None)):
@@ -62,6 +66,8 @@ def load_environment() -> None:
     if "HF_ENDPOINT" in given:
         os.environ["HF_TOKEN_PATH"] = os.devnull  # the key of `hf auth login`
     for key, value in given.items():
+        if "\0" in value:
+            raise ConfigError(f".env: {key} holds a NUL: leave it out")
         # Only some of the libraries expand ~ themselves.
         path = str(Path(value).expanduser()) if value.startswith("~/") else value
         os.environ[key] = path

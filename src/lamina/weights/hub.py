@@ -6,7 +6,10 @@
 from pathlib import Path
 
 from lamina.errors import ModelError
-from lamina.weights.header import StoredTensor
+from lamina.weights.header import BITS, StoredTensor
+
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
+"""What huggingface_hub's parser raises on a header of other types; it checks only its syntax."""
 
 
 def is_reachable() -> bool:
@@ -90,15 +93,16 @@ def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
 
     try:
         found = get_safetensors_metadata(repo_id, revision=revision)
-    except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-        raise ModelError(f"model_name={repo_id} has no readable safetensors weights") from error
+        return {
+            name: StoredTensor(info.dtype, tuple(info.shape))
+            for file in found.files_metadata.values()
+            for name, info in file.tensors.items()
+            if BITS[info.dtype]  # a type of unknown size is malformed, too
+        }
     except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise ModelError(unreachable(f"model_name={repo_id}")) from error
-    return {
-        name: StoredTensor(info.dtype, tuple(info.shape))
-        for file in found.files_metadata.values()
-        for name, info in file.tensors.items()
-    }
+    except (NotASafetensorsRepoError, SafetensorsParsingError, *MALFORMED) as error:
+        raise ModelError(f"model_name={repo_id} has no readable safetensors weights") from error
 
 
 def names_in(repo_id: str, folder: str, suffix: str, revision: str | None) -> list[str]:

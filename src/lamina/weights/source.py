@@ -1,13 +1,15 @@
 """A model's source: a local folder, or a hub repository at one commit. Imports no torch."""
 
 import json
-from collections.abc import Collection, Iterable
+import reprlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import ModelError
+from lamina.errors import LaminaError, ModelError
 from lamina.weights import hub
 from lamina.weights.header import StoredTensor, read_header
 from lamina.weights.text_part import text_config, text_names, text_tensor
@@ -15,6 +17,9 @@ from lamina.weights.text_part import text_config, text_names, text_tensor
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter_config.json"
+
+LARGEST_JSON = 100_000_000
+"""Bytes of the largest JSON file that is read."""
 
 ADAPTER = (
     "that folder holds an adapter, not a model: lamina export RUN --output DIR writes the model"
@@ -108,8 +113,8 @@ class Source:
         weight_map = read_json(self.folder / INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"model_name={self.name}: {INDEX_FILE} has no weight_map")
-        for filename in set(weight_map.values()):
-            if Path(str(filename)).name != filename:
+        for filename in dict.fromkeys(map(str, weight_map.values())):
+            if Path(filename).name != filename or not filename.endswith(".safetensors"):
                 raise ModelError(
                     f"model_name={self.name}: {INDEX_FILE} names {filename!r}, which is not a file "
                     "of that folder"
@@ -165,6 +170,31 @@ class Source:
             name: self._tensor(name, header[stored]) for name, stored in self._named(header).items()
         }
 
+    @contextmanager
+    def reading(self, filename: str) -> Iterator[None]:
+        """Name the model, and the file, in what its content raises in the body.
+
+        Libraries raise any kind of error on a field of another type, or a value out of range.
+        """
+        named = f"model_name={self.name}"
+        try:
+            yield
+        except LaminaError as error:
+            if not isinstance(error, ModelError) or str(error).startswith(named):
+                raise
+            raise ModelError(f"{named}: {error}") from error
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            from huggingface_hub.errors import StrictDataclassError
+
+            # Its first line names the field, its cause the value.
+            cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+            reason = (str(cause or error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(error, LookupError | AttributeError):  # often the bare name
+                reason = f"{type(error).__name__}: {reason}"
+            raise ModelError(f"{named}: {filename}: {reason}") from error
+
     @property
     def is_at_hand(self) -> bool:
         """Whether looking for further files needs no hub, or the hub answers."""
@@ -219,10 +249,51 @@ def resolve(model_name: str, revision: str | None = None) -> Source:
     return Source(name=model_name, revision=path.parent.name, folder=path.parent)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a model; raises ModelError if it is missing or not JSON."""
+@contextmanager
+def made_of(path: Path) -> Iterator[None]:
+    """Name the file of ours on whose content the body fails."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        yield
+    except LaminaError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{path}: damaged, or of another version ({reason})") from error
+
+
+def read_json(path: Path, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read a file with a JSON object, as `parse_json` does; raises ModelError if it cannot be."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a regular file")
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"larger than {LARGEST_JSON:,} bytes")
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-    return content
+    return parse_json(str(path), text, types)
+
+
+def parse_json(name: str, text: str, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Parse a JSON object called `name`; fields that it lacks become None if their type allows it.
+
+    `types` has the class, or union of classes, of its fields. Raises ModelError for another.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ModelError(f"{name} cannot be read as JSON: {reason}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{name}: expected a JSON object, found {reprlib.repr(content)}")
+    refuse_mistyped(name, content, types or {})
+    return content | dict.fromkeys((types or {}).keys() - content.keys())
+
+
+def refuse_mistyped(name: str, content: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Raise a ModelError that names a field of a file that is missing or has another type."""
+    for field, kind in types.items():
+        if not isinstance(content.get(field), kind):
+            found = reprlib.repr(content[field]) if field in content else "missing"
+            expected = getattr(kind, "__name__", kind)
+            raise ModelError(f"{name}: {field} is {found}, expected {expected}")

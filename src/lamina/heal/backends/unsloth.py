@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
+from lamina.depth.loading import refuse_not_finite
 from lamina.depth.plan import Plan
 from lamina.depth.variants import Scratch, Variant
 from lamina.errors import LaminaError
@@ -146,6 +147,7 @@ class Unsloth(Backend):
                 fix_tokenizer=False,
                 use_exact_model_name=True,  # otherwise Unsloth may load its own copy
             )
+        refuse_not_finite(plan.source.name, model)
         # An adapter records this name as its base.
         model.name_or_path = model.config.name_or_path = plan.source.name
         return model
