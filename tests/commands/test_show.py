@@ -1,6 +1,7 @@
 """`lamina show` of what is neither a model nor a sweep: a run, a failed one, a scan."""
 
 import json
+import shutil
 from pathlib import Path
 
 from lamina.measure.results import Record
@@ -16,6 +17,18 @@ def test_a_runs_layers_and_figures_are_shown(pruned: Finished, tmp_path: Path) -
         line for line in pruned.output.splitlines() if line.startswith("healed loss")
     ]
     assert loss in done.output
+
+
+def test_a_folder_with_a_gguf_shows_its_layers_and_size(pruned: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    shutil.copy(pruned.final / "lamina.json", folder)
+    (folder / "pruned-q8_0.gguf").write_bytes(b"0" * 2_500_000)
+    done = lamina("show", folder, cwd=tmp_path, COLUMNS="300")
+    assert done.code == 0, done.errors
+    lines = done.output.splitlines()
+    assert lines[0] == f"pruned: 8 of 12 layers of {REFERENCE}"
+    assert lines[-1] == f"{folder / 'pruned-q8_0.gguf'}: 2.5 MB"
 
 
 def test_a_run_without_final_says_how_it_ended(tmp_path: Path) -> None:

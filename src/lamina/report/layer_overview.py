@@ -18,6 +18,7 @@ from lamina.errors import ConfigError
 from lamina.export.finished_run import FinishedRun, finished_run
 from lamina.export.folder import MANIFEST_FILE
 from lamina.measure.results import RESULT_FILE
+from lamina.units import format_bytes
 from lamina.weights.header import StoredTensor
 from lamina.weights.source import ADAPTER_FILE, Source, resolve
 
@@ -92,7 +93,9 @@ def _of_run(run: FinishedRun) -> RenderableType:
         Text(f"kept: {format_layers(kept)}  (0-based, half-open)", style="dim"),
         Text(),
     ]
-    if run.final_is_adapter:
+    if files := sorted(run.final.glob("*.gguf")):
+        lines += [Text(f"{path}: {format_bytes(path.stat().st_size)}") for path in files]
+    elif run.final_is_adapter:
         lines += [_table(parts_of(run.base()), kept), Text()]
         lines.append(Text(f"{run.final}: an adapter; lamina export merges it into a full model"))
     else:
