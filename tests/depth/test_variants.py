@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from lamina.depth.selection import First, NoScores
+from lamina.depth.plan import Plan
+from lamina.depth.selection import First, LeaveOneOut, NoScores
 from lamina.depth.variants import Dropped, Layers, Original, Pruned
 from lamina.errors import ConfigError
 
@@ -60,3 +61,21 @@ def test_any_set_of_layers_is_kept_or_dropped() -> None:
 def test_an_impossible_set_is_refused(keep: Any, drop: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Layers(keep=keep, drop=drop).kept_layers(4, NoScores())
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        (Original(), "original"),
+        (Dropped(layer_to_drop=16), "drop-16"),
+        (Pruned(keep_layers=24, selector=First()), "keep-24-first"),
+        (Layers(keep=None, drop=[3, "5-11"]), "drop-3,5-11"),
+        (Layers(keep="0-24", drop=None), "drop-24-36"),
+    ],
+)
+def test_a_plans_name_says_what_stays_or_goes(variant: Any, name: str) -> None:
+    kept = variant.kept_layers(36, NoScores())
+    chosen = {"selector": {"name": "First"}} if isinstance(variant, Pruned) else {}
+    assert Plan(variant.model_type, None, 36, kept, chosen).name == name
+    further = {"selector": {"name": LeaveOneOut.__name__}}
+    assert Plan("pruned", None, 36, kept, further).name == f"keep-{len(kept)}-leave_one_out"

@@ -71,7 +71,7 @@ WHOLE = (
     "choose export.form=merged or auto"
 )
 MIXED = (
-    "export.form=adapter: an adapter cannot rebuild layers-4of6 of this architecture exactly; "
+    "export.form=adapter: an adapter cannot rebuild drop-1,4 of this architecture exactly; "
     "choose export.form=merged or auto"
 )
 

@@ -72,7 +72,7 @@ def test_two_processes_write_the_files_of_one(alone: Finished, together: Finishe
 
 def test_only_the_first_process_prints_and_it_names_the_batch_size(together: Finished) -> None:
     lines = together.refusal.splitlines()
-    said = [line for line in lines if line and not line.startswith("pruned-8of12")]
+    said = [line for line in lines if line and not line.startswith("keep-8-first-lora")]
     assert len(said) == 4, said
     assert said[0] == (
         "4 sequences a step: per_device_train_batch_size=2 x 2 processes x "
