@@ -56,8 +56,7 @@ def install(arguments: Sequence[str] = ()) -> None:
     named = [os.environ.get(ALLOW, "")]
     for argument in arguments:
         named += re.findall(r"_target_['\"]?\s*[=:]\s*['\"]?([\w.,]+)", argument)
-        key = argument.partition("=")[0].lstrip("+")
-        named += [] if key.startswith("hydra") else [key]
+        named += re.findall(r"^\+*(trainer\.args\.push_to_hub|logger\.\w+\.mode)=", argument)
     os.environ[ALLOW] = ",".join(dict.fromkeys(filter(None, named)))
     OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
     watched = {

@@ -132,10 +132,13 @@ def with_derived_lists(content: dict[str, Any], config: "PretrainedConfig") -> d
 
 
 def blueprint(config: "PretrainedConfig") -> "PreTrainedModel":
-    """Build a model without weights: its modules on the meta device."""
+    """Build a model without weights, its modules on the meta device; raises ModelError."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = config.model_type
+        raise ModelError(f"model_type={kind}: transformers has no causal language model for it")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 

@@ -52,7 +52,7 @@ def load_environment() -> None:
     from dotenv import dotenv_values
 
     try:
-        content = dotenv_values(".env")
+        content = dotenv_values(".env", interpolate=False)  # it could name a secret
     except ValueError as error:
         raise ConfigError(f".env: {error}; write it in UTF-8") from error
     found = {key: value for key, value in content.items() if key in FROM_FILE}
@@ -60,8 +60,8 @@ def load_environment() -> None:
     for endpoint, keys in ENDPOINTS.items():
         if endpoint in given and (sent := next(filter(os.environ.get, keys), None)):
             raise ConfigError(
-                f".env: {endpoint}={given[endpoint]} would get the environment's {sent}: set "
-                f"{endpoint} in the environment, or {keys[0]} in .env alone"
+                f".env: its {endpoint} would get the environment's {sent}: set {endpoint} in the "
+                f"environment, or {keys[0]} in .env alone"
             )
     if "HF_ENDPOINT" in given:
         os.environ["HF_TOKEN_PATH"] = os.devnull  # the key of `hf auth login`
@@ -69,5 +69,4 @@ def load_environment() -> None:
         if "\0" in value:
             raise ConfigError(f".env: {key} holds a NUL: leave it out")
         # Only some of the libraries expand ~ themselves.
-        path = str(Path(value).expanduser()) if value.startswith("~/") else value
-        os.environ[key] = path
+        os.environ[key] = str(Path(value).expanduser()) if value.startswith("~/") else value
