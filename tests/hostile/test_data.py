@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHORT, train
+from tests.conftest import SHORT, lamina, train
 from tests.hostile.conftest import CANARY, Refused
 from tests.hostile.models import Content, write
 
@@ -120,6 +120,26 @@ def test_a_config_file(case: str, refused: Refused, tmp_path: Path) -> None:
     given = (f"--config-dir={tmp_path}", "experiment=hostile", "logger=none")
     began = time.monotonic()
     refused(train(tmp_path / "run", *given), reason)
+    assert time.monotonic() - began < SECONDS
+
+
+OLDER: dict[str, tuple[Content, str]] = {
+    "an alias bomb": (f"trainer:\n{BOMB}", "its aliases (*NAME) repeat more than 10,000 values"),
+    "UTF-16": ("model_name: x\n".encode("utf-16"), "can't decode byte 0xff"),
+    "a list": ("[1]\n", "expected a mapping of keys to values"),
+    "nested lists": (f"a: {'[' * 5000}\n", "nested too deeply"),
+    "30 megabytes": (f"a: {'x' * 30_000_000}\n", "larger than 1,000,000 bytes"),
+    "a pipe": (os.mkfifo, "not a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+}
+
+
+@pytest.mark.parametrize("case", OLDER)
+def test_a_config_of_the_older_form(case: str, refused: Refused, tmp_path: Path) -> None:
+    content, reason = OLDER[case]
+    path = write(tmp_path / "old.yaml", content)
+    began = time.monotonic()
+    refused(lamina("migrate", path, cwd=tmp_path), f"{path}", reason)
     assert time.monotonic() - began < SECONDS
 
 

@@ -1,22 +1,15 @@
-"""Config files, checked before YAML is read: a few bytes can expand to more than memory holds."""
+"""Checks every config file that Hydra reads before its YAML is."""
 
 from functools import wraps
 from pathlib import Path
-from typing import Any
 
-import yaml
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
 from lamina.errors import ConfigError
-
-LARGEST_FILE = 1_000_000
-"""Bytes of the largest config file."""
-
-MOST_VALUES = 10_000
-"""Values of a config file, counted again wherever an alias repeats them."""
+from lamina.runtime.yaml_text import refuse_unreadable
 
 
 def install() -> None:
@@ -40,25 +33,3 @@ def install() -> None:
         return found
 
     ConfigRepository.load_config = _load
-
-
-def refuse_unreadable(path: Path) -> None:
-    """Raise a ValueError if a file is too large, is not UTF-8, or its aliases expand too far."""
-    if path.is_file():
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"larger than {LARGEST_FILE:,} bytes")
-        text = path.read_text(encoding="utf-8")
-        if "&" in text and "*" in text and _values(yaml.compose(text), {}) > MOST_VALUES:
-            raise ValueError(f"its aliases (*NAME) repeat more than {MOST_VALUES:,} values")
-
-
-def _values(node: Any, counted: dict[int, int]) -> int:
-    """Count a node's values; one within itself has no end."""
-    if id(node) not in counted:
-        counted[id(node)] = MOST_VALUES + 1  # until its values are counted
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        inside = (
-            node.value if isinstance(node, yaml.SequenceNode) else [n for p in pairs for n in p]
-        )
-        counted[id(node)] = 1 + sum(_values(each, counted) for each in inside)
-    return counted[id(node)]

@@ -18,6 +18,7 @@ from ruamel.yaml.tag import Tag
 from typing_extensions import override
 
 from lamina.errors import ConfigError
+from lamina.runtime.yaml_text import refuse_unreadable
 
 EXTENDS = "_extends"
 """The key that names the file to start from."""
@@ -91,6 +92,7 @@ def _read(path: Path) -> OlderFile:
     parser.preserve_quotes = True  # a plain scalar is then a str itself, others of a subclass
     parser.Resolver = _AsWritten
     try:
+        refuse_unreadable(path)
         text = path.read_text(encoding="utf-8-sig")
         root = parser.load(text)
     except (YAMLError, ValueError, RecursionError, AttributeError) as error:
