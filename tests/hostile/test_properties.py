@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from lamina.commands.show import shown
 from lamina.depth.plan import make_plan
 from lamina.depth.reduction import reduction
 from lamina.depth.selection import First
@@ -18,7 +19,6 @@ from lamina.depth.variants import Pruned
 from lamina.errors import LaminaError
 from lamina.export.finished_run import finished_run
 from lamina.measure.results import load_result, read_rows
-from lamina.report.layer_overview import overview
 from lamina.report.sweep_table import read_jobs, sweep_table
 from lamina.runtime.console import console
 from lamina.weights.source import resolve
@@ -84,9 +84,9 @@ def used(folder: Path) -> Callable[[], object]:
     return read
 
 
-def shown(folder: Path) -> None:
+def show(folder: Path) -> None:
     with Path(os.devnull).open("w") as file:
-        console(file=file).print(overview(str(folder)))
+        console(file=file).print(*shown(str(folder)))
 
 
 DESCRIPTIONS = st.fixed_dictionaries(
@@ -114,7 +114,7 @@ def test_any_header(header: object, cut: int | None, folder: Path) -> None:
     content = safetensors(header, BODY)
     write(folder / "model.safetensors", content if cut is None else content[:cut])
     ours(used(folder))
-    ours(lambda: shown(folder))
+    ours(lambda: show(folder))
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def _whole(folder: Path) -> None:
 def test_any_config(content: Any, folder: Path) -> None:
     write(folder / "config.json", safetensors(content, b"")[8:])
     ours(used(folder))
-    ours(lambda: shown(folder))
+    ours(lambda: show(folder))
     ours(lambda: layer_count(resolve(str(folder)).config))
 
 
@@ -138,7 +138,7 @@ def test_any_manifest(content: Any, folder: Path) -> None:
     write(folder / "config.json", (REFERENCE / "config.json").read_bytes())
     write(folder / "lamina.json", safetensors(content, b"")[8:])
     ours(lambda: finished_run(str(folder)))
-    ours(lambda: shown(folder))
+    ours(lambda: show(folder))
 
 
 @EXAMPLES
@@ -146,9 +146,11 @@ def test_any_manifest(content: Any, folder: Path) -> None:
 def test_any_result(content: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "0").mkdir()
+    (folder / "0" / "final").symlink_to(REFERENCE)
     write(folder / "0" / "result.json", safetensors(content, b"")[8:])
     ours(lambda: load_result(folder / "0"))
     ours(lambda: finished_run(str(folder / "0")))
+    ours(lambda: show(folder / "0"))
     with Path(os.devnull).open("w") as file:
         ours(lambda: console(file=file).print(sweep_table(read_jobs(folder))))
 

@@ -16,7 +16,7 @@ from lamina.export.merge import WEIGHTS_FILE
 from lamina.measure.results import RESULT_FILE, ROWS_FILE, load_result, read_rows
 from lamina.runtime.checkpoints import best_checkpoint, last_checkpoint
 from lamina.weights.reading import DTYPES, weights_fingerprint
-from lamina.weights.source import ADAPTER_FILE, Source, read_json, resolve
+from lamina.weights.source import ADAPTER_FILE, Source, made_of, read_json, resolve
 
 MANIFEST: dict[str, Any] = {
     "source_model": str | None,
@@ -126,7 +126,8 @@ def finished_run(given: str, base: str | None = None) -> FinishedRun:
         if result["dtype"] not in (None, *DTYPES):
             found = f"dtype is {result['dtype']!r}, expected {either([*DTYPES])}"
             raise ModelError(f"{folder / RESULT_FILE}: {found}")
-        final = (folder / (result["final"] or "final")).resolve()
+        with made_of(folder / RESULT_FILE):  # a path may hold what no file system does
+            final = (folder / (result["final"] or "final")).resolve()
         if not result["final"] or not final.is_dir():
             raise ConfigError(
                 f"{given}: the run left no final/ (status {result['status']}); run the same "
