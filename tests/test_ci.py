@@ -14,6 +14,7 @@ SKIPPED = "tests/slurm will be skipped: as root, apt-get install slurm-wlm munge
 
 TESTS = [
     "make check",
+    "make install-gguf",
     "make install-unsloth VENV=.venv-unsloth",
     "make test",
     "make test-unsloth VENV=.venv-unsloth",

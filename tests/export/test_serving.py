@@ -20,7 +20,7 @@ from tests.conftest import REFERENCE, Finished, lamina
 
 LLAMA_CPP = pytest.mark.skipif(
     any(find_spec(name) is None for name in engines.MODULES["convert"]),
-    reason="pip install -c constraints.txt -e '.[dev,gguf]' makes it run",
+    reason="make install-gguf makes it run",
 )
 LINE = r"{engine} \S+, {dtype}: loss [\d.]+ on 60 rows, the run recorded [\d.]+; within [\d.]+\."
 
@@ -221,6 +221,14 @@ def test_a_card_has_the_loss_of_its_form(pruned: Finished, tmp_path: Path) -> No
     rows = about(tmp_path / "out")["export"]["rows"]
     line = f"Loss of this form, merged in bfloat16: {written} nats per token on {rows} of 60 rows."
     assert line in (tmp_path / "out" / "README.md").read_text().splitlines()
+
+
+def test_a_runs_last_line_is_the_command_that_writes_what_engines_serve(pruned: Finished) -> None:
+    lines = pruned.output.splitlines()
+    assert lines[-1] == f"lamina export {pruned.folder} --output DIR"
+    said = "".join(lines[-12:]).replace(" ", "")
+    served = f"lm-eval(pretrained={REFERENCE},peft={pruned.final}).vLLMdoesnotsupportlayer_repl"
+    assert served.replace(" ", "") in said
 
 
 def test_a_card_has_the_hubs_metadata(pruned: Finished) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lamina.depth.layer_sets import format_layers
+from lamina.export.card import serving
 from lamina.measure.evaluate import perplexity
 from lamina.units import format_time_split
 from lamina.weights.source import ADAPTER_FILE
@@ -20,7 +22,7 @@ def summary(content: dict[str, Any], folder: Path) -> RenderableType:
     parts: list[RenderableType] = [Text(), title, figures_table(_figures(content))]
     for sample in content["samples"]:
         parts += [Text(), _sample(sample)]
-    return Group(*parts, Text(), *_where(content, folder / content["final"]))
+    return Group(*parts, Text(), *_where(content, folder))
 
 
 def figures_table(rows: Sequence[tuple[str, str, str]]) -> Table:
@@ -34,17 +36,16 @@ def figures_table(rows: Sequence[tuple[str, str, str]]) -> Table:
     return table
 
 
-def _where(content: dict[str, Any], final: Path) -> list[Text]:
-    """Return the path of final/, and what an adapter in it depends on."""
-    lines = [Text(str(final), style="dim", overflow="fold")]
-    base = content["provenance"]["base_model"]
-    if (final / ADAPTER_FILE).is_file() and not content["provenance"]["base_revision"]:
-        advice = (
-            f"An adapter: it loads only while {base} exists. "
-            "export.form=merged or lamina export writes a full model."
-        )
-        lines.append(Text(advice, style="dim"))
-    return lines
+def _where(content: dict[str, Any], folder: Path) -> list[Text]:
+    """Return the path of final/, what loads it, and the command that writes other forms."""
+    final, base = folder / content["final"], content["provenance"]["base_model"]
+    form = "adapter" if (final / ADAPTER_FILE).is_file() else "merged"
+    lines = [str(final), f"Serves: {serving(form, str(final), base or 'BASE')}"]
+    if form == "adapter" and not content["provenance"]["base_revision"]:
+        lines.append(f"An adapter: it loads only while {base} exists.")
+    command = Text(f"lamina export {quote(str(folder))} --output DIR", no_wrap=True)
+    command.overflow = "ignore"  # a command that can be copied
+    return [*(Text(line, style="dim", overflow="fold") for line in lines), command]
 
 
 def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
