@@ -1,7 +1,6 @@
 """`lamina clean RUN`: remove the checkpoints that nobody needs."""
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 from lamina.commands.app import errors_in_one_line, parse
 from lamina.errors import ConfigError, OutputError
-from lamina.measure.results import RESULT_FILE, read_result
+from lamina.measure.results import RESULT_FILE, read_result, run_of
 from lamina.runtime.checkpoints import best_checkpoint, checkpoints, damage, last_checkpoint
 from lamina.runtime.lock import locked
 from lamina.units import format_bytes
@@ -88,11 +87,7 @@ def _checkpoint_folder(run: Path, result: dict[str, Any]) -> Path:
     """Return where a run's checkpoints are; outside of it only if run.json there names the run."""
     inside = run / "checkpoints" / str(result["model_type"])
     folder = (run / result["final"]).parent if result["final"] else inside
-    try:
-        owner = json.loads((folder / "run.json").read_text())["run"]
-    except (OSError, ValueError, KeyError):
-        owner = None
-    is_own = folder.resolve().is_relative_to(run.resolve()) or owner == str(run.resolve())
+    is_own = folder.resolve().is_relative_to(run.resolve()) or run_of(folder) == str(run.resolve())
     return folder if is_own else inside
 
 

@@ -1,6 +1,5 @@
 """Resuming: which checkpoint a run continues from, and which run a checkpoint folder belongs to."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import ConfigError, OutputError
-from lamina.measure.results import read_result
+from lamina.measure.results import RUN_FILE, read_result, run_of
 from lamina.runtime import distributed
 from lamina.runtime.checkpoints import (
     STEP,
@@ -120,11 +119,10 @@ def _checkpoint_folders(path: Path) -> list[Path]:
 
 def _result_of(folder: Path) -> dict[str, Any] | None:
     """Read result.json of the run that a checkpoint folder belongs to."""
-    try:
-        return read_result(Path(json.loads((folder / "run.json").read_text())["run"]))
-    except (OSError, ValueError, KeyError):
-        above = (read_result(parent) for parent in folder.parents[:3])
-        return next((result for result in above if result), None)
+    if run := run_of(folder):
+        return read_result(Path(run))
+    above = (read_result(parent) for parent in folder.parents[:3])
+    return next((result for result in above if result), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,13 +308,9 @@ def refuse_changes(
 
 
 def _claim(folder: Path, run_dir: Path) -> None:
-    owner_file = folder / "run.json"
     inside = folder.is_relative_to(run_dir)
     if not inside and any(folder.glob("[cf]*")):
-        try:
-            owner = json.loads(owner_file.read_text())["run"]
-        except (OSError, ValueError, KeyError):
-            owner = "something else"
+        owner = run_of(folder) or "something else"
         if owner != str(run_dir):
             raise OutputError(
                 f"output_dir={folder.parent}: {folder} holds the result of {owner}, which is "
@@ -325,4 +319,4 @@ def _claim(folder: Path, run_dir: Path) -> None:
     with disk_errors(folder, "output_dir"):
         folder.mkdir(parents=True, exist_ok=True)
         if not inside:
-            write_json(owner_file, {"run": str(run_dir)})
+            write_json(folder / RUN_FILE, {"run": str(run_dir)})

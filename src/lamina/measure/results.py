@@ -13,6 +13,7 @@ from lamina.weights.source import parse_json, read_json, refuse_mistyped
 
 RESULT_FILE = "result.json"
 SCAN_FILE = "scan.json"
+RUN_FILE = "run.json"
 ROWS_FILE = "eval.jsonl"
 DRY_RUN_FILE = "dry_run.json"
 SKIPPED_FILE = "skipped_rows.jsonl"
@@ -176,6 +177,14 @@ def load_result(folder: Path) -> dict[str, Any]:
     numbers = dict.fromkeys(METRICS, int | float | dict | None)
     refuse_mistyped(f"{folder / RESULT_FILE}: metrics", content["metrics"], numbers)
     return content
+
+
+def run_of(folder: Path) -> str | None:
+    """Return the run folder that a folder of checkpoints outside of it names, if any."""
+    try:
+        return str(read_json(folder / RUN_FILE, {"run": str})["run"])
+    except ModelError:
+        return None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
