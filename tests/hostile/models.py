@@ -46,8 +46,6 @@ def encodings(content: dict[str, Any]) -> dict[str, bytes]:
     return {
         "a list": b"[1]",
         "null": b"null",
-        "text": b'"text"',
-        "a number": b"5",
         "empty": b"",
         "truncated": text[: len(text) // 2].encode(),
         "UTF-16": text.encode("utf-16"),
@@ -55,7 +53,6 @@ def encodings(content: dict[str, Any]) -> dict[str, bytes]:
         "a BOM": b"\xef\xbb\xbf" + text.encode(),
         "binary": bytes(range(128, 256)),
         "nested": b"[" * 200_000,
-        "nested objects": b'{"a":' * 200_000,
     }
 
 

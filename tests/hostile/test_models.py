@@ -93,11 +93,15 @@ HEADERS: dict[str, tuple[bytes, str]] = {
 }
 
 
+READ_BEFORE = ("overlapping", "negative", "swapped", "metadata of numbers")
+"""Headers that Lamina once read, and trained on what they led to."""
+
+
 @pytest.mark.parametrize("case", HEADERS)
 def test_a_header_that_the_library_refuses(case: str, refused: Refused, tmp_path: Path) -> None:
     content, reason = HEADERS[case]
     model = tampered(tmp_path / "model", WEIGHTS, content)
-    for command in ("show", "train"):
+    for command in ("show", "train") if case in READ_BEFORE else ("show",):
         refused(run(command, model, tmp_path), f"model_name={model}: {DAMAGED}", reason)
 
 
