@@ -39,7 +39,8 @@ def job(folder: Path, *, best: int = 6, adapter: bool = True) -> Path:
     final = "checkpoints/pruned/final"
     (folder / final).mkdir()
     (folder / final / ("adapter_config.json" if adapter else "config.json")).write_text("{}")
-    result = {"status": "completed", "model_type": "pruned", "final": final}
+    result = {"status": "completed", "metrics": {}, "overrides": [], "model_type": "pruned"}
+    result["final"] = final
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 

@@ -22,7 +22,7 @@ READ: dict[str, Any] = {
     "status": str,
     "metrics": dict,
     "overrides": list,
-    **dict.fromkeys(("error", "model_type", "final", "dtype"), str | None),
+    **dict.fromkeys(("error", "name", "model_type", "final", "dtype"), str | None),
     **dict.fromkeys(("settings", "provenance"), dict | None),
     **dict.fromkeys(("kept_layers", "history"), list | None),
     "num_layers": int | None,
