@@ -143,6 +143,15 @@ def test_a_config_of_the_older_form(case: str, refused: Refused, tmp_path: Path)
     assert time.monotonic() - began < SECONDS
 
 
+def test_what_a_config_of_the_older_form_loses_is_printed_plainly(tmp_path: Path) -> None:
+    text = 'model_type: original\nmodel_name: "\\e[31mred\\r"\n"\\e[31mkey\\u202e": 1\n'
+    path = write(tmp_path / "old.yaml", text)
+    done = lamina("migrate", "--force", path, cwd=tmp_path)
+    assert done.code == 0, done.errors
+    assert f"left out: {path}: \\x1b[31mkey\\u202e=1: no such key" in done.output
+    assert done.output.replace("\n", "").isprintable()
+
+
 LINES: dict[str, tuple[tuple[str, ...], str]] = {
     "a key without its group": (("logger=none", "logger.wandb.mode=online"), "logger.wandb.mode"),
     "a group without its class": (

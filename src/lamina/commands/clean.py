@@ -12,6 +12,7 @@ from lamina.commands.app import errors_in_one_line, parse
 from lamina.errors import ConfigError, OutputError
 from lamina.measure.results import RESULT_FILE, read_result, run_of
 from lamina.runtime.checkpoints import best_checkpoint, checkpoints, damage, last_checkpoint
+from lamina.runtime.console import printable
 from lamina.runtime.lock import locked
 from lamina.units import format_bytes
 from lamina.weights.source import ADAPTER_FILE
@@ -75,7 +76,7 @@ def unneeded(folder: Path, owned: ExitStack) -> Iterator[Path]:
                 if place.is_dir():
                     owned.enter_context(locked(place, key))
         except OutputError as error:
-            sys.stderr.write(f"left alone: {error}\n")
+            sys.stderr.write(printable(f"left alone: {error}\n"))
             continue
         needed = _needed(saved, result)
         for path in sorted(saved.glob("*checkpoint-*"), key=lambda path: path.stat().st_mtime):

@@ -9,6 +9,7 @@ from lamina.commands.app import app
 from lamina.config.binding import bind
 from lamina.config.preflight import refuse_incomplete
 from lamina.depth.layer_sets import format_layers
+from lamina.runtime.console import printable
 
 HELP = """\
 usage: lamina cut model_name=MODEL output=DIR [GROUP=OPTION ...] [KEY=VALUE ...]
@@ -42,4 +43,4 @@ def main(config: DictConfig) -> None:
         f"{output}: {len(plan.kept_layers)} of {plan.num_layers} layers, "
         f"{format_layers(plan.kept_layers)} (0-based, half-open), {weights:,} bytes\n"
     )
-    sys.stdout.writelines(f"{note}\n" for note in plan.notes())
+    sys.stdout.writelines(printable(f"{note}\n") for note in plan.notes())

@@ -10,6 +10,7 @@ from lamina.config.library_fields import counterpart
 from lamina.errors import OutputError
 from lamina.legacy.experiment_file import experiment, experiment_name
 from lamina.legacy.form import resolve
+from lamina.runtime.console import printable
 from lamina.runtime.paths import conf_dir
 
 GROUP = "experiment"
@@ -49,7 +50,7 @@ def main() -> None:
         name = experiment_name(given.old)
         written = write_experiment(experiment(older), given.output, name)
     for message in older.dropped:
-        sys.stdout.write(f"left out: {message}\n")
+        sys.stdout.write(printable(f"left out: {message}\n"))
     sys.stdout.write(f"{written}: from {' < '.join(str(read.path) for read in older.files)}\n")
     sys.stdout.write(f"{train_command(written)}\n")
 

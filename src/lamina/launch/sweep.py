@@ -110,7 +110,7 @@ class Sweep(Callback):
         try:
             write_summary(folder, jobs)
         except OutputError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(printable(f"error: {error}\n"))
         if sweep is not None:
             sweep.done += 1
             sweep._print_progress(sum(job.status == "failed" for job in jobs[: sweep.done]))
