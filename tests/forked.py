@@ -227,7 +227,14 @@ def fresh(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Proce
     files = os.memfd_create("stdout"), os.memfd_create("stderr")
     stdin, (stdout, stderr) = subprocess.DEVNULL, files
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr
+        [sys.executable, *command],
+        cwd=cwd,
+        env=env,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        # A process that a shell starts in the background ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
     def wait(timeout: float) -> int | None:
@@ -284,7 +291,7 @@ def _import(imports: str) -> dict[str, str]:
 def _serve(link: socket.socket, imports: str) -> dict[str, Any]:
     """Import, then fork a process for each request; return the request, in its fork alone."""
     # What Ctrl-C sends to the terminal's processes ends the command, and pytest ends this one.
-    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with TemporaryDirectory() as empty:  # no .env is read, and no test's module is imported
         os.chdir(empty)
         del sys.path[0]
@@ -295,7 +302,7 @@ def _serve(link: socket.socket, imports: str) -> dict[str, Any]:
     gc.freeze()  # collections in the forks would copy every page
     link.send(b"1")
     asked, files = _requested(link)
-    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, file in enumerate(files, 1):
         os.dup2(file, number)
         os.close(file)
@@ -337,6 +344,7 @@ def _become(command: list[str], cwd: str, env: dict[str, str]) -> None:
     if torch := sys.modules.get("torch"):  # Python's own generator is seeded by the fork
         sys.modules["numpy"].random.seed()
         torch.default_generator.seed()
+    sys.orig_argv = [sys.executable, *command]
     sys.argv = command[command[0] == "-m" :]
     if command[0] == "-m":
         sys.path.insert(0, cwd)

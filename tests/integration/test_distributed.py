@@ -1,6 +1,7 @@
 """Several processes train as one: same losses, same files, one message if one fails."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from lamina.measure.results import read_result
+from lamina.runtime.checkpoints import damage
 from tests.conftest import SHORT, Finished, environment, train, unwell
 
 # 13 rows, four at once: each epoch has four steps, the last one with one row.
@@ -163,29 +165,49 @@ def test_two_visible_devices_start_two_processes_that_end_with_their_parent(tmp_
     assert psutil.wait_procs(ranks, timeout=10)[1] == []
 
 
-def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *GIVEN, "max_steps=500"]
+@pytest.mark.parametrize("launcher", ["ours", "torchrun"])
+def test_ctrl_c_saves_all_processes_at_one_step(tmp_path: Path, launcher: str) -> None:
+    given = ["hydra.run.dir=run", *GIVEN, "max_steps=500", "evaluation=none"]
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "train", *given]
+    ours = ["train", *given, "distributed=2"]
+    inside = tmp_path / "run" / "checkpoints" / "pruned"
     with subprocess.Popen(
-        [*command, "distributed=2", "evaluation=none"],
+        [sys.executable, "-m", *(ours if launcher == "ours" else torchrun)],
+        cwd=tmp_path,
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        while not (folder / "checkpoints" / "pruned" / "checkpoint-3").exists():
+        while not (inside / "checkpoint-3").exists():
             assert process.poll() is None
             time.sleep(0.1)
         ranks = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == (
-        "error: interrupted; the same command in the same folder resumes the run"
-    )
-    assert "Traceback" not in errors
     assert [rank.is_running() for rank in ranks] == [False, False]
-    assert (read_result(folder) or {})["status"] == "failed"
+    assert (read_result(tmp_path / "run") or {})["status"] == "interrupted"
+    assert errors.count("interrupted: saving at the end of this step") == 1
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    command = shlex.split(line.removeprefix("error: interrupted; to continue: "))
+    last = max(inside.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    assert damage(last, {"adapter": "lora", "distributed": 2}) is None
+    if launcher == "ours":
+        assert process.returncode == 130
+        assert errors.splitlines()[-1] == line
+        assert "Traceback" not in errors
+    more = subprocess.run(
+        [*command, f"max_steps={int(last.name[11:]) + 1}"],
+        cwd=tmp_path,
+        env=environment(),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert more.returncode == 0, more.stderr
+    result = read_result(tmp_path / "run") or {}
+    assert (result["status"], result["resumed_from"]) == ("completed", str(last))
 
 
 def test_a_dry_run_counts_all_processes(tmp_path: Path) -> None:

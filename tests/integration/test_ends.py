@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from lamina.measure.results import read_result
 from tests.conftest import SHORT, Finished, environment, run, start, train
+from tests.forked import Process
 
 QUICK = (*SHORT, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
 SAVES = (*SHORT, "max_steps=8", "eval_steps=2", "save_steps=2", "save_total_limit=10")
@@ -330,16 +332,21 @@ def test_ctrl_c_keeps_complete_jobs_and_the_same_command_runs_the_others(tmp_pat
     assert only_line(second).endswith("wait for it, or use another hydra.sweep.dir")
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("error: interrupted; ")
-    assert errors.endswith(
-        f"the same command with hydra.sweep.dir={folder} runs only these again\n"
-    )
+    command = shlex.split(errors.partition("; to run only these again: ")[2])
+    assert command == [
+        sys.executable,
+        "-m",
+        "train",
+        "--multirun",
+        *given[1:],
+        "hydra.sweep.dir=jobs",
+    ]
     statuses = [(read_result(folder / name) or {}).get("status") for name in "012"]
     assert statuses[0] == "completed"
     assert "completed" not in statuses[1:]
     assert ",completed,model.layer_to_drop=3," in (folder / "summary.csv").read_text()
     first = (folder / "0" / "result.json").stat()
-    again = train(tmp_path / "unused", "--multirun", *given)
-    assert again.code == 0, again.errors
+    assert run(*command[1:], cwd=tmp_path).returncode == 0
     assert [(read_result(folder / name) or {})["status"] for name in "012"] == ["completed"] * 3
     assert (folder / "0" / "result.json").stat().st_mtime_ns == first.st_mtime_ns
     assert not list(folder.glob(".owner*"))
@@ -373,3 +380,116 @@ def test_a_dry_run_of_a_sweep_fails_if_a_job_cannot_run(tmp_path: Path) -> None:
     assert done.errors.splitlines()[-1] == "error: 1 of 2 jobs cannot run: 1; see above"
     assert not list(tmp_path.glob("summary.*"))
     assert train(tmp_path / "run", *given, "model.layer_to_drop=3").code == 0
+
+
+MANY = (*SHORT, "max_steps=60", "eval_steps=20", "save_steps=20", "logging_steps=7")
+INTERRUPTED = (*MANY, "evaluation=none", "logger=none", "model.keep_layers=2")
+
+
+def wait_for(path: Path, process: Process) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.completed(1)
+        time.sleep(0.01)
+
+
+def continued(errors: str, folder: Path) -> list[str]:
+    """Return the command that an interrupted run prints, after checking that line."""
+    assert "Traceback" not in errors
+    *_, line = errors.splitlines()
+    said, _, command = line.partition(" to continue: ")
+    assert said == "error: interrupted;"
+    assert command.endswith(f" hydra.run.dir={folder.name}")
+    return shlex.split(command)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    done = train(tmp_path_factory.mktemp("undisturbed") / "run", *INTERRUPTED)
+    assert done.code == 0, done.errors
+    return done
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_saves_and_its_last_line_continues_it(
+    undisturbed: Finished, tmp_path: Path, by: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    with start("-m", "train", *INTERRUPTED, "hydra.run.dir=run", cwd=tmp_path) as process:
+        wait_for(folder / "checkpoints" / "pruned" / "checkpoint-20", process)
+        os.kill(process.pid, by)
+        done = process.completed(60)
+    assert done.returncode == 128 + by
+    assert done.stderr.count("interrupted: saving at the end of this step") == 1
+    result = read_result(folder) or {}
+    assert (result["status"], result["error"]) == ("interrupted", "interrupted")
+    assert 20 <= steps(folder)[-1] < 60
+    saved = folder / "checkpoints" / "pruned" / f"checkpoint-{steps(folder)[-1]}"
+    again = run(*continued(done.stderr, folder)[1:], cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    result = read_result(folder) or {}
+    assert result["resumed_from"] == str(saved)
+    assert result["history"] == undisturbed.result["history"]
+    assert result["metrics"]["eval_loss"] == undisturbed.metrics["eval_loss"]
+
+
+SLOW = """
+import time, lamina.heal.trainer, lamina.run, train
+module, name, at = {place}
+usual = getattr(module, name)
+def slow(*arguments, **options):
+    if at is None or arguments[0].state.global_step == at:
+        open("slow", "w").close()
+        time.sleep(100)
+    return usual(*arguments, **options)
+setattr(module, name, slow)
+train.main()
+"""
+
+
+def slow(place: str) -> str:
+    """Return a command that takes very long at a place, and makes a file there."""
+    return SLOW.format(place=place)
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    code = slow("lamina.heal.trainer.TokenLossTrainer, 'training_step', 25")
+    with start("-c", code, *INTERRUPTED, "hydra.run.dir=run", cwd=tmp_path) as process:
+        wait_for(tmp_path / "slow", process)
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        os.kill(process.pid, signal.SIGINT)
+        began = time.monotonic()
+        done = process.completed(60)
+    assert time.monotonic() - began < 5
+    assert done.returncode == 130
+    assert "Ctrl-C again leaves at once" in done.stderr
+    continued(done.stderr, tmp_path / "run")
+    assert (read_result(tmp_path / "run") or {})["status"] == "interrupted"
+    assert steps(tmp_path / "run") == [20]
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("where", ["feed", "keep"])
+def test_outside_training_a_signal_ends_at_once(
+    tmp_path: Path, by: signal.Signals, where: str
+) -> None:
+    quick = (*QUICK, "model.keep_layers=2", "hydra.run.dir=run")
+    with start("-c", slow(f"lamina.run, {where!r}, None"), *quick, cwd=tmp_path) as process:
+        wait_for(tmp_path / "slow", process)
+        os.kill(process.pid, by)
+        began = time.monotonic()
+        done = process.completed(60)
+    assert time.monotonic() - began < 5
+    assert done.returncode == 128 + by
+    continued(done.stderr, tmp_path / "run")
+    result = read_result(tmp_path / "run") or {}
+    assert (result["status"], result["error"]) == ("interrupted", "interrupted")
+
+
+def test_a_run_under_nohup_ignores_a_hangup(tmp_path: Path) -> None:
+    code = "import signal, train; signal.signal(signal.SIGHUP, signal.SIG_IGN); train.main()"
+    with start("-c", code, *INTERRUPTED, "hydra.run.dir=run", cwd=tmp_path) as process:
+        wait_for(tmp_path / "run" / "checkpoints" / "pruned" / "checkpoint-20", process)
+        os.kill(process.pid, signal.SIGHUP)
+        assert process.completed(60).returncode == 0

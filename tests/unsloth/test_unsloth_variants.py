@@ -91,7 +91,7 @@ def test_qlora_is_measured_as_with_transformers(tmp_path: Path) -> None:
             "command",
             signal.SIGINT,
             130,
-            "interrupted; the same command in the same folder resumes the run",
+            "hydra.run.dir=run",
         ),
         (
             "child",
@@ -123,8 +123,10 @@ def test_a_run_and_its_process_end_together(
         os.kill({"command": process.pid, "child": child.pid}[whom], by)
         errors = process.communicate(timeout=60)[1]
     assert process.returncode == code
-    assert errors.endswith(f"error: {said}\n")
+    last = "error: interrupted; to continue: " if whom == "command" else f"error: {said}"
+    assert errors.splitlines()[-1].startswith(last)
+    assert errors.endswith(f"{said}\n")
     assert not child.is_running()
     result = json.loads((folder / "result.json").read_text())
-    reason = "interrupted" if whom == "command" else said
-    assert (result["status"], result["error"]) == ("failed", reason)
+    ended = ("interrupted", "interrupted") if whom == "command" else ("failed", said)
+    assert (result["status"], result["error"]) == ended

@@ -16,8 +16,10 @@ from textwrap import fill
 from typing import TYPE_CHECKING, NoReturn
 
 from lamina.errors import Ended, LaminaError, OutputError
-from lamina.runtime.console import INTERRUPTED, PrintableRecord, interruptible, printable
+from lamina.runtime import distributed
+from lamina.runtime.console import PrintableRecord, printable
 from lamina.runtime.files import disk_errors, unwritable
+from lamina.runtime.interruption import exit_code, interruptible
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,6 +45,9 @@ def _reporting(task: Task, reported: list[str] | None) -> Task:
     @wraps(task)
     def _task(config: "DictConfig") -> None:
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        from lamina.config.quoting import again
 
         try:
             with disk_errors(Path(HydraConfig.get().runtime.output_dir)):
@@ -50,6 +55,12 @@ def _reporting(task: Task, reported: list[str] | None) -> Task:
         # Hydra would print any error with its own traceback and hints.
         except Exception as error:
             _report(error, reported)
+        except KeyboardInterrupt as error:
+            job = HydraConfig.get()
+            if job.mode == RunMode.RUN:  # a sweep's closing has its own command
+                command = again("hydra.run.dir", Path(job.runtime.output_dir))
+                error.args = (f"interrupted; to continue: {command}",)
+            raise
 
     return _task
 
@@ -123,9 +134,9 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
             main()
         except COMPOSITION_ERRORS as error:
             fail(explain(error, sys.argv[1:], config_name))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if problem := wrong():
-                fail(f"interrupted; {problem}", INTERRUPTED)
+                fail(f"interrupted; {problem}", exit_code(error))
             raise
         # A sweep's summary is due whatever ended it.
         except Exception as error:
@@ -170,8 +181,10 @@ def errors_in_one_line() -> Iterator[None]:
             yield
     except (LaminaError, Ended) as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        fail("interrupted; the same command in the same folder resumes the run", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        if not distributed.is_first():  # of a user's own torchrun
+            sys.exit(exit_code(error))
+        fail(str(error) or "interrupted", exit_code(error))
 
 
 def _refuse_lost_folder() -> None:

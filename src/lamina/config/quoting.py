@@ -1,16 +1,22 @@
-"""Reads command-line arguments, and says how those that Hydra cannot read must be quoted.
+"""Reads command-line arguments, and says how to type them.
 
 A shell takes one level of quotes, Hydra's grammar the next: 'data.train="a (1).jsonl"'.
 """
 
+import os
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+
+from lamina.runtime.paths import short_path
 
 NO_PAIR = "not of the form NAME=VALUE"
 
@@ -53,6 +59,23 @@ def typed(argument: str) -> str:
     given = _parsed(argument, OverridesParser.create())
     is_plain = given is not None and given.value() == argument.partition("=")[2]
     return argument if is_plain and shlex.quote(argument) == argument else as_text(argument)
+
+
+def again(key: str, folder: Path) -> str:
+    """Return the command that started this process, for a shell, with its run's folder.
+
+    `key` is the config key that sets the folder.
+    """
+    words = sys.orig_argv
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a user's own torchrun
+        import psutil
+
+        words = psutil.Process(os.getppid()).cmdline()
+    script = Path(words[1]).name
+    if shutil.which(script) == words[1]:
+        words = [script, *words[2:]]
+    kept = (word for word in words if not word.startswith(f"{key}="))
+    return f"{shlex.join(kept)} {typed(f'{key}={short_path(folder)}')}"
 
 
 def quoted(argument: str) -> str:

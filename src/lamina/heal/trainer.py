@@ -18,17 +18,21 @@ from lamina.data.tokenization import IGNORED
 from lamina.depth.reduction import blueprint
 from lamina.errors import OutputError
 from lamina.heal.callbacks.clock import SPEED, STEP, StepClock
-from lamina.heal.callbacks.saving import Checkpointing, SaveAndRequeue, saved_best
+from lamina.heal.callbacks.saving import Checkpointing, EndAfterStep, saved_best
 from lamina.heal.kernels import MASKED, undoing_patches
 from lamina.heal.sampling import ShuffledThenPadding, set_epoch, with_padding_rows
 from lamina.measure.evaluate import TOLERANCES, perplexity
 from lamina.measure.protocol import ModelRef
 from lamina.measure.speed import compute_peak, training_flops
 from lamina.runtime import distributed
-from lamina.runtime.checkpoints import rotate
+from lamina.runtime.checkpoints import STATE, rotate
 from lamina.runtime.files import disk_errors, partial_path, replacing
 from lamina.runtime.sizes import state_bytes, trained_weights, weight_bytes
 from lamina.weights.header import read_header
+
+UNLOGGED = "unlogged"
+"""Key in a checkpoint's state of the losses summed since the last log, which transformers 5.17
+forgets: the next loss logged after resuming would be another."""
 
 
 class TokenLossTrainer(SFTTrainer):
@@ -44,7 +48,7 @@ class TokenLossTrainer(SFTTrainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(self.clock)
         self.add_callback(Checkpointing())
-        self.add_callback(SaveAndRequeue())
+        self.add_callback(EndAfterStep())
         self._token_nll = torch.zeros(2, dtype=torch.float64)
         self._saving_in: Path | None = None
 
@@ -200,6 +204,9 @@ class TokenLossTrainer(SFTTrainer):
         errors = disk_errors(folder, "output_dir", self._checkpoint_bytes)
         with self.clock.during("save"), errors, saving as partial:
             self.accelerator.wait_for_everyone()
+            loss = distributed.summed([self._tr_loss.item()])[0] / distributed.world_size()
+            unlogged = {"loss": loss, "since": self._globalstep_last_logged}
+            self.state.stateful_callbacks[UNLOGGED] = unlogged
             self._saving_in = partial.parent
             try:
                 super()._save_checkpoint(model, trial)
@@ -277,6 +284,10 @@ class TokenLossTrainer(SFTTrainer):
     @override
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
         # Resuming after the last step does nothing; transformers 5.17 would take one more step.
+        if unlogged := self.state.stateful_callbacks.pop(UNLOGGED, None):
+            with _fitting(Path(options["resume_from_checkpoint"]) / STATE):
+                self._tr_loss += float(unlogged["loss"])
+                self._globalstep_last_logged = int(unlogged["since"])
         if self.state.global_step < self.state.max_steps:
             set_epoch(options["train_dataloader"], options["epoch"])
             super()._run_epoch(*arguments, **options)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from lamina import errors
-from lamina.errors import LaminaError, TrainingError
+from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.launch.layout import Layout, rendezvous_address
-from lamina.runtime.distributed import REQUEUE_SIGNAL
+from lamina.runtime import distributed
 from lamina.runtime.files import write_json
+from lamina.runtime.interruption import FORWARDED, INTERRUPTING, interrupt
 
 ERRORS_FOLDER = ".ranks"
 """Folder in the run folder where several nodes exchange their error files."""
@@ -75,7 +76,7 @@ def start_processes(spec: WorkerSpec, layout: Layout) -> None:
     failure, ended_by = None, None
     folder = _node_folder(Path(spec.folder), layout)
     with (
-        _forwarding_requeue_signal() as requeued,
+        _forwarding_signals() as received,
         _restoring_handlers() as free,
         _ending_with_other_nodes(folder),
     ):
@@ -85,8 +86,10 @@ def start_processes(spec: WorkerSpec, layout: Layout) -> None:
             failure = error
         except SignalException as error:
             ended_by = error.sigval
+        except Interrupted:
+            pass  # before the processes began
     reason = None
-    if failure is not None and not requeued:
+    if failure is not None and not received:
         _record_killed(failure, folder)
         if layout.nodes > 1:
             time.sleep(SHARED_FOLDER_S)
@@ -95,8 +98,10 @@ def start_processes(spec: WorkerSpec, layout: Layout) -> None:
     if layout.nodes == 1 or reason is None:
         done = folder.parent if layout.nodes == 1 else folder.parents[1]
         shutil.rmtree(done, ignore_errors=True)
-    if requeued:
+    if distributed.REQUEUE_SIGNAL in received:
         return  # the first node has requeued the job
+    if received:
+        interrupt(received[0], None)
     if reason is not None:
         raise reason from failure
     if ended_by == signal.SIGINT:
@@ -250,29 +255,39 @@ def _restoring_handlers() -> Iterator[list[str]]:
 
 
 @contextmanager
-def _forwarding_requeue_signal() -> Iterator[list[int]]:
-    """Forward SLURM's signal to the processes; once they have saved, call submitit's handler.
+def _forwarding_signals() -> Iterator[list[int]]:
+    """Forward signals to the processes, which save; a second Ctrl-C kills them.
 
-    That handler requeues the job and ends this process, except on nodes after the first. Yields the
-    signals received so far.
+    After SLURM's signal, submitit's handler requeues the job and ends this process, except on nodes
+    after the first. Yields the signals received so far.
     """
-    handler, received = signal.getsignal(REQUEUE_SIGNAL), list[int]()
-    if not callable(handler):
-        yield received
-        return
+    requeue, received = distributed.REQUEUE_SIGNAL, list[int]()
+    before = {signum: signal.getsignal(signum) for signum in (requeue, *INTERRUPTING)}
+    handlers = {
+        signum: handler
+        for signum, handler in before.items()
+        if callable(handler) and (signum == requeue or handler is interrupt)
+    }
 
     def _forward(signum: int, frame: Any) -> None:
+        kills = bool(received) and signum == signal.SIGINT
         received.append(signum)
-        for process in _processes():
-            process.send_signal(REQUEUE_SIGNAL)
+        processes = _processes()
+        for process in processes:
+            forwarded = requeue if signum == requeue else FORWARDED
+            process.send_signal(signal.SIGKILL if kills else forwarded)
+        if not processes and signum != requeue:
+            interrupt(signum, frame)
 
-    signal.signal(REQUEUE_SIGNAL, _forward)
+    for signum in handlers:
+        signal.signal(signum, _forward)
     try:
         yield received
     finally:
-        signal.signal(REQUEUE_SIGNAL, handler)
-        if received:
-            handler(REQUEUE_SIGNAL, None)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        if requeue in received:
+            handlers[requeue](requeue, None)
 
 
 @contextmanager

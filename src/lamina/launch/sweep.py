@@ -23,7 +23,7 @@ from lamina.config import security
 from lamina.config.binding import bind
 from lamina.config.messages import no_value, too_many
 from lamina.config.preflight import preflight
-from lamina.config.quoting import typed
+from lamina.config.quoting import again
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError
@@ -139,9 +139,10 @@ class Sweep(Callback):
             return None
         named = ", ".join(f"{job.name} ({job.status})" for job in wrong)
         queued = "; some may still be queued (squeue, scancel)" if self.is_queued else ""
+        command = again("hydra.sweep.dir", self.folder)
         return (
-            f"{len(wrong)} of {len(jobs)} jobs did not complete: {named}{queued}; the same command "
-            f"with {typed(f'hydra.sweep.dir={self.folder}')} runs only these again"
+            f"{len(wrong)} of {len(jobs)} jobs did not complete: {named}{queued}; to run only "
+            f"these again: {command}"
         )
 
     def _close_dry_run(self) -> str | None:

@@ -21,6 +21,7 @@ from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
 from lamina.runtime.console import PrintableRecord, guard_streams
+from lamina.runtime.interruption import FORWARDED, interrupt
 from lamina.runtime.paths import load_environment
 
 TORCHRUN_VARIABLES = (
@@ -48,6 +49,7 @@ def work(spec: WorkerSpec) -> None:
     """Do this process's share of the run that a spec describes."""
     if spec.requeues:
         signal.signal(distributed.REQUEUE_SIGNAL, _exit_for_requeue)
+    signal.signal(FORWARDED, interrupt)
     if distributed.world_size() == 1:
         for name in TORCHRUN_VARIABLES:  # libraries would wrap a lone process's model for several
             os.environ.pop(name, None)
@@ -77,7 +79,7 @@ def _execute(spec: WorkerSpec, config: Any) -> None:
         record.update(status="requeued")
         raise
     # Whatever failed, the notes survive; the process that started this one reports the error.
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         with suppress(OutputError):
             record.write()
         raise

@@ -129,7 +129,7 @@ class Record:
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
-        """Record how the body ends: completed, requeued, or failed with the reason.
+        """Record how the body ends: completed, requeued, interrupted, or failed with the reason.
 
         A start that is refused, or fails to resume a completed run, keeps the folder's earlier
         result.
@@ -155,8 +155,9 @@ class Record:
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, LaminaError | KeyboardInterrupt):
             reason = str(error) or "interrupted"
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
-            self.update(status="failed", error=reason)
+            self.update(status=status, error=reason)
         except OutputError:
             return  # a full disk must not hide the reason, which the console will show
 

@@ -1,16 +1,16 @@
-"""The console: streams that never fail, no control characters from files, an early Ctrl-C."""
+"""The console: streams that never fail, and no control characters from files."""
 
 import io
 import logging
 import os
 import re
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
+
+from lamina.runtime.interruption import leave_at_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,9 +20,6 @@ CONTROL = re.compile(
     r"\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 """Characters that steer a terminal, reorder a line or cannot be seen; not tabs and line ends."""
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as in shells."""
 
 
 class Unfailing(io.TextIOWrapper):
@@ -41,10 +38,9 @@ class Unfailing(io.TextIOWrapper):
 
 
 def prepare_console() -> None:
-    """Let no write to the console fail; at Ctrl-C, end with one line and no traceback."""
+    """Let no write to the console fail; at a signal, end with one line and no traceback."""
     guard_streams()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+    leave_at_signals()
 
 
 def guard_streams() -> None:
@@ -59,25 +55,6 @@ def guard_streams() -> None:
             line = stream.line_buffering
             made = Unfailing(stream.buffer, stream.encoding, "backslashreplace", None, line)
             setattr(sys, name, made)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt in the body, which can clean up."""
-    if is_early := signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if is_early:
-            signal.signal(signal.SIGINT, _leave)
-
-
-def _leave(*_: Any) -> NoReturn:
-    # Raised while a module is imported, KeyboardInterrupt may be lost, or end in a traceback.
-    with suppress(OSError):
-        os.write(2, b"error: interrupted\n")
-    os._exit(INTERRUPTED)
 
 
 def printable(text: str) -> str:

@@ -75,11 +75,6 @@ def from_first(value: float | None) -> float | None:
     return total if known else None
 
 
-def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
-    return summed([flag])[0] > 0
-
-
 def wait_for_all() -> None:
     """Wait for all processes, after which what the first one wrote can be read."""
     summed([0.0])

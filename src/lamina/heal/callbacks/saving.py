@@ -1,7 +1,9 @@
-"""When to save a checkpoint, which one is the best, and what a preempted job does."""
+"""When to save a checkpoint, which one is the best, and how signals end a training."""
 
+import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from typing_extensions import override
 
 from lamina.runtime import distributed
 from lamina.runtime.checkpoints import rotate
+from lamina.runtime.interruption import FORWARDED, INTERRUPTING, interrupt
+
+NOTICE = b"\ninterrupted: saving at the end of this step; Ctrl-C again leaves at once\n"
 
 
 def saved_best(state: TrainerState, folder: Path, new: Path) -> str | None:
@@ -49,43 +54,60 @@ class Checkpointing(TrainerCallback):
             control.should_save = True
 
 
-class SaveAndRequeue(TrainerCallback):
-    """Saves a checkpoint at the end of the step in which SLURM's signal arrives, then requeues.
+class EndAfterStep(TrainerCallback):
+    """Saves a checkpoint at the end of the step in which a signal arrives, then ends the run.
 
-    submitit's handler would requeue and exit in the middle of a step. It is restored when training
-    ends; without such a handler, this callback does nothing.
+    A signal's own handler, which would end it in the middle of a step, is called after the save,
+    and restored when training ends: submitit's requeues the job, ours interrupts the command. A
+    second Ctrl-C does that at once. Signals without such a handler are left alone.
     """
 
+    WATCHED = (distributed.REQUEUE_SIGNAL, FORWARDED, *INTERRUPTING)
+
     def __init__(self) -> None:
-        self._requeue: Callable[[int, Any], Any] | None = None
-        self._signalled = False
+        self._handlers: dict[int, Callable[[int, Any], Any]] = {}
+        self._received: int | None = None
+        self._agreed: int | None = None
 
     @override
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        before = signal.getsignal(distributed.REQUEUE_SIGNAL)
-        if callable(before):
-            self._requeue = before
-            signal.signal(distributed.REQUEUE_SIGNAL, self._note)
+        for signum in self.WATCHED:
+            handler = signal.getsignal(signum)
+            is_requeue = signum == distributed.REQUEUE_SIGNAL
+            if callable(handler) and (is_requeue or handler is interrupt):
+                self._handlers[signum] = handler
+                signal.signal(signum, self._note)
 
     @override
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
-        if self._requeue is not None:
-            # The signal reaches processes at different moments; they must save at the same step.
-            self._signalled = distributed.any_of(self._signalled)
-        control.should_save = control.should_save or self._signalled
+        # A signal reaches processes at different moments; they must save at the same step.
+        counts = distributed.summed([signum == self._received for signum in self.WATCHED])
+        received = (signum for signum, count in zip(self.WATCHED, counts, strict=True) if count)
+        self._agreed = next(received, None)
+        control.should_save = control.should_save or self._agreed is not None
+
+    @override
+    def on_evaluate(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        self.on_step_end(args, state, control)  # evaluating may take longer than a step
 
     @override
     def on_save(self, *_: Any, **__: Any) -> None:
-        if self._signalled and self._requeue is not None:
-            self._requeue(distributed.REQUEUE_SIGNAL, None)  # ends this process
+        if self._agreed is not None:
+            self.on_train_end()
 
     @override
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        # The requeued job does the steps after training.
-        if self._requeue is not None:
-            signal.signal(distributed.REQUEUE_SIGNAL, self._requeue)
-            if self._signalled:
-                self._requeue(distributed.REQUEUE_SIGNAL, None)
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        # The next start does the steps after training.
+        if (ending := self._agreed or self._received) is not None:
+            self._handlers.get(ending, interrupt)(ending, None)
 
     def _note(self, signum: int, frame: Any) -> None:
-        self._signalled = True
+        if self._received is None:
+            self._received = signum
+            if distributed.is_first() and signum != distributed.REQUEUE_SIGNAL:
+                with suppress(OSError):  # a handler must not print
+                    os.write(2, NOTICE)
+        elif signum == signal.SIGINT:
+            interrupt(signum, frame)

@@ -1,0 +1,56 @@
+"""The signals that interrupt a command: Ctrl-C, SIGTERM and SIGHUP."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+from lamina.errors import Interrupted
+
+INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+FORWARDED = signal.SIGUSR1
+"""How they reach the processes of a run: one that has only begun ends without a word."""
+
+
+def interrupt(signum: int, _: Any) -> NoReturn:
+    """Handle a signal: end the command, which can clean up."""
+    raise Interrupted(signum)
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """Return the exit code after an interruption, as in shells."""
+    return 128 + (error.signum if isinstance(error, Interrupted) else signal.SIGINT)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let the signals raise Interrupted in the body, but for those that are ignored or handled."""
+    before = _handle(interrupt)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def leave_at_signals() -> None:
+    """End the process at a signal, with one line; `interruptible` changes that."""
+    _handle(_leave)
+
+
+def _leave(signum: int, _: Any) -> NoReturn:
+    # Raised while a module is imported, KeyboardInterrupt may be lost, or end in a traceback.
+    with suppress(OSError):
+        os.write(2, b"error: interrupted\n")
+    os._exit(exit_code(Interrupted(signum)))
+
+
+def _handle(handler: Callable[[int, Any], Any]) -> dict[signal.Signals, Any]:
+    """Handle the signals that nothing else handles or ignores; return their handlers before."""
+    free = (signal.SIG_DFL, signal.default_int_handler, _leave)
+    before = {s: known for s in INTERRUPTING if (known := signal.getsignal(s)) in free}
+    for signum in before:
+        signal.signal(signum, handler)
+    return before
