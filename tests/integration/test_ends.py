@@ -446,14 +446,15 @@ train.main()
 """
 
 
-def slow(place: str) -> str:
-    """Return a command that takes very long at a place, and makes a file there."""
-    return SLOW.format(place=place)
+def slow(folder: Path, place: str) -> str:
+    """Make a script that trains, takes very long at a place and makes a file there."""
+    (folder / "train_slowly.py").write_text(SLOW.format(place=place))
+    return "train_slowly.py"
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
-    code = slow("lamina.heal.trainer.TokenLossTrainer, 'training_step', 25")
-    with start("-c", code, *INTERRUPTED, "hydra.run.dir=run", cwd=tmp_path) as process:
+    script = slow(tmp_path, "lamina.heal.trainer.TokenLossTrainer, 'training_step', 25")
+    with start(script, *INTERRUPTED, "hydra.run.dir=run", cwd=tmp_path) as process:
         wait_for(tmp_path / "slow", process)
         os.kill(process.pid, signal.SIGINT)
         time.sleep(0.5)
@@ -475,7 +476,8 @@ def test_outside_training_a_signal_ends_at_once(
     tmp_path: Path, by: signal.Signals, where: str
 ) -> None:
     quick = (*QUICK, "model.keep_layers=2", "hydra.run.dir=run")
-    with start("-c", slow(f"lamina.run, {where!r}, None"), *quick, cwd=tmp_path) as process:
+    script = slow(tmp_path, f"lamina.run, {where!r}, None")
+    with start(script, *quick, cwd=tmp_path) as process:
         wait_for(tmp_path / "slow", process)
         os.kill(process.pid, by)
         began = time.monotonic()

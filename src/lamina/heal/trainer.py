@@ -214,7 +214,8 @@ class TokenLossTrainer(SFTTrainer):
                 self._saving_in = None
             self.state.best_model_checkpoint = saved_best(self.state, folder, target)
             if self.args.should_save:
-                self.state.save_to_json(str(partial / "trainer_state.json"))
+                self.state.save_to_json(str(partial / STATE))
+            del self.state.stateful_callbacks[UNLOGGED]
             self.accelerator.wait_for_everyone()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:

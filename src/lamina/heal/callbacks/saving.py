@@ -92,16 +92,17 @@ class EndAfterStep(TrainerCallback):
 
     @override
     def on_save(self, *_: Any, **__: Any) -> None:
-        if self._agreed is not None:
-            self.on_train_end()
+        self._end(self._agreed)
 
     @override
     def on_train_end(self, *_: Any, **__: Any) -> None:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
-        # The next start does the steps after training.
-        if (ending := self._agreed or self._received) is not None:
-            self._handlers.get(ending, interrupt)(ending, None)
+        self._end(self._received)  # the next start does the steps after training
+
+    def _end(self, signum: int | None) -> None:
+        if signum is not None:
+            self._handlers.get(signum, interrupt)(signum, None)
 
     def _note(self, signum: int, frame: Any) -> None:
         if self._received is None:
