@@ -121,3 +121,26 @@ def test_home_is_expanded_in_files_of_variables_and_of_the_older_form(
     (tmp_path / "folder" / "mine.yaml").write_text("_extends: ~/base.yaml\nseed: 3\n")
     read = [each.path for each in read_chain(tmp_path / "folder" / "mine.yaml")]
     assert read == [tmp_path / "folder" / "mine.yaml", tmp_path / "base.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "said"),
+    [
+        (
+            ["python", "-m", "train", "data.train='a (1).jsonl'", "hydra.run.dir=old"],
+            "runs/1",
+            """python -m train 'data.train='"'"'a (1).jsonl'"'"'' hydra.run.dir=runs/1""",
+        ),
+        (["/env/bin/python", "/env/bin/lamina", "train"], "x", "lamina train hydra.run.dir=x"),
+        (["python", "a b.py", "x=1"], "a b", """python 'a b.py' x=1 'hydra.run.dir="a b"'"""),
+    ],
+)
+def test_the_command_that_continues_is_the_one_typed_with_its_folder(
+    words: list[str], folder: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lamina.config import quoting
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quoting.sys, "orig_argv", words)
+    monkeypatch.setattr(quoting.shutil, "which", {"lamina": "/env/bin/lamina"}.get)
+    assert quoting.again("hydra.run.dir", tmp_path / folder) == said
