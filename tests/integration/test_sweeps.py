@@ -43,7 +43,7 @@ def test_a_failing_job_is_recorded_and_the_others_run(swept: tuple[Finished, Pat
     assert f"error in job 1: {reason}" in done.errors
     said, _, command = done.errors.splitlines()[-1].partition(" to run only these again: ")
     assert said == "error: 1 of 5 jobs did not complete: 1 (failed);"
-    assert command.endswith(f" hydra.sweep.dir={folder.name}")
+    assert command.endswith(f" hydra.sweep.dir={folder.parent.name}/{folder.name}")
     assert "Traceback" not in done.errors
     assert "Error executing job" not in done.errors
     assert "HYDRA_FULL_ERROR" not in done.errors
