@@ -1,6 +1,5 @@
 """Turns a function into a command: Hydra composes its config, errors are printed in one line."""
 
-import errno
 import gc
 import logging
 import os
@@ -15,10 +14,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, NoReturn
 
-from lamina.errors import Ended, LaminaError, OutputError
+from lamina.errors import Ended, LaminaError
 from lamina.runtime import distributed
 from lamina.runtime.console import PrintableRecord, printable
-from lamina.runtime.files import disk_errors, unwritable
+from lamina.runtime.files import disk_errors
 from lamina.runtime.interruption import exit_code, interruptible
 
 if TYPE_CHECKING:
@@ -131,7 +130,8 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise composition errors, not print them
     with errors_in_one_line():
         try:
-            main()
+            with disk_errors(Path()):
+                main()
         except COMPOSITION_ERRORS as error:
             fail(explain(error, sys.argv[1:], config_name))
         except KeyboardInterrupt as error:
@@ -140,33 +140,12 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
             raise
         # A sweep's summary is due whatever ended it.
         except Exception as error:
-            if problem := _unwritable(error):
-                fail(problem)
             if problem := wrong():
                 kind = "" if isinstance(error, LaminaError) else f"{type(error).__name__}: "
                 fail(f"{kind}{error}\n{problem}")
             raise
         if problem := wrong():
             fail(problem)
-
-
-def _unwritable(error: Exception) -> str | None:
-    """Name the folder that Hydra could not write, before any command saw the config."""
-    cause = error.__cause__ or error  # logging wraps its handlers' errors
-    if isinstance(error, LaminaError) or not isinstance(cause, OSError):
-        return None
-    key = f"hydra.{'sweep' if {'-m', '--multirun'} & {*sys.argv} else 'run'}.dir"
-    given = [value for name, _, value in (each.partition("=") for each in sys.argv) if name == key]
-    path = Path(given[-1] if given else cause.filename or ".")
-    if isinstance(cause, FileExistsError):
-        cause = OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), cause.filename)
-    try:
-        with disk_errors(path, key):
-            raise cause
-    except OutputError as found:
-        return str(found)
-    except OSError:
-        return unwritable(path, cause.strerror or str(cause), key)
 
 
 @contextmanager

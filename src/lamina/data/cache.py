@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -25,9 +24,6 @@ The library identifies code by name alone; without a new number it would return 
 
 LAST_BYTES = b"\xff\xff\xff\xff\0\0\0\0"
 """The end of a whole Arrow stream; without it PyArrow reads the batches before a cut."""
-
-DAY_S = 86_400.0
-"""Seconds after which a temporary file is no other process's."""
 
 LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers", "trl")
 """Read, render, tokenize and pack rows; a new version of one makes new rows."""
@@ -83,9 +79,8 @@ def cached_map(
     folder = _datasets_cache() / "lamina" / fingerprint
     place = {"cache_file_name": str(folder / "rows.arrow")}
     with cache_errors():
-        for path in folder.glob("*"):
-            is_litter = path.suffix != ".arrow" and path.stat().st_mtime < time.time() - DAY_S
-            if is_litter or (path.suffix == ".arrow" and not is_whole(path)):
+        for path in folder.glob("*.arrow"):
+            if not is_whole(path):
                 path.unlink()
         return rows.map(
             make,
@@ -105,9 +100,7 @@ def is_whole(path: Path) -> bool:
 
     try:
         if path.suffix == ".json":
-            json.loads(path.read_text())
-        if path.suffix != ".arrow":
-            return True
+            return isinstance(json.loads(path.read_text()), dict)
         with memory_map(str(path)) as file, ipc.open_stream(file) as batches:
             batches.read_all().validate()
         with path.open("rb") as file:

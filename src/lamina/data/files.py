@@ -121,9 +121,8 @@ def _rows(
                     problem = f"{len(text):,} characters; expected at most {LONGEST_ROW:,}"
                     text = "{}"
                 yield {"file": number, "row": row, "content": text, "problem": problem}
-        except OSError as error:  # of a file that is open, it does not name the file
-            error.filename = name
-            raise
+        except OSError as error:
+            raise DataError(f"{named} cannot be read: {error.strerror or error}") from error
         if row == 0:
             raise DataError(f"{named}: no rows")
 

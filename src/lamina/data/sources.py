@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
@@ -161,14 +161,11 @@ class Hub(Rows):
         from datasets import load_dataset
         from pyarrow import ArrowException
 
-        try:
+        with suppress(*(() if mode else (ArrowException, JSONDecodeError))):
             found = load_dataset(self.name, self.config, split=names, download_mode=mode)
             files = [Path(file["filename"]) for rows in found for file in rows.cache_files]
             if mode or all(map(is_whole, files)):
                 return list(found)
-        except (ArrowException, JSONDecodeError):
-            if mode:
-                raise
         return self._loaded(names, "reuse_cache_if_exists")
 
     def _not_there(self, reason: str) -> DataError | None:

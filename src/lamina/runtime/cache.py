@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lamina.runtime.files import refuse_unwritable, remove_links, remove_litter, write_json
-
-CHECK = "sha256"
-"""Field of a cached file with the checksum of the others."""
+from lamina.runtime.files import refuse_unwritable, remove_links, remove_litter, write_bytes
 
 
 @dataclass
@@ -28,9 +24,9 @@ class Entry:
 
 @contextmanager
 def cached(folder: Path, filename: str) -> Iterator[Entry]:
-    """Yield a JSON file's content and save what the body sets; one process at a time.
+    """Yield a file's content and save what the body sets; one process at a time.
 
-    A damaged file is computed again.
+    Its first line is the checksum of the second, which is JSON: a damaged file is made again.
     """
     from filelock import FileLock
 
@@ -40,20 +36,17 @@ def cached(folder: Path, filename: str) -> Iterator[Entry]:
     remove_links(folder, ".lock*")
     with FileLock(folder / ".lock"):
         remove_litter(folder)
-        try:
-            before = json.loads(path.read_text())
-            is_whole = before.pop(CHECK) == _check(before)
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            is_whole = False
-        entry = Entry(folder, before if is_whole else None)
+        check, _, text = path.read_bytes().partition(b"\n") if path.is_file() else (b"",) * 3
+        before = json.loads(text) if check == _checksum(text) else None
+        entry = Entry(folder, before)
         yield entry
-        if entry.content is not None and not (is_whole and entry.content is before):
-            write_json(path, {**entry.content, CHECK: _check(entry.content)})
+        if entry.content is not before:
+            text = json.dumps(entry.content).encode()
+            write_bytes(path, _checksum(text) + b"\n" + text)
 
 
-def _check(content: dict[str, Any]) -> str:
-    text = json.dumps(content)
-    return sha256(re.sub("NaN|-?Infinity", "null", text).encode()).hexdigest()  # as it is written
+def _checksum(text: bytes) -> bytes:
+    return sha256(text).hexdigest().encode()
 
 
 def folder_of(kind: str, parts: list[str]) -> Path:

@@ -166,8 +166,6 @@ def disk_failure(error: BaseException) -> OSError | None:
     """Return the file system's error behind a library's; None for any other error."""
     if isinstance(error, OSError) and error.errno in KNOWN:
         return error
-    if error.__cause__ is not None:
-        return disk_failure(error.__cause__)
     # safetensors and PyArrow wrap it, and torch.save 2.13 swallows it.
     text = str(error)
     if re.search(r"unexpected pos \d+ vs|PytorchStreamWriter failed", text):
@@ -190,21 +188,20 @@ def disk_errors(
         raise
     except Exception as error:
         library = type(error).__module__.partition(".")[0].removesuffix("_rust")
-        is_known = isinstance(error, OSError | RuntimeError) or library in LIBRARIES
-        failure = disk_failure(error) if is_known else None
+        # Logging wraps what its handlers raise in a ValueError.
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        is_known = isinstance(cause, OSError | RuntimeError) or library in LIBRARIES
+        failure = disk_failure(cause) if is_known else None
         name = getattr(failure, "filename", None)
         if failure is None or (name is key is None and failure.errno not in UNNAMED):
             raise
         code = failure.errno or 0
         reason = os.strerror(code)
         if isinstance(name, str):
-            named, place = Path(name), path.absolute()
-            is_below = key is not None and place in named.absolute().parents
-            is_ours = is_below or (key is not None and named.absolute() in (place, *place.parents))
-            tried = _is_unreadable(named) if key is None or is_below else not is_ours
-            if code not in ONLY_WRITES and tried:
-                raise OutputError(f"{named} cannot be read: {reason}") from error
-            path, key = (path if is_ours and code in FULL else named), key if is_ours else None
+            if code not in ONLY_WRITES and _is_unreadable(Path(name)):
+                raise OutputError(f"{name} cannot be read: {reason}") from error
+            if key is None or code not in FULL or path.absolute() not in Path(name).parents:
+                path, key = Path(name), None
         raise OutputError(unwritable(path, reason, key, needed() if needed else None)) from error
 
 
