@@ -47,7 +47,7 @@ def test_a_killed_run_resumes_with_the_same_losses(twins: tuple[Finished, Finish
     assert resumed.metrics["eval_loss"] == whole.metrics["eval_loss"]
 
 
-LOGS = "logs/pruned/keep-8-first-lora"
+LOGS = "logs/pruned"
 
 
 def logged(path: Path) -> list[tuple[int, float]]:
@@ -62,7 +62,7 @@ def logged(path: Path) -> list[tuple[int, float]]:
 def test_a_resumed_run_did_not_start_over(twins: tuple[Finished, Finished]) -> None:
     whole, resumed = twins
     assert resumed.metrics["train_tokens"] == whole.metrics["train_tokens"]
-    second = sorted((resumed.folder / LOGS).iterdir())[1]
+    second = sorted((resumed.folder / LOGS / resumed.result["name"]).iterdir())[1]
     assert [step for step, _ in logged(second)] == list(range(5, 13))
 
 
@@ -70,7 +70,7 @@ def test_tensorboard_has_each_step_once(twins: tuple[Finished, Finished]) -> Non
     whole, resumed = twins
     history = whole.result["history"]
     expected = [(entry["step"], pytest.approx(entry["loss"])) for entry in history]
-    assert logged(resumed.folder / LOGS) == expected
+    assert logged(resumed.folder / LOGS / resumed.result["name"]) == expected
 
 
 def test_a_resumed_run_keeps_its_wandb_id(twins: tuple[Finished, Finished]) -> None:
