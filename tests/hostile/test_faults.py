@@ -3,12 +3,16 @@
 import errno
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import CACHE, SHORT, Finished, run, train
+from tests.conftest import CACHE, ROOT, SHORT, Finished, environment, run, train
 from tests.hostile.conftest import Refused
 
 QUICK = (*SHORT, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none", "logger=none")
@@ -200,3 +204,224 @@ def test_a_run_folder_that_cannot_be(
 def test_a_lost_current_folder(tmp_path: Path, refused: Refused, code: str, reason: str) -> None:
     done = given(f"import os, train\n{code}\n", tmp_path / "run", *QUICK)
     refused(done, "error: the current folder", reason)
+
+
+# Links that someone placed
+
+
+LINKED = (
+    ".lock",
+    "train.log",
+    ".hydra",
+    "result.json",
+    "eval.jsonl",
+    "checkpoints/pruned/.lock",
+    "checkpoints/pruned/checkpoint-1",
+    "checkpoints/pruned/.checkpoint-1.partial",
+    "checkpoints/pruned/final",
+)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "nothing"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, kind: str) -> None:
+    folder, target = tmp_path / "run", tmp_path / "target"
+    for number, name in enumerate(LINKED):
+        path, to = folder / name, target / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target.mkdir(exist_ok=True)
+        if kind == "file":
+            to.write_text("mine")
+        elif kind == "folder":
+            to.mkdir()
+            (to / "mine").write_text("mine")
+        path.symlink_to(to)
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    done = train(folder, *QUICK)
+    assert done.code == 0, done.errors
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
+    assert done.result["status"] == "completed"
+    left = [path.name for path in folder.rglob("*") if path.is_symlink()]
+    assert left == ["damaged-checkpoint-1"]
+
+
+def test_a_sweep_writes_through_no_link(tmp_path: Path) -> None:
+    target, folder = tmp_path / "target", tmp_path / "sweep"
+    for name in ("multirun.yaml", "0/train.log", "0/.hydra", "summary.csv"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(target)
+    given = ("--multirun", f"hydra.sweep.dir={folder}", *QUICK, "model.keep_layers=99,98")
+    done = train(tmp_path / "run", *given)
+    assert "2 of 2 jobs did not complete" in done.errors
+    assert not target.exists()
+    assert (folder / "0" / "train.log").is_file()
+
+
+# Consoles
+
+
+CONSOLES = {
+    "a full disk": "os.dup2(os.open('/dev/full', os.O_WRONLY), number)",
+    "a dead reader": "r, w = os.pipe(); os.close(r); os.dup2(w, number)",
+    "closed": "os.close(number)",
+    "read-only": "os.dup2(os.open('/dev/null', os.O_RDONLY), number)",
+}
+
+
+@pytest.mark.parametrize("console", CONSOLES)
+@pytest.mark.parametrize("numbers", ["(2,)", "(1, 2)"])
+def test_no_console_ends_a_training(tmp_path: Path, console: str, numbers: str) -> None:
+    streams = "sys.stderr = sys.__stderr__ = None" if console == "closed" else ""
+    code = f"import os, sys\nfor number in {numbers}:\n    {CONSOLES[console]}\n{streams}\n"
+    done = given(code, tmp_path / "run", *QUICK)
+    assert done.code == 0
+    assert done.result["status"] == "completed"
+    assert not list((tmp_path / "run").glob(".*.partial"))
+
+
+def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text("import os\nos.kill(os.getpid(), 2)\n")
+    paths = os.pathsep.join((str(tmp_path), str(ROOT / "src")))
+    env = environment(PYTHONPATH=paths)
+    for command in (["-m", "train"], [str(Path(sys.executable).with_name("lamina")), "scan"]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+# Completed runs
+
+
+KILLED = """
+import os, sys
+
+def hook(event, arguments):
+    if event in ("open", "os.rename", "os.remove") and {name!r} in str(arguments[0]):
+        if event != "open" or arguments[1] not in ("r", "rb", None) or (arguments[2] or 0) & 3:
+            os.kill(os.getpid(), 9)
+
+sys.addaudithook(hook)
+"""
+"""Kills the process at its first write to a path with a name."""
+
+
+@pytest.fixture(scope="module")
+def completed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A completed run of its own."""
+    done = train(tmp_path_factory.mktemp("completed") / "run", *QUICK)
+    assert done.code == 0, done.errors
+    return done
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    """Return what a second start must not change."""
+    paths = [folder / "result.json", *(folder / "checkpoints" / "pruned" / "final").iterdir()]
+    return {str(path): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("name", [".hydra/config.yaml", "train.log", ".hydra/over", "/.lock"])
+def test_a_completed_run_started_again_and_killed_keeps_its_result(
+    completed: Finished, name: str
+) -> None:
+    before = kept(completed.folder)
+    killed = given(KILLED.format(name=name), completed.folder, *QUICK)
+    assert killed.code == -signal.SIGKILL, killed.errors
+    assert kept(completed.folder) == before
+    again = train(completed.folder, *QUICK)
+    assert again.code == 0, again.errors
+    assert f"{completed.folder} is already complete" in again.errors
+    assert kept(completed.folder) == before
+    assert not (completed.folder / ".lock").exists()
+
+
+def test_a_completed_run_is_not_trained_again_where_it_was_moved(
+    completed: Finished, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(completed.folder, moved)
+    before = kept(moved)
+    again = train(moved, *QUICK)
+    assert f"{moved} is already complete" in again.errors
+    assert kept(moved) == before
+
+
+def test_the_next_start_removes_what_killed_writes_left(
+    completed: Finished, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(completed.folder, folder)
+    left = [folder / name for name in (".result.json.77.partial", ".eval.jsonl.78.partial")]
+    for path in left:
+        path.mkdir()
+        (path / "result.json").write_text("{")
+    (folder / ".lock").write_text("77\nelsewhere\n")
+    assert train(folder, *QUICK).code == 0
+    assert not [path for path in (*left, folder / ".lock") if path.exists()]
+
+
+# Damaged caches
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """A run that filled caches of its own, which its folder holds."""
+    folder = tmp_path_factory.mktemp("cached")
+    done = given(own_caches(folder), folder / "run", *CACHING)
+    assert done.code == 0, done.errors
+    return folder, done
+
+
+CACHING = (*[each for each in QUICK if each != "evaluation=none"], "generator.train_rows=100")
+
+
+def own_caches(folder: Path) -> str:
+    """Return code with which a run uses caches in a folder."""
+    datasets = f"datasets.config.HF_DATASETS_CACHE = pathlib.Path({str(folder)!r}) / 'datasets'"
+    lamina = f"os.environ['LAMINA_CACHE'] = {str(folder / 'lamina')!r}"
+    return f"import datasets, os, pathlib\n{datasets}\n{lamina}\n"
+
+
+DAMAGED = [
+    ("datasets/lamina/*/generator/*/*/*.arrow", damage)
+    for damage in ("empty", "cut", "garbage", "at a batch")
+]
+DAMAGED += [("datasets/lamina/*/rows.arrow", damage) for damage in ("empty", "cut", "at a batch")]
+DAMAGED += [("datasets/lamina/*/cache-*.arrow", damage) for damage in ("cut", "garbage")]
+DAMAGED += [("datasets/lamina/*/generator/*/*/dataset_info.json", "cut")]
+DAMAGED += [("lamina/baselines/*/baseline.json", damage) for damage in ("empty", "cut", "number")]
+
+
+def damaged(content: bytes, damage: str) -> bytes:
+    """Return a damaged file's content."""
+    return {
+        "empty": b"",
+        "cut": content[: len(content) // 2],
+        "garbage": os.urandom(len(content)),
+        "at a batch": content[:-8],
+        "number": content.replace(b'"loss": ', b'"loss": 1'),
+    }[damage]
+
+
+@pytest.mark.parametrize(("pattern", "damage"), DAMAGED)
+def test_a_damaged_cache_is_made_again(
+    cached: tuple[Path, Finished], tmp_path: Path, pattern: str, damage: str
+) -> None:
+    folder, first = cached
+    for name in ("datasets", "lamina"):
+        shutil.copytree(folder / name, tmp_path / name)
+    paths = list(tmp_path.glob(pattern))
+    assert paths
+    whole = {path: path.read_bytes() for path in paths}
+    for path in paths:
+        path.write_bytes(damaged(whole[path], damage))
+    done = given(own_caches(tmp_path), tmp_path / "run", *CACHING)
+    assert done.code == 0, done.errors
+    assert done.result["history"] == first.result["history"]
+    assert done.metrics["baseline_eval_loss"] == first.metrics["baseline_eval_loss"]
+    assert {len(path.read_bytes()) for path in paths} == {len(each) for each in whole.values()}
