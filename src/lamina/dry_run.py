@@ -103,6 +103,7 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
             "step": step,
             "footprint": footprint_of(experiment, trainer, scratch, steps, free),
             "steps": steps,
+            "seconds": steps * arguments.gradient_accumulation_steps * step["seconds"],
             "processes": processes,
             "batch": batch_size(arguments, processes),
             "data": rows.packed(packs, experiment.max_seq_length),

@@ -134,13 +134,14 @@ class Experiment(Parameters):
     def settings(self) -> dict[str, Any]:
         """What else trained weights depend on, by config key; a resumed run must not change it."""
         kept = {k: v for k, v in self.trainer.args.items() if k not in MAY_CHANGE_ON_RESUME}
+        adapter = {k: v for k, v in asdict(self.adapter).items() if k != "learning_rate"}
         return {
             "dtype": self.dtype,
             "attention": self.attention,
             "kernels": self.kernels,
             "distributed": distributed.world_size(),
             "backend": self.backend.name,
-            **{f"adapter.{key}": value for key, value in asdict(self.adapter).items()},
+            **{f"adapter.{key}": value for key, value in adapter.items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
         }
 

@@ -26,6 +26,19 @@ def format_bytes(size: int) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
+def format_count(number: int) -> str:
+    """Format a number with a comma between thousands."""
+    return f"{number:,}"
+
+
+def format_duration(seconds: float) -> str:
+    """Format seconds as hours and minutes, minutes or seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{rest} s"
+
+
 def _parse(key: str, value: Any, suffixes: dict[str, int], examples: str) -> int:
     match = _NUMBER.fullmatch(str(value))
     number = float(match[1]) * suffixes.get(match[2], 0) if match else 0

@@ -37,6 +37,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     def make(*, installed: bool, gpus: int) -> None:
         for module in (backend_choice, unsloth):
             monkeypatch.setattr(module, "is_installed", lambda: installed)
+        monkeypatch.setattr("lamina.runtime.device.has_gpu", lambda: gpus > 0)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
 
     return make

@@ -58,7 +58,7 @@ MISTAKES = {
     "model.architecture.hidden_size=1": "model.architecture.hidden_size=1: this key belongs to "
     "model=scratch; model=pruned has keep_layers, selector",
     "adapter=full adapter.use_rslora=true": "adapter.use_rslora=true: this key belongs to "
-    "adapter=lora, dora or qlora",
+    "adapter=lora, dora or qlora; adapter=full has learning_rate",
     "selector=last model=original": "selector chooses the layers of model=pruned: leave it out, or "
     "choose model=pruned",
     # Options.
@@ -243,6 +243,8 @@ MISTAKES = {
     "max_seq_length=0": "max_seq_length=0: use a whole number of tokens, such as 4096",
     "evaluation.max_new_tokens=1k": "evaluation.max_new_tokens=1k: use a whole number of tokens, "
     "such as 4096",
+    "selector=greedy scan.tokens=500": "scan.tokens=500 is less than one window of "
+    "max_seq_length=512 tokens: use more tokens or a shorter window",
     "scan.tokens=4kb": "scan.tokens=4kb: use a number such as 4096, 16k or 1.6M",
     "scan.memory=8": "scan.memory=8: use a number such as 500MB or 8GB",
     "scan.stream=maybe": "scan.stream=maybe: use auto, true or false",

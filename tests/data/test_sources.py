@@ -122,6 +122,35 @@ def test_a_missing_split_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("names", "train", "chosen"),
+    [
+        (("train", "test", "validation", "eval"), "train", "eval"),
+        (("train", "test", "validation"), "train", "validation"),
+        (("validation", "test"), "validation", "test"),
+        (("train", "dev"), "train", None),
+    ],
+)
+def test_the_evaluation_split_is_found_and_named(
+    names: tuple[str, ...],
+    train: str,
+    chosen: str | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = {name: Dataset.from_list([{"text": f"{name} {n}"} for n in range(2)]) for name in names}
+    DatasetDict(rows).save_to_disk(tmp_path / "saved")
+    given = {**FOREIGN, "path": str(tmp_path / "saved"), "train": train, "eval": "auto"}
+    with caplog.at_level("INFO", logger="lamina"):
+        splits = Disk(**given).load()
+    assert texts(splits.eval)[0].split()[0] == (chosen or train)
+    assert caplog.messages == [
+        f"data.eval=auto: {chosen}"
+        if chosen
+        else "data.eval=auto: none of eval, validation, test; 0.5 of data.train=train is held out"
+    ]
+
+
 def test_a_saved_data_set_without_splits_is_divided_only_without_data_eval(
     tmp_path: Path,
 ) -> None:

@@ -17,6 +17,7 @@ QWEN3 = {"model_type": "qwen3"}
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina.runtime.device.has_gpu", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
 

@@ -157,7 +157,7 @@ def test_an_estimate_follows_from_the_model_and_the_arguments() -> None:
     }
     given: dict[str, Any] = {"dtype": torch.float32, "liger": False, "sharded": False}
     model = load_model(resolve(str(REFERENCE)), range(8), dtype=torch.float32)
-    estimate = MemoryEstimate.of(model, arguments, Full(), **given)
+    estimate = MemoryEstimate.of(model, arguments, Full(learning_rate=2e-5), **given)
     assert (estimate.weights, estimate.trained, estimate.linear_weights) == (
         4 * 1_223_424,
         1_223_424,
@@ -170,7 +170,13 @@ def test_an_estimate_follows_from_the_model_and_the_arguments() -> None:
     assert estimate.mask == (2 * 512) ** 2
     assert estimate.activations == 1024 * (8 * 128 + 8 * 128 + 4 * 256) * 4
     bare = reduction(resolve(str(REFERENCE)), range(8)).blueprint
-    lora: dict[str, Any] = {"r": 1, "alpha": 1, "dropout": 0.0, "bias": "none"}
+    lora: dict[str, Any] = {
+        "learning_rate": 2e-4,
+        "r": 1,
+        "alpha": 1,
+        "dropout": 0.0,
+        "bias": "none",
+    }
     quantized = QLora(**lora, target_modules="all-linear", further={})
     less = MemoryEstimate.of(bare, arguments, quantized, **given)
     assert less.weights == round(1_179_648 * QUANTIZED_BYTES) + 4 * (1_223_424 - 1_179_648)

@@ -39,6 +39,7 @@ ARGUMENTS: dict[str, Any] = {
     "use_cpu": True,
 }
 ADAPTER: dict[str, Any] = {
+    "learning_rate": 2e-4,
     "r": 4,
     "alpha": 8,
     "dropout": 0.1,
@@ -172,7 +173,7 @@ def test_on_a_gpu_unsloth_may_change_defaults_that_affect_no_number(
     ours, common = Unsloth(statistics=False), {"max_seq_length": 64, "gradient_checkpointing": True}
     lora, full = (
         Training(adapter=adapter, seed=1, folder=tmp_path, **common)
-        for adapter in (Lora.of(**ADAPTER), Full())
+        for adapter in (Lora.of(**ADAPTER), Full(learning_rate=2e-5))
     )
     assert ours.preserves("remove_unused_columns", lora, given=False)
     assert ours.preserves("bf16", full, given=True)

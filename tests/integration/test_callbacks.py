@@ -1,8 +1,9 @@
 """Early stopping, a run without callbacks, and the progress line."""
 
+import re
 from pathlib import Path
 
-from tests.conftest import SHORT, train
+from tests.conftest import SHORT, Finished, train
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
@@ -19,11 +20,18 @@ def test_a_run_without_callbacks_is_quiet_and_has_no_history(tmp_path: Path) -> 
     assert done.code == 0, done.errors
     assert done.result["history"] == []
     assert done.metrics["eval_loss"] > 0
-    assert "step" not in done.errors
+    assert "steps" not in done.errors
     assert not (done.folder / "logs").exists()
 
 
-def test_the_progress_line_shows_loss_rate_and_speed(tmp_path: Path) -> None:
-    done = train(tmp_path / "run", *SHORT, "evaluation=none")
-    for shown in ("loss=", "lr=", "tokens/s=", "mem=", "time=data ", "eval_loss=", "<"):
-        assert shown in done.errors
+def test_the_progress_line_ends_with_loss_speed_and_time(pruned: Finished) -> None:
+    (line,) = [
+        each for each in pruned.errors.splitlines() if each.startswith("pruned-8of12-lora: 6")
+    ]
+    steps, loss, speed, took, *extras = line.partition(": ")[2].split(", ")
+    assert steps == "6 of 6 steps"
+    assert loss == f"loss {pruned.result['history'][-1]['loss']:.4f}"
+    assert re.fullmatch(r"[\d,]+ tokens/s", speed)
+    assert re.fullmatch(r"\d+ (s|min)", took)
+    assert [each.split()[0] for each in extras][:3] == ["lr", "mem", "data"]
+    assert extras[-1] == f"eval_loss {pruned.result['history'][-1]['eval_loss']:.4f}"

@@ -19,6 +19,7 @@ from lamina.report.dry_run_report import dry_run_report, refuse_what_does_not_fi
 from lamina.run import run
 from lamina.runtime.paths import conf_dir
 from lamina.runtime.sizes import folder_bytes, most_checkpoints
+from lamina.units import format_bytes, format_duration
 from tests.conftest import SHORT, Finished, lamina, train
 
 PRUNED = (*SHORT, "model=pruned", "model.keep_layers=8")
@@ -192,3 +193,21 @@ def test_a_run_out_of_memory_names_settings_that_need_less(
     with pytest.raises(TrainingError) as caught:
         run(experiment, Record(tmp_path, []))
     assert str(caught.value).startswith("out of memory: the model does not fit; try, in this order")
+
+
+def test_a_dry_run_of_a_sweep_sums_up_the_jobs_that_can_run(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    given = ("--multirun", f"hydra.sweep.dir={folder}", *SHORT, "model=pruned", "dry_run=true")
+    done = train(tmp_path / "run", *given, "model.keep_layers=8,4,99")
+    reports = [json.loads((folder / name / "dry_run.json").read_text()) for name in "01"]
+    disk = format_bytes(sum(report["footprint"]["disk"] for report in reports))
+    assert all(
+        report["seconds"] == report["steps"] * report["step"]["seconds"] for report in reports
+    )
+    time = format_duration(sum(report["seconds"] for report in reports))
+    last = done.output.splitlines()[-1]
+    assert last.startswith(f"sweep of 2 of 3 jobs: {disk} of disk, ")
+    assert last.endswith(
+        f" free; {time} of training, at the first step's speed, without evaluations"
+    )
+    assert done.errors.splitlines()[-1] == "error: 1 of 3 jobs cannot run: 2; see above"

@@ -147,7 +147,7 @@ def test_a_shortlist_without_a_layer_to_drop_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("max_seq_length=2048", "scan.tokens=1k"), "scan.tokens=1000 is less than one window"),
+        (("max_seq_length=2048", "scan.tokens=1k"), "scan.tokens=1k is less than one window"),
         (("scan.memory=1MB",), "scan.memory=1MB is too small"),
         (("scan.memory=lots",), "scan.memory=lots: use a number such as 500MB or 8GB"),
         (("scan.tokens=1z",), "scan.tokens=1z: use a number such as 4096, 16k or 1.6M"),

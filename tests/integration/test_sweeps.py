@@ -213,3 +213,30 @@ def test_what_ended_a_sweep_stands_above_its_summary(tmp_path: Path) -> None:
     ]
     rest = [*given[:1], *given[2:], "hydra.sweep.dir=jobs"]
     assert shlex.split(command) == [sys.executable, "-c", UNLAUNCHED, *rest]
+
+
+KNOWN_BEFORE = {
+    ("output_dir=shared", "seed=1,2"): "output_dir=shared: jobs 0 and 1 would share it: set "
+    "'output_dir=\"${run_dir}/checkpoints\"'",
+    ("seed=1", "output_dir=a,a"): "output_dir=a: jobs 0 and 1 would share it: set "
+    "'output_dir=\"${run_dir}/checkpoints\"'",
+    ("selector=first,greedy", "scan.tokens=500"): "job 1: scan.tokens=500 is less than one window "
+    "of max_seq_length=512 tokens: use more tokens or a shorter window",
+    ("hydra/launcher=slurm", "seed=1,2"): 'hydra/launcher=slurm: Could not detect "srun", are you '
+    "indeed on a slurm cluster?",
+}
+
+
+@pytest.mark.parametrize("given", KNOWN_BEFORE)
+def test_what_is_known_before_the_first_job_is_said_before_it(
+    given: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = train(tmp_path / "run", "--multirun", *SHORT, *given, PATH="")
+    assert (done.code, done.errors) == (1, f"error: {KNOWN_BEFORE[given]}\n")
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_jobs_of_two_variants_may_share_an_output_dir(tmp_path: Path) -> None:
+    variants = ("model=dropped,pruned", "model_name=nowhere", "output_dir=shared")
+    done = train(tmp_path / "run", "--multirun", *SHORT, *variants)
+    assert "would share it" not in done.errors

@@ -4,6 +4,7 @@ import pytest
 
 from lamina.errors import ConfigError
 from lamina.launch.layout import PORTS, Layout, decide_layout, rendezvous_address, use_one_device
+from lamina.runtime import device
 from lamina.runtime.device import visible_devices
 
 NAMES = ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "SLURM_NODEID")
@@ -15,6 +16,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*NAMES, *STEP):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "")  # hides nvidia-smi
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,15 @@ def test_devices_are_counted_without_torch(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert visible_devices() == expected
+
+
+def test_the_variable_counts_nothing_on_a_machine_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert visible_devices() == 0
+    assert decide_layout("auto", "auto") == Layout(processes=1, nodes=1, node=0)
 
 
 def test_without_the_variable_nvidia_smi_counts(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

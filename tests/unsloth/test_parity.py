@@ -145,13 +145,14 @@ import torch
 from lamina.depth.plan import Plan
 from lamina.weights.source import resolve
 
-lora = Lora(r=4, alpha=8, dropout=0.0, bias="none", target_modules="all-linear", further={})
+shape = {"r": 4, "alpha": 8, "dropout": 0.0, "bias": "none", "target_modules": "all-linear"}
+lora = Lora(learning_rate=2e-4, **shape, further={})
 common = dict(max_seq_length=64, gradient_checkpointing=False, seed=7, folder=folder)
 source, found = resolve(model), {}
 for name, kept in {"original": range(12), "dropped": [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11],
                    "pruned": [0, 2, 3, 7]}.items():
     plan = Plan("layers", source, 12, tuple(kept), {})
-    for adapter in (lora, Full()):
+    for adapter in (lora, Full(learning_rate=2e-5)):
         training = Training(adapter=adapter, **common)
         models = []
         for backend in (Transformers(), ours):

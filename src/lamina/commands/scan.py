@@ -59,9 +59,10 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
         raise ConfigError(
             "dry_run=true has no meaning in a scan, which trains nothing: leave it out"
         )
+    run = bind(config)
+    run.scan.refuse_less_than(run.max_seq_length)
     logger.info("run folder: %s", short_path(folder))
     logger.info("runs: scan of model_name=%s", config.model_name)
-    run = bind(config)
     content = run.scores(usable_source(run.model_name), without_holdout(run.data)).scan()
     found = Statistics.from_dict(content)
     write_json(folder / SCAN_FILE, content)

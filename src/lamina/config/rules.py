@@ -19,6 +19,9 @@ from lamina.heal.callbacks.loggers import WandB
 from lamina.heal.resume import given_checkpoint
 from lamina.weights.source import resolve
 
+MANY_LAYERS = 10_000
+"""More layers than any model has: a choice among them fails only for want of scores."""
+
 
 def problems(run: Parameters) -> Iterator[str]:
     """Name settings that contradict each other, or that this machine does not support."""
@@ -40,6 +43,7 @@ def problems(run: Parameters) -> Iterator[str]:
         yield from kernels.liger_problems(arguments)
     yield from backend_choice.problems(run)
     yield from _published(run)
+    yield from scan_problems(run)
 
 
 def _published(run: Parameters) -> Iterator[str]:
@@ -52,6 +56,20 @@ def _published(run: Parameters) -> Iterator[str]:
         key = setting.partition("=")[0]
         if key not in allowed():
             yield f"{setting}: give it on the command line, or set {ALLOW}={key}"
+
+
+def scan_problems(run: Parameters) -> Iterator[str]:
+    """Name a calibration text that is too short, if the choice of layers needs one."""
+    try:
+        if not isinstance(run.model, Scratch):
+            run.model.kept_layers(MANY_LAYERS, NoScores())
+    except ScoresNeededError:
+        try:
+            run.scan.refuse_less_than(run.max_seq_length)
+        except LaminaError as error:
+            yield str(error)
+    except LaminaError:
+        return
 
 
 def layer_problems(run: Parameters) -> Iterator[str]:

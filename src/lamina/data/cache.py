@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.runtime.files import disk_errors, refuse_unwritable
+from lamina.runtime.stages import stage
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -38,15 +39,14 @@ def cached_rows(
     `generate`, a module-level function, is called with `arguments`, which identify the rows, and
     `protocol`; its errors are raised here.
     """
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
     from datasets.fingerprint import Hasher
 
     refuse_unwritable_cache()
     given = {**arguments, "protocol": _protocol(PROTOCOL)}
     folder = _datasets_cache() / "lamina" / Hasher.hash((generate, given))
-    disable_progress_bars()  # reading is fast; `lamina.data.feed` shows them for slow work
-    with cache_errors():
+    with cache_errors(), stage("reading rows"):
         if not all(map(is_whole, folder.glob("*/*/*[!e]/*.*"))):  # not in *.incomplete/
             shutil.rmtree(folder)
         try:
@@ -78,17 +78,21 @@ def cached_map(
     # new rows are cached beside them.
     folder = _datasets_cache() / "lamina" / fingerprint
     place = {"cache_file_name": str(folder / "rows.arrow")}
-    with cache_errors():
+    with cache_errors(), stage(desc, len(rows), "rows") as shown:
         for path in folder.glob("*.arrow"):
             if not is_whole(path):
                 path.unlink()
+
+        def counted(*row: Any, **given: Any) -> dict[str, Any]:
+            shown.advance()
+            return make(*row, **given)
+
         return rows.map(
-            make,
+            counted,
             with_indices=True,
             fn_kwargs=arguments,
             remove_columns=rows.column_names,
             features=features,
-            desc=desc,
             new_fingerprint=fingerprint,
             **(place if _is_writable(folder) else {"keep_in_memory": True}),
         )

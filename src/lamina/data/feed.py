@@ -59,9 +59,6 @@ class Feed:
         }
 
 
-LONG = 10_000
-"""From this many rows on, tokenizing takes over a second and shows a progress bar."""
-
 SHOWN = 3
 """Skipped rows on the console; skipped_rows.jsonl lists all of them."""
 
@@ -78,12 +75,8 @@ def feed(
             many tokens.
         ConfigError: The rows or the chat template do not support data.loss_on.
     """
-    from datasets import disable_progress_bars, enable_progress_bars
-
     choose_template(tokenizer, data.chat_template)
     splits = data.load()
-    is_long = len(splits.train.rows) + len(splits.eval.rows) >= LONG
-    (enable_progress_bars if is_long else disable_progress_bars)()
     tokenize = Tokenization(tokenizer, data.loss_on, max_seq_length, splits.train)
     conversion = splits.train.conversion
     if conversion.form != conversion.columns:

@@ -1,5 +1,6 @@
 """Data sources: each loads a training and an evaluation split, but does not inspect rows."""
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+logger = logging.getLogger(__name__)
+
 MaxSamples = Annotated[
     int | None, Limit(lambda value: value >= 1, "use 1 or more, or null for all rows")
 ]
@@ -40,6 +43,9 @@ Template = Annotated[
         "no such file; use a jinja file, chatml, or the name of one of the tokenizer's templates",
     ),
 ]
+EVAL_SPLITS = ("eval", "validation", "test")
+"""Names that data.eval=auto tries, in this order."""
+
 HELD_OUT = "data.eval=null to hold out data.eval_fraction of the training rows"
 
 MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "use a fraction from 0 to 1")]
@@ -64,7 +70,7 @@ class Rows:
 
     def problems(self) -> Iterator[str]:
         """Refuse a hold-out that leaves one side empty, and names of columns that are none."""
-        if self.eval is None and not 0 < self.eval_fraction < 1:
+        if self.eval in (None, "auto") and not 0 < self.eval_fraction < 1:
             yield (
                 f"data.eval_fraction={self.eval_fraction}: use a fraction of the training rows, "
                 "above 0 and below 1"
@@ -83,6 +89,16 @@ class Rows:
     def names(self) -> dict[str, str]:
         """The data set's names in `columns`."""
         return {column: str(name) for column, name in self.columns.items() if name is not None}
+
+    def eval_split(self, train: str, known: Iterable[str]) -> str | None:
+        """Return data.eval or, for auto, which of the known splits that is, and say so."""
+        if self.eval != "auto":
+            return self.eval
+        usable = {*known} - _parts(train)
+        found = next(filter(usable.__contains__, EVAL_SPLITS), None)
+        held = f"none of {', '.join(EVAL_SPLITS)}; {self.eval_fraction:.3g} of data.train={train}"
+        logger.info("data.eval=auto: %s", found or f"{held} is held out")
+        return found
 
     def split(self, rows: "Dataset", origin: str, files: tuple[str, ...] = ()) -> Split:
         """Return rows as a split with these settings."""
@@ -135,10 +151,13 @@ class Hub(Rows):
         from huggingface_hub.errors import HTTPError
 
         refuse_unwritable_cache()
-        names = [name for name in (self.train, self.eval) if name is not None]
+        names = [self.train]
         try:
             with _offline_unless_reachable():
                 found = self._loaded(names)
+                if held := self.eval_split(self.train, found[0].info.splits or ()):
+                    names.append(held)
+                    found += self._loaded([held])
         except DatasetNotFoundError as error:
             raise DataError(
                 f"data.name={self.name}: no such data set on the hub, or it needs HF_TOKEN"
@@ -172,8 +191,7 @@ class Hub(Rows):
         """Explain datasets' errors about a split or configuration that the data set lacks."""
         known = re.findall(r"'([^']+)'", reason.rpartition("[")[2].partition("]")[0])
         if missing := re.match(r'Unknown split "(.+)"\. Should be one of ', reason):
-            parts = (part.partition("[")[0] for part in self.train.split("+"))
-            key = "train" if missing[1] in parts else "eval"
+            key = "train" if missing[1] in _parts(self.train) else "eval"
             return _no_split(key, getattr(self, key), self.name, known)
         if re.match(r"Config name is missing|BuilderConfig '.*' not found", reason):
             given = f"data.config={self.config or 'null'}"
@@ -203,14 +221,15 @@ class Disk(Rows):
         except (OSError, ValueError) as error:
             raise DataError(f"data.path={self.path}: {_damage(error)}") from error
         if not isinstance(saved, DatasetDict):
-            if self.eval is not None:
+            if self.eval not in (None, "auto"):
                 raise DataError(f"data.eval={self.eval}: {self.path} has no splits: set {HELD_OUT}")
             return self.splits(self.split(saved, self.path))
-        for key, name in (("train", self.train), ("eval", self.eval)):
+        names = {"train": self.train, "eval": self.eval_split(self.train, saved)}
+        for key, name in names.items():
             if name is not None and name not in saved:
                 raise _no_split(key, name, self.path, saved)
-        names = [name for name in (self.train, self.eval) if name is not None]
-        return self.splits(*(self.split(saved[name], f"{self.path} {name}") for name in names))
+        chosen = filter(None, names.values())
+        return self.splits(*(self.split(saved[name], f"{self.path} {name}") for name in chosen))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +261,11 @@ DataSource = Files | Hub | Disk | Synthetic
 
 def _first(split: Split, limit: int | None) -> Split:
     return split if limit is None else split.select(range(len(split.rows))[:limit], split.origin)
+
+
+def _parts(split: str) -> set[str]:
+    """Return the names in a split such as a[:10%]+b."""
+    return {part.partition("[")[0] for part in split.split("+")}
 
 
 def _no_split(key: str, name: str | None, place: str, splits: Iterable[str]) -> DataError:

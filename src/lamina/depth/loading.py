@@ -15,6 +15,7 @@ from lamina.depth.reduction import (
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
 from lamina.errors import ConfigError, ModelError, did_you_mean
+from lamina.runtime.stages import stage
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
 from lamina.weights.source import Source, read_json, refuse_mistyped
@@ -65,10 +66,11 @@ def load_model(
     mapping = kept_tensors(source.weight_map, kept_layers, source.config)
     stored = source.stored(mapping)
     if len(kept_layers) == layer_count(source.config) and not source.is_text_part:
-        return _checked(source, _load_whole(source, settings))
+        with stage("reading weights"):
+            return _checked(source, _load_whole(source, settings))
     name = DTYPES.get(str(dtype).removeprefix("torch."))
     mapped = settings.keys() == {"dtype"} and {name} == {each.dtype for each in stored.values()}
-    with tensor_slices(source, mapping, mapped=mapped) as slices:
+    with stage("reading weights"), tensor_slices(source, mapping, mapped=mapped) as slices:
         return _checked(source, _load_reduced(source, kept_layers, slices, settings))
 
 

@@ -18,6 +18,7 @@ from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.files import disk_errors, replacing
 from lamina.runtime.sizes import trained_weights, weight_bytes
+from lamina.runtime.stages import stage
 from lamina.weights.source import read_json
 
 if TYPE_CHECKING:
@@ -168,7 +169,8 @@ def _writing(
     manifest: dict[str, Any],
 ) -> Iterator[Path]:
     """Write a folder of about `size` bytes: what the body writes, the tokenizer and the card."""
-    with disk_errors(folder, "output_dir", lambda: size), replacing(folder) as partial:
+    errors = disk_errors(folder, "output_dir", lambda: size)
+    with stage(f"saving {folder.name}/"), errors, replacing(folder) as partial:
         yield partial
         write_tokenizer(partial, tokenizer, plan.source)
         write_manifest(partial, manifest)

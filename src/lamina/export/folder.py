@@ -14,6 +14,8 @@ from lamina.depth.surgery import reduced_generation_config, without_mtp_heads
 from lamina.errors import OutputError
 from lamina.export.card import card
 from lamina.runtime.files import replacing
+from lamina.runtime.stages import stage
+from lamina.units import format_bytes
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, TensorSlice, byte_blocks
 from lamina.weights.source import Source, read_json
@@ -187,7 +189,7 @@ def new_folder(key: str, output: Path, *sources: Path) -> Iterator[Path]:
 def write_weights(
     name: str, folder: Path, tensors: Mapping[str, Outgoing], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write a model's tensors with a progress bar, once transformers has a place for each.
+    """Write a model's tensors once transformers has a place for each.
 
     The folder already holds config.json; the tensors are in the order that reads fastest. `name` is
     the model's in an error.
@@ -195,13 +197,11 @@ def write_weights(
     Raises:
         ModelError: A tensor is missing, unexpected or of another shape.
     """
-    from tqdm import tqdm
     from transformers import AutoConfig
 
     stored = {key: tensor.stored for key, tensor in tensors.items()}
     refuse_unfit(name, AutoConfig.from_pretrained(folder), stored)
 
     total = sum(tensor.stored.nbytes for tensor in tensors.values())
-    # disable=None: no bar unless the console is a terminal.
-    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=None) as bar:
-        write_shards(folder, tensors, bar.update, max_shard_bytes)
+    with stage("writing weights", total, format=format_bytes) as shown:
+        write_shards(folder, tensors, shown.advance, max_shard_bytes)

@@ -9,7 +9,7 @@ from typing_extensions import override
 from lamina.depth.variants import Scratch, Variant
 from lamina.errors import ConfigError
 from lamina.export.merge import LEFT_OUT, NON_LORA_TRAINABLES
-from lamina.limits import AT_LEAST_ONE, FRACTION, one_of
+from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, FRACTION, one_of
 from lamina.runtime.device import installed
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ NEEDS_DATA = ("eva", "corda", "lora_ga")
 class Lora:
     """Low-rank updates beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685)."""
 
+    learning_rate: Annotated[float, ABOVE_ZERO]
+    """Default of the parameter of that name."""
     r: Annotated[int, AT_LEAST_ONE]
     alpha: Annotated[int, AT_LEAST_ONE]
     dropout: Annotated[float, FRACTION]
@@ -46,10 +48,19 @@ class Lora:
 
     @classmethod
     def of(
-        cls, *, r: int, alpha: int, dropout: float, bias: str, target_modules: Any, **further: Any
+        cls,
+        *,
+        learning_rate: float,
+        r: int,
+        alpha: int,
+        dropout: float,
+        bias: str,
+        target_modules: Any,
+        **further: Any,
     ) -> "Lora":
         """Build from the config's keys: the fields above and any other of LoraConfig."""
         return cls(
+            learning_rate=learning_rate,
             r=r,
             alpha=alpha,
             dropout=dropout,
@@ -150,6 +161,8 @@ class QLora(Lora):
 class Full:
     """Train every weight, without an adapter."""
 
+    learning_rate: Annotated[float, ABOVE_ZERO]
+    """Default of the parameter of that name."""
     name: ClassVar[str] = "full"
     in_4bit: ClassVar[bool] = False
     is_loadable: ClassVar[bool] = False

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 
+from lamina.runtime.stages import stage
+
 
 @cache
 def import_heavy() -> None:
@@ -31,7 +33,8 @@ def prepared(seed: int, num_threads: int | None) -> Iterator[None]:
 
     The last bits of sums depend on `num_threads`, torch's threads on a CPU (None: its default).
     """
-    import_heavy()
+    with stage("importing torch, transformers and trl"):
+        import_heavy()
     import torch
     import transformers
     from transformers.utils import logging as transformers_logging
@@ -39,7 +42,6 @@ def prepared(seed: int, num_threads: int | None) -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # they warn at every fork otherwise
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
-    transformers_logging.disable_progress_bar()
     logging.captureWarnings(True)
     transformers.set_seed(seed)
     before = torch.get_num_threads()

@@ -28,6 +28,7 @@ from lamina.runtime import distributed
 from lamina.runtime.checkpoints import STATE, rotate
 from lamina.runtime.files import disk_errors, partial_path, replacing
 from lamina.runtime.sizes import state_bytes, trained_weights, weight_bytes
+from lamina.runtime.stages import Stage, stage
 from lamina.weights.header import read_header
 
 UNLOGGED = "unlogged"
@@ -41,6 +42,8 @@ class TokenLossTrainer(SFTTrainer):
     The stock one averages batch means, so the loss and the choice of the best checkpoint depend on
     the batch size (transformers issue 39241, open in 5.17).
     """
+
+    _evaluating: Stage
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -202,7 +205,8 @@ class TokenLossTrainer(SFTTrainer):
         target = folder / f"checkpoint-{self.state.global_step}"
         saving = replacing(target) if self.args.should_save else nullcontext(partial_path(target))
         errors = disk_errors(folder, "output_dir", self._checkpoint_bytes)
-        with self.clock.during("save"), errors, saving as partial:
+        shown = stage(f"saving {target.name}")
+        with self.clock.during("save"), errors, saving as partial, shown:
             self.accelerator.wait_for_everyone()
             loss = distributed.summed([self._tr_loss.item()])[0] / distributed.world_size()
             unlogged = {"loss": loss, "since": self._globalstep_last_logged}
@@ -236,7 +240,9 @@ class TokenLossTrainer(SFTTrainer):
     @override
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
         self._token_nll = torch.zeros(2, dtype=torch.float64)
-        output = super().evaluation_loop(*arguments, **options)
+        text = f"evaluating step {self.state.global_step}"
+        with stage(text, len(self.eval_dataset), "sequences") as self._evaluating:
+            output = super().evaluation_loop(*arguments, **options)
         nll, tokens = self.accelerator.reduce(self._token_nll.to(self.args.device)).tolist()
         prefix = options.get("metric_key_prefix", "eval")
         output.metrics[f"{prefix}_loss"] = nll / tokens
@@ -251,6 +257,7 @@ class TokenLossTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
         tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
+        self._evaluating.advance(len(inputs["labels"]) * distributed.world_size())
         with self._plain_loss():
             loss, logits, labels = super().prediction_step(
                 model, inputs, prediction_loss_only, ignore_keys

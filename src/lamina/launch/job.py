@@ -1,6 +1,7 @@
 """Runs one composed config: checks it, decides its backend and processes, keeps its record."""
 
 import logging
+import os
 import signal
 import sys
 from datetime import timedelta
@@ -28,6 +29,7 @@ from lamina.launch.sweep import own_overrides
 from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
+from lamina.runtime.device import has_gpu
 from lamina.runtime.lock import locked
 from lamina.runtime.paths import short_path
 
@@ -97,7 +99,7 @@ def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Wor
     preflight(config)
     layout = decide_layout(config.distributed, config.parallel)
     if layout.node == 0:
-        _announce(config, folder)
+        _announce(config, folder, layout.processes)
     notes = choose_backend(config, layout.processes)
     if layout.node == 0:
         for note in notes:
@@ -116,7 +118,7 @@ def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Wor
     return spec, layout
 
 
-def _announce(config: DictConfig, folder: Path) -> None:
+def _announce(config: DictConfig, folder: Path, processes: int) -> None:
     """Say where the run and its logs are, and what it does, before anything slow is imported."""
     logs, loggers = config.logging_dir, ", ".join(filter(config.logger.get, config.logger))
     logs = f"{short_path(Path(logs))} ({loggers})" if loggers else "none"
@@ -124,6 +126,9 @@ def _announce(config: DictConfig, folder: Path) -> None:
     choices, kind = HydraConfig.get().runtime.choices, "dry run" if config.dry_run else "runs"
     named = (f"{name}={choices[name]}" for name in SHOWN if choices.get(name))
     logger.info("%s: %s", kind, ", ".join((f"model_name={config.model_name}", *named)))
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) and not has_gpu():
+        number = "one process" if processes == 1 else f"{processes} processes"
+        logger.info("CUDA_VISIBLE_DEVICES=%s, but there is no GPU: %s on the CPU", given, number)
 
 
 def _publish(spec: WorkerSpec) -> None:

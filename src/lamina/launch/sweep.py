@@ -1,12 +1,15 @@
 """Follows a sweep: its planned jobs, its progress and its summary."""
 
+import json
 import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
@@ -22,8 +25,9 @@ from typing_extensions import override
 from lamina.config import security
 from lamina.config.binding import bind
 from lamina.config.messages import no_value, too_many
-from lamina.config.preflight import preflight
-from lamina.config.quoting import again
+from lamina.config.preflight import preflight, refuse_incomplete
+from lamina.config.quoting import again, typed
+from lamina.config.rules import scan_problems
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError
@@ -32,6 +36,7 @@ from lamina.runtime.console import console, printable
 from lamina.runtime.files import refuse_unwritable, remove_links
 from lamina.runtime.lock import locked
 from lamina.runtime.paths import short_path
+from lamina.units import format_duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -65,15 +70,21 @@ class Sweep(Callback):
 
     @override
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        launcher = config.hydra.runtime.choices["hydra/launcher"]
+        self.is_queued = launcher in QUEUEING_LAUNCHERS
+        if absent := [tool for tool in ("srun", "sbatch") if self.is_queued and not which(tool)]:
+            detected = f'Could not detect "{absent[0]}", are you indeed on a slurm cluster?'
+            raise Ended(f"hydra/launcher={launcher}: {detected}")
         given = given_overrides(config)
         if found := list(filter(None, (*map(no_value, given), too_many(given)))):
             raise Ended("\n".join(found))
         Sweep.started = self
         self.folder = Path(config.hydra.sweep.dir)
         self.planned = planned_jobs(config)
+        if reason := known_before(config, self.planned, self.folder):
+            raise Ended(reason)
         self.done = 0
         self.is_dry_run = config.dry_run
-        self.is_queued = config.hydra.runtime.choices["hydra/launcher"] in QUEUEING_LAUNCHERS
         self.ownership = ExitStack()
         with _refusals():
             self.ownership.enter_context(locked(self.folder, "hydra.sweep.dir"))
@@ -122,7 +133,9 @@ class Sweep(Callback):
         counts = {"done": self.done - failed, "running": int(left > 0), "failed": failed}
         line = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
         line = f"sweep of {len(self.planned)} jobs: {line}"
-        sys.stderr.write(f"{line}, about {_duration(seconds)} left\n" if left else f"{line}\n")
+        sys.stderr.write(
+            f"{line}, about {format_duration(seconds)} left\n" if left else f"{line}\n"
+        )
 
     def close(self) -> str | None:
         """Print the sweep's table; return what went wrong, if anything."""
@@ -146,10 +159,15 @@ class Sweep(Callback):
         )
 
     def _close_dry_run(self) -> str | None:
-        """Return which jobs cannot run: those without a dry-run report."""
+        """Print what all jobs take; return which cannot run: those without a dry-run report."""
+        from lamina.report.dry_run_report import sweep_totals
+
         self.ownership.close()
         names = [str(number) for number in range(len(self.planned))]
-        wrong = [name for name in names if not (self.folder / name / DRY_RUN_FILE).is_file()]
+        found = {name: self.folder / name / DRY_RUN_FILE for name in names}
+        done = [json.loads(path.read_text()) for path in found.values() if path.is_file()]
+        sys.stdout.write(f"{sweep_totals(done, len(names))}\n")
+        wrong = [name for name, path in found.items() if not path.is_file()]
         summary = f"{len(wrong)} of {len(names)} jobs cannot run: {', '.join(wrong)}; see above"
         return summary if wrong else None
 
@@ -185,12 +203,7 @@ def rebuild_summary(folder: Path) -> "RenderableType":
 
 def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str | None:
     """Return why a job would be refused; unlike preflight, this reads a hub model's config.json."""
-    loader = GlobalHydra.instance().config_loader()
-    job = loader.load_sweep_config(config, list(overrides))
-    with open_dict(job):
-        job.hydra.runtime.output_dir = str(folder)
-        HydraConfig.instance().set_config(job)
-        del job["hydra"]
+    job = _composed(config, overrides, folder)
     try:
         preflight(job)
         run = bind(job)
@@ -200,6 +213,44 @@ def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str |
     except ScoresNeededError:
         pass  # the job itself scores the layers
     return None
+
+
+def known_before(config: DictConfig, planned: Sequence[Sequence[str]], folder: Path) -> str | None:
+    """Return what would fail only after other jobs have run; costs nothing in a usual sweep."""
+    own, given = OmegaConf.to_container(config, resolve=False), {*chain.from_iterable(planned)}
+    keys = {override.partition("=")[0] for override in given}
+    is_shared = "${run_dir}" not in str(own["output_dir"]) or "output_dir" in keys
+    scans = {"scan.tokens", "max_seq_length", "selector"} & keys
+    first: dict[tuple[Path, str], int] = {}
+    for number, overrides in enumerate(planned if is_shared or scans else ()):
+        job = _composed(config, overrides, folder / str(number))
+        try:
+            refuse_incomplete(job)
+            run = bind(job)
+            problem = next(scan_problems(run), None)
+        except LaminaError:
+            continue  # the job itself says so
+        place = Path(run.output_dir).expanduser().absolute(), run.model.model_type
+        other = first.setdefault(place, number)
+        if other != number:
+            fix = typed("output_dir=${run_dir}/checkpoints")
+            return (
+                f"output_dir={run.output_dir}: jobs {other} and {number} would share it: set {fix}"
+            )
+        if problem:
+            return f"job {number}: {problem}"
+    return None
+
+
+def _composed(config: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
+    """Compose a job's config, with its folder."""
+    loader = GlobalHydra.instance().config_loader()
+    job: DictConfig = loader.load_sweep_config(config, list(overrides))
+    with open_dict(job):
+        job.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(job)
+        del job["hydra"]
+    return job
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:
@@ -232,10 +283,3 @@ def given_overrides(config: DictConfig) -> list[Override]:
     for source in config.hydra.runtime.config_sources:
         path.append(source.provider, f"{source.schema}://{source.path}")
     return OverridesParser.create(ConfigLoaderImpl(path)).parse_overrides(given)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min" if minutes else f"{rest} s"

@@ -39,6 +39,14 @@ CHOICES = ("model_type", "use_lora", "load_in_4bit", "report_to")
 NULL_MEANS_SOMETHING = ("eval_split", "dataset_config", "max_train_samples", "max_eval_samples")
 """Keys whose null is a value today; that of other renamed keys leaves the default."""
 
+OLDER_RATE = 2.0e-4
+"""The older form's learning rate where a file has none, whatever is trained."""
+
+KEPT_RATE = (
+    f"learning_rate={OLDER_RATE:g}, as in the older form, which sets none; adapter=full has 2e-05: "
+    "set learning_rate to choose"
+)
+
 _NO_NAMES = ("null", "true", "false", "nan", "inf")
 
 _LOGGERS = {
@@ -131,6 +139,9 @@ def _values(older: OlderForm) -> dict[str, Line]:
         lines[place] = _line(text, older.entries[key])
     if values.get("fp16") and "bf16" not in values:
         lines["bf16"] = Line("bf16: false", beside="# contradicts fp16")
+    if keeps_older_rate(older):
+        rate = Line(f"learning_rate: {OLDER_RATE}", beside="# the older form's; today's is 2e-5")
+        lines["learning_rate"] = rate
     evaluated = values.get("eval_strategy", "steps")
     beside = "# the best checkpoint must be one that is evaluated"
     if evaluated == "epoch" and "save_strategy" not in values:
@@ -139,6 +150,11 @@ def _values(older: OlderForm) -> dict[str, Line]:
         best = Line("load_best_model_at_end: false", beside=beside)
         lines["trainer.args.load_best_model_at_end"] = best
     return lines
+
+
+def keeps_older_rate(older: OlderForm) -> bool:
+    """Whether all weights are trained at a rate that the file leaves to the older form."""
+    return not has_lora(older.values) and "learning_rate" not in older.values
 
 
 def _body(lines: dict[str, Line]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """`python -m train --old OLD.yaml`: run a config of the older form as it is."""
 
+import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,11 +36,19 @@ def take_old(
     if other := next((a for a in rest if a.lstrip("+").startswith("experiment=")), None):
         raise ConfigError(f"{FLAG} {given[0]} and {other}: use one of them")
     # Imported here: other runs do not need the YAML library.
-    from lamina.legacy.experiment_file import experiment, experiment_name
+    from lamina.legacy.experiment_file import (
+        KEPT_RATE,
+        experiment,
+        experiment_name,
+        keeps_older_rate,
+    )
     from lamina.legacy.form import resolve
 
     path = Path(given[0])
-    name, node = experiment_name(path), OmegaConf.create(experiment(resolve(path, today=today)))
+    older = resolve(path, today=today)
+    if keeps_older_rate(older):
+        sys.stderr.write(f"{KEPT_RATE}\n")
+    name, node = experiment_name(path), OmegaConf.create(experiment(older))
     ConfigStore.instance().store(
         group=f"experiment/{GROUP}", name=name, node=node, package="_global_"
     )

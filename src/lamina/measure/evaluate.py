@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lamina.limits import NOT_NEGATIVE, WHOLE_TOKENS
 from lamina.runtime import distributed
+from lamina.runtime.stages import stage
 
 if TYPE_CHECKING:
     import torch
@@ -86,14 +87,16 @@ def row_losses(
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     model.eval()
     batches = list(_batches([len(row["input_ids"]) for row in rows], max_tokens))
-    for indices in batches[distributed.rank() :: distributed.world_size()]:
-        ids, labels, mask = _padded([rows[index] for index in indices], device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        for position, index in enumerate(indices):
-            targets = labels[position, 1:]
-            losses = cross_entropy(logits[position, :-1].float(), targets, reduction="sum")
-            nll[index], tokens[index] = losses.item(), int((targets != -100).sum())
+    with stage("evaluating", len(rows), "rows") as shown:
+        for indices in batches[distributed.rank() :: distributed.world_size()]:
+            ids, labels, mask = _padded([rows[index] for index in indices], device)
+            with torch.inference_mode():
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            for position, index in enumerate(indices):
+                targets = labels[position, 1:]
+                losses = cross_entropy(logits[position, :-1].float(), targets, reduction="sum")
+                nll[index], tokens[index] = losses.item(), int((targets != -100).sum())
+            shown.advance(len(indices) * distributed.world_size())
     totals = distributed.summed([*nll, *tokens])
     return RowLosses(tuple(totals[: len(rows)]), tuple(map(int, totals[len(rows) :])))
 
@@ -109,21 +112,23 @@ def answers(
 
     model.eval()
     texts = []
-    for prompt in prompts:
-        ids = torch.tensor([list(prompt)], device=model.device)
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=_end_tokens(model, tokenizer),
-            )
-        texts.append(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
+    with stage("generating samples", len(prompts), "prompts") as shown:
+        for prompt in prompts:
+            ids = torch.tensor([list(prompt)], device=model.device)
+            with torch.inference_mode():
+                output = model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=tokenizer.pad_token_id,
+                    eos_token_id=_end_tokens(model, tokenizer),
+                )
+            texts.append(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
+            shown.advance()
     return texts
 
 

@@ -30,6 +30,7 @@ from lamina.runtime.cache import Entry, cached, folder_of
 from lamina.runtime.device import compute_device, device_name, on_device, release_memory
 from lamina.runtime.files import write_rows
 from lamina.runtime.out_of_memory import memory_errors
+from lamina.runtime.stages import stage
 from lamina.weights.reading import identity
 from lamina.weights.source import ADAPTER_FILE, resolve
 
@@ -89,9 +90,10 @@ class ModelRef:
         settings: dict[str, Any] = {"dtype": dtype, "revision": self.revision or "main"}
         if self.in_4bit:
             settings["quantization_config"] = quantization(dtype)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            self.name, output_loading_info=True, trust_remote_code=False, **settings
-        )
+        with stage("reading weights"):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                self.name, output_loading_info=True, trust_remote_code=False, **settings
+            )
         loading.refuse_misfits(self.name, info, self.advice)
         return model
 
@@ -164,7 +166,8 @@ def loaded_figures(
 def _isolated_figures(ref: ModelRef, protocol: Protocol) -> Figures:
     request = {"ref": asdict(ref), "protocol": asdict(replace(protocol, isolated=False))}
     try:
-        found = ask([sys.executable, "-m", "lamina.measure.isolated"], request)
+        with stage("evaluating in a separate process"):
+            found = ask([sys.executable, "-m", "lamina.measure.isolated"], request)
     except SeparateProcessError as error:
         raise TrainingError(f"{ref.name} could not be measured: {error}; see train.log") from error
     if "error" in found:

@@ -10,10 +10,13 @@ from rich.text import Text
 from lamina.depth.layer_sets import format_layers
 from lamina.errors import ConfigError
 from lamina.report.run_summary import figures_table
-from lamina.units import format_bytes
+from lamina.units import format_bytes, format_duration
 
 MAX_CHARACTERS = 400
 """Longer pieces of a row are shown by their two ends."""
+
+
+RATE = "at the first step's speed, without evaluations"
 
 
 def dry_run_report(content: dict[str, Any], config: str, console: Console) -> RenderableType:
@@ -44,6 +47,16 @@ def refuse_what_does_not_fit(content: dict[str, Any], output_dir: str) -> None:
         )
 
 
+def sweep_totals(contents: Sequence[dict[str, Any]], jobs: int) -> str:
+    """Return what all jobs of a sweep take together, given the dry runs of those that can run."""
+    disk = sum(content["footprint"]["disk"] for content in contents)
+    free = min((content["footprint"]["free_disk"] for content in contents), default=0)
+    seconds = [content["seconds"] for content in contents]
+    count = f"{jobs} jobs" if len(contents) == jobs else f"{len(contents)} of {jobs} jobs"
+    time = f"{format_duration(sum(seconds))} of training, {RATE}" if seconds else "time not known"
+    return f"sweep of {count}: {format_bytes(disk)} of disk, {format_bytes(free)} free; {time}"
+
+
 def _figures(content: dict[str, Any]) -> Table:
     footprint, step = content["footprint"], content["step"]
     share = content["trainable_parameters"] / content["parameters"]
@@ -64,6 +77,7 @@ def _figures(content: dict[str, Any]) -> Table:
             ("disk", sizes["disk"], f"of {sizes['free_disk']} free"),
             ("batch", f"{content['batch']:,}", f"sequences in one step, {where}"),
             ("steps", f"{content['steps']:,}", "of the optimizer"),
+            ("training", format_duration(content["seconds"]), RATE),
             ("first loss", f"{step['loss']:.4g}", about),
         ]
     )

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PROCESS = Path("/proc/self")
 """Statistics of this process on Linux."""
 
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Of NVIDIA's, AMD's and Windows' drivers."""
+
 
 def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
     """Move a model to this process's accelerator, if there is one."""
@@ -35,12 +38,19 @@ def compute_device() -> str:
 def visible_devices() -> int:
     """Return the number of accelerators this process may use, without importing torch."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not has_gpu():
+        return 0
     if given is not None:
         # Like CUDA: an invalid entry hides those after it.
         names = [name.strip() for name in given.split(",")]
         return next((n for n, name in enumerate(names) if name in ("", "-1")), len(names))
     tool = shutil.which("nvidia-smi")
     return 0 if tool is None else _listed_devices(tool)
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU, by its driver's tool or device files."""
+    return shutil.which("nvidia-smi") is not None or any(map(os.path.exists, GPU_FILES))
 
 
 @cache

@@ -17,6 +17,9 @@ FROM_FILE = (
 )
 """The variables that .env may set."""
 
+DISABLED = ("HUB_DISABLE_TELEMETRY", "HUB_DISABLE_PROGRESS_BARS", "DATASETS_DISABLE_PROGRESS_BARS")
+"""The hub client's reports, and bars beside ours."""
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -40,13 +43,13 @@ def load_environment() -> None:
     """Add the keys and folders of ./.env to the environment, which takes precedence.
 
     The file may be someone else's: it sets nothing that makes a program run code, and an endpoint
-    in it gets no key but its own. The hub client's usage reports are off unless the environment
-    turns them on.
+    in it gets no key but its own. What `DISABLED` names is off unless the environment turns it on.
 
     Raises:
         ConfigError: It is not text, or a key of the environment would go to an endpoint in it.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name in DISABLED:
+        os.environ.setdefault(f"HF_{name}", "1")
     if not Path(".env").is_file():
         return
     from dotenv import dotenv_values

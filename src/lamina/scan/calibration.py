@@ -101,15 +101,10 @@ class Calibration:
         left out. An incomplete last window is dropped.
 
         Raises:
-            ConfigError: A set is shorter than one window, or no prediction is scored.
+            ConfigError: No prediction is scored.
             DataError: A row cannot be used, or there is too little text.
         """
         count = self.tokens // self.length
-        if count < 1:
-            raise ConfigError(
-                f"scan.tokens={self.tokens} is less than one window of "
-                f"max_seq_length={self.length} tokens: use more tokens or a shorter window"
-            )
         # Several sets are drawn from all of the text, so all of it is tokenized.
         found = list(self._cut(split, tokenizer, None if self.sets > 1 else count))
         if len(found) < self.sets:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lamina.runtime.stages import stage
 from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
 from lamina.scan.passes import Budget, ScanSettings, budget, score_removals
@@ -78,18 +79,16 @@ class GreedySearch:
 
     def _one_pass(self) -> Scores:
         import torch
-        from tqdm import tqdm
 
         if self.allowed.hold:
             self.stack.hold()
         with torch.inference_mode():
             streams, start = self._resumed()
             before = streams.layer_forwards
-            # disable=None: quiet where the console is a file.
-            with tqdm(total=streams.forwards_left, unit="stream", disable=None, leave=False) as bar:
+            with stage("scoring layers", streams.forwards_left, "forward passes") as shown:
                 for index, block in self.stack.blocks(start, streams.skipped):
-                    bar.set_description(f"layer {index + 1}/{self.stack.num_layers}")
-                    streams.advance(index, block, bar.update)
+                    shown.notes = (f"layer {index + 1} of {self.stack.num_layers}",)
+                    streams.advance(index, block, shown.advance)
                     if streams.done in self._marks:
                         streams.mark()
             self.layer_forwards += streams.layer_forwards - before

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from lamina.errors import ConfigError
 from lamina.limits import AT_LEAST_ONE, Limit, one_of
 from lamina.runtime.files import write_text
+from lamina.runtime.stages import Stage, stage
 from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
 from lamina.scan.scores import HEAD_BYTES, Scores
@@ -51,6 +52,14 @@ class ScanSettings:
                 read(key, value)
             except ConfigError as error:
                 yield str(error)
+
+    def refuse_less_than(self, max_seq_length: int) -> None:
+        """Raise a ConfigError if the calibration text is shorter than one window."""
+        if parse_tokens("scan.tokens", self.tokens) < max_seq_length:
+            raise ConfigError(
+                f"scan.tokens={self.tokens} is less than one window of "
+                f"max_seq_length={max_seq_length} tokens: use more tokens or a shorter window"
+            )
 
 
 @dataclass
@@ -129,7 +138,6 @@ def score_removals(
     resumed, None saves nothing; `skipped` are 0-based layers already removed.
     """
     import torch
-    from tqdm import tqdm
 
     if allowed.hold:
         stack.hold()
@@ -137,11 +145,9 @@ def score_removals(
     progress = _Progress(folder)
     depth = stack.num_layers - len(skipped)
     forwards = (3 if sublayers else 1) * depth * (depth + 1) // 2 * len(passes)
-    # disable=None: quiet where the console is a file.
-    bar = tqdm(total=forwards, unit="stream", disable=None)
-    with torch.inference_mode(), bar:
+    with torch.inference_mode(), stage("scoring layers", forwards, "forward passes") as shown:
         for number in range(progress.cost.passes, len(passes)):
-            _one_pass(stack, passes[number], progress, sublayers, skipped, bar)
+            _one_pass(stack, passes[number], progress, sublayers, skipped, shown)
     progress.remove()
     return progress.scores, progress.cost
 
@@ -152,19 +158,17 @@ def _one_pass(
     progress: "_Progress",
     sublayers: bool,
     skipped: frozenset[int],
-    bar: Any,
+    shown: Stage,
 ) -> None:
     """Pass one portion of the windows through all layers, and score it."""
     began = time.monotonic()
     streams = Streams(stack, windows, sublayers=sublayers, skipped=skipped)
     start = progress.restore(streams)
     for index, block in stack.blocks(start, skipped):
-        bar.set_description(
-            f"layer {index + 1}/{stack.num_layers}, {1 + len(streams.removals)} streams"
-        )
-        streams.advance(index, block, bar.update)
+        shown.notes = (f"layer {index + 1} of {stack.num_layers}",)
+        streams.advance(index, block, shown.advance)
         progress.save(streams, index + 1, stack.num_layers)
-    bar.set_description("predictions")
+    shown.notes = ("predictions",)
     headed = time.monotonic()
     progress.scores.add_states(streams)
     progress.scores.add_predictions(streams, windows)

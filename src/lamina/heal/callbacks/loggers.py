@@ -1,12 +1,14 @@
 """Loggers: TensorBoard and Weights & Biases."""
 
 import hashlib
+import logging
 import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -14,6 +16,7 @@ from typing_extensions import override
 
 from lamina.limits import one_of
 from lamina.runtime.files import disk_errors
+from lamina.runtime.paths import short_path
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from lamina.heal.callbacks.settings import CallbackSettings, Context
+
+logger = logging.getLogger(__name__)
 
 COMPARED = ("eval_loss", "perplexity", "tokens_per_second")
 """Final metrics beside the hyperparameters of a run."""
@@ -113,6 +118,9 @@ class WandB(LoggerSettings):
             config=context.config,
             settings=wandb.Settings(silent=True, **self._server()),
         )
+        if run.offline:
+            place = short_path(Path(run.dir).parent)
+            logger.info("Weights & Biases is offline; to upload the run: wandb sync %s", place)
         entries = WandbEntries()
         try:
             if before := context.losses_before():

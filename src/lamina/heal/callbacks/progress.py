@@ -1,70 +1,67 @@
 """The callbacks that `lamina.heal.callbacks.settings` builds."""
 
 import math
-import sys
+from contextlib import ExitStack
 from typing import Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
 from typing_extensions import override
 
 from lamina.errors import TrainingError
 from lamina.heal.callbacks.clock import SECONDS
-from lamina.units import format_time_split
+from lamina.runtime.stages import stage
+from lamina.units import format_bytes, format_time_split
+
+ESSENTIAL = ("loss", "speed")
+"""Figures that the line always has room for."""
 
 HISTORY_FIELDS = ("step", "tokens", "loss", "learning_rate", "eval_loss")
 """Fields of an entry in result.json's history; null if the step did not log them."""
 
 
 class ProgressLine(TrainerCallback):
-    """A console line with loss, learning rate, speed, memory and the time in each phase."""
+    """A console line with step, loss, speed and time left; if there is room, with more."""
 
     def __init__(self, description: str) -> None:
         self.description = description
-        self.shown: dict[str, str] = {}
-        self.split: dict[str, str] = {}
+        self.figures: dict[str, str] = {}
+        self.shown = ExitStack()
 
     @override
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.description,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            disable=not state.is_world_process_zero,
-        )
+        began = stage(self.description, state.max_steps, "steps", first=state.global_step)
+        self.stage = self.shown.enter_context(began)
 
     @override
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+        self.stage.done = state.global_step
 
     @override
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         if "eval_loss" in logs:
-            self.shown["eval_loss"] = f"{logs['eval_loss']:.4f}"
+            self.figures["eval_loss"] = f"eval_loss {logs['eval_loss']:.4f}"
         if "loss" in logs:
-            self.shown["loss"] = f"{logs['loss']:.4f}"
-            self.shown["lr"] = f"{logs.get('learning_rate', 0.0):.1e}"
+            self.figures["loss"] = f"loss {logs['loss']:.4f}"
+            self.figures["lr"] = f"lr {logs.get('learning_rate', 0.0):.1e}"
         if "tokens_per_second" in logs:
-            self.shown["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
+            self.figures["speed"] = f"{logs['tokens_per_second']:,.0f} tokens/s"
         if "mfu" in logs:
-            self.shown["mfu"] = f"{logs['mfu']:.1%}"
+            self.figures["mfu"] = f"mfu {logs['mfu']:.1%}"
         if "peak_memory_bytes" in logs:
             seconds = {name.removeprefix(SECONDS): logs[name] for name in logs if SECONDS in name}
-            self.shown["mem"] = f"{logs['peak_memory_bytes'] / 2**30:.1f}GiB"
-            self.split = {"time": format_time_split(seconds).replace(",", "")}
-        self.bar.set_postfix({**self.shown, **self.split}, refresh=False)
+            self.figures["mem"] = f"mem {format_bytes(int(logs['peak_memory_bytes']))}"
+            self.figures["time"] = format_time_split(seconds)
+        self.stage.notes = [self.figures[key] for key in ESSENTIAL if key in self.figures]
+        self.stage.extras = [text for key, text in self.figures.items() if key not in ESSENTIAL]
 
     @override
     def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.stage.say()
         self.close()
 
     def close(self) -> None:
         """End the line, even on an error, so that the next output has a line of its own."""
-        if hasattr(self, "bar"):
-            self.bar.close()
+        self.shown.close()
 
 
 class StopOnNonFiniteLoss(TrainerCallback):

@@ -1,0 +1,102 @@
+"""What a run says while it works, in a pipe and on a terminal of 80 columns."""
+
+import os
+import pty
+import re
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHORT, Finished, run
+
+TALKATIVE = """
+from lamina.runtime import stages
+stages.LATE_S, stages.LINE_S, stages.REFRESH_S = 0.0, 0.05, 0.002
+from lamina.commands.train import main
+main()
+"""
+"""The command, with a line for each stage, however short, and one every 50 ms."""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("told") / "run"
+    given = (*SHORT, "generator.seed=17", "logger=both", "adapter=dora", f"hydra.run.dir={folder}")
+    done = run("-c", TALKATIVE, *given, cwd=folder.parent)
+    return Finished(done.returncode, done.stdout, done.stderr, folder)
+
+
+STAGES = {
+    "the folder and the logs": r"run folder: run; logs: run/logs \(tensorboard, wandb\)",
+    "what runs": r"runs: model_name=\S+, experiment=quickstart, model=pruned, adapter=dora, "
+    "data=synthetic",
+    "reading rows": r"reading rows: \d+ s",
+    "tokenizing": r"tokenizing \S+.*: \d+ of 400 rows, \d+ s.*",
+    "the baseline": r"evaluating \S+, untouched",
+    "weights": r"reading weights: \d+ s",
+    "rows evaluated": r"evaluating: \d+ of 60 rows, \d+ s( left)?",
+    "samples": r"generating samples: \d of \d prompts, \d+ s( left)?",
+    "loading": r"loading \S+, 8 of 12 layers",
+    "a logger without a network": r"Weights & Biases is offline; to upload the run: wandb sync "
+    r"run/wandb/offline-run-\S+",
+    "training": r"pruned-8of12-dora: \d of 6 steps, loss [\d.]+, [\d,]+ tokens/s, \d+ s left, .*",
+    "evaluating in training": r"evaluating step [36]: \d of \d sequences, \d+ s( left)?",
+    "a checkpoint": r"saving checkpoint-[36]: \d+ s",
+    "final": r"saving final/: \d+ s",
+    "reloading": r"evaluating \S+/final",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_its_line_in_a_pipe_and_in_the_log(stage: str, told: Finished) -> None:
+    assert told.code == 0, told.errors
+    lines = told.errors.splitlines()
+    assert any(re.fullmatch(STAGES[stage], line) for line in lines), told.errors
+    logged = (told.folder / "train.log").read_text().splitlines()
+    texts = [line.partition("[INFO] ")[2] for line in logged]
+    assert any(re.fullmatch(STAGES[stage], text) for text in texts)
+
+
+def test_a_pipe_and_a_log_have_no_bars(told: Finished) -> None:
+    for text in (told.errors, (told.folder / "train.log").read_text()):
+        assert not re.search(r"[\r\x1b]|it/s|\[#|%\|", text)
+
+
+SHOWN = """
+import time
+from lamina.runtime import stages
+stages.REFRESH_S = 0.01
+with stages.stage("drop-16-of-a-model-with-a-long-name-lora", 200, "steps", first=100) as shown:
+    shown.notes, shown.extras = ("loss 2.3112", "12,345 tokens/s"), ("lr 1.0e-04", "mem 1.2 GB")
+    shown.advance(20)
+    time.sleep(0.2)
+    with stages.stage("evaluating step 120", 60, "sequences"):
+        time.sleep(0.2)
+"""
+
+
+def test_a_terminal_of_80_columns_shows_step_loss_speed_and_time_left(tmp_path: Path) -> None:
+    own, other = pty.openpty()
+    termios.tcsetwinsize(other, (24, 80))
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-c", SHOWN],
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_DUP2, other, 2)],
+    )
+    os.close(other)
+    text = b""
+    try:
+        while piece := os.read(own, 65536):
+            text += piece
+    except OSError:  # Linux reports a closed terminal as an error
+        pass
+    os.close(own)
+    assert os.waitpid(pid, 0)[1] == 0
+    first, *_, last, end = text.decode().split("\r\x1b[K")[1:]
+    line = "[######....] drop-16-: 120 of 200 steps, loss 2.3112, 12,345 tokens/s, 0 s left"
+    assert (first, len(line)) == (line, 79)
+    assert last == "[..........] evaluating step 120: 0 of 60 sequences, 0 s"
+    assert end == ""
