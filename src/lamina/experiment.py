@@ -31,6 +31,7 @@ from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.files import refuse_unwritable
 from lamina.runtime.out_of_memory import memory_errors
+from lamina.runtime.stages import stage
 from lamina.scan.cached import CachedScores
 from lamina.weights.source import Source
 
@@ -252,6 +253,7 @@ class Experiment(Parameters):
             **{key: given.get(key, settings[key]) for key in HEALING},
         }
 
+    @stage("preparing the training")
     def build_trainer(
         self,
         model: "PreTrainedModel",

@@ -26,6 +26,7 @@ from lamina.runtime.cache import cache_folder
 from lamina.runtime.device import peak_memory_bytes, release_memory, reset_peak_memory
 from lamina.runtime.files import disk_errors, refuse_unwritable
 from lamina.runtime.lock import locked
+from lamina.runtime.stages import stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,6 +69,7 @@ def run(experiment: Experiment, record: Record) -> None:
                     measured_cards(record, protocol, final, experiment.form)
 
 
+@stage("choosing layers")
 def plan(experiment: Experiment) -> None:
     """Decide which layers stay, and look for the data; only layer scores need weights."""
     experiment.refuse_unwritable()

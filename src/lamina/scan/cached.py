@@ -27,6 +27,7 @@ from lamina.runtime.cache import cache_folder, cached, folder_of
 from lamina.runtime.console import quiet_libraries
 from lamina.runtime.device import compute_device, free_memory_bytes, peak_memory_bytes
 from lamina.runtime.files import refuse_unwritable
+from lamina.runtime.stages import stage
 from lamina.scan.calibration import Calibration, Windows
 from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack
@@ -64,6 +65,7 @@ class CachedScores(LayerScores):
     def statistics(self) -> Statistics:
         return Statistics.from_dict(self.scan())
 
+    @stage("preparing the scan")
     def scan(self) -> dict[str, Any]:
         """Return the content of scan.json: the statistics, their cost and their provenance."""
         with cached(self._folder, "scan.json") as cache:
