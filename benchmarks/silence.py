@@ -57,7 +57,7 @@ def watched(command: str, folder: Path, where: str) -> Silence:
     """Run a command of Lamina in a terminal or a pipe, and note when it writes."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "rows")}
     environment["LAMINA_CACHE"] = str(folder / "cache")
-    given = [Path(sys.executable).with_name("lamina"), *command.split()]
+    given = [str(Path(sys.executable).with_name("lamina")), *command.split()]
     reading, writing = pty.openpty() if where == "terminal" else os.pipe()
     if where == "terminal":
         termios.tcsetwinsize(writing, (24, 80))
