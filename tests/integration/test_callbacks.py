@@ -26,7 +26,9 @@ def test_a_run_without_callbacks_is_quiet_and_has_no_history(tmp_path: Path) -> 
 
 def test_the_progress_line_ends_with_loss_speed_and_time(pruned: Finished) -> None:
     (line,) = [
-        each for each in pruned.errors.splitlines() if each.startswith("pruned-8of12-lora: 6")
+        each
+        for each in pruned.errors.splitlines()
+        if each.startswith(f"{pruned.result['name']}: 6")
     ]
     steps, loss, speed, took, *extras = line.partition(": ")[2].split(", ")
     assert steps == "6 of 6 steps"

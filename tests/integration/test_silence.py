@@ -41,7 +41,7 @@ STAGES = {
     "loading": r"loading \S+, 8 of 12 layers",
     "a logger without a network": r"Weights & Biases is offline; to upload the run: wandb sync "
     r"run/wandb/offline-run-\S+",
-    "training": r"pruned-8of12-dora: \d of 6 steps, loss [\d.]+, [\d,]+ tokens/s, \d+ s left, .*",
+    "training": r"keep-8-first-dora: \d of 6 steps, loss [\d.]+, [\d,]+ tokens/s, \d+ s left, .*",
     "evaluating in training": r"evaluating step [36]: \d of \d sequences, \d+ s( left)?",
     "a checkpoint": r"saving checkpoint-[36]: \d+ s",
     "final": r"saving final/: \d+ s",
