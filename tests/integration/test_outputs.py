@@ -172,7 +172,7 @@ def test_training_time_is_split_and_speed_is_logged(pruned: Finished) -> None:
     assert [event.step for event in speeds] == [3, 4, 5, 6], "two steps warm up"
     assert speeds[-1].value == pytest.approx(metrics["tokens_per_second"])
     shown = f"{metrics['tokens_per_second']:,.0f}"
-    assert f"tokens/s={shown}" in pruned.errors
+    assert f"{shown} tokens/s" in pruned.errors
     assert shown in pruned.output
     rates = [tag for tag in events.Tags()["scalars"] if "tokens_per_second" in tag]
     assert rates == ["train/tokens_per_second", "final/tokens_per_second"], "one definition"
