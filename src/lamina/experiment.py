@@ -29,9 +29,9 @@ from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start
 from lamina.measure.protocol import ModelRef, Protocol
 from lamina.measure.results import Record
 from lamina.runtime import distributed
+from lamina.runtime.console import stage
 from lamina.runtime.files import refuse_unwritable
 from lamina.runtime.out_of_memory import memory_errors
-from lamina.runtime.stages import stage
 from lamina.scan.cached import CachedScores
 from lamina.weights.source import Source
 

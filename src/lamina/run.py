@@ -23,10 +23,10 @@ from lamina.measure.provenance import base_identity, fingerprint, provenance
 from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.cache import cache_folder
+from lamina.runtime.console import stage
 from lamina.runtime.device import peak_memory_bytes, release_memory, reset_peak_memory
 from lamina.runtime.files import disk_errors, refuse_unwritable
 from lamina.runtime.lock import locked
-from lamina.runtime.stages import stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import SHORT, Finished, run
 
 TALKATIVE = """
-from lamina.runtime import stages
+from lamina.runtime import console as stages
 stages.LATE_S, stages.LINE_S, stages.REFRESH_S = 0.0, 0.05, 0.002
 from lamina.commands.train import main
 main()
@@ -66,7 +66,7 @@ def test_a_pipe_and_a_log_have_no_bars(told: Finished) -> None:
 
 SHOWN = """
 import time
-from lamina.runtime import stages
+from lamina.runtime import console as stages
 stages.REFRESH_S = 0.01
 with stages.stage("drop-16-of-a-model-with-a-long-name-lora", 200, "steps", first=100) as shown:
     shown.notes, shown.extras = ("loss 2.3112", "12,345 tokens/s"), ("lr 1.0e-04", "mem 1.2 GB")

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamina.runtime.console import stage
 from lamina.runtime.files import disk_errors, refuse_unwritable
-from lamina.runtime.stages import stage
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

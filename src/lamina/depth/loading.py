@@ -15,7 +15,7 @@ from lamina.depth.reduction import (
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
 from lamina.errors import ConfigError, ModelError, did_you_mean
-from lamina.runtime.stages import stage
+from lamina.runtime.console import stage
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
 from lamina.weights.source import Source, read_json, refuse_mistyped

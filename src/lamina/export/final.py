@@ -16,9 +16,9 @@ from lamina.limits import one_of
 from lamina.measure.protocol import ModelRef, Protocol, figures
 from lamina.measure.results import Record
 from lamina.runtime import distributed
+from lamina.runtime.console import stage
 from lamina.runtime.files import disk_errors, replacing
 from lamina.runtime.sizes import trained_weights, weight_bytes
-from lamina.runtime.stages import stage
 from lamina.weights.source import read_json
 
 if TYPE_CHECKING:

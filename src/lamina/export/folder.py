@@ -13,8 +13,8 @@ from lamina.depth.reduction import Reduction
 from lamina.depth.surgery import reduced_generation_config, without_mtp_heads
 from lamina.errors import OutputError
 from lamina.export.card import card
+from lamina.runtime.console import stage
 from lamina.runtime.files import replacing
-from lamina.runtime.stages import stage
 from lamina.units import format_bytes
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, TensorSlice, byte_blocks

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 
-from lamina.runtime.stages import stage
+from lamina.runtime.console import stage
 
 
 @cache

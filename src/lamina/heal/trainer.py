@@ -26,9 +26,9 @@ from lamina.measure.protocol import ModelRef
 from lamina.measure.speed import compute_peak, training_flops
 from lamina.runtime import distributed
 from lamina.runtime.checkpoints import STATE, rotate
+from lamina.runtime.console import Stage, stage
 from lamina.runtime.files import disk_errors, partial_path, replacing
 from lamina.runtime.sizes import state_bytes, trained_weights, weight_bytes
-from lamina.runtime.stages import Stage, stage
 from lamina.weights.header import read_header
 
 UNLOGGED = "unlogged"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lamina.limits import NOT_NEGATIVE, WHOLE_TOKENS
 from lamina.runtime import distributed
-from lamina.runtime.stages import stage
+from lamina.runtime.console import stage
 
 if TYPE_CHECKING:
     import torch

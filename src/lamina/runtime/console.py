@@ -1,16 +1,25 @@
-"""The console: streams that never fail, and no control characters from files."""
+"""The console: streams that never fail, no control characters from files, and work in progress.
+
+A terminal shows work in a bar, a file or pipe in a line now and then.
+"""
 
 import io
 import logging
 import os
 import re
 import sys
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from lamina.runtime import distributed
 from lamina.runtime.interruption import leave_at_signals
+from lamina.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +29,19 @@ CONTROL = re.compile(
     r"\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 """Characters that steer a terminal, reorder a line or cannot be seen; not tabs and line ends."""
+
+REFRESH_S = 0.5
+"""Seconds between two states of the bar."""
+
+LATE_S, LINE_S = 2.0, 30.0
+"""Without a terminal: seconds until work is named for the first time, and between its lines."""
+
+BAR_WIDTH = 10
+
+CLEAR = "\r\x1b[K"
+"""Erases a terminal's line."""
+
+logger = logging.getLogger(__name__)
 
 
 class Unfailing(io.TextIOWrapper):
@@ -82,6 +104,134 @@ def console(**settings: Any) -> "Console":
                 yield Segment(text if control else printable(text), style, control)
 
     return PrintableConsole(**settings)
+
+
+@dataclass(kw_only=True, eq=False)
+class Stage:
+    """A piece of work that may take seconds, and how far it is."""
+
+    text: str
+    total: int | None
+    """Units of work, if they can be counted."""
+    unit: str
+    format: Callable[[int], str]
+    first: int
+    """Units that were done before."""
+    notes: Sequence[str] = ()
+    """Figures to show whatever the width."""
+    extras: Sequence[str] = ()
+    """Figures to show if there is room."""
+    done: int = field(init=False)
+    began: float = field(default_factory=time.monotonic)
+    said: bool = False
+    """Whether a line has named it."""
+
+    def __post_init__(self) -> None:
+        self.done = self.first
+
+    def advance(self, units: int = 1) -> None:
+        """Count units of work as done."""
+        self.done = self.done + units if self.total is None else min(self.done + units, self.total)
+
+    def line(self, width: int | None = None) -> str:
+        """Return its name, its figures and the time left, or so far; cut to a width, with a bar."""
+        took, new = time.monotonic() - self.began, self.done - self.first
+        parts = [*self.notes]
+        if self.total is not None:
+            parts.insert(0, f"{self.format(self.done)} of {self.format(self.total)} {self.unit}")
+        left = (self.total or 0) - self.done
+        time_shown = took / new * left if left > 0 and new else took
+        parts.append(format_duration(time_shown) + (" left" if left > 0 and new else ""))
+        figures = ", ".join(parts)
+        if width is None:
+            return ", ".join((f"{self.text}: {figures}", *self.extras))
+        bar = (
+            f"[{'#' * (BAR_WIDTH * self.done // self.total):.<{BAR_WIDTH}}] " if self.total else ""
+        )
+        name = self.text[: max(0, width - len(bar) - len(figures) - 2)]
+        return ", ".join((f"{bar}{name}: {figures}", *self.extras))[:width]
+
+    def say(self) -> None:
+        """Print its line, which also goes to the log file."""
+        self.said, _display.said_at = True, time.monotonic()
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s", self.line())
+        else:
+            sys.stderr.write(f"{printable(self.line())}\n")  # a command without a log
+
+
+class _Display:
+    """The stages at work, the outermost first, and what the terminal's last line holds."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+        self.said_at = 0.0
+        self.has_bar = False
+
+    def watch(self, over: threading.Event) -> None:
+        """Show the innermost stage, again and again."""
+        while not over.wait(REFRESH_S):
+            for stage in self.stages[-1:]:
+                if sys.stderr.isatty():
+                    sys.stderr.write(f"{CLEAR}{printable(stage.line(_columns() - 1))}")
+                    sys.stderr.flush()
+                    self.has_bar = True
+                    continue
+                since = time.monotonic() - max(stage.began, self.said_at)
+                if since >= (LINE_S if stage.said else LATE_S):
+                    stage.say()
+
+    def clear(self) -> str:
+        """Return what erases the bar, if there is one."""
+        had, self.has_bar = self.has_bar, False
+        return CLEAR if had else ""
+
+
+_display = _Display()
+
+
+@contextmanager
+def stage(
+    text: str,
+    total: int | None = None,
+    unit: str = "",
+    *,
+    first: int = 0,
+    format: Callable[[int], str] = format_count,
+) -> Iterator[Stage]:
+    """Show the body's work while it lasts: at once on a terminal, after two seconds without one.
+
+    The first process alone shows it. Of stages within stages the innermost one is shown.
+    """
+    shown = Stage(text=text, total=total, unit=unit, first=first, format=format)
+    over, is_outermost = threading.Event(), not _display.stages
+    _display.stages.append(shown)
+    watcher = threading.Thread(target=_display.watch, args=(over,), daemon=True)
+    if watched := is_outermost and distributed.is_first():
+        watcher.start()
+    try:
+        yield shown
+    finally:
+        _display.stages.remove(shown)
+        if watched:
+            over.set()
+            watcher.join()
+            sys.stderr.write(_display.clear())
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
+class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes log lines to the console, above the bar."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        return _display.clear() + super().format(record)
 
 
 def quiet_libraries() -> None:

@@ -24,10 +24,9 @@ from lamina.depth.selection import LayerScores
 from lamina.depth.statistics import Statistics
 from lamina.depth.surgery import layer_count
 from lamina.runtime.cache import cache_folder, cached, folder_of
-from lamina.runtime.console import quiet_libraries
+from lamina.runtime.console import quiet_libraries, stage
 from lamina.runtime.device import compute_device, free_memory_bytes, peak_memory_bytes
 from lamina.runtime.files import refuse_unwritable
-from lamina.runtime.stages import stage
 from lamina.scan.calibration import Calibration, Windows
 from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lamina.runtime.stages import stage
+from lamina.runtime.console import stage
 from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
 from lamina.scan.passes import Budget, ScanSettings, budget, score_removals

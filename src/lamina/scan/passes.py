@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from lamina.errors import ConfigError
 from lamina.limits import AT_LEAST_ONE, Limit, one_of
+from lamina.runtime.console import Stage, stage
 from lamina.runtime.files import write_text
-from lamina.runtime.stages import Stage, stage
 from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
 from lamina.scan.scores import HEAD_BYTES, Scores

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lamina.errors import TrainingError
 from lamina.heal.callbacks.clock import SECONDS
-from lamina.runtime.stages import stage
+from lamina.runtime.console import stage
 from lamina.units import format_bytes, format_time_split
 
 ESSENTIAL = ("loss", "speed")
