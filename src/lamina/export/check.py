@@ -10,6 +10,7 @@ from lamina.depth.quantization import quantization
 from lamina.errors import ModelError
 from lamina.export.finished_run import FinishedRun, recorded_loss
 from lamina.measure.evaluate import TOLERANCES, row_losses
+from lamina.runtime.console import stage
 from lamina.weights.source import read_json
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ LLAMA_4 = {
 not be meta, as it would be on disk."""
 
 
+@stage("checking the export")
 def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:
     """Load a written model and evaluate it; its weights stay on disk until a layer needs them.
 
@@ -81,6 +83,7 @@ def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | No
     return losses
 
 
+@stage("checking the export")
 def adapter_loss(run: FinishedRun, folder: Path) -> Losses | None:
     """Load a written adapter as its card says and evaluate it.
 
