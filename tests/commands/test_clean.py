@@ -49,7 +49,7 @@ def left(run: Path) -> list[int]:
     return sorted(int(path.name.rpartition("-")[2]) for path in run.rglob("*checkpoint-*"))
 
 
-def test_only_checkpoints_that_nobody_needs_go(tmp_path: Path) -> None:
+def test_only_checkpoints_that_are_no_longer_needed_go(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     job(sweep / "0")
     (sweep / "0" / "checkpoints" / "pruned" / "damaged-checkpoint-1").mkdir()
@@ -72,7 +72,7 @@ def test_only_checkpoints_that_nobody_needs_go(tmp_path: Path) -> None:
         "which is still running: wait for it, or use another hydra.run.dir\n"
     )
     again = lamina("clean", sweep / "0", "--yes", cwd=tmp_path)
-    assert again.output == f"{sweep / '0'}: no checkpoint that nobody needs\n"
+    assert again.output == f"{sweep / '0'}: no checkpoint to remove\n"
 
 
 def test_of_an_unfinished_run_the_last_whole_checkpoint_and_the_best_stay(
@@ -90,13 +90,35 @@ def test_of_an_unfinished_run_the_last_whole_checkpoint_and_the_best_stay(
     assert [left(tmp_path / name) for name in ("whole", "last", "all")] == [[6], [3, 6], [3, 6]]
 
 
+def test_it_never_leaves_the_run(tmp_path: Path) -> None:
+    other = job(tmp_path / "other")
+    run = job(tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    for fields in (
+        {"final": None, "model_type": "../../other/checkpoints/pruned"},
+        {"final": "../other/checkpoints/pruned/final", "model_type": "../../../other"},
+    ):
+        (run / "result.json").write_text(json.dumps({**result, **fields}))
+        done = lamina("clean", run, "--yes", cwd=tmp_path)
+        assert (done.code, done.output) == (0, f"{run}: no checkpoint to remove\n"), done.errors
+    assert left(other) == [*STEPS]
+
+
+def test_a_result_without_settings(tmp_path: Path) -> None:
+    run = job(tmp_path / "run")
+    result = {"status": "failed", "metrics": {}, "overrides": [], "model_type": "pruned"}
+    (run / "result.json").write_text(json.dumps(result))
+    done = lamina("clean", run, "--yes", cwd=tmp_path)
+    assert (done.code, done.output) == (0, f"{run}: no checkpoint to remove\n"), done.errors
+
+
 def test_without_a_terminal_it_only_lists(tmp_path: Path) -> None:
     run = job(tmp_path / "run")
     done = lamina("clean", "run", cwd=tmp_path)
     assert done.code == 1
     assert len(done.output.splitlines()) == 3
     assert done.errors == (
-        "error: 3 checkpoints, 6 MB: nothing was removed, for want of a terminal to ask: pass "
+        "error: 3 checkpoints, 6 MB: nothing was removed: there is no terminal to ask on; pass "
         "--yes\n"
     )
     assert left(run) == [*STEPS]

@@ -1,4 +1,4 @@
-"""`lamina clean RUN`: remove the checkpoints that nobody needs."""
+"""`lamina clean RUN`: remove the checkpoints that are no longer needed."""
 
 import argparse
 import shutil
@@ -15,13 +15,13 @@ from lamina.runtime.checkpoints import best_checkpoint, checkpoints, damage, las
 from lamina.runtime.console import printable
 from lamina.runtime.lock import locked
 from lamina.units import format_bytes
-from lamina.weights.source import ADAPTER_FILE
+from lamina.weights.source import ADAPTER_FILE, made_of
 
 DESCRIPTION = """\
-Remove the checkpoints that nobody needs, after listing them with their sizes: all of a completed
-run, and of one that has not completed those that are older than the last whole one, except the
-best. final/ stays, and so does everything of a run that is still running. A completed run without
-checkpoints cannot be continued with more steps."""
+List the checkpoints that are no longer needed, with their sizes, and remove them: all of a
+completed run; of any other, those older than its last whole one, except the best. final/ stays, and
+a run that is still running is left alone. Without checkpoints, a completed run cannot be continued
+with more steps."""
 
 CALLS = """\
 usual calls:
@@ -44,7 +44,7 @@ def main() -> None:
         for path, size in sizes.items():
             sys.stdout.write(f"{format_bytes(size):>8}  {path}\n")
         if not sizes:
-            sys.stdout.write(f"{given.folder}: no checkpoint that nobody needs\n")
+            sys.stdout.write(f"{given.folder}: no checkpoint to remove\n")
             return
         count = (
             f"{len(sizes)} checkpoint{'s' * (len(sizes) > 1)}, {format_bytes(sum(sizes.values()))}"
@@ -71,6 +71,8 @@ def unneeded(folder: Path, owned: ExitStack) -> Iterator[Path]:
         raise ConfigError(f"{folder}: holds no run or sweep: pass the folder of one")
     for run, result in results.items():
         saved = _checkpoint_folder(run, result)
+        if saved is None:
+            continue
         try:
             for place, key in ((run, "hydra.run.dir"), (saved, "output_dir")):
                 if place.is_dir():
@@ -84,17 +86,20 @@ def unneeded(folder: Path, owned: ExitStack) -> Iterator[Path]:
                 yield path
 
 
-def _checkpoint_folder(run: Path, result: dict[str, Any]) -> Path:
+def _checkpoint_folder(run: Path, result: dict[str, Any]) -> Path | None:
     """Return where a run's checkpoints are; outside of it only if run.json there names the run."""
     inside = run / "checkpoints" / str(result["model_type"])
-    folder = (run / result["final"]).parent if result["final"] else inside
-    is_own = folder.resolve().is_relative_to(run.resolve()) or run_of(folder) == str(run.resolve())
-    return folder if is_own else inside
+    folder, own = (run / result["final"]).parent if result["final"] else inside, run.resolve()
+    for each in (folder, inside):
+        with made_of(run / RESULT_FILE):  # a path may hold what no file system does
+            if each.resolve().is_relative_to(own) or run_of(each) == str(own):
+                return each
+    return None
 
 
 def _needed(folder: Path, result: dict[str, Any]) -> set[Path]:
     if result["status"] != "completed":
-        newest, recorded = checkpoints(folder), {**result, **result.get("settings", {})}
+        newest, recorded = checkpoints(folder), {**result, **result["settings"]}
         for number, path in enumerate(newest, 1):
             if damage(path, recorded) is None:
                 return {*newest[:number], best_checkpoint(path)}
@@ -115,7 +120,7 @@ def _size(folder: Path) -> int:
 def _agreed(count: str) -> bool:
     if not sys.stdin.isatty():
         raise ConfigError(
-            f"{count}: nothing was removed, for want of a terminal to ask: pass --yes"
+            f"{count}: nothing was removed: there is no terminal to ask on; pass --yes"
         )
     sys.stdout.write(f"remove {count}? [y/N] ")
     sys.stdout.flush()

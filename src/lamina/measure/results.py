@@ -22,7 +22,7 @@ READ: dict[str, Any] = {
     "status": str,
     "metrics": dict,
     "overrides": list,
-    **dict.fromkeys(("error", "name", "model_type", "final", "dtype"), str | None),
+    **dict.fromkeys(("error", "name", "model_type", "adapter", "final", "dtype"), str | None),
     **dict.fromkeys(("settings", "provenance"), dict | None),
     **dict.fromkeys(("kept_layers", "history"), list | None),
     "num_layers": int | None,
@@ -177,7 +177,7 @@ def load_result(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / RESULT_FILE}: overrides holds what is not text")
     numbers = dict.fromkeys(METRICS, int | float | dict | None)
     refuse_mistyped(f"{folder / RESULT_FILE}: metrics", content["metrics"], numbers)
-    return content
+    return content | {key: content[key] or {} for key in ("settings", "provenance")}
 
 
 def run_of(folder: Path) -> str | None:
