@@ -32,6 +32,7 @@ MANIFESTS: dict[str, tuple[Content, str]] = {
         {"kept_layers": [0, 10**12], "num_layers": 10**12 + 1},
         "kept_layers is [0, 1000000000000], expected ascending indices of 1000000000001 layers",
     ),
+    "an export in a list": ({"export": [1]}, "export is [1], expected dict | None"),
     "layers in lists": ({"kept_layers": [[1]]}, "kept_layers is [[1]], expected ascending"),
 }
 
@@ -184,7 +185,8 @@ ENVIRONMENTS: dict[str, bytes] = {
 @pytest.mark.parametrize("case", ENVIRONMENTS)
 def test_the_file_of_the_environment(case: str, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(ENVIRONMENTS[case])
-    refused(lamina("show", REFERENCE, cwd=tmp_path), ".env")
+    for command in (("show", REFERENCE), ("verify", REFERENCE, "--engine", "transformers")):
+        refused(lamina(*command, cwd=tmp_path), ".env")
 
 
 def test_a_pipe_in_place_of_the_environment_is_not_read(tmp_path: Path) -> None:

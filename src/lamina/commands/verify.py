@@ -10,10 +10,10 @@ from lamina.runtime.paths import load_environment
 CALLS = """\
 usual calls:
   lamina verify RUN --engine transformers                    a run's final/
-  lamina verify DIR --engine transformers                    a folder that lamina export wrote
-  lamina verify DIR --engine vllm --python PATH              vLLM has an environment of its own
-  lamina verify DIR --engine llama.cpp                       a GGUF
-  lamina verify DIR --engine vllm --run RUN                  the run has moved
+  lamina verify RUN --engine vllm --python PATH              vLLM in an environment of its own
+  lamina verify DIR --engine transformers --run RUN          a folder that lamina export wrote
+  lamina verify DIR --engine vllm --run RUN --python PATH
+  lamina verify DIR --engine llama.cpp --run RUN             a GGUF
 """
 
 
@@ -23,7 +23,7 @@ def main() -> None:
         prog="lamina verify",
         description="Load a model in an engine, in a separate process, and compare its loss on the "
         "rows of eval.jsonl with the recorded one. Writes verification.json, and a line on the "
-        "card; ends with 1 if the difference is more than the type of the weights explains.",
+        "card; the exit code is 1 if the difference exceeds what the type of the weights explains.",
         epilog=CALLS,
     )
     parser.add_argument(
@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--python", metavar="PATH", help="interpreter that has the engine")
     parser.add_argument("--run", metavar="RUN", help="the run that an export came from")
     given = parse(parser)
-    load_environment()
     with errors_in_one_line():
+        load_environment()
         from lamina.export.verify import verify
 
         line = verify(given.model, given.engine, given.python, given.run)

@@ -25,6 +25,9 @@ MANIFEST: dict[str, Any] = {
     "num_layers": int,
     "kept_layers": list,
     "adapter": str | None,
+    "lamina": str | None,
+    **dict.fromkeys(("notes", "datasets"), list | None),
+    **dict.fromkeys(("healing", "evaluation", "export"), dict | None),
 }
 """Fields of lamina.json that are read, and their types."""
 

@@ -200,7 +200,8 @@ def write_weights(
     from transformers import AutoConfig
 
     stored = {key: tensor.stored for key, tensor in tensors.items()}
-    refuse_unfit(name, AutoConfig.from_pretrained(folder), stored)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    refuse_unfit(name, config, stored)
 
     total = sum(tensor.stored.nbytes for tensor in tensors.values())
     with stage("writing weights", total, format=format_bytes) as shown:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import ConfigError, ModelError
+from lamina.errors import ConfigError, ModelError, either
 from lamina.export.card import NO_REPLICATION, verified_line
 from lamina.export.finished_run import FinishedRun, finished_run, recorded_loss, trained_tokens
 from lamina.export.folder import VERIFICATION_FILE, write_manifest
@@ -48,6 +48,9 @@ def measured_in(
     found = in_engine(engine, python, {"model": str(model), "rows": wanted})
     loss = math.fsum(found["nll"]) / sum(map(trained_tokens, rows))
     recorded, kind = recorded_loss(rows), dtype or found["dtype"]
+    if kind not in ENGINE_TOLERANCES:
+        known = either([*ENGINE_TOLERANCES])
+        raise ModelError(f"{model}: weights of type {kind}, expected {known}")
     allowed = ENGINE_TOLERANCES[kind] * (1 + recorded)
     within = abs(loss - recorded) <= allowed
     return Verification(found["version"], kind, len(rows), loss, recorded, allowed, within)

@@ -41,7 +41,8 @@ def in_transformers(model: str, rows: Rows) -> Losses:
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=False)
+    loaded.eval()
     found = []
     for row in rows:
         with torch.inference_mode():
@@ -110,7 +111,6 @@ def convert(model: str, output: str, kind: str) -> None:
     from conversion.base import TextModel
 
     recognized = TextModel.get_vocab_base_pre
-    split = json.loads((Path(model) / "tokenizer.json").read_text())["pre_tokenizer"] or {}
 
     def name(self: Any, tokenizer: Any) -> str:
         # 0.1.1 knows published vocabularies by a hash. Byte-level BPE with the library's own
@@ -118,6 +118,7 @@ def convert(model: str, output: str, kind: str) -> None:
         try:
             return str(recognized(self, tokenizer))
         except NotImplementedError:
+            split = json.loads((Path(model) / "tokenizer.json").read_text())["pre_tokenizer"] or {}
             if split.get("type") == "ByteLevel" and split.get("use_regex"):
                 return "gpt-2"
             raise
@@ -156,7 +157,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer, or leave the reason why not in one line."""
-    sys.path.pop(0)  # this file's folder, whose modules are no one's top-level ones
+    sys.path.pop(0)  # this file's folder, whose modules are not top-level ones
     folder = Path(sys.argv[1])
     request = json.loads((folder / "request.json").read_text())
     try:

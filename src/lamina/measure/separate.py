@@ -27,10 +27,17 @@ def ask(command: Sequence[str], request: Mapping[str, Any]) -> dict[str, Any]:
         folder = Path(name)
         write_json(folder / REQUEST_FILE, request)
         try:
-            done = subprocess.run([*command, name], capture_output=True, text=True, check=False)
+            # Without an input, no library asks a question.
+            done = subprocess.run(
+                [*command, name],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         except OSError as error:
             raise SeparateProcessError(error.strerror or str(error)) from error
-        if done.returncode:
+        if done.returncode or not (folder / ANSWER_FILE).is_file():
             # The root logger's handlers write it to the log file, not the console.
             logging.getLogger("isolated").warning("%s", done.stderr)
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
