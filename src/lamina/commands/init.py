@@ -78,8 +78,9 @@ def experiment(overrides: Sequence[str]) -> str:
         option = conf_dir() / key / f"{value}.yaml"
         if key == GROUP:
             defaults.insert(0, f"  - {value}")
-        elif option.is_file():
-            defaults.append(f"  - override /{key}: {value}   # {description(option)}".rstrip("# "))
+        elif option.is_file() or "/" in key:
+            about = description(option) if option.is_file() else ""
+            defaults.append(f"  - override /{key}: {value}   # {about}".rstrip("# "))
         else:
             OmegaConf.update(body, key, value, force_add=True)
     lines = ["# @package _global_", "# Written by lamina init; docs/parameters.md has every key."]

@@ -55,8 +55,9 @@ class ProgressLine(TrainerCallback):
         self.stage.extras = [text for key, text in self.figures.items() if key not in ESSENTIAL]
 
     @override
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.stage.say()
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.stage.say()
         self.close()
 
     def close(self) -> None:
