@@ -16,7 +16,7 @@ COMMANDS = {
     "migrate": "turn a config of the older form into an experiment file",
     "show": "print a model, a run, a sweep or a scan",
     "init": "write an experiment file of your own",
-    "clean": "remove the checkpoints that nobody needs",
+    "clean": "remove the checkpoints that are no longer needed",
 }
 """What each command does; lamina.commands has a module of the same name."""
 

@@ -71,7 +71,7 @@ def test_a_gguf_has_the_runs_loss_in_llama_cpp(
     assert lines[0] == f"out: gguf, {dtype}"
     checked = r"checked: loss [\d.]+, the run recorded [\d.]+; \d+ of 60 rows, [\d.]+ allowed"
     assert re.fullmatch(checked, lines[1])
-    assert lines[2] == f"serves: llama.cpp (llama-server -m out/pruned-{kind}.gguf)."
+    assert lines[2] == f"loads in: llama.cpp (llama-server -m out/pruned-{kind}.gguf)."
     assert lines[3] == "upload: hf upload YOUR_NAME/MODEL out"
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {f"pruned-{kind}.gguf", "README.md", "lamina.json"}
@@ -247,7 +247,7 @@ def test_a_card_has_the_hubs_metadata(pruned: Finished) -> None:
     ]
     assert lines[-1] == "Upload it with `hf upload YOUR_NAME/MODEL PATH_OF_THIS_FOLDER`."
     assert (
-        "Serves: transformers with PEFT; lm-eval (pretrained=org/base,peft=PATH_OF_THIS_FOLDER). "
+        "Loads in: transformers with PEFT; lm-eval (pretrained=org/base,peft=PATH_OF_THIS_FOLDER). "
         "vLLM does not support layer_replication: lamina export --form merged writes what it "
         "serves." in lines
     )

@@ -32,7 +32,7 @@ def main() -> None:
         "run", metavar="RUN", help="folder of a run or sweep, or of a model that Lamina wrote"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
-    parser.add_argument("--best", action="store_true", help="of a sweep: the job of least loss")
+    parser.add_argument("--best", action="store_true", help="of a sweep: the job of lowest loss")
     parser.add_argument(
         "--form",
         choices=FORMS,
@@ -67,7 +67,7 @@ def main() -> None:
     else:
         sys.stdout.write("checked: every tensor is in place; there are no rows to evaluate\n")
     path = next(map(str, output.expanduser().glob("*.gguf")), str(output))
-    sys.stdout.write(f"serves: {serving(given.form, path, given.base or 'BASE')}\n")
+    sys.stdout.write(f"loads in: {serving(given.form, path, given.base or 'BASE')}\n")
     sys.stdout.write(f"upload: hf upload YOUR_NAME/MODEL {output}\n")
 
 

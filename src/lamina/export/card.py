@@ -105,7 +105,7 @@ def card(content: dict[str, Any], verified: Mapping[str, Any]) -> str:
             f"Layers that stay (0-based, half-open): {format_layers(content['kept_layers'])}. "
             + (f"Trained: {adapter}." if adapter else not_healed),
             "",
-            *(f"- {note}" for note in content.get("notes", ())),  # older runs have none
+            *(f"- {note}" for note in content.get("notes") or ()),  # older runs have none
             *([""] if content.get("notes") else ()),
             *_loss_of(form),
             *_table("loss, nats per token", content["evaluation"]),
@@ -159,7 +159,7 @@ def verified_line(entry: tuple[str, dict[str, Any]]) -> str:
 def _usage(content: dict[str, Any], form: str) -> list[str]:
     """Say how each program loads this form."""
     here, base = "PATH_OF_THIS_FOLDER", content["source_model"] or "BASE"
-    served = f"Serves: {serving(form, here, base)}"
+    served = f"Loads in: {serving(form, here, base)}"
     if form == "gguf":
         return [served]
     is_adapter, in_4bit = form == "adapter", form == "adapter" and content["adapter"] == "qlora"
@@ -183,7 +183,7 @@ def _usage(content: dict[str, Any], form: str) -> list[str]:
 
 
 def serving(form: str, path: str, base: str) -> str:
-    """Say which program serves a form; `base` is the larger model."""
+    """Say which programs load a form; `base` is the larger model."""
     return {
         "gguf": f"llama.cpp (llama-server -m {path}).",
         "adapter": f"transformers with PEFT; lm-eval (pretrained={base},peft={path}). "

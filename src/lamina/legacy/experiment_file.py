@@ -43,8 +43,8 @@ OLDER_RATE = 2.0e-4
 """The older form's learning rate where a file has none, whatever is trained."""
 
 KEPT_RATE = (
-    f"learning_rate={OLDER_RATE:g}, as in the older form, which sets none; adapter=full has 2e-05: "
-    "set learning_rate to choose"
+    f"learning_rate={OLDER_RATE:g}, the older form's default, since the file sets none; today's "
+    "default for adapter=full is 2e-05: set learning_rate to choose"
 )
 
 _NO_NAMES = ("null", "true", "false", "nan", "inf")

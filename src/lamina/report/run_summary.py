@@ -40,7 +40,7 @@ def _where(content: dict[str, Any], folder: Path) -> list[Text]:
     """Return the path of final/, what loads it, and the command that writes other forms."""
     final, base = folder / content["final"], content["provenance"]["base_model"]
     form = "adapter" if (final / ADAPTER_FILE).is_file() else "merged"
-    lines = [str(final), f"Serves: {serving(form, str(final), base or 'BASE')}"]
+    lines = [str(final), f"Loads in: {serving(form, str(final), base or 'BASE')}"]
     if form == "adapter" and not content["provenance"]["base_revision"]:
         lines.append(f"An adapter: it loads only while {base} exists.")
     command = Text(f"lamina export {quote(str(folder))} --output DIR", no_wrap=True)

@@ -14,7 +14,7 @@ MOST_VALUES = 10_000
 
 
 def refuse_unreadable(path: Path) -> None:
-    """Raise a ValueError if a file is none, is too large or not UTF-8, or expands too far."""
+    """Raise a ValueError if a file is not regular, too large, not UTF-8, or expands too far."""
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
     if path.stat().st_size > LARGEST_FILE:
