@@ -42,7 +42,7 @@ def main() -> None:
     with errors_in_one_line(), ExitStack() as owned:
         sizes = {path: _size(path) for path in unneeded(given.folder, owned)}
         for path, size in sizes.items():
-            sys.stdout.write(f"{format_bytes(size):>8}  {path}\n")
+            sys.stdout.write(printable(f"{format_bytes(size):>8}  {path}\n"))
         if not sizes:
             sys.stdout.write(f"{given.folder}: no checkpoint to remove\n")
             return

@@ -58,7 +58,8 @@ def main() -> None:
         sys.stdout.write(f"{KEPT_RATE}\n")
     for message in older.dropped:
         sys.stdout.write(printable(f"left out: {message}\n"))
-    sys.stdout.write(f"{written}: from {' < '.join(str(read.path) for read in older.files)}\n")
+    files = " < ".join(str(read.path) for read in older.files)
+    sys.stdout.write(printable(f"{written}: from {files}\n"))
     sys.stdout.write(f"{train_command(written)}\n")
 
 

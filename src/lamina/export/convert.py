@@ -1,6 +1,7 @@
 """`lamina export`: a finished run's result in another form, a whole model or the adapter."""
 
 import json
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -125,7 +126,8 @@ def _export_adapter(run: FinishedRun, folder: Path) -> Losses | None:
 def _export_gguf(run: FinishedRun, folder: Path, kind: str, python: str | None) -> Losses | None:
     """Write a whole model, and convert it; llama.cpp computes the loss."""
     in_engine("convert", python, {"model": None})
-    whole, name = folder / ".whole", f"{run.manifest['model_type']}-{KINDS.get(kind, kind)}.gguf"
+    variant = re.sub(r"\W+", "_", run.manifest["model_type"])  # it may be someone else's
+    whole, name = folder / ".whole", f"{variant}-{KINDS.get(kind, kind)}.gguf"
     whole.mkdir()
     _export_model(run, whole, kind if kind in KINDS else run.dtype)
     write_gguf(whole, folder / name, KINDS.get(kind, kind), python)

@@ -29,6 +29,7 @@ from lamina.launch.sweep import own_overrides
 from lamina.measure.results import Record
 from lamina.run import run
 from lamina.runtime import distributed
+from lamina.runtime.console import printable
 from lamina.runtime.device import has_gpu
 from lamina.runtime.lock import locked
 from lamina.runtime.paths import short_path
@@ -60,9 +61,8 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
         if before is not None and distributed.world_size() == 1:
             job = HydraConfig.get()
             is_alone = job.mode == RunMode.RUN
-            sys.stderr.write(
-                f"{folder if is_alone else f'job {job.job.num}'} is already complete\n"
-            )
+            named = str(folder) if is_alone else f"job {job.job.num}"
+            sys.stderr.write(printable(f"{named} is already complete\n"))
             return before if is_alone else None
         with record.outcome(), explained_timeouts():
             spec, layout = prepare(config, folder, overrides)

@@ -91,7 +91,8 @@ class Sweep(Callback):
             jobs = (f"*/{name}" for name in WRITTEN_BY_HYDRA)
             remove_links(self.folder, *WRITTEN_BY_HYDRA, *jobs)
         self.began = time.monotonic()
-        sys.stderr.write(f"sweep folder: {short_path(self.folder)}, {len(self.planned)} jobs\n")
+        line = f"sweep folder: {short_path(self.folder)}, {len(self.planned)} jobs\n"
+        sys.stderr.write(printable(line))
         if self.is_queued:
             # On a cluster without accounting submitit 1.5.4 warns at each poll of the queue; its
             # import sets the logger's level.
