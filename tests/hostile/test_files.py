@@ -150,6 +150,33 @@ def test_a_damaged_result_does_not_stop_a_sweep_from_being_shown(tmp_path: Path)
     assert done.output.count("missing") == 2
 
 
+SWEEPS = {
+    "no YAML": ("hydra: [", "while parsing a flow node"),
+    "no sweeper": ("hydra: {overrides: {task: []}}", "Missing key sweeper"),
+    "a list": ("[1]", "damaged, or of another version"),
+    "a billion jobs": (
+        "hydra: {sweeper: {params: {seed: 'range(0,1e9)'}}, overrides: {task: []}, "
+        "runtime: {config_sources: []}}",
+        "seed=range(0,1e9): more than 10,000 jobs",
+    ),
+    "a secret": (
+        "hydra: {sweeper: {params: {seed: '1,${oc.env:HF_TOKEN}'}}, overrides: {task: []}, "
+        "runtime: {config_sources: []}}",
+        "refers to the secret HF_TOKEN",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SWEEPS)
+def test_the_file_of_a_sweep(case: str, refused: Refused, tmp_path: Path) -> None:
+    content, reason = SWEEPS[case]
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").write_text(content)
+    done = lamina("show", "sweep", cwd=tmp_path)
+    refused(done, "sweep/multirun.yaml: damaged, or of another version", reason)
+    assert not (tmp_path / "sweep" / "summary.csv").exists()
+
+
 ADAPTERS: dict[str, tuple[Content, str]] = {
     **{case: (text, "") for case, text in encodings({"peft_type": "LORA"}).items()},
     "no type": ({"r": 8}, "peft_type is missing, expected str"),

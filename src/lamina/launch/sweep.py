@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from lamina.config import security
 from lamina.config.binding import bind
-from lamina.config.messages import no_value, too_many
+from lamina.config.messages import COMPOSITION_ERRORS, no_value, too_many
 from lamina.config.preflight import preflight, refuse_incomplete
 from lamina.config.quoting import again, typed
 from lamina.config.rules import scan_problems
@@ -36,7 +36,9 @@ from lamina.runtime.console import console, printable
 from lamina.runtime.files import refuse_unwritable, remove_links
 from lamina.runtime.lock import locked
 from lamina.runtime.paths import short_path
+from lamina.runtime.yaml_text import refuse_unreadable
 from lamina.units import format_duration
+from lamina.weights.source import made_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -197,7 +199,7 @@ def rebuild_summary(folder: Path) -> "RenderableType":
     """Rewrite a sweep's summary from its files alone; return its table."""
     from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
 
-    jobs = read_jobs(folder, planned_jobs(OmegaConf.load(folder / MULTIRUN_FILE)))
+    jobs = read_jobs(folder, recorded_jobs(folder))
     write_summary(folder, jobs)
     return sweep_table(jobs)
 
@@ -262,13 +264,27 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
     return jobs
 
 
+def recorded_jobs(folder: Path) -> list[list[str]]:
+    """Return the jobs of a sweep by its folder; raises ModelError if its file is damaged."""
+    security.install()  # the file may be someone else's, and refer to a secret
+    with made_of(folder / MULTIRUN_FILE):
+        refuse_unreadable(folder / MULTIRUN_FILE)
+        try:
+            config = OmegaConf.load(folder / MULTIRUN_FILE)
+            if reason := too_many(given_overrides(config)):
+                raise ValueError(reason)
+            return planned_jobs(config)
+        except COMPOSITION_ERRORS as error:
+            raise ValueError(str(error).splitlines()[0]) from error
+
+
 def own_overrides(folder: Path, overrides: Sequence[str]) -> list[str]:
     """Return the overrides that a job's sweep does not give to all of its jobs."""
-    file = folder.parent / MULTIRUN_FILE
+    sweep = folder.parent
     if Sweep.started is not None:
         planned = Sweep.started.planned
     else:
-        planned = planned_jobs(OmegaConf.load(file)) if file.is_file() else []
+        planned = recorded_jobs(sweep) if (sweep / MULTIRUN_FILE).is_file() else []
     return distinguishing([overrides, *planned])[0] if len(planned) > 1 else []
 
 
