@@ -119,6 +119,14 @@ ROWS: dict[str, tuple[Content, str]] = {
         '{"loss": 1.0, "input_ids": [-5], "labels": [1]}\n',
         "row 1: input_ids is [-5], expected token ids",
     ),
+    "a label of text": (
+        '{"loss": 1.0, "input_ids": [5], "labels": ["x"]}\n',
+        "row 1: labels is ['x'], expected token ids",
+    ),
+    "a loss of nothing": (
+        '{"loss": 1.0, "input_ids": [5, 6], "labels": [5, -100]}\n',
+        "row 1: it has a loss, but no label",
+    ),
     "a loss of text": (
         '{"loss": "x", "input_ids": [5], "labels": [1]}\n',
         "row 1: loss is 'x', expected int | float | None",
@@ -148,6 +156,24 @@ def test_a_damaged_result_does_not_stop_a_sweep_from_being_shown(tmp_path: Path)
     assert r"\x1b[31" in done.output
     assert done.output.replace("\n", "").isprintable()
     assert done.output.count("missing") == 2
+
+
+VERIFICATIONS = {
+    "a list": ("[]", "expected a JSON object, found []"),
+    "an engine in a list": ('{"vllm": [1]}', "vllm is [1], expected dict | None"),
+    "no version": ('{"vllm": {}}', "vllm: version is missing, expected str"),
+}
+
+
+@pytest.mark.parametrize("case", VERIFICATIONS)
+def test_a_verification(case: str, refused: Refused, tmp_path: Path) -> None:
+    content, reason = VERIFICATIONS[case]
+    rows = '{"loss": 1.0, "input_ids": [5, 6], "labels": [5, 6]}\n'
+    run = run_folder(tmp_path / "run", RESULT, rows)
+    (run / "final").unlink()
+    model = tampered(run / "final", "verification.json", content)
+    done = lamina("verify", run, "--engine", "transformers", cwd=tmp_path)
+    refused(done, f"{model}/verification.json", reason)
 
 
 SWEEPS = {

@@ -13,12 +13,13 @@ from lamina.depth.reduction import Reduction
 from lamina.depth.surgery import reduced_generation_config, without_mtp_heads
 from lamina.errors import OutputError
 from lamina.export.card import card
+from lamina.measure.engines import ENGINES
 from lamina.runtime.console import stage
 from lamina.runtime.files import replacing
 from lamina.units import format_bytes
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, TensorSlice, byte_blocks
-from lamina.weights.source import Source, read_json
+from lamina.weights.source import Source, read_json, refuse_mistyped
 from lamina.weights.writing import MAX_SHARD_BYTES, Outgoing, write_shards
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 CARD_FILE, MANIFEST_FILE = "README.md", "lamina.json"
 VERIFICATION_FILE = "verification.json"
+
+VERIFICATION: dict[str, Any] = {
+    **dict.fromkeys(("version", "dtype"), str),
+    **dict.fromkeys(("loss", "recorded", "allowed"), int | float),
+    **{"rows": int, "within": bool},
+}
+"""Fields of an engine in verification.json, and their types."""
 
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json vocab.json "
@@ -46,9 +54,20 @@ SET_IN_TRAINING = "bos_token_id eos_token_id pad_token_id tie_word_embeddings us
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write lamina.json (see `lamina.export.card.manifest`) and the model card."""
-    path = folder / VERIFICATION_FILE
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
-    (folder / CARD_FILE).write_text(card(manifest, read_json(path) if path.is_file() else {}))
+    (folder / CARD_FILE).write_text(card(manifest, read_verification(folder)))
+
+
+def read_verification(folder: Path) -> dict[str, Any]:
+    """Return verification.json, by engine; empty without one. Raises ModelError if damaged."""
+    path = folder / VERIFICATION_FILE
+    if not path.is_file():
+        return {}
+    content = read_json(path, dict.fromkeys(ENGINES, dict | None))
+    found = {engine: content[engine] for engine in ENGINES if content[engine] is not None}
+    for engine, each in found.items():
+        refuse_mistyped(f"{path}: {engine}", each, VERIFICATION)
+    return found
 
 
 def copy_tokenizer(source: Source, folder: Path) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 from lamina.errors import ConfigError, ModelError, either
 from lamina.export.card import NO_REPLICATION, verified_line
 from lamina.export.finished_run import FinishedRun, finished_run, recorded_loss, trained_tokens
-from lamina.export.folder import VERIFICATION_FILE, write_manifest
+from lamina.export.folder import VERIFICATION_FILE, read_verification, write_manifest
 from lamina.export.gguf import in_engine
 from lamina.measure.evaluate import ENGINE_TOLERANCES
 from lamina.measure.results import RESULT_FILE, ROWS_FILE
 from lamina.runtime.files import write_json
-from lamina.weights.source import read_json
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,9 @@ def verify(given: str, engine: str, python: str | None, run: str | None) -> str:
     export = model.manifest.get("export") or {}
     _refuse_other_forms(given, engine, model, is_gguf=bool(files))
     path, dtype = (files[0], export.get("dtype")) if files else (folder, None)
+    earlier = read_verification(folder)
     found = measured_in(engine, python, path, dtype, rows)
-    place = folder / VERIFICATION_FILE
-    earlier = read_json(place) if place.is_file() else {}
-    write_json(place, {**earlier, engine: asdict(found)})
+    write_json(folder / VERIFICATION_FILE, {**earlier, engine: asdict(found)})
     write_manifest(folder, model.manifest)
     line = verified_line((engine, asdict(found)))
     if not found.within:

@@ -196,9 +196,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     rows = [parse_json(f"{path}, row {n}", line, ROW) for n, line in enumerate(lines, 1)]
     for number, row in enumerate(rows, 1):
-        if not all(type(token) is int and 0 <= token < 2**31 for token in row["input_ids"]):
-            found = reprlib.repr(row["input_ids"])
-            raise ModelError(f"{path}, row {number}: input_ids is {found}, expected token ids")
+        for field, least in (("input_ids", 0), ("labels", -100)):
+            if not all(type(token) is int and least <= token < 2**31 for token in row[field]):
+                found = reprlib.repr(row[field])
+                raise ModelError(f"{path}, row {number}: {field} is {found}, expected token ids")
+        if row["loss"] is not None and not {*row["labels"][1:]} - {-100}:
+            raise ModelError(f"{path}, row {number}: it has a loss, but no label")
     return [row for row in rows if row["loss"] is not None]
 
 
