@@ -94,7 +94,7 @@ class Rows:
         """Return data.eval or, for auto, which of the known splits that is, and say so."""
         if self.eval != "auto":
             return self.eval
-        usable = {*known} - _parts(train)
+        usable = set() if train == "all" else {*known} - _parts(train)
         found = next(filter(usable.__contains__, EVAL_SPLITS), None)
         held = f"none of {', '.join(EVAL_SPLITS)}; {self.eval_fraction:.3g} of data.train={train}"
         logger.info("data.eval=auto: %s", found or f"{held} is held out")
