@@ -17,6 +17,7 @@ from lamina.export.card import portable
 from lamina.export.check import Losses, adapter_loss, few_rows, model_loss
 from lamina.export.finished_run import FinishedRun, finished_run
 from lamina.export.folder import (
+    MANIFEST_FILE,
     copy_tokenizer,
     new_folder,
     outgoing,
@@ -35,7 +36,7 @@ from lamina.export.merge import (
 from lamina.export.verify import measured_in
 from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
-from lamina.weights.source import ADAPTER_FILE, Source, read_json, resolve
+from lamina.weights.source import ADAPTER_FILE, Source, made_of, read_json, resolve
 from lamina.weights.writing import Outgoing
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def _describe(
         adapter = read_json(folder / ADAPTER_FILE)
         adapter["base_model_name_or_path"] = content["source_model"]
         (folder / ADAPTER_FILE).write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
-    write_manifest(folder, content)
+    with made_of(run.final / MANIFEST_FILE):
+        write_manifest(folder, content)
 
 
 def _export_adapter(run: FinishedRun, folder: Path) -> Losses | None:

@@ -9,11 +9,17 @@ from typing import Any
 from lamina.errors import ConfigError, ModelError, either
 from lamina.export.card import NO_REPLICATION, verified_line
 from lamina.export.finished_run import FinishedRun, finished_run, recorded_loss, trained_tokens
-from lamina.export.folder import VERIFICATION_FILE, read_verification, write_manifest
+from lamina.export.folder import (
+    MANIFEST_FILE,
+    VERIFICATION_FILE,
+    read_verification,
+    write_manifest,
+)
 from lamina.export.gguf import in_engine
 from lamina.measure.evaluate import ENGINE_TOLERANCES
 from lamina.measure.results import RESULT_FILE, ROWS_FILE
 from lamina.runtime.files import write_json
+from lamina.weights.source import made_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,8 @@ def verify(given: str, engine: str, python: str | None, run: str | None) -> str:
     earlier = read_verification(folder)
     found = measured_in(engine, python, path, dtype, rows)
     write_json(folder / VERIFICATION_FILE, {**earlier, engine: asdict(found)})
-    write_manifest(folder, model.manifest)
+    with made_of(folder / MANIFEST_FILE):
+        write_manifest(folder, model.manifest)
     line = verified_line((engine, asdict(found)))
     if not found.within:
         raise ModelError(f"{given}: {line} Serve another form, or report this with both versions")
