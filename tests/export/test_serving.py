@@ -231,16 +231,27 @@ def test_a_runs_last_line_is_the_command_that_writes_what_engines_serve(pruned: 
     assert served.replace(" ", "") in said
 
 
+def test_the_license_is_that_of_the_base(tmp_path: Path) -> None:
+    shutil.copytree(REFERENCE, tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text("---\nlanguage:\n- en\nlicense: 'mit'\n---\n")
+    given = ("model_name=base", "output=out", "model=dropped", "model.layer_to_drop=1")
+    done = lamina("cut", *given, cwd=tmp_path)
+    assert done.code == 0, done.errors
+    assert "\nlicense: mit\n" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_card_has_the_hubs_metadata(pruned: Finished) -> None:
     content = about(pruned.final)
     content |= {"source_model": "org/base", "revision": "abc", "datasets": ["org/data"]}
+    content["license"] = "mit"
     lines = card(content, {}).splitlines()
-    assert lines[:8] == [
+    assert lines[:9] == [
         "---",
         "library_name: peft",
         "pipeline_tag: text-generation",
         "tags: [lamina, depth-pruning, lora]",
         "base_model: org/base",
+        "license: mit",
         "datasets: [org/data]",
         "---",
         "",

@@ -1,5 +1,6 @@
 """The model card and lamina.json, written beside the weights."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ IN_4BIT = (
     'bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")',
 )
 """Lines on the card of an adapter trained and measured on a four-bit base."""
+
+CARD_FILE = "README.md"
+
+LICENSE = re.compile(r"""---[ \t\r]*\n(?:(?!---).*\n)*?license: *['"]?([\w.-]+)['"]?[ \t\r]*\n""")
+"""The license in a card's metadata."""
+
+MOST_METADATA = 100_000
+"""Bytes of a card that are read."""
 
 NO_REPLICATION = "vLLM does not support layer_replication"
 
@@ -60,8 +69,18 @@ def manifest(
         "healing": _healing(parameters) if parameters else None,
         "data_fingerprint": record["provenance"]["data_fingerprint"] if record else None,
         "datasets": [name] if name else None,
+        "license": _license(source.folder / CARD_FILE) if source else None,
         "evaluation": {key: record["metrics"][key] for key in LOSSES} if record else None,
     }
+
+
+def _license(path: Path) -> str | None:
+    """Return the license that a model's card names, which hub repositories have; None without."""
+    if not path.is_file():  # nothing is downloaded for it
+        return None
+    with path.open("rb") as file:
+        found = LICENSE.match(file.read(MOST_METADATA).decode(errors="replace"))
+    return found[1] if found else None
 
 
 def _healing(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +151,7 @@ def _header(content: dict[str, Any], form: str) -> list[str]:
         "pipeline_tag: text-generation",
         f"tags: [{', '.join(tags)}]",
         *([f"base_model: {source}"] if on_hub else []),
+        *([f"license: {content['license']}"] if content.get("license") else []),
         *([f"datasets: [{', '.join(data)}]"] if data else []),
         "---",
         "",

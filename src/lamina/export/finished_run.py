@@ -25,7 +25,7 @@ MANIFEST: dict[str, Any] = {
     "num_layers": int,
     "kept_layers": list,
     "adapter": str | None,
-    "lamina": str | None,
+    **dict.fromkeys(("lamina", "license"), str | None),
     **dict.fromkeys(("notes", "datasets"), list | None),
     **dict.fromkeys(("healing", "evaluation", "export"), dict | None),
 }

@@ -12,7 +12,7 @@ from lamina.depth.loading import refuse_unfit
 from lamina.depth.reduction import Reduction
 from lamina.depth.surgery import reduced_generation_config, without_mtp_heads
 from lamina.errors import OutputError
-from lamina.export.card import card
+from lamina.export.card import CARD_FILE, card
 from lamina.measure.engines import ENGINES
 from lamina.runtime.console import stage
 from lamina.runtime.files import replacing
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-CARD_FILE, MANIFEST_FILE = "README.md", "lamina.json"
+MANIFEST_FILE = "lamina.json"
 VERIFICATION_FILE = "verification.json"
 
 VERIFICATION: dict[str, Any] = {
