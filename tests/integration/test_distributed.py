@@ -63,7 +63,8 @@ def test_two_processes_write_the_files_of_one(alone: Finished, together: Finishe
     )
     own = {path for path in ours | theirs if "rng_state" in path or "tfevents" in path}
     assert ours - own == theirs - own
-    assert sum("tfevents" in path for path in own) == 2
+    # Two each: the final figures come after transformers' callback has closed the first file.
+    assert sum("tfevents" in path for path in own) == 4
     rows, others = (
         [json.loads(line) for line in (done.folder / "eval.jsonl").read_text().splitlines()]
         for done in (together, alone)
