@@ -38,7 +38,9 @@ def test_the_file_composes_to_what_the_overrides_do(tmp_path: Path) -> None:
         "defaults:",
         "  - quickstart",
     ]
-    assert "learning_rate: 0.001   # peak value, after warmup" in lines
+    assert (
+        "learning_rate: 0.001   # peak value, after warmup; the default is the adapter's" in lines
+    )
     assert "  - override /logger: both   # TensorBoard and Weights & Biases." in lines
 
 

@@ -108,12 +108,14 @@ def test_a_sweep_over_selectors_scans_once_and_ends_in_a_table(tmp_path: Path) -
     assert kept[0]["kept_layers"] == list(range(8))
     assert all(len(result["kept_layers"]) == 8 for result in kept)
     assert all({0, 1} <= set(result["kept_layers"]) for result in kept)
-    table = done.output.splitlines()[-3:]
-    assert [line.split()[0] for line in table] == [
-        "selector=first",
-        "selector=block_influence",
-        "selector=greedy",
+    *table, legend = done.output.splitlines()[-4:]
+    assert sorted(line.removeprefix("* ").split()[0] for line in table) == [
+        "keep-8-block_influence-lora",
+        "keep-8-first-lora",
+        "keep-8-greedy-lora",
     ]
+    assert table[0].startswith("* ")
+    assert legend == "* lowest healed loss"
     note = json.loads((tmp_path / "sweep/2" / kept[2]["final"] / "lamina.json").read_text())
     assert note["selector"] == {"keep_layers": 8, "selector": {"name": "Greedy"}}
 
@@ -147,7 +149,7 @@ def test_a_shortlist_without_a_layer_to_drop_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("max_seq_length=2048", "scan.tokens=1k"), "scan.tokens=1k is less than one window"),
+        (("max_seq_length=2048", "scan.tokens=1k"), "scan.tokens=1000 is less than one window"),
         (("scan.memory=1MB",), "scan.memory=1MB is too small"),
         (("scan.memory=lots",), "scan.memory=lots: use a number such as 500MB or 8GB"),
         (("scan.tokens=1z",), "scan.tokens=1z: use a number such as 4096, 16k or 1.6M"),

@@ -25,7 +25,7 @@ from lamina.config import messages, quoting
 from lamina.config.messages import COMPOSITION_ERRORS
 from lamina.config.preflight import preflight, refuse_incomplete
 from lamina.config.security import refuse_unsafe
-from lamina.errors import ConfigError, LaminaError, closest, did_you_mean, either
+from lamina.errors import LaminaError, closest, did_you_mean, either
 from lamina.runtime.paths import conf_dir
 
 Keys = tuple[Any, ...]
@@ -76,11 +76,7 @@ class _Repository(CachingConfigRepository):
     @override
     def load_config(self, config_path: str) -> Any:
         is_new = f"config_path={config_path}" not in self.cache
-        try:
-            loaded = super().load_config(config_path)
-        except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"conf file {config_path}: {reason}: write keys as text") from error
+        loaded = super().load_config(config_path)
         if loaded is not None and is_new:
             entries = loaded.defaults_list or ()
             loaded.defaults_list = [each for each in entries if self._keeps(each, config_path)]

@@ -7,6 +7,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from lamina.errors import ConfigError
 from lamina.runtime.yaml_text import refuse_unreadable
@@ -27,9 +28,13 @@ def install() -> None:
             found = load(self, config_path)
             if found is not None and not isinstance(found.config, DictConfig):
                 raise ValueError("expected a mapping of keys to values")
-        except (RecursionError, ValueError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        except RecursionError as error:
+            raise ConfigError(f"conf file {config_path}: nested too deeply") from error
+        except OmegaConfBaseException as error:
+            reason = f"{str(error).splitlines()[0]}: write keys as text"
             raise ConfigError(f"conf file {config_path}: {reason}") from error
+        except ValueError as error:
+            raise ConfigError(f"conf file {config_path}: {error}") from error
         return found
 
     ConfigRepository.load_config = _load
