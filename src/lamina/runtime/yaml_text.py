@@ -14,8 +14,8 @@ MOST_VALUES = 10_000
 
 
 def refuse_unreadable(path: Path) -> None:
-    """Raise a ValueError if a file is not regular, too large, not UTF-8, or expands too far."""
-    if path.exists() and not path.is_file():
+    """Raise a ValueError if a file is a pipe, too large or not UTF-8, or expands too far."""
+    if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError("not a regular file")
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"larger than {LARGEST_FILE:,} bytes")
