@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -62,6 +63,9 @@ FIRST_LINES = (
 )
 """How the lines begin that say where a run is and what it does."""
 
+STAGE_LINE = re.compile(r"(?!error)[a-z][\w -]*: (\d[\d,.]* \w* ?of .*|\d+ s)\n?")
+"""A stage that takes more than two seconds, on a busy machine even a short one."""
+
 NEEDS_BITSANDBYTES = pytest.mark.skipif(
     find_spec("bitsandbytes") is None,
     reason="bitsandbytes is not installed: pip install bitsandbytes",
@@ -118,7 +122,8 @@ class Finished:
     def refusal(self) -> str:
         """What went to stderr, without the lines that say where the run is."""
         lines = self.errors.splitlines(keepends=True)
-        return "".join(line for line in lines if not line.startswith(FIRST_LINES))
+        said = (line for line in lines if not line.startswith(FIRST_LINES))
+        return "".join(line for line in said if not STAGE_LINE.fullmatch(line))
 
     @property
     def final(self) -> Path:

@@ -270,7 +270,10 @@ CONSOLES = {
 @pytest.mark.parametrize("console", CONSOLES)
 @pytest.mark.parametrize("numbers", ["(2,)", "(1, 2)"])
 def test_no_console_ends_a_training(tmp_path: Path, console: str, numbers: str) -> None:
-    streams = "sys.stderr = sys.__stderr__ = None" if console == "closed" else ""
+    # Python's streams know from the start what they write to.
+    streams = "sys.stdout = sys.__stdout__ = open(1, 'w', closefd=False)\n"
+    streams += "sys.stderr = sys.__stderr__ = open(2, 'w', closefd=False)"
+    streams = "sys.stderr = sys.__stderr__ = None" if console == "closed" else streams
     code = f"import os, sys\nfor number in {numbers}:\n    {CONSOLES[console]}\n{streams}\n"
     done = given(code, tmp_path / "run", *QUICK)
     assert done.code == 0

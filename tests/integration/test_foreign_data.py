@@ -143,7 +143,7 @@ def test_a_saved_data_set_is_only_read(tmp_path: Path) -> None:
             assert done.code == 0, done.errors
             assert listing(saved) == before
         assert {p: p.read_bytes() for p in saved.rglob("*.*")} == content
-        assert {path.parent for path in cache.rglob("*.arrow")} == {cache / "lamina"}
+        assert {path.relative_to(cache).parts[0] for path in cache.rglob("*.arrow")} == {"lamina"}
         named.unlink()
         with read_only(saved):
             again = train(tmp_path / "again", *given, **variable)

@@ -110,7 +110,9 @@ def is_whole(path: Path) -> bool:
         with path.open("rb") as file:
             file.seek(-len(LAST_BYTES), os.SEEK_END)
             return file.read() == LAST_BYTES
-    except (ArrowException, ValueError):
+    except (ArrowException, ValueError, OSError) as error:
+        if getattr(error, "errno", None):  # PyArrow raises an OSError without one for a cut
+            raise
         return False
 
 

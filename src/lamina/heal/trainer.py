@@ -51,7 +51,8 @@ class TokenLossTrainer(SFTTrainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(self.clock)
         self.add_callback(Checkpointing())
-        self.add_callback(EndAfterStep())
+        self._ending = EndAfterStep()
+        self.add_callback(self._ending)
         self._token_nll = torch.zeros(2, dtype=torch.float64)
         self._saving_in: Path | None = None
 
@@ -64,7 +65,8 @@ class TokenLossTrainer(SFTTrainer):
         kernels = undoing_patches(base) if self.args.use_liger_kernel else nullcontext()
         has_dora = any(getattr(module, "lora_variant", None) for module in self.model.modules())
         no_cast = (self.args.bf16 or self.args.fp16) and not has_dora
-        with kernels, disable_input_dtype_casting(self.model, active=no_cast):
+        casts = disable_input_dtype_casting(self.model, active=no_cast)
+        with kernels, casts, self._ending.restored():
             return super().train(*arguments, **options)
 
     def trainable_parameters(self) -> int:

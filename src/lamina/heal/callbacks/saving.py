@@ -2,8 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,14 @@ class EndAfterStep(TrainerCallback):
     def on_save(self, *_: Any, **__: Any) -> None:
         self._end(self._agreed)
 
-    @override
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Train in the body; give the signals back their handlers, whatever ended it."""
+        try:
+            yield
+        finally:
+            for signum, handler in self._handlers.items():
+                signal.signal(signum, handler)
         self._end(self._received)  # the next start does the steps after training
 
     def _end(self, signum: int | None) -> None:
