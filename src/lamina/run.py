@@ -15,7 +15,7 @@ from lamina.experiment import Experiment
 from lamina.export.card import manifest
 from lamina.export.final import measured_cards, save_final
 from lamina.heal.callbacks.loggers import open_observers
-from lamina.heal.callbacks.settings import Named
+from lamina.heal.callbacks.settings import UserCallback
 from lamina.heal.resume import ONLY_MODEL, Start, find_start
 from lamina.measure import protocol as measure
 from lamina.measure.evaluate import SAMPLE_ROWS
@@ -74,7 +74,7 @@ def plan(experiment: Experiment) -> None:
     """Decide which layers stay, and look for the data; only layer scores need weights."""
     experiment.refuse_unwritable()
     for callback in experiment.callbacks.values():
-        if isinstance(callback, Named):
+        if isinstance(callback, UserCallback):
             callback.load()
     distributed.first_process_first("plan", lambda: experiment.plan)
     if experiment.evaluation.baseline and experiment.plan.is_reduced:

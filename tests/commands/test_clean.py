@@ -104,6 +104,19 @@ def test_it_never_leaves_the_run(tmp_path: Path) -> None:
     assert left(other) == [*STEPS]
 
 
+def test_a_run_whose_own_folder_holds_its_checkpoints(tmp_path: Path) -> None:
+    """hydra.run.dir=DIR/pruned with output_dir=DIR; another name of that folder is no other."""
+    inner = job(tmp_path / "run") / "checkpoints" / "pruned"
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    for final in ("final", "../pruned/final"):
+        (inner / "result.json").write_text(json.dumps({**result, "final": final}))
+        done = lamina("clean", inner, cwd=tmp_path)
+        assert (done.code, done.errors) == (0, "")
+        assert len(done.output.splitlines()) == 4
+    assert lamina("clean", inner, "--yes", cwd=tmp_path).code == 0
+    assert left(inner) == []
+
+
 def test_a_result_without_settings(tmp_path: Path) -> None:
     run = job(tmp_path / "run")
     result = {"status": "failed", "metrics": {}, "overrides": [], "model_type": "pruned"}
@@ -115,12 +128,11 @@ def test_a_result_without_settings(tmp_path: Path) -> None:
 def test_without_a_terminal_it_only_lists(tmp_path: Path) -> None:
     run = job(tmp_path / "run")
     done = lamina("clean", "run", cwd=tmp_path)
-    assert done.code == 1
-    assert len(done.output.splitlines()) == 3
-    assert done.errors == (
-        "error: 3 checkpoints, 6 MB: nothing was removed: there is no terminal to ask on; pass "
-        "--yes\n"
-    )
+    assert (done.code, done.errors) == (0, "")
+    assert done.output.splitlines() == [
+        *(f"    2 MB  run/checkpoints/pruned/checkpoint-{step}" for step in STEPS),
+        "3 checkpoints, 6 MB: nothing was removed; --yes removes them",
+    ]
     assert left(run) == [*STEPS]
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ LLAMA_CPP = pytest.mark.skipif(
     any(find_spec(name) is None for name in engines.MODULES["convert"]),
     reason="make install-gguf makes it run",
 )
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 LINE = r"{engine} \S+, {dtype}: loss [\d.]+ on 60 rows, the run recorded [\d.]+; within [\d.]+\."
 
 
@@ -143,6 +145,21 @@ def test_a_missing_engine_says_how_to_make_its_environment(
         "it: python -m venv ENV; ENV/bin/pip install vllm; --python ENV/bin/python"
     )
     assert (done.code, done.errors) == (1, f"error: {message}\n")
+    python = tmp_path / "an environment" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho \'{"missing": "it"}\' > "$2/answer.json"\n')
+    python.chmod(0o755)
+    done = lamina(*given, "--python", python, cwd=tmp_path)
+    message = f"{python} lacks it, which vllm needs: '{python}' -m pip install vllm"
+    assert (done.code, done.errors) == (1, f"error: {message}\n")
+    given = ("export", pruned.folder, "--output", "new", "--form", "gguf", "--python", python)
+    done = lamina(*given, cwd=tmp_path)
+    extra = " ".join(
+        tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]["gguf"]
+    )
+    message = f"{python} lacks it, which convert needs: '{python}' -m pip install {extra}"
+    assert (done.code, done.errors) == (1, f"error: {message}\n")
+    given = ("verify", "out", "--run", pruned.folder, "--engine", "vllm")
     done = lamina(*given, "--python", "gone", cwd=tmp_path)
     assert (done.code, done.errors) == (1, "error: --python=gone: no such interpreter\n")
     done = lamina("verify", "out", "--engine", "vllm", cwd=tmp_path)
@@ -187,25 +204,32 @@ def test_a_moved_base_is_passed(moved: Finished, tmp_path: Path) -> None:
         done = lamina(*given, "--base", REFERENCE, cwd=tmp_path)
         assert done.code == 0, done.errors
         assert "checked: loss" in done.output
+    config = json.loads((tmp_path / "out-adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(REFERENCE)
 
 
-def test_an_export_names_no_path_of_this_machine(pruned: Finished, tmp_path: Path) -> None:
+def test_an_export_names_no_path_but_an_adapters_base(pruned: Finished, tmp_path: Path) -> None:
     for form in ("merged", "adapter"):
         done = lamina(
             "export", pruned.folder, "--form", form, "--output", f"out-{form}", cwd=tmp_path
         )
         assert done.code == 0, done.errors
-        assert str(REFERENCE.parent) not in texts(tmp_path / f"out-{form}")
-        assert str(tmp_path) not in texts(tmp_path / f"out-{form}")
+        # An adapter's config has to name its base as it loads, or transformers asks the hub.
+        base = f'"base_model_name_or_path": "{REFERENCE}"'
+        named = texts(tmp_path / f"out-{form}")
+        assert named.count(str(REFERENCE.parent)) == named.count(base) == (form == "adapter")
+        assert str(tmp_path) not in named
         assert about(tmp_path / f"out-{form}")["source_model"] == "reference"
     assert str(REFERENCE.parent) not in (pruned.final / "README.md").read_text()
     # As the card says: an uploaded adapter cannot name a folder as its base.
     base = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype=torch.float32)
     adapter = PeftModel.from_pretrained(base, str(tmp_path / "out-adapter"))
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out-adapter", dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out-merged")
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         assert (merged(ids).logits - adapter(ids).logits).abs().max() < 1e-4
+        assert (merged(ids).logits - whole(ids).logits).abs().max() < 1e-4
 
 
 def test_a_card_has_the_loss_of_its_form(pruned: Finished, tmp_path: Path) -> None:
@@ -220,7 +244,18 @@ def test_a_card_has_the_loss_of_its_form(pruned: Finished, tmp_path: Path) -> No
     written = done.output.splitlines()[1].split()[2].rstrip(",")
     rows = about(tmp_path / "out")["export"]["rows"]
     line = f"Loss of this form, merged in bfloat16: {written} nats per token on {rows} of 60 rows."
-    assert line in (tmp_path / "out" / "README.md").read_text().splitlines()
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert line in lines
+    table = lines.index("| loss, nats per token | |")
+    baseline, reduced = (
+        f"{pruned.metrics[f'{name}_eval_loss']:.6g}" for name in ("baseline", "reduced")
+    )
+    assert lines[table + 2 : table + 6] == [
+        f"| baseline_eval_loss | {baseline} |",
+        f"| reduced_eval_loss | {reduced} |",
+        f"| eval_loss of the run's final/ | {loss:.6g} |",
+        "",
+    ]
 
 
 def test_a_runs_last_line_is_the_command_that_writes_what_engines_serve(pruned: Finished) -> None:

@@ -45,7 +45,7 @@ TARGETS = {
     "callbacks: {x: {_target_: lamina.heal.libraries.os.system, command: touch CANARY}}": "",
     "callbacks: {x: {_target_: builtins.exec, source: 1}}": "callbacks.x._target_=builtins.exec",
     "callbacks: {x: {_target_: [os.system]}}": "callbacks.x._target_",
-    "callbacks: {x: {_target_: lamina.heal.callbacks.settings.Named, target: os.system, "
+    "callbacks: {x: {_target_: lamina.heal.callbacks.settings.UserCallback, target: os.system, "
     "arguments: {command: touch CANARY}}}": "callbacks.x._target_=lamina.heal.callbacks.settings.",
     "callbacks: {x: {_target_: transformers.AutoConfig.from_pretrained, trust_remote_code: true, "
     "pretrained_model_name_or_path: CODE}}": "callbacks.x._target_=transformers.AutoConfig.from",

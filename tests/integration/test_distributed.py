@@ -151,7 +151,8 @@ def test_a_users_own_torchrun_has_one_folder(tmp_path: Path) -> None:
 def test_two_visible_devices_start_two_processes_that_end_with_their_parent(tmp_path: Path) -> None:
     """Only a driver's tool and the variable claim devices; the processes compute on the CPU."""
     folder, tool = tmp_path / "run", tmp_path / "nvidia-smi"
-    tool.touch(0o755)
+    tool.write_text("#!/bin/sh\necho GPU 0: One\necho GPU 1: Two\n")
+    tool.chmod(0o755)
     command = [sys.executable, "-m", "train", f"hydra.run.dir={folder}", *GIVEN, "max_steps=500"]
     with subprocess.Popen(
         [*command, "evaluation=none"],

@@ -82,13 +82,13 @@ def test_the_adapter_form_is_copied_with_its_card(pruned: Finished, tmp_path: Pa
     assert not (tmp_path / "out" / "config.json").exists()
     out, name = tmp_path / "out", "adapter_model.safetensors"
     assert (out / name).read_bytes() == (pruned.final / name).read_bytes()
-    for name, key in (
-        ("adapter_config.json", "base_model_name_or_path"),
-        ("lamina.json", "source_model"),
+    for name, own in (
+        ("adapter_config.json", {"base_model_name_or_path": str(REFERENCE)}),
+        ("lamina.json", {"source_model": REFERENCE.name}),
     ):
         found, recorded = (json.loads((f / name).read_text()) for f in (out, pruned.final))
         found.pop("export", None), recorded.pop("export", None)
-        assert found == {**recorded, key: REFERENCE.name}
+        assert found == {**recorded, **own}
     assert "Loss of this form, adapter in float32: " in (out / "README.md").read_text()
     assert "checked: loss" in done.output
     again = ("export", "out", "--output", "copy", "--form", "adapter", "--base", REFERENCE)

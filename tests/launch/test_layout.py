@@ -5,7 +5,7 @@ import pytest
 from lamina.errors import ConfigError
 from lamina.launch.layout import PORTS, Layout, decide_layout, rendezvous_address, use_one_device
 from lamina.runtime import device
-from lamina.runtime.device import visible_devices
+from lamina.runtime.device import has_gpu, visible_devices
 
 NAMES = ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "SLURM_NODEID")
 STEP = ("SLURM_STEP_NUM_NODES", "SLURM_STEP_NUM_TASKS")
@@ -37,6 +37,24 @@ def test_the_variable_counts_nothing_on_a_machine_without_a_gpu(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert visible_devices() == 0
     assert decide_layout("auto", "auto") == Layout(processes=1, nodes=1, node=0)
+
+
+@pytest.mark.parametrize(
+    ("listed", "devices"),
+    [("#!/bin/sh\necho No devices were found\n", 0), ("", 0), ("#!/bin/sh\necho GPU 0: One\n", 2)],
+)
+def test_a_drivers_tool_without_a_gpu_is_no_gpu(
+    listed: str, devices: int, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(listed)
+    tool.chmod(0o755)
+    monkeypatch.setattr(device, "has_gpu", has_gpu)
+    monkeypatch.setattr(device, "GPU_FILES", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert visible_devices() == devices
+    assert decide_layout("auto", "auto").processes == max(1, devices)
 
 
 def test_without_the_variable_nvidia_smi_counts(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

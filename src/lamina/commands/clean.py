@@ -74,9 +74,9 @@ def unneeded(folder: Path, owned: ExitStack) -> Iterator[Path]:
         if saved is None:
             continue
         try:
-            for place, key in ((run, "hydra.run.dir"), (saved, "output_dir")):
-                if place.is_dir():
-                    owned.enter_context(locked(place, key))
+            owned.enter_context(locked(run, "hydra.run.dir"))
+            if saved.is_dir() and not saved.samefile(run):
+                owned.enter_context(locked(saved, "output_dir"))
         except OutputError as error:
             sys.stderr.write(printable(f"left alone: {error}\n"))
             continue
@@ -119,9 +119,8 @@ def _size(folder: Path) -> int:
 
 def _agreed(count: str) -> bool:
     if not sys.stdin.isatty():
-        raise ConfigError(
-            f"{count}: nothing was removed: there is no terminal to ask on; pass --yes"
-        )
+        sys.stdout.write(f"{count}: nothing was removed; --yes removes them\n")
+        return False
     sys.stdout.write(f"remove {count}? [y/N] ")
     sys.stdout.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -12,7 +12,7 @@ from lamina.config.parameters import Parameters
 from lamina.config.schema import GROUPS, OPTIONS, registered
 from lamina.config.security import ALLOW, allowed
 from lamina.errors import did_you_mean
-from lamina.heal.callbacks.settings import CallbackSettings, Named
+from lamina.heal.callbacks.settings import CallbackSettings, UserCallback
 
 ROOT = "lamina.experiment.Experiment"
 """The target of conf/config.yaml; this package lies below its module."""
@@ -51,8 +51,8 @@ class Binding:
         given.pop("_convert_", None)
         if function := self._function(target, kind):
             return self._settings(function, given, path)
-        if kind is CallbackSettings and (own := dict.fromkeys(allowed(), Named).get(target)):
-            return own(target=target, arguments=self.build(given, path, None))
+        if kind is CallbackSettings and target in allowed():
+            return UserCallback(target=target, arguments=self.build(given, path, None))
         advice = "only Lamina's own settings are, at the keys of their groups"
         if kind is CallbackSettings:
             advice = f"if you trust this TrainerCallback, set {ALLOW}={target}"
@@ -62,8 +62,8 @@ class Binding:
 
     def _function(self, target: str, kind: Any) -> Callable[..., Any] | None:
         """Return what builds the settings that a target names, if a field may hold any."""
-        if kind is Parameters and (find := {ROOT: get_object}.get(target)):
-            return cast("Callable[..., Any]", find(ROOT))
+        if kind is Parameters and target == ROOT:
+            return cast("Callable[..., Any]", get_object(ROOT))
         kinds = () if get_origin(kind) is dict else (kind, *get_args(kind))
         holds = any(getattr(each, "__module__", "").startswith("lamina.") for each in kinds)
         return registered().get(target) if holds else None
@@ -93,7 +93,7 @@ class Binding:
         for name, each in found.items():
             if each == MISSING or (each is None and may_be_null):
                 continue
-            if type(each) not in (*OPTIONS[group].values(), Named):
+            if type(each) not in (*OPTIONS[group].values(), UserCallback):
                 shown = getattr(type(each) if is_dataclass(each) else each, "__qualname__", each)
                 line = f"{path}{group}{name}={shown}: expected the settings of an option"
                 self.problems.append(f"{line}; choose {group}=OPTION")

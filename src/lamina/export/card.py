@@ -127,7 +127,7 @@ def card(content: dict[str, Any], verified: Mapping[str, Any]) -> str:
             *(f"- {note}" for note in content.get("notes") or ()),  # older runs have none
             *([""] if content.get("notes") else ()),
             *_loss_of(form),
-            *_table("loss, nats per token", content["evaluation"]),
+            *_table("loss, nats per token", _losses(content["evaluation"], form["loss"])),
             *_table("healing", content["healing"]),
             *(f"Verified in {line}" for line in map(verified_line, verified.items())),
             *([""] if verified else ()),
@@ -164,6 +164,14 @@ def _loss_of(form: dict[str, Any]) -> list[str]:
     rows = "all" if form["rows"] == form["all_rows"] else f"{form['rows']} of"
     loss = f"{form['loss']:.6g} nats per token on {rows} {form['all_rows']} rows"
     return [f"Loss of this form, {form['form']} in {form['dtype']}: {loss}.", ""]
+
+
+def _losses(recorded: dict[str, Any] | None, own: float | None) -> dict[str, Any]:
+    """Return the run's losses; that of its final/ is named so beside another form's own."""
+    losses = dict(recorded or {})
+    if own is not None and losses.get("eval_loss") not in (None, own):
+        losses["eval_loss of the run's final/"] = losses.pop("eval_loss")
+    return losses
 
 
 def verified_line(entry: tuple[str, dict[str, Any]]) -> str:

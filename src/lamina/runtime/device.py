@@ -44,19 +44,24 @@ def visible_devices() -> int:
         # Like CUDA: an invalid entry hides those after it.
         names = [name.strip() for name in given.split(",")]
         return next((n for n, name in enumerate(names) if name in ("", "-1")), len(names))
-    tool = shutil.which("nvidia-smi")
-    return 0 if tool is None else _listed_devices(tool)
+    return _listed_devices(shutil.which("nvidia-smi"))
 
 
 def has_gpu() -> bool:
-    """Whether this machine has a GPU, by its driver's tool or device files."""
-    return shutil.which("nvidia-smi") is not None or any(map(os.path.exists, GPU_FILES))
+    """Whether this machine has a GPU, by its driver's device files or tool."""
+    tool = shutil.which("nvidia-smi")
+    return any(map(os.path.exists, GPU_FILES)) or _listed_devices(tool) > 0
 
 
 @cache
-def _listed_devices(tool: str) -> int:
-    """Count the GPUs that the driver lists, which can take a second."""
-    done = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+def _listed_devices(tool: str | None) -> int:
+    """Count the GPUs that the driver's tool lists, which can take a second."""
+    if tool is None:
+        return 0
+    try:
+        done = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    except OSError:  # no program for this machine
+        return 0
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 

@@ -99,7 +99,7 @@ class EarlyStopping(CallbackSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named(CallbackSettings):
+class UserCallback(CallbackSettings):
     """A user's own callback, which the command line or LAMINA_ALLOW names."""
 
     target: str
