@@ -17,12 +17,11 @@ def is_reachable() -> bool:
 
     The client's own retries take half a minute, or many minutes if a firewall drops packets.
     """
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+    from huggingface_hub import constants, errors, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except (HTTPError, OfflineModeIsEnabled):
+    except (errors.HTTPError, errors.OfflineModeIsEnabled):
         return False
     return True
 
@@ -34,44 +33,37 @@ def download(repo_id: str, filename: str, revision: str | None, *, required: boo
         ModelError: A required file is missing, the repository is unknown or gated, or the hub
             cannot be reached.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub import errors, hf_hub_download
 
     try:
         _fail_early(repo_id, filename, revision)
         return Path(hf_hub_download(repo_id, filename, revision=revision))
-    except (EntryNotFoundError, HFValidationError, HTTPError, OSError) as error:
+    except (
+        errors.EntryNotFoundError,
+        errors.HFValidationError,
+        errors.HTTPError,
+        OSError,
+    ) as error:
         # Offline, only the cache counts.
-        known = offline() or not isinstance(error, LocalEntryNotFoundError)
-        if not required and isinstance(error, EntryNotFoundError) and known:
+        known = offline() or not isinstance(error, errors.LocalEntryNotFoundError)
+        if not required and isinstance(error, errors.EntryNotFoundError) and known:
             return None
         raise _download_error(error, repo_id, filename) from error
 
 
 def _download_error(error: Exception, repo_id: str, filename: str) -> ModelError:
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors
 
     named = f"model_name={repo_id}"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return ModelError(f"{named} is gated: accept its terms on the hub, then set HF_TOKEN")
-    if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
         return ModelError(
             f"{named}: neither a folder nor a repository on the hub (a private one needs HF_TOKEN)"
         )
-    if isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, errors.LocalEntryNotFoundError):
         return ModelError(unreachable(named))
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError):
         return ModelError(f"{named} has no {filename}")
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ModelError(f"{named}: {filename} cannot be downloaded ({reason})")
@@ -83,13 +75,7 @@ def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
     Raises:
         ModelError: There are none, or the hub cannot be reached.
     """
-    from huggingface_hub import get_safetensors_metadata
-    from huggingface_hub.errors import (
-        HTTPError,
-        NotASafetensorsRepoError,
-        OfflineModeIsEnabled,
-        SafetensorsParsingError,
-    )
+    from huggingface_hub import errors, get_safetensors_metadata
 
     try:
         found = get_safetensors_metadata(repo_id, revision=revision)
@@ -99,9 +85,9 @@ def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
             for name, info in file.tensors.items()
             if BITS[info.dtype]  # a type of unknown size is malformed, too
         }
-    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (errors.HTTPError, errors.OfflineModeIsEnabled, OSError) as error:
         raise ModelError(unreachable(f"model_name={repo_id}")) from error
-    except (NotASafetensorsRepoError, SafetensorsParsingError, *MALFORMED) as error:
+    except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError, *MALFORMED) as error:
         raise ModelError(f"model_name={repo_id} has no readable safetensors weights") from error
 
 
