@@ -44,14 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IN_NAME = (
-    "model=",
-    "model.",
-    "selector=",
-    "adapter=",
-    "depth.keep_layers=",
-    "depth.layer_to_drop=",
-)
+IN_NAME = tuple("model= model. selector= adapter= depth.keep_layers= depth.layer_to_drop=".split())
 """Overrides that a plan's and an adapter's name express."""
 
 MAX_NAME = 120

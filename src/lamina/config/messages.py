@@ -7,16 +7,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import (
-    AnyNode,
-    BooleanNode,
-    DictConfig,
-    FloatNode,
-    IntegerNode,
-    ListConfig,
-    OmegaConf,
-    StringNode,
-)
+from omegaconf import DictConfig, ListConfig, OmegaConf, nodes
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
@@ -48,10 +39,10 @@ MOST_JOBS = 10_000
 """Jobs of the largest sweep."""
 
 EXPECTED = {
-    IntegerNode: "a whole number",
-    FloatNode: "a number",
-    BooleanNode: "true or false",
-    StringNode: "text",
+    nodes.IntegerNode: "a whole number",
+    nodes.FloatNode: "a number",
+    nodes.BooleanNode: "true or false",
+    nodes.StringNode: "text",
 }
 
 
@@ -115,9 +106,9 @@ def swept(argument: str, config: DictConfig) -> str:
     parent, _, name = key.rpartition(".")
     group = OmegaConf.select(config, parent) if parent else config
     node = group._get_node(name, validate_access=False) if isinstance(group, DictConfig) else None
-    if isinstance(node, StringNode):
+    if isinstance(node, nodes.StringNode):
         return f"{line}; if it is one text, quote it: {as_text(argument)}"
-    if isinstance(node, (AnyNode, ListConfig)):
+    if isinstance(node, (nodes.AnyNode, ListConfig)):
         return f"{line}; if it is a list: {for_shell(f'{key}=[{values}]')}"
     return line
 

@@ -17,6 +17,7 @@ from omegaconf import MISSING, OmegaConf
 from lamina.config.parameters import Parameters
 from lamina.data import sources
 from lamina.depth import selection, variants
+from lamina.depth.plan import option_name
 from lamina.export.reduced import Cut
 from lamina.heal import adapters, sft
 from lamina.heal.backends import transformers, unsloth
@@ -24,52 +25,22 @@ from lamina.heal.callbacks import loggers, settings
 from lamina.measure.evaluate import Evaluation
 from lamina.runtime.paths import asset
 
+
+def _by_name(*options: type) -> dict[str, type]:
+    return {option_name(option.__name__): option for option in options}
+
+
 OPTIONS: dict[str, dict[str, type]] = {
-    "model": {
-        "original": variants.Original,
-        "dropped": variants.Dropped,
-        "pruned": variants.Pruned,
-        "layers": variants.Layers,
-        "scratch": variants.Scratch,
-    },
-    "selector": {
-        "first": selection.First,
-        "last": selection.Last,
-        "uniform": selection.Uniform,
-        "random": selection.Random,
-        "magnitude": selection.Magnitude,
-        "block_influence": selection.BlockInfluence,
-        "angular": selection.Angular,
-        "leave_one_out": selection.LeaveOneOut,
-        "leave_one_out_kl": selection.LeaveOneOutKL,
-        "greedy": selection.Greedy,
-        "taylor": selection.Taylor,
-    },
-    "adapter": {
-        "lora": adapters.Lora,
-        "dora": adapters.Dora,
-        "qlora": adapters.QLora,
-        "full": adapters.Full,
-    },
-    "backend": {
-        "auto": unsloth.Auto,
-        "transformers": transformers.Transformers,
-        "unsloth": unsloth.Unsloth,
-    },
-    "data": {
-        "files": sources.Files,
-        "hub": sources.Hub,
-        "disk": sources.Disk,
-        "synthetic": sources.Synthetic,
-    },
+    "model": _by_name(*variants.Variant.__subclasses__()),
+    "selector": _by_name(*selection.Selector.__subclasses__()),
+    "adapter": _by_name(adapters.Lora, adapters.Dora, adapters.QLora, adapters.Full),
+    "backend": _by_name(unsloth.Auto, transformers.Transformers, unsloth.Unsloth),
+    "data": _by_name(sources.Files, sources.Hub, sources.Disk, sources.Synthetic),
     "trainer": {"sft": sft.SFT},
     "logger": {"tensorboard": loggers.TensorBoard, "wandb": loggers.WandB},
-    "callbacks": {
-        "progress": settings.Progress,
-        "finite_loss": settings.FiniteLoss,
-        "history": settings.History,
-        "early_stopping": settings.EarlyStopping,
-    },
+    "callbacks": _by_name(
+        settings.Progress, settings.FiniteLoss, settings.History, settings.EarlyStopping
+    ),
 }
 """Every group's options and their settings classes."""
 

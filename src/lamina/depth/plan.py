@@ -73,13 +73,17 @@ class Plan:
     def name(self) -> str:
         """What stays or goes, such as keep-24-greedy or drop-3,5-11 (ranges are half-open)."""
         if "selector" in self.selector:
-            words = re.sub("(?<=[a-z])(?=[A-Z])", "_", self.selector["selector"]["name"])
-            return f"keep-{len(self.kept_layers)}-{words.lower()}"
+            return f"keep-{len(self.kept_layers)}-{option_name(self.selector['selector']['name'])}"
         ranges = half_open_ranges(self.dropped_layers)
         dropped = ",".join(
             f"{start}-{end}" if end - start > 1 else f"{start}" for start, end in ranges
         )
         return f"drop-{dropped}" if dropped else self.model_type
+
+
+def option_name(settings: str) -> str:
+    """Return the name in YAML of a settings class: block_influence for BlockInfluence."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", settings).lower()
 
 
 def make_plan(

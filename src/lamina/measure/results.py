@@ -33,20 +33,15 @@ ROW: dict[str, Any] = {"input_ids": list, "labels": list, "loss": int | float | 
 """Fields of a row of eval.jsonl, and their types."""
 
 METRICS = (
-    "baseline_eval_loss",
-    "reduced_eval_loss",
-    "eval_loss",
-    "perplexity",
-    "eval_sample_loss",
-    "tokens_per_second",
-    "flops_per_second",
-    "mfu",
-    "train_tokens",
-    "train_seconds",
-    "seconds",
-    "peak_memory_bytes",
-)
+    "baseline_eval_loss reduced_eval_loss eval_loss perplexity eval_sample_loss tokens_per_second "
+    "flops_per_second mfu train_tokens train_seconds seconds peak_memory_bytes"
+).split()
 """Every metric of a run; None until it is measured."""
+
+KNOWN_LATER = (
+    "error name model_type num_layers kept_layers adapter num_parameters trainable_parameters"
+).split()
+"""Fields of result.json that begin as None."""
 
 
 class Record:
@@ -69,23 +64,12 @@ class Record:
         self.previous = read_result(folder)
         self.content: dict[str, Any] = {
             "status": "running",
-            "error": None,
-            "name": None,
-            "model_type": None,
-            "num_layers": None,
-            "kept_layers": None,
-            "adapter": None,
-            "num_parameters": None,
-            "trainable_parameters": None,
+            **dict.fromkeys(KNOWN_LATER),
             "overrides": list(overrides),
             "config": config,
             "notes": [],
             "settings": {},
-            "resumed_from": None,
-            "started_from": None,
-            "final": None,
-            "dtype": None,
-            "seed": None,
+            **dict.fromkeys(("resumed_from", "started_from", "final", "dtype", "seed")),
             "history": [],
             "samples": [],
             "eval_fingerprint": None,

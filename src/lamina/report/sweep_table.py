@@ -19,14 +19,9 @@ SUMMARY = "summary"
 """Name of the summary files, without suffix."""
 
 FIGURES = (
-    "baseline_eval_loss",
-    "reduced_eval_loss",
-    "eval_loss",
-    "perplexity",
-    "tokens_per_second",
-    "train_seconds",
-    "peak_memory_bytes",
-)
+    "baseline_eval_loss reduced_eval_loss eval_loss perplexity tokens_per_second train_seconds "
+    "peak_memory_bytes"
+).split()
 """Metrics in the summary; losses are in nats per token."""
 
 COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference", "status")
