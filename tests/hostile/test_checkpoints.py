@@ -154,8 +154,8 @@ def changed(name: str, value: Any) -> Damage:
     return change
 
 
-MISSING, UNREADABLE = "is missing", "is damaged: no readable JSON"
-STRANGE = "is damaged: not what a training saved"
+MISSING, UNREADABLE = " is missing", " cannot be read as JSON: "
+STRANGE = " is damaged: not what a training saved"
 
 TABLE: list[tuple[str, Damage, str]] = [
     *((part, Path.unlink, MISSING) for part in PARTS),
@@ -165,26 +165,34 @@ TABLE: list[tuple[str, Damage, str]] = [
     *((part, truncated, UNREADABLE) for part in (STATE, CONFIG)),
     *((part, empty, UNREADABLE) for part in (STATE, CONFIG)),
     *((part, in_utf_16, UNREADABLE) for part in (STATE, CONFIG)),
-    *((part, text("[]"), "is damaged: its content is []") for part in (STATE, CONFIG)),
+    *((part, text("[]"), ": expected a JSON object, found []") for part in (STATE, CONFIG)),
     *((part, text("[" * 100_000), UNREADABLE) for part in (STATE, CONFIG)),
     (STATE, text("\x1b[2J"), UNREADABLE),
-    (STATE, field("global_step", "\x1b[2J"), r"is damaged: global_step is '\x1b[2J'"),
-    (STATE, field("global_step", 2), "is damaged: global_step is 2"),
-    (STATE, field("global_step", 3.0), "is damaged: global_step is 3.0"),
-    (STATE, field("global_step", True), "is damaged: global_step is True"),
-    (STATE, field("log_history", {"loss": 1}), "is damaged: log_history is {'loss': 1}"),
-    (STATE, field("log_history", [1]), "is damaged: log_history is 1"),
-    (STATE, field("log_history", [{"loss": []}]), "is damaged: log_history's loss is []"),
-    (STATE, field("best_metric", "low"), "is damaged: best_metric is 'low'"),
-    (STATE, field("best_model_checkpoint", []), "is damaged: best_model_checkpoint is []"),
-    (STATE, field("stateful_callbacks", []), "is damaged: stateful_callbacks is []"),
-    (STATE, field("epoch", None), "is damaged: epoch is None"),
-    (STATE, without("max_steps"), "is damaged: it has no max_steps"),
-    (CONFIG, without("peft_type"), "is damaged: it has no peft_type"),
-    (CONFIG, field("r", [8]), "is damaged: r is [8]"),
-    (WEIGHTS, truncated, "is damaged: "),
-    (WEIGHTS, empty, "is damaged: "),
-    (WEIGHTS, header_flipped, "is damaged: "),
+    (STATE, field("global_step", "\x1b[2J"), r": global_step is '\x1b[2J', expected int"),
+    (STATE, field("global_step", 2), ": global_step is 2"),
+    (STATE, field("global_step", 3.0), ": global_step is 3.0, expected int"),
+    (STATE, field("global_step", True), ": global_step is True, expected int"),
+    (STATE, field("log_history", {"loss": 1}), ": log_history is {'loss': 1}, expected list"),
+    (STATE, field("log_history", [1]), ": log_history: expected a JSON object, found 1"),
+    (
+        STATE,
+        field("log_history", [{"step": 1, "loss": []}]),
+        ": log_history: loss is [], expected int | float | None",
+    ),
+    (STATE, field("best_metric", "low"), ": best_metric is 'low', expected int | float | None"),
+    (
+        STATE,
+        field("best_model_checkpoint", []),
+        ": best_model_checkpoint is [], expected str | None",
+    ),
+    (STATE, field("stateful_callbacks", []), ": stateful_callbacks is [], expected dict"),
+    (STATE, field("epoch", None), ": epoch is None, expected int | float"),
+    (STATE, without("max_steps"), ": max_steps is missing, expected int"),
+    (CONFIG, without("peft_type"), ": peft_type is missing, expected str"),
+    (CONFIG, field("r", [8]), ": r is [8], expected int"),
+    (WEIGHTS, truncated, " is damaged: "),
+    (WEIGHTS, empty, " is damaged: "),
+    (WEIGHTS, header_flipped, " is damaged: "),
     *((part, truncated, STRANGE) for part in (OPTIMIZER, SCHEDULER, RNG)),
     *((part, empty, STRANGE) for part in (OPTIMIZER, SCHEDULER, RNG)),
     *((part, flipped, STRANGE) for part in (OPTIMIZER, RNG)),
@@ -209,15 +217,15 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(
     damage(last(run) / part)
     done = train(run.with_name("another"), *GIVEN, f"resume={last(run)}")
     whole = last(run).with_name("checkpoint-2")
-    refused(done, f"resume={last(run)}: {last(run) / part} {said}", f"; use {whole}")
+    refused(done, f"resume={last(run)}: {last(run) / part}{said}", f"; use {whole}")
     assert last(run).is_dir()
 
 
 SOME = (
-    (STATE, text("[]"), "is damaged: its content is []"),
-    (STATE, field("log_history", [1]), "is damaged: log_history is 1"),
+    (STATE, text("[]"), ": expected a JSON object, found []"),
+    (STATE, field("log_history", [1]), ": log_history: expected a JSON object, found 1"),
     (CONFIG, Path.unlink, MISSING),
-    (WEIGHTS, truncated, "is damaged: "),
+    (WEIGHTS, truncated, " is damaged: "),
     (OPTIMIZER, Path.unlink, MISSING),
     (OPTIMIZER, flipped, STRANGE),
     (SCHEDULER, hostile_zip, STRANGE),
@@ -235,7 +243,7 @@ def test_auto_takes_the_last_whole_checkpoint_and_says_so(
     assert done.code == 0, done.errors
     lines, whole = done.errors.splitlines(), last(run).with_name("checkpoint-2")
     (skipped,) = [line for line in lines if "this checkpoint is skipped" in line]
-    assert skipped.startswith(f"{last(run) / part} {said}")
+    assert skipped.startswith(f"{last(run) / part}{said}")
     assert skipped.endswith(": this checkpoint is skipped, and now called damaged-checkpoint-3")
     assert f"resuming from {whole}, after step 2" in lines
     assert done.result["resumed_from"] == str(whole)

@@ -1,15 +1,17 @@
 """Checkpoints of a training on disk: which are whole, the last one and the best one."""
 
-import json
 import random
 import re
 import zipfile
 from collections.abc import Mapping
+from operator import index
 from pathlib import Path
 from typing import Any
 
+from lamina.errors import ModelError
 from lamina.runtime.files import discard
 from lamina.weights.header import read_header
+from lamina.weights.source import read_json, refuse_mistyped
 
 STEP = re.compile(r"checkpoint-(\d+)$")
 """Name of a checkpoint, with its optimizer step."""
@@ -23,26 +25,26 @@ OPTIMIZER = "optimizer.pt|optimizer.bin"
 NOT_BESIDE_AN_ADAPTER = ("model.safetensors", "pytorch_model.bin", "pytorch_model_fsdp.bin")
 """Weights that transformers would load in its place."""
 
-NUMBER, NOTHING = (int, float), type(None)
 FIELDS: dict[str, dict[str, Any]] = {
     STATE: {
-        "global_step": int,
-        "max_steps": int,
-        "num_input_tokens_seen": int,
-        "epoch": NUMBER,
+        **dict.fromkeys(("global_step", "max_steps", "num_input_tokens_seen"), int),
+        "epoch": int | float,
         "log_history": list,
         "stateful_callbacks": dict,
-        "best_metric": (*NUMBER, NOTHING),
-        "best_global_step": (int, NOTHING),
-        "best_model_checkpoint": (str, NOTHING),
+        "best_metric": int | float | None,
+        "best_global_step": int | None,
+        "best_model_checkpoint": str | None,
     },
     "adapter_config.json": {"peft_type": str, "r": int},
     "config.json": {"model_type": str},
 }
-"""Fields that there must be in a part, with their types."""
+"""Fields of a part that are read, and their types."""
 
-LOGGED = {"step": int, "loss": NUMBER, "eval_loss": NUMBER, "learning_rate": NUMBER}
-"""Fields of trainer_state.json's log_history that result.json's history keeps."""
+LOGGED: dict[str, Any] = {
+    "step": int,
+    **dict.fromkeys(("loss", "eval_loss", "learning_rate"), int | float | None),
+}
+"""Those of trainer_state.json's log_history that result.json's history keeps."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -59,10 +61,9 @@ def checkpoints(folder: Path) -> list[Path]:
 def saved_step(checkpoint: Path) -> int | None:
     """Return a checkpoint's optimizer step; None if its trainer_state.json is not whole."""
     try:
-        step: int = _content(checkpoint / STATE)["global_step"]
-    except (OSError, ValueError):
+        return int(_content(checkpoint / STATE)["global_step"])
+    except ModelError:
         return None
-    return step
 
 
 def rotate(folder: Path, limit: int | None, best: str | None) -> None:
@@ -99,6 +100,8 @@ def damage(checkpoint: Path, recorded: Mapping[str, Any], *, resumable: bool = T
             return f"{named[0]} is missing"
         try:
             _read(path)
+        except ModelError as error:
+            return str(error)
         except OSError as error:
             return f"{path} cannot be read: {error.strerror or error}"
         except ValueError as error:
@@ -110,7 +113,7 @@ def damage(checkpoint: Path, recorded: Mapping[str, Any], *, resumable: bool = T
 
 
 def _read(path: Path) -> None:
-    """Read a part as resuming does; raises ValueError if that would fail."""
+    """Read a part as resuming does; raises ValueError, or ModelError, if that would fail."""
     if path.suffix == ".safetensors":
         read_header(path)
     elif path.suffix == ".json":
@@ -122,29 +125,14 @@ def _read(path: Path) -> None:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """Read a part in JSON; raises ValueError if a field is missing or has another type."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError("no readable JSON") from error
-    _check("its content", content, dict)
-    for name, kind in FIELDS.get(path.name, {}).items():
-        if name not in content:
-            raise ValueError(f"it has no {name}")
-        _check(name, content[name], kind)
+    """Read a part in JSON; raises ModelError if it is not what a training wrote."""
+    content = read_json(path, FIELDS.get(path.name))
     if path.name == STATE:
         for entry in content["log_history"]:
-            _check("log_history", entry, dict)
-            for name, kind in LOGGED.items():
-                _check(f"log_history's {name}", entry.get(name, 0), kind)
+            refuse_mistyped(f"{path}: log_history", entry, LOGGED)
         if path.parent.name != f"checkpoint-{content['global_step']}":
-            raise ValueError(f"global_step is {content['global_step']}")
+            raise ModelError(f"{path}: global_step is {content['global_step']}")
     return content
-
-
-def _check(name: str, value: Any, kind: Any) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r:.40}")
 
 
 def _read_torch(path: Path) -> None:
@@ -161,7 +149,7 @@ def _read_torch(path: Path) -> None:
                 raise ValueError("a wrong checksum")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if path.stem == "scheduler":
-            _check("last_epoch", content["last_epoch"], int)
+            index(content["last_epoch"])
         elif path.suffix == ".pth":
             random.Random().setstate(content["python"])
             numpy.random.RandomState().set_state(content["numpy"])

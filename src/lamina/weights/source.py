@@ -270,7 +270,8 @@ def read_json(path: Path, types: Mapping[str, Any] | None = None) -> dict[str, A
             raise ValueError(f"larger than {LARGEST_JSON:,} bytes")
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{path} cannot be read as JSON: {reason}") from error
     return parse_json(str(path), text, types)
 
 
@@ -284,16 +285,17 @@ def parse_json(name: str, text: str, types: Mapping[str, Any] | None = None) -> 
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ModelError(f"{name} cannot be read as JSON: {reason}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{name}: expected a JSON object, found {reprlib.repr(content)}")
     refuse_mistyped(name, content, types or {})
     return content | dict.fromkeys((types or {}).keys() - content.keys())
 
 
-def refuse_mistyped(name: str, content: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """Raise a ModelError that names a field of a file that is missing or has another type."""
+def refuse_mistyped(name: str, content: Any, types: Mapping[str, Any]) -> None:
+    """Raise a ModelError that names a field of a JSON object that is missing or mistyped."""
+    if not isinstance(content, dict):
+        raise ModelError(f"{name}: expected a JSON object, found {reprlib.repr(content)}")
     for field, kind in types.items():
-        if not isinstance(content.get(field), kind):
+        value = content.get(field)
+        if not isinstance(value, kind) or isinstance(value, bool):
             found = reprlib.repr(content[field]) if field in content else "missing"
             expected = getattr(kind, "__name__", kind)
             raise ModelError(f"{name}: {field} is {found}, expected {expected}")
