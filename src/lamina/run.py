@@ -151,7 +151,7 @@ def heal(
     record.update(data=packed, trainable_parameters=trainer.trainable_parameters())
     reset_peak_memory()
     with disk_errors(experiment.folder, "output_dir"), experiment.memory_advice(trainer):
-        trainer.train(resume_from_checkpoint=start.path)
+        trainer.train(resume_from_checkpoint=start.checkpoint and str(start.checkpoint))
     record.measured(**trainer.figures(), peak_memory_bytes=peak_memory_bytes())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lamina.commands.app import errors_in_one_line, parse
 from lamina.errors import ConfigError, OutputError
-from lamina.measure.results import RESULT_FILE, read_result, run_of
+from lamina.measure.results import RESULT_FILE, read_result, run_of, with_settings
 from lamina.runtime.checkpoints import best_checkpoint, checkpoints, damage, last_checkpoint
 from lamina.runtime.console import printable
 from lamina.runtime.lock import locked
@@ -99,9 +99,9 @@ def _checkpoint_folder(run: Path, result: dict[str, Any]) -> Path | None:
 
 def _needed(folder: Path, result: dict[str, Any]) -> set[Path]:
     if result["status"] != "completed":
-        newest, recorded = checkpoints(folder), {**result, **result["settings"]}
+        newest = checkpoints(folder)
         for number, path in enumerate(newest, 1):
-            if damage(path, recorded) is None:
+            if damage(path, with_settings(result)) is None:
                 return {*newest[:number], best_checkpoint(path)}
         return {*newest}
     last = last_checkpoint(folder)

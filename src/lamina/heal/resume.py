@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import ConfigError, OutputError
-from lamina.measure.results import RUN_FILE, read_result, run_of
+from lamina.measure.results import RUN_FILE, read_result, run_of, with_settings
 from lamina.runtime import distributed
 from lamina.runtime.checkpoints import (
     STEP,
@@ -75,13 +75,13 @@ def given_checkpoint(resume: str) -> GivenCheckpoint | None:
             f"resume={resume}: no result.json above {named or folder} says which layers and "
             "settings it has; keep checkpoints inside their run's folder"
         )
-    recorded = {**result, **result["settings"]}
-    last, skipped = last_whole(folder, recorded)
-    problem = _problem(named, recorded) if named else next(iter(skipped.values()), "")
+    record = with_settings(result)
+    last, skipped = last_whole(folder, record)
+    problem = _problem(named, record) if named else next(iter(skipped.values()), "")
     if problem and (named or not last):
         advice = f"use {last}" if last else "no other checkpoint there is whole"
         raise ConfigError(f"resume={resume}: {problem}; {advice}")
-    return GivenCheckpoint(str(path), named or last or path, recorded, skipped)
+    return GivenCheckpoint(str(path), named or last or path, record, skipped)
 
 
 def last_whole(folder: Path, recorded: Mapping[str, Any]) -> tuple[Path | None, dict[Path, str]]:
@@ -141,11 +141,6 @@ class Start:
     """The absolute path that resume=PATH names, or named at an earlier start."""
 
     @property
-    def path(self) -> str | None:
-        """The checkpoint's path, for the trainer."""
-        return str(self.checkpoint) if self.checkpoint else None
-
-    @property
     def origin(self) -> dict[str, str | None]:
         """What result.json records about it."""
         return {"resumed_from": self.resumed_from, "started_from": self.started_from}
@@ -158,13 +153,9 @@ class Start:
     def warn_if_reached(self, max_steps: int) -> None:
         """Warn if the checkpoint has reached max_steps: the run then only measures it."""
         if self.step is not None and 0 < max_steps <= self.step:
-            logger.warning(
-                "max_steps=%d, but %s has reached step %d: nothing is left to train; set a larger "
-                "max_steps to continue",
-                max_steps,
-                self.checkpoint,
-                self.step,
-            )
+            reached = f"max_steps={max_steps}, but {self.checkpoint} has reached step {self.step}"
+            further = "nothing is left to train; set a larger max_steps to continue"
+            logger.warning("%s: %s", reached, further)
 
     def has_eval_rows(self, fingerprint: str) -> bool:
         """Whether the checkpoint's best eval_loss is that of the rows with this fingerprint."""
@@ -185,15 +176,13 @@ def find_start(
     `previous` is the result.json that the run left before, `now` are its identity and settings.
     """
     given = given_checkpoint(resume)
-    before = {**previous, **previous.get("settings", {})}
-    checkpoint = distributed.first_process_first(
-        "claim_folder",
-        lambda: (
-            claim_folder(folder, run_dir, resume, given, before, now)
-            if distributed.is_first()
-            else last_checkpoint(folder)
-        ),
-    )
+
+    def find() -> Path | None:
+        if distributed.is_first():
+            return claim_folder(folder, run_dir, resume, given, with_settings(previous), now)
+        return last_checkpoint(folder)
+
+    checkpoint = distributed.first_process_first("claim_folder", find)
     before_from = previous.get("started_from")
     copied = given is not None and given.checkpoint.parent != folder and before_from != given.path
     source = given.checkpoint if given is not None and copied else checkpoint
@@ -231,8 +220,8 @@ def claim_folder(
     """
     _claim(folder, run_dir)
     # The run that wrote them says which parts they must have.
-    recorded = {**now, **{key: value for key, value in before.items() if value is not None}}
-    own, skipped = last_whole(folder, recorded)
+    record = {**now, **{key: value for key, value in before.items() if value is not None}}
+    own, skipped = last_whole(folder, record)
     newest = own or next(iter(skipped), None)
     if given is not None:
         refuse_changes(given.checkpoint, given.recorded, now, resume)
@@ -245,7 +234,7 @@ def claim_folder(
     if newest is not None and resume != "never":
         refuse_changes(newest, before, now, resume)
     if own is not None:
-        _refuse_without_best(own, recorded)
+        _refuse_without_best(own, record)
     with disk_errors(folder, "output_dir"):
         for path, problem in skipped.items():
             aside = path.with_name(f"damaged-{path.name}")
@@ -270,17 +259,15 @@ def _copied(given: GivenCheckpoint, folder: Path) -> Path:
 def _refuse_two_checkpoints(
     given: GivenCheckpoint, own: Path, resume: str, before: dict[str, Any]
 ) -> None:
-    """Refuse a path if the run folder has another checkpoint to resume from.
-
-    The same command again, as after a requeue, resumes from its own.
-    """
+    """Refuse a path if the run folder has another checkpoint to resume from."""
     inside = given.checkpoint.parent == own.parent
-    if given.checkpoint == own or (not inside and before.get("started_from") == given.path):
-        return
-    raise OutputError(
-        f"resume={resume}, but {own} is there: use resume=auto to resume from it, or another "
-        "hydra.run.dir"
-    )
+    # The same command again, as after a requeue, resumes from its own.
+    is_again = not inside and before.get("started_from") == given.path
+    if given.checkpoint != own and not is_again:
+        raise OutputError(
+            f"resume={resume}, but {own} is there: use resume=auto to resume from it, or another "
+            "hydra.run.dir"
+        )
 
 
 def _refuse_without_best(checkpoint: Path, recorded: Mapping[str, Any]) -> None:

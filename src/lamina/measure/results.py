@@ -1,7 +1,7 @@
 """result.json: all that sweeps, reports and resumed jobs read of a run."""
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,11 @@ def load_result(folder: Path) -> dict[str, Any]:
     numbers = dict.fromkeys(METRICS, int | float | dict | None)
     refuse_mistyped(f"{folder / RESULT_FILE}: metrics", content["metrics"], numbers)
     return content | {key: content[key] or {} for key in ("settings", "provenance")}
+
+
+def with_settings(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return result.json's content, with the settings at the top level, too."""
+    return {**result, **(result.get("settings") or {})}
 
 
 def run_of(folder: Path) -> str | None:
