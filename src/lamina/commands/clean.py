@@ -62,8 +62,7 @@ def main() -> None:
 def unneeded(folder: Path, owned: ExitStack) -> Iterator[Path]:
     """Yield a run's or a sweep's checkpoints that can go; `owned` locks their runs until it closes.
 
-    Raises:
-        ConfigError: The folder holds no run.
+    Raises ConfigError if the folder holds no run.
     """
     runs = [folder, *sorted(path.parent for path in folder.glob(f"*/{RESULT_FILE}"))]
     results = {run: result for run in runs if (result := read_result(run)) is not None}

@@ -54,8 +54,7 @@ def main() -> None:
 def experiment(overrides: Sequence[str]) -> str:
     """Return the experiment file of some overrides, with each key's comment.
 
-    Raises:
-        ConfigError: They do not compose, or take something away.
+    Raises ConfigError if they do not compose, or take something away.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.utils import setup_globals

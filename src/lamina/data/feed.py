@@ -68,12 +68,9 @@ def feed(
 ) -> Feed:
     """Load a data set and tokenize it; rows are cut to max_seq_length tokens.
 
-    The tokenizer gets the template of data.chat_template, which is saved with it.
-
-    Raises:
-        DataError: The data set is missing, empty or has an unusable row, or truncation drops too
-            many tokens.
-        ConfigError: The rows or the chat template do not support data.loss_on.
+    The tokenizer gets the template of data.chat_template, which is saved with it. Raises DataError
+    if the data set is missing, empty or has an unusable row, or truncation drops too many tokens,
+    and ConfigError if the rows or the chat template do not support data.loss_on.
     """
     choose_template(tokenizer, data.chat_template)
     splits = data.load()

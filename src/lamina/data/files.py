@@ -47,13 +47,9 @@ def read_files(
     """Read a file, or a folder's files with the suffix `kind` in the order of their names.
 
     `key` is the config key that gives the path `name`; `columns` has the files' names of columns.
-
-    Returns:
-        A data set with the columns file (0-based), row (1-based), content (a JSON object) and
-        problem, and the files' names. A broken row has empty content and a problem.
-
-    Raises:
-        DataError: There is no such file, or one cannot be read as a whole.
+    Return a data set with the columns file (0-based), row (1-based), content (a JSON object; empty
+    if the row is broken) and problem, and the files' names. Raises DataError if there is no such
+    file, or one cannot be read as a whole.
     """
     from datasets import Features, Value
 

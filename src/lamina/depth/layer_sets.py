@@ -41,8 +41,7 @@ def split_entries(value: Any) -> list[str]:
 def parse_entry(setting: str, entry: str, num_layers: int) -> range:
     """Parse a 0-based index or a half-open range; `setting` is KEY=VALUE, for messages.
 
-    Raises:
-        ConfigError: It is neither, or lies outside the model.
+    Raises ConfigError if it is neither, or lies outside the model.
     """
     match = _ENTRY.match(entry)
     if match is None:
@@ -64,10 +63,8 @@ def parse_layers(key: str, value: Any, num_layers: int) -> tuple[int, ...]:
     """Parse a set of layers into ascending 0-based indices.
 
     The value of the config key is an index, a half-open range A-B, or several of them as a list or
-    separated by commas: 5, "5-11" (layers 5 to 10), [0, 1, "5-11"], "0,1,5-11".
-
-    Raises:
-        ConfigError: An entry is neither, lies outside the model, or repeats a layer.
+    separated by commas: 5, "5-11" (layers 5 to 10), [0, 1, "5-11"], "0,1,5-11". Raises ConfigError
+    if an entry is neither, lies outside the model, or repeats a layer.
     """
     setting = f"{key}={as_given(value)}"
     entries = split_entries(value)

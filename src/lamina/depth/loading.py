@@ -51,12 +51,9 @@ def load_model(
     """Load the model that consists of the kept layers (0-based, ascending).
 
     `dtype` is the type of all floating-point weights. `in_4bit` quantizes those of linear layers
-    while it reads them.
-
-    Raises:
-        ConfigError: 4-bit weights need a package that is not installed.
-        ModelError: Weights are missing or unreadable, do not fit the smaller model, or removal is
-            not exact.
+    while it reads them. Raises ConfigError if 4-bit weights need a package that is not installed,
+    and ModelError if weights are missing or unreadable, do not fit the smaller model, or removal is
+    not exact.
     """
     settings: dict[str, Any] = {"dtype": dtype}
     if device != "cpu" or in_4bit:
@@ -128,11 +125,7 @@ def _load_reduced(
 
 
 def generation_config(source: Source) -> "GenerationConfig | None":
-    """Return a model's generation settings, without those that refer to its layers, or None.
-
-    Raises:
-        ModelError: The file is unreadable, or generating would fail on a setting.
-    """
+    """Return a model's generation settings, if any, without layers; may raise a ModelError."""
     from transformers import GenerationConfig
 
     path = source.fetch(GENERATION_FILE, required=False)
@@ -202,10 +195,8 @@ def new_model(
 ) -> "PreTrainedModel":
     """Build a model with random weights for a tokenizer; the caller seeds the generators.
 
-    `architecture` has the keyword arguments of its config, including `model_type`.
-
-    Raises:
-        ModelError: transformers does not know the architecture, or rejects an argument.
+    `architecture` has the keyword arguments of its config, including `model_type`. Raises
+    ModelError if transformers does not know the architecture, or rejects an argument.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -230,11 +221,7 @@ def new_model(
 
 
 def model_class(content: Mapping[str, Any]) -> "type[PreTrainedModel]":
-    """Return the class of a config.json, or of an architecture for `new_model`.
-
-    Raises:
-        ModelError: transformers has none.
-    """
+    """Return the class of a config.json or an architecture; raises ModelError without one."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = content["model_type"]
@@ -274,11 +261,7 @@ def refuse_long_sequences(source: Source, max_seq_length: int) -> None:
 
 
 def refuse_beyond_positions(model: "PreTrainedModel", max_seq_length: int) -> None:
-    """Refuse sequences longer than a model's table of positions; most models compute them instead.
-
-    Raises:
-        ConfigError: The table has fewer rows than max_seq_length.
-    """
+    """Refuse sequences longer than a table of positions; most models compute them instead."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None or max_seq_length <= limit:
         return
@@ -296,10 +279,7 @@ def refuse_unknown_tokens(
 ) -> None:
     """Refuse rows of token ids that the embedding has no row for.
 
-    A tokenizer may be larger than the embedding as long as the text does not show it.
-
-    Raises:
-        ModelError: A row, or padding, uses such a token.
+    A tokenizer may be larger than the embedding as long as neither text nor padding shows it.
     """
     size = source.config.get("vocab_size")
     if not isinstance(size, int) or len(tokenizer) <= size:

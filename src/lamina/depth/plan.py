@@ -94,11 +94,9 @@ def make_plan(
 ) -> Plan:
     """Decide which layers stay: from config.json alone, unless the variant needs scores.
 
-    `protect` is depth.protect.
-
-    Raises:
-        ConfigError: The variant does not fit the model's depth, or removes a protected layer.
-        ModelError: The model is not found, has no weights, or cannot be reduced exactly.
+    `protect` is depth.protect. Raises ConfigError if the variant does not fit the model's depth, or
+    removes a protected layer, and ModelError if the model is not found, has no weights, or cannot
+    be reduced exactly.
     """
     if isinstance(variant, Scratch):
         count = layer_count(variant.architecture, "model.architecture")
@@ -131,11 +129,7 @@ def usable_source(model_name: str) -> Source:
 
 
 def refuse_unusable(source: Source) -> None:
-    """Refuse a config.json without an architecture, and weights that cannot be trained.
-
-    Raises:
-        ModelError: It has no model_type, or its weights are quantized for inference.
-    """
+    """Refuse a config.json without an architecture, and weights that cannot be trained."""
     if not source.config.get("model_type"):
         raise ModelError(
             f"model_name={source.name}: config.json has no model_type: add that of the model's "

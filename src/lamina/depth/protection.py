@@ -45,10 +45,8 @@ class Protection:
     ) -> tuple[int, ...]:
         """Return the layers that stay (0-based, ascending): these, and the selector's choice.
 
-        `setting` decides their number, for messages.
-
-        Raises:
-            ConfigError: More layers are protected than may stay.
+        `setting` decides their number, for messages. Raises ConfigError if more layers are
+        protected than may stay.
         """
         free = tuple(index for index in range(num_layers) if index not in self.layers)
         wanted = keep_layers - len(self.layers)
@@ -124,10 +122,8 @@ def names_kind(entry: str) -> bool:
 def parse_protection(protect: Any, config: dict[str, Any], *, strict: bool = True) -> Protection:
     """Find the layers that depth.protect names by index, half-open range or kind.
 
-    Unless `strict`, unknown kinds are skipped.
-
-    Raises:
-        ConfigError: An entry is none of these in this model.
+    Unless `strict`, unknown kinds are skipped. Raises ConfigError if an entry is none of these in
+    this model.
     """
     setting, kinds = f"depth.protect={as_given(protect)}", layer_kinds(config)
     found: set[int] = set()

@@ -28,11 +28,7 @@ QUANTIZED_BYTES = (4 + SCALE_BITS) / 8
 
 
 def quantization(dtype: "torch.dtype") -> "BitsAndBytesConfig":
-    """Return the `from_pretrained` setting for four-bit weights and computation in `dtype`.
-
-    Raises:
-        ConfigError: bitsandbytes is not installed.
-    """
+    """Return `from_pretrained`'s setting for four bits, computing in `dtype`; or ConfigError."""
     from transformers import BitsAndBytesConfig
 
     if not installed("bitsandbytes"):

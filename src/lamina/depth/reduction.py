@@ -44,8 +44,7 @@ class Reduction:
 def reduction(source: Source, kept_layers: Sequence[int]) -> Reduction:
     """Derive the smaller model's config and prove that its blocks equal the larger model's.
 
-    Raises:
-        ModelError: transformers does not know the architecture, or removal is not exact.
+    Raises ModelError if transformers does not know the architecture, or removal is not exact.
     """
     larger = whole_config(source)
     with source.reading("config.json"):
@@ -84,11 +83,7 @@ def _are_equal(first: TensorSlice, second: TensorSlice) -> bool:
 
 
 def whole_config(source: Source) -> "PretrainedConfig":
-    """Return the larger model's config as transformers reads it.
-
-    Raises:
-        ModelError: transformers does not know the architecture, or refuses the config.
-    """
+    """Return the larger model's config as transformers reads it; may raise a ModelError."""
     from transformers import AutoConfig
 
     kind = config_class(f"model_name={source.name}: config.json's model_type", source.config)
@@ -144,11 +139,7 @@ def blueprint(config: "PretrainedConfig") -> "PreTrainedModel":
 
 
 def decoder_stack(model: "PreTrainedModel", depth: int) -> tuple[str, "torch.nn.ModuleList"]:
-    """Return the name of the module list that holds the `depth` decoder layers, and the list.
-
-    Raises:
-        ModelError: The model has no such list.
-    """
+    """Return the list of `depth` decoder layers, its name first; raises ModelError without one."""
     for name, module in model.named_modules():
         if type(module).__name__ == "ModuleList" and len(module) == depth:
             return name, module
@@ -186,11 +177,7 @@ def adapter_obstacle(source: Source | None, kept_layers: Sequence[int], name: st
 def refuse_changed_blocks(
     larger: "PreTrainedModel", smaller: "PreTrainedModel", kept_layers: Sequence[int]
 ) -> None:
-    """Compare each block of the smaller model with the block it comes from; both lack weights.
-
-    Raises:
-        ModelError: A block would compute something else at its new position.
-    """
+    """Refuse a smaller model whose blocks differ from those they come from; both lack weights."""
     depth = larger.config.num_hidden_layers
     blocks = decoder_stack(larger, depth)[1]
     kept = decoder_stack(smaller, len(kept_layers))[1]

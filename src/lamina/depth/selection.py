@@ -201,11 +201,7 @@ class Taylor(Selector):
 
 
 def without_lowest(values: Sequence[float], keep_layers: int) -> tuple[int, ...]:
-    """Return the indices of the `keep_layers` largest values, ascending.
-
-    Raises:
-        NoScoreError: A value is missing or NaN.
-    """
+    """Return the indices of the `keep_layers` largest values, ascending; may raise NoScoreError."""
     refuse_unscored(values)
     ranked = sorted(range(len(values)), key=lambda index: (values[index], index))
     return tuple(sorted(ranked[len(values) - keep_layers :]))

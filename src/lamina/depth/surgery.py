@@ -69,8 +69,7 @@ _ABOUT_LAYERS = re.compile(
 def layer_count(config: dict[str, Any], name: str = "config.json") -> int:
     """Return the number of decoder layers that a config.json, or what has that `name`, declares.
 
-    Raises:
-        ModelError: It declares none, as in encoder-decoder configs and some multimodal ones.
+    Raises ModelError if it declares none, as in encoder-decoder configs and some multimodal ones.
     """
     _refuse_mistyped(name, config)
     for field in COUNT_FIELDS:
@@ -106,11 +105,7 @@ def _declares_layers(value: Any) -> bool:
 
 
 def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[str, Any]:
-    """Return a copy of config.json for the kept layers alone (0-based, ascending).
-
-    Raises:
-        ModelError: A field about layers cannot be carried over exactly.
-    """
+    """Return config.json for the kept layers alone (0-based, ascending); may raise a ModelError."""
     num_layers = layer_count(config)
     if len(kept_layers) == num_layers:
         return dict(config)

@@ -19,11 +19,8 @@ def kept_tensors(
 ) -> dict[str, str]:
     """Map the name of each tensor that stays to its name in the smaller model.
 
-    The i-th of the kept layers (0-based, ascending) becomes layer i.
-
-    Raises:
-        ModelError: The checkpoint's layers differ from what config.json declares, or it has several
-            stacks of layers.
+    The i-th of the kept layers (0-based, ascending) becomes layer i. Raises ModelError if the
+    checkpoint's layers differ from what config.json declares, or it has several stacks of layers.
     """
     num_layers = layer_count(config)
     position = {index: new for new, index in enumerate(kept_layers)}

@@ -25,11 +25,8 @@ class Variant(Protocol):
     ) -> tuple[int, ...]:
         """Return the 0-based indices that stay, ascending: all, unless the variant chooses.
 
-        Scores are computed only if used.
-
-        Raises:
-            ConfigError: The choice does not fit a model of this depth, or removes a protected
-                layer.
+        Scores are computed only if used. Raises ConfigError if the choice does not fit a model of
+        this depth, or removes a protected layer.
         """
         return tuple(range(num_layers))
 

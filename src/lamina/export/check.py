@@ -56,10 +56,8 @@ not be meta, as it would be on disk."""
 def model_loss(run: FinishedRun, folder: Path, dtype: str | None) -> Losses | None:
     """Load a written model and evaluate it; its weights stay on disk until a layer needs them.
 
-    `dtype` is torch's name for the weights' new type; None if they kept theirs.
-
-    Raises:
-        ModelError: Its loss is not the recorded one.
+    `dtype` is torch's name for the weights' new type; None if they kept theirs. Raises ModelError
+    if its loss is not the recorded one.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -88,10 +86,8 @@ def adapter_loss(run: FinishedRun, folder: Path) -> Losses | None:
     """Load a written adapter as its card says and evaluate it.
 
     Its base is loaded in its own type, or in four bits if the adapter was trained on those, and
-    never offloaded: PEFT 0.21 would leave the adapter without weights.
-
-    Raises:
-        ModelError: The adapter does not fit the base, or its loss is not the recorded one.
+    never offloaded: PEFT 0.21 would leave the adapter without weights. Raises ModelError if the
+    adapter does not fit the base, or its loss is not the recorded one.
     """
     import torch
 

@@ -59,12 +59,10 @@ def export(
     `dtype` is torch's name for the weights' type; None takes the one the run was measured in.
     `quantize` is one of `engines.QUANTIZED`, `base` where the larger model is now, and `python` an
     interpreter that has llama.cpp's packages. Return the weights' type, None if each tensor kept
-    its own, and the losses, None if the run recorded no rows.
-
-    Raises:
-        ConfigError: There is no such run, it does not have that form, or a package is missing.
-        ModelError: The base or the adapter has changed, or the export does not load.
-        OutputError: The output is a source, is not empty, or cannot be written.
+    its own, and the losses, None if the run recorded no rows. Raises ConfigError if there is no
+    such run, it does not have that form, or a package is missing, ModelError if the base or the
+    adapter has changed, or the export does not load, and OutputError if the output is a source, is
+    not empty, or cannot be written.
     """
     if quantize and (form != "gguf" or dtype):
         what = f"--dtype={dtype}" if dtype else f"--form={form}"

@@ -42,9 +42,7 @@ class Export:
         """Choose what final/ holds, before a weight is read.
 
         `is_loadable` says whether transformers loads all that is trained from the saved adapter.
-
-        Raises:
-            ConfigError: export.form demands an adapter that would not be exact.
+        Raises ConfigError if export.form demands an adapter that would not be exact.
         """
         if not has_adapter:
             return "model"
@@ -72,10 +70,8 @@ def save_final(
 
     `model` has the best weights and is a PEFT model if there is an adapter; `folder` is the parent
     of final/, `dtype` the type of a whole model's weights. `unquantized` loads the reduced model in
-    its own type, to merge an adapter trained on a four-bit base into it; None for any other.
-
-    Raises:
-        OutputError: The files cannot be written, for instance because the disk is full.
+    its own type, to merge an adapter trained on a four-bit base into it; None for any other. Raises
+    OutputError if the files cannot be written, for instance because the disk is full.
     """
     final, has_adapter = folder / FINAL, form in ("adapter", "both")
     loaded_dtype = model.get_base_model().dtype if has_adapter else dtype

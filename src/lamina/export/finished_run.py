@@ -121,10 +121,8 @@ class FinishedRun:
 def finished_run(given: str, base: str | None = None) -> FinishedRun:
     """Find a run by its folder, or by final/, the folder of its model.
 
-    `base` is where the larger model is now, if it has moved.
-
-    Raises:
-        ConfigError: There is no run, or it did not finish.
+    `base` is where the larger model is now, if it has moved. Raises ConfigError if there is no run,
+    or it did not finish.
     """
     folder = Path(given).expanduser().resolve()
     if not folder.is_dir():

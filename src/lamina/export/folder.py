@@ -181,10 +181,8 @@ def outgoing(slices: Mapping[str, TensorSlice], dtype: "torch.dtype | None") -> 
 def new_folder(key: str, output: Path, *sources: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes the output if the body succeeds.
 
-    Enter it before slow work. `key` is the output's option or config key.
-
-    Raises:
-        OutputError: The output is a source or a file, is not empty, or cannot be written.
+    Enter it before slow work. `key` is the output's option or config key. Raises OutputError if the
+    output is a source or a file, is not empty, or cannot be written.
     """
     place = output.expanduser().resolve()
     if place in [source.resolve() for source in sources]:
@@ -211,10 +209,8 @@ def write_weights(
     """Write a model's tensors once transformers has a place for each.
 
     The folder already holds config.json; the tensors are in the order that reads fastest. `name` is
-    the model's in an error.
-
-    Raises:
-        ModelError: A tensor is missing, unexpected or of another shape.
+    the model's in an error. Raises ModelError if a tensor is missing, unexpected or of another
+    shape.
     """
     from transformers import AutoConfig
 

@@ -31,9 +31,8 @@ PACKAGES = {
 def in_engine(task: str, python: str | None, request: Mapping[str, Any]) -> dict[str, Any]:
     """Have a task of `lamina.measure.engines` done, by another interpreter if one is given.
 
-    Raises:
-        ConfigError: The interpreter does not start, or lacks the engine.
-        ModelError: The engine refuses the model.
+    Raises ConfigError if the interpreter does not start, or lacks the engine, and ModelError if the
+    engine refuses the model.
     """
     try:
         found = ask([python or sys.executable, engines.__file__], {"task": task, **request})

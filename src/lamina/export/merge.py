@@ -75,10 +75,8 @@ class AdapterUpdates:
         transformers loads the layer as a model of its own, PEFT merges the adapter into it, and
         transformers returns the weights under their names in the checkpoint. `layer` is 0-based,
         None for the tensors outside the layers; `slices` are the layer's tensors before merging,
-        and both they and the result have the names of the reduced checkpoint.
-
-        Raises:
-            ModelError: The adapter does not fit the model.
+        and both they and the result have the names of the reduced checkpoint. Raises ModelError if
+        the adapter does not fit the model.
         """
         import torch
         from transformers.core_model_loading import revert_weight_conversion
@@ -126,11 +124,7 @@ class AdapterUpdates:
 
 
 def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
-    """Read an adapter and the layers of the reduced model that it updates.
-
-    Raises:
-        ModelError: The adapter cannot be read, or has layers that the model does not have.
-    """
+    """Read an adapter, and the reduced layers that it updates; may raise a ModelError."""
     from peft import PeftConfig
     from safetensors.torch import load_file
 

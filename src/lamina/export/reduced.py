@@ -51,12 +51,7 @@ class Cut:
     """New or empty folder for the reduced model."""
 
     def execute(self) -> Plan:
-        """Write the reduced model and return its plan.
-
-        Raises:
-            LaminaError: The layers do not fit the model, it cannot be reduced exactly, or the
-                output cannot be written.
-        """
+        """Write the reduced model and return its plan; may raise a LaminaError."""
         try:
             plan = make_plan(self.model, self.model_name, lambda _: NoScores(), self.depth.protect)
         except ScoresNeededError:
@@ -72,9 +67,8 @@ def write_cut(
 ) -> None:
     """Write the reduced model of a plan, with its manifest and card; `key` sets the output.
 
-    Raises:
-        ModelError: The model cannot be reduced exactly, or one of its files is incomplete.
-        OutputError: The output is not new or empty, or cannot be written.
+    Raises ModelError if the model cannot be reduced exactly, or one of its files is incomplete, and
+    OutputError if the output is not new or empty, or cannot be written.
     """
     source, kept_layers = plan.source, plan.kept_layers
     assert source is not None

@@ -65,11 +65,9 @@ def verify(given: str, engine: str, python: str | None, run: str | None) -> str:
     """Compare a model's loss in an engine with the recorded one; return a line that says so.
 
     `given` is a run, its final/ or an export; `run` the run that recorded an export's rows. The
-    result is in verification.json and on the card.
-
-    Raises:
-        ConfigError: There are no recorded rows, or the engine is missing or reads another form.
-        ModelError: The engine refuses the model, or its loss is outside the tolerance.
+    result is in verification.json and on the card. Raises ConfigError if there are no recorded
+    rows, or the engine is missing or reads another form, and ModelError if the engine refuses the
+    model, or its loss is outside the tolerance.
     """
     model = finished_run(given)
     rows = model.rows or _rows_of(given, model, run)

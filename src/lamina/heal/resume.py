@@ -51,10 +51,8 @@ class GivenCheckpoint:
 def given_checkpoint(resume: str) -> GivenCheckpoint | None:
     """Find the checkpoint that resume=PATH names: the last one if PATH is a run folder.
 
-    Return None for auto and never.
-
-    Raises:
-        ConfigError: There is no whole checkpoint, or no result.json of its run.
+    Return None for auto and never. Raises ConfigError if there is no whole checkpoint, or no
+    result.json of its run.
     """
     if resume in KEYWORDS:
         return None
@@ -95,11 +93,7 @@ def last_whole(folder: Path, recorded: Mapping[str, Any]) -> tuple[Path | None, 
 
 
 def _problem(checkpoint: Path, recorded: Mapping[str, Any]) -> str | None:
-    """Return why a run cannot resume from a checkpoint that is damaged.
-
-    Raises:
-        OutputError: It never could: it has only a model.
-    """
+    """Return what is wrong with a checkpoint; raises OutputError if it has only a model."""
     problem = damage(checkpoint, recorded)
     if problem and recorded.get(ONLY_MODEL) and not damage(checkpoint, recorded, resumable=False):
         raise OutputError(
@@ -212,11 +206,8 @@ def claim_folder(
 
     A folder inside the run folder belongs to the run; any other names its run in run.json. Damaged
     checkpoints are renamed. `before` is the record of an earlier start in the run folder, or empty;
-    `now` has the fields of the record that must not have changed.
-
-    Raises:
-        OutputError: The folder is another run's, cannot be written, or holds a checkpoint that
-            cannot be resumed from.
+    `now` has the fields of the record that must not have changed. Raises OutputError if the folder
+    is another run's, cannot be written, or holds a checkpoint that cannot be resumed from.
     """
     _claim(folder, run_dir)
     # The run that wrote them says which parts they must have.

@@ -124,10 +124,8 @@ class SFT:
         """Return these settings as TRL's SFTConfig; `output_dir` is for checkpoint-{step}/.
 
         `sharded` shards weights, gradients and optimizer state over the processes; `liger` replaces
-        the model's own kernels by liger-kernel's.
-
-        Raises:
-            ConfigError: TRL refuses a value, or the GPU lacks bfloat16.
+        the model's own kernels by liger-kernel's. Raises ConfigError if TRL refuses a value, or the
+        GPU lacks bfloat16.
         """
         from trl import SFTConfig
 
@@ -165,10 +163,8 @@ class SFT:
     ) -> "TokenLossTrainer":
         """Add the adapter to the reduced model and build its trainer from tokenized rows.
 
-        Raises:
-            OutputError: The cache of data sets cannot be written.
-            ConfigError: A library refused or changed a setting; or with packing, documents would
-                see each other in this model.
+        Raises OutputError if the cache of data sets cannot be written, and ConfigError if a library
+        refuses or changes a setting or, with packing, documents would see each other.
         """
         from lamina.heal.trainer import TokenLossTrainer
 
@@ -235,8 +231,7 @@ def _device_arguments() -> dict[str, bool]:
 def balance_experts(model: "PreTrainedModel", arguments: "SFTConfig") -> None:
     """Turn off TRL's loss that balances experts for a model without one, such as Llama 4.
 
-    Raises:
-        ConfigError: The config asks for that loss all the same; or TRL's chunked loss lacks it.
+    Raises ConfigError if the config asks for it all the same, or TRL's chunked loss lacks it.
     """
     config = model.config.get_text_config()
     if not hasattr(config, "output_router_logits"):

@@ -69,10 +69,8 @@ class ModelRef:
         """Load the model as a user would.
 
         An adapter trained on a four-bit base gets a four-bit base: it learned to correct that one,
-        and memory may not suffice for more bits.
-
-        Raises:
-            ModelError: A tensor is missing, unexpected or of another shape.
+        and memory may not suffice for more bits. Raises ModelError if a tensor is missing,
+        unexpected or of another shape.
         """
         dtype = loading.torch_dtype(self.dtype, automatic=self.dtype)
         if self.kept_layers is not None:
@@ -135,9 +133,8 @@ class Figures:
 def figures(ref: ModelRef, protocol: Protocol) -> Figures:
     """Load a model as plain transformers does, and measure it.
 
-    Raises:
-        ModelError: Its tensors do not fit.
-        TrainingError: The separate process of an isolated protocol failed.
+    Raises ModelError if its tensors do not fit, and TrainingError if the separate process of an
+    isolated protocol failed.
     """
     if not protocol.rows and not protocol.prompts:
         return Figures(RowLosses((), ()), [])
@@ -179,8 +176,7 @@ def _isolated_figures(ref: ModelRef, protocol: Protocol) -> Figures:
 def baseline(record: Record, protocol: Protocol, untouched: ModelRef) -> None:
     """Measure the loss of the untouched model, which is cached for the other jobs of a sweep.
 
-    Raises:
-        TrainingError: The model does not fit into memory, or the separate process failed.
+    Raises TrainingError if the model does not fit into memory, or the separate process failed.
     """
     parts = [
         *identity(resolve(untouched.name, untouched.revision)),
@@ -234,12 +230,8 @@ def final(
     """Measure final/, loaded as a user would, and add its loss on each row to eval.jsonl.
 
     `tolerance` is the largest difference from the best checkpoint's eval_loss, as a share of 1 +
-    the loss; None allows any.
-
-    Raises:
-        ModelError: Its tensors do not fit.
-        TrainingError: Its loss is not the best checkpoint's, or the separate process of an isolated
-            protocol failed.
+    the loss; None allows any. Raises ModelError if its tensors do not fit, and TrainingError if its
+    loss is not the best checkpoint's, or the separate process of an isolated protocol failed.
     """
     logger.info("evaluating %s", ref.name)
     try:

@@ -20,8 +20,7 @@ class SeparateProcessError(Exception):
 def ask(command: Sequence[str], request: Mapping[str, Any]) -> dict[str, Any]:
     """Run a command on a folder with a request, and return its answer.
 
-    Raises:
-        SeparateProcessError: It left no answer, or could not be started.
+    Raises SeparateProcessError if it left no answer, or could not be started.
     """
     with TemporaryDirectory(prefix="lamina-") as name:
         folder = Path(name)

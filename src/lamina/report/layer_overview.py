@@ -38,12 +38,7 @@ class Part:
 
 
 def overview(given: str) -> RenderableType:
-    """Return the layers of a hub id, a model folder or a run folder.
-
-    Raises:
-        ConfigError: It is a file or another folder, or the run left no model.
-        ModelError: The model is not found, or its files are incomplete.
-    """
+    """Return the layers of a hub id, a model or a run; raises ConfigError or ModelError."""
     folder = Path(given).expanduser()
     if folder.exists() and not any((folder / name).is_file() for name in SHOWN_FILES):
         what = "holds nothing to show" if folder.is_dir() else "is a file"

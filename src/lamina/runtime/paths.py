@@ -44,9 +44,7 @@ def load_environment() -> None:
 
     The file may be someone else's: it sets nothing that makes a program run code, and an endpoint
     in it gets no key but its own. What `DISABLED` names is off unless the environment turns it on.
-
-    Raises:
-        ConfigError: It is not text, or a key of the environment would go to an endpoint in it.
+    Raises ConfigError if it is not text, or a key of the environment would go to an endpoint in it.
     """
     for name in DISABLED:
         os.environ.setdefault(f"HF_{name}", "1")

@@ -98,11 +98,8 @@ class Calibration:
         Rows are tokenized and concatenated in their order. Joined rows have the tokenizer's own
         special tokens (a chat its template), and a window ends wherever it is full. Rows kept apart
         are tokenized as for training, and the part of a row that does not fit into its window is
-        left out. An incomplete last window is dropped.
-
-        Raises:
-            ConfigError: No prediction is scored.
-            DataError: A row cannot be used, or there is too little text.
+        left out. An incomplete last window is dropped. Raises ConfigError if no prediction is
+        scored, and DataError if a row cannot be used, or there is too little text.
         """
         count = self.tokens // self.length
         # Several sets are drawn from all of the text, so all of it is tokenized.

@@ -201,11 +201,7 @@ class LayerStack:
 
 @contextmanager
 def open_stack(source: Source, dtype: "torch.dtype", device: str) -> Iterator[LayerStack]:
-    """Open a model's files and yield its layers.
-
-    Raises:
-        ModelError: A file is missing or incomplete, or transformers does not know the architecture.
-    """
+    """Open a model's files and yield its layers; may raise a ModelError."""
     every = range(layer_count(source.config))
     mapping = kept_tensors(source.weight_map, every, source.config)
     with tensor_slices(source, mapping) as slices:

@@ -96,8 +96,7 @@ def budget(
 ) -> Budget:
     """Decide how much to hold in memory at once, given its free bytes and the layers not skipped.
 
-    Raises:
-        ConfigError: scan.memory does not hold one layer and one window.
+    Raises ConfigError if scan.memory does not hold one layer and one window.
     """
     limit = parse_bytes("scan.memory", settings.memory)
     kinds = 3 if settings.sublayers else 1

@@ -159,11 +159,7 @@ class Streams:
 
 @contextmanager
 def silenced(block: Any, part: str, index: int) -> Iterator[None]:
-    """Make the attention or mlp of a layer (0-based) return zeros.
-
-    Raises:
-        ModelError: The layer has no sublayer of a known name.
-    """
+    """Make the attention or mlp of a layer (0-based) return zeros; ModelError without one."""
     modules = [getattr(block, name) for name in PARTS[part] if hasattr(block, name)]
     if not modules:
         raise ModelError(

@@ -57,9 +57,8 @@ class StoredTensor:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Read the tensors, by name, of a header that the safetensors library accepts.
 
-    Raises:
-        ValueError: It refuses it: the file is truncated, its offsets overlap or leave bytes out, or
-            a tensor has a type that `BITS` lacks.
+    Raises ValueError if it refuses it: the file is truncated, its offsets overlap or leave bytes
+    out, or a tensor has a type that `BITS` lacks.
     """
     from safetensors import SafetensorError, safe_open
 

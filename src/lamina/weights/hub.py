@@ -29,9 +29,8 @@ def is_reachable() -> bool:
 def download(repo_id: str, filename: str, revision: str | None, *, required: bool) -> Path | None:
     """Return the local path of a file in OWNER/NAME at a commit, None for the newest.
 
-    Raises:
-        ModelError: A required file is missing, the repository is unknown or gated, or the hub
-            cannot be reached.
+    Raises ModelError if a required file is missing, the repository is unknown or gated, or the hub
+    cannot be reached.
     """
     from huggingface_hub import errors, hf_hub_download
 
@@ -70,11 +69,7 @@ def _download_error(error: Exception, repo_id: str, filename: str) -> ModelError
 
 
 def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:
-    """Read the headers of a repository's safetensors files.
-
-    Raises:
-        ModelError: There are none, or the hub cannot be reached.
-    """
+    """Read the headers of a repository's safetensors files; may raise a ModelError."""
     from huggingface_hub import errors, get_safetensors_metadata
 
     try:
@@ -110,9 +105,8 @@ def names_in(repo_id: str, folder: str, suffix: str, revision: str | None) -> li
 def _fail_early(repo_id: str, filename: str, revision: str | None) -> None:
     """Fail early with the error that a download would raise only after its long retries.
 
-    Raises:
-        EntryNotFoundError: The cache knows that this commit has no such file.
-        LocalEntryNotFoundError: The model is not cached and the hub does not answer.
+    Raises EntryNotFoundError if the cache knows that this commit has no such file, and
+    LocalEntryNotFoundError if the model is not cached and the hub does not answer.
     """
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

@@ -68,11 +68,7 @@ class WeightFile:
         return buffer
 
     def read_into(self, buffer: memoryview, begin: int) -> None:
-        """Fill a buffer with the file's bytes from offset `begin` on.
-
-        Raises:
-            ModelError: The file has shrunk.
-        """
+        """Fill a buffer with bytes from offset `begin` on; raises ModelError if the file shrank."""
         while buffer:
             count = os.preadv(self.descriptor, [buffer], begin)
             if count == 0:

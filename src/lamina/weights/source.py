@@ -91,9 +91,8 @@ class Source:
     def files(self) -> dict[str, str]:
         """The name of the file that holds each tensor of the checkpoint.
 
-        Raises:
-            ModelError: There are no safetensors weights, the index or the single file cannot be
-                read, or the hub cannot be reached.
+        Raises ModelError if there are no safetensors weights, the index or the single file cannot
+        be read, or the hub cannot be reached.
         """
         # A cache filled by other means may not know that there is no index.
         single = (self.folder / SINGLE_FILE).is_file()
@@ -122,11 +121,7 @@ class Source:
         return weight_map
 
     def header(self, filename: str) -> dict[str, StoredTensor]:
-        """Read the header of one safetensors file, and no tensor.
-
-        Raises:
-            ModelError: The file is missing, truncated or corrupt.
-        """
+        """Read the header of a safetensors file, no tensor; raises ModelError if it is damaged."""
         path = self.fetch(filename)
         assert path is not None
         try:
@@ -138,11 +133,7 @@ class Source:
             ) from error
 
     def stored(self, names: Iterable[str]) -> dict[str, StoredTensor]:
-        """Look up tensors in the headers of the files that hold them.
-
-        Raises:
-            ModelError: A file is missing, truncated or corrupt, or the index disagrees with it.
-        """
+        """Look up tensors in the headers of the files that hold them; may raise a ModelError."""
         wanted = {name: self.weight_map[name] for name in names}
         headers = {filename: self.header(filename) for filename in sorted(set(wanted.values()))}
         for filename, header in headers.items():
@@ -209,10 +200,8 @@ class Source:
     def fetch(self, filename: str, *, required: bool = True) -> Path | None:
         """Return the local path of one file, downloading it from the hub if necessary.
 
-        With HF_HUB_OFFLINE, a file that is not cached counts as missing.
-
-        Raises:
-            ModelError: A required file is missing, or the hub cannot be reached.
+        With HF_HUB_OFFLINE, a file that is not cached counts as missing. Raises ModelError if a
+        required file is missing, or the hub cannot be reached.
         """
         path = self.folder / filename
         if path.is_file():
@@ -227,11 +216,8 @@ class Source:
 def resolve(model_name: str, revision: str | None = None) -> Source:
     """Find a model by its hub id or local path, reading at most its config.json.
 
-    `revision` is a commit on the hub; None for the newest.
-
-    Raises:
-        ModelError: The folder or its config.json is missing, or the hub does not know the id or
-            cannot be reached.
+    `revision` is a commit on the hub; None for the newest. Raises ModelError if the folder or its
+    config.json is missing, or the hub does not know the id or cannot be reached.
     """
     folder = Path(model_name).expanduser()
     if folder.is_dir():

@@ -59,12 +59,7 @@ class Backend:
         """
 
     def load_model(self, plan: Plan, dtype: "torch.dtype", training: Training) -> "PreTrainedModel":
-        """Load a plan's model, with only its kept layers.
-
-        Raises:
-            ModelError: The model cannot be reduced exactly.
-            OutputError: A reduced copy does not fit on the disk.
-        """
+        """Load a plan's model with only its kept layers; may raise ModelError or OutputError."""
         from lamina.depth.loading import load_model
 
         assert plan.source is not None
