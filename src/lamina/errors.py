@@ -52,6 +52,11 @@ class Ended(BaseException):
     """Carries an error's message past Hydra, which would add its own lines."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's text, or the name of its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def either(names: Sequence[str]) -> str:
     """Join names into 'a, b or c'."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

@@ -15,7 +15,7 @@ from lamina.config.library_fields import fields_of
 from lamina.config.parameters import PROCESSES
 from lamina.config.quoting import NO_PAIR, as_text, for_shell
 from lamina.config.schema import OPTIONS, is_open, schema_of
-from lamina.errors import LaminaError, did_you_mean, either
+from lamina.errors import LaminaError, did_you_mean, either, reason_of
 from lamina.limits import WHOLE_TOKENS
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -96,7 +96,7 @@ def setting_problem(
     if expected := EXPECTED.get(type(node)):
         line = f"{key}={value}: expected {expected}"
         return f"{line}; quote it: {as_text(argument)}" if argument and expected == "text" else line
-    return f"{argument or key}: {str(error).splitlines()[0]}"
+    return f"{argument or key}: {reason_of(error)}"
 
 
 def swept(argument: str, config: DictConfig) -> str:

@@ -14,7 +14,7 @@ from lamina.config.binding import Binding
 from lamina.config.messages import not_a_group
 from lamina.config.parameters import Parameters
 from lamina.config.schema import GROUPS
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, reason_of
 from lamina.export.reduced import Cut
 from lamina.units import parse_tokens
 
@@ -89,7 +89,7 @@ def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iter
 
 def _unresolved(error: OmegaConfBaseException) -> str:
     """Name the key of an interpolation, and why it cannot be resolved."""
-    reason = str(error).splitlines()[0]
+    reason = reason_of(error)
     if match := re.search(r"Interpolation key '([^']+)' not found", reason):
         reason = f"refers to {match[1]}, which does not exist"
     reason = reason.removeprefix("ConfigError raised while resolving interpolation: ")

@@ -20,7 +20,7 @@ from lamina.data.cache import cached_rows
 from lamina.data.chat.messages import without_nulls
 from lamina.data.compression import ENDINGS, SUFFIXES, compression, decompressed
 from lamina.data.forms import FORMS
-from lamina.errors import DataError, either
+from lamina.errors import DataError, either, reason_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -267,7 +267,7 @@ def _parquet(path: Path, named: str) -> Iterator[Read]:
     except (ArrowException, OSError) as error:
         if getattr(error, "errno", None):
             raise
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = reason_of(error).rstrip(".")
         raise DataError(f"{named}: damaged, or not a Parquet file ({reason})") from error
 
 

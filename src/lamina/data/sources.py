@@ -15,7 +15,7 @@ from lamina.data.cache import is_whole, refuse_unwritable_cache
 from lamina.data.compression import ENDINGS
 from lamina.data.files import READERS, find_files, read_files
 from lamina.data.splits import Split, Splits, hold_out
-from lamina.errors import DataError
+from lamina.errors import DataError, reason_of
 from lamina.limits import AT_LEAST_ONE, Limit, one_of
 from lamina.weights.hub import is_reachable, unreachable
 
@@ -281,7 +281,7 @@ def _damage(error: Exception) -> str:
         return f"the saved data set is incomplete: {Path(name).name} is missing"
     if isinstance(error, FileNotFoundError):
         return "not written by save_to_disk"
-    return f"the saved data set is damaged ({str(error).splitlines()[0].rstrip('.')})"
+    return f"the saved data set is damaged ({reason_of(error).rstrip('.')})"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lamina.depth.reduction import (
 )
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
-from lamina.errors import ConfigError, ModelError, did_you_mean
+from lamina.errors import ConfigError, ModelError, did_you_mean, reason_of
 from lamina.runtime.console import stage
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
@@ -88,8 +88,8 @@ def _load_whole(source: Source, settings: Mapping[str, Any]) -> "PreTrainedModel
             **_location(source), ignore_mismatched_sizes=True, output_loading_info=True, **settings
         )
     except (ImportError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model_name={source.name} cannot be loaded: {reason}") from error
+        failed = f"model_name={source.name} cannot be loaded"
+        raise ModelError(f"{failed}: {reason_of(error)}") from error
     heads = {n for n in info["unexpected_keys"] if is_mtp_tensor(n, layer_count(source.config))}
     info["unexpected_keys"] = set(info["unexpected_keys"]) - heads
     refuse_misfits(f"model_name={source.name}", info)
@@ -216,7 +216,7 @@ def new_model(
     try:
         config = AutoConfig.for_model(**{**ids, **architecture})
     except (ValueError, TypeError) as error:
-        raise ModelError(f"model.architecture: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"model.architecture: {reason_of(error)}") from error
     return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.depth.loading import load_single_layer
 from lamina.depth.reduction import Reduction
 from lamina.depth.tensor_names import layer_of, with_layer
-from lamina.errors import ModelError
+from lamina.errors import ModelError, reason_of
 from lamina.weights.source import ADAPTER_FILE, read_json
 
 if TYPE_CHECKING:
@@ -132,8 +132,7 @@ def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / WEIGHTS_FILE)
     except Exception as error:  # whatever its fields lead PEFT into
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{folder}: the adapter cannot be read ({reason})") from error
+        raise ModelError(f"{folder}: the adapter cannot be read ({reason_of(error)})") from error
     config.layer_replication = None  # the tensors' layers are already the reduced model's
     updates: dict[int | None, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, reason_of
 from lamina.heal.kernels import may_need_mask
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
         with torch.no_grad():
             plain, changed = (_logits(trainer, [before, second]) for before in (first, other))
     except ValueError as error:  # newer transformers refuse it where a kernel is missing
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = reason_of(error).rstrip(".")
         raise ConfigError(
             f"packing=True: this model {named}) cannot keep packed documents apart: {reason}; or "
             "set packing=false"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.data.cache import cache_errors
 from lamina.depth.plan import Plan
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, reason_of
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
 from lamina.heal.backends.transformers import Backend, Training
 from lamina.heal.kernels import refuse_adapted_head
@@ -146,7 +146,7 @@ class SFT:
         try:
             return SFTConfig(**{**_defaults(SFTConfig), **own, **self.args})
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"trainer.args: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"trainer.args: {reason_of(error)}") from error
 
     def build(
         self,
@@ -183,8 +183,7 @@ class SFT:
                     callbacks=list(callbacks),
                 )
         except ValueError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"trainer.args, adapter: {reason}") from error
+            raise ConfigError(f"trainer.args, adapter: {reason_of(error)}") from error
         refuse_changed("trainer.args.", expected, trainer.args)
         if arguments.use_liger_kernel:
             refuse_adapted_head(trainer.model)

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from lamina.errors import ModelError
+from lamina.errors import ModelError, reason_of
 from lamina.weights.header import BITS, StoredTensor
 
 MALFORMED = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
@@ -64,8 +64,7 @@ def _download_error(error: Exception, repo_id: str, filename: str) -> ModelError
         return ModelError(unreachable(named))
     if isinstance(error, errors.EntryNotFoundError):
         return ModelError(f"{named} has no {filename}")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelError(f"{named}: {filename} cannot be downloaded ({reason})")
+    return ModelError(f"{named}: {filename} cannot be downloaded ({reason_of(error)})")
 
 
 def read_headers(repo_id: str, revision: str | None) -> dict[str, StoredTensor]:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import LaminaError, ModelError
+from lamina.errors import LaminaError, ModelError, reason_of
 from lamina.weights import hub
 from lamina.weights.header import StoredTensor, read_header
 from lamina.weights.text_part import text_config, text_names, text_tensor
@@ -181,7 +181,7 @@ class Source:
 
             # Its first line names the field, its cause the value.
             cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
-            reason = (str(cause or error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason_of(cause or error)
             if isinstance(error, LookupError | AttributeError):  # often the bare name
                 reason = f"{type(error).__name__}: {reason}"
             raise ModelError(f"{named}: {filename}: {reason}") from error
