@@ -26,11 +26,6 @@ def format_bytes(size: int) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
-def format_count(number: int) -> str:
-    """Format a number with a comma between thousands."""
-    return f"{number:,}"
-
-
 def format_duration(seconds: float) -> str:
     """Format seconds as hours and minutes, minutes or seconds."""
     minutes, rest = divmod(round(seconds), 60)

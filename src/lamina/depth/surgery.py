@@ -92,8 +92,7 @@ def _refuse_mistyped(name: str, config: dict[str, Any]) -> None:
     """Raise a ModelError if a field about layers is not of its type, or absurd."""
     numbers = dict.fromkeys((*COUNT_FIELDS, *THRESHOLD_FIELDS, *MTP_FIELDS), int | None)
     lists = dict.fromkeys((*PER_LAYER_FIELDS, *INDEX_FIELDS), list | str | None)
-    kinds = {**numbers, **lists}
-    refuse_mistyped(name, {field: config.get(field) for field in kinds}, kinds)
+    refuse_mistyped(name, config, {**numbers, **lists})
     for field in {*numbers} & {*config} - {*THRESHOLD_FIELDS}:
         low, value = int(field in COUNT_FIELDS), config[field]
         if value is not None and not low <= value <= MOST_LAYERS:

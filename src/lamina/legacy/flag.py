@@ -52,6 +52,4 @@ def take_old(
     ConfigStore.instance().store(
         group=f"experiment/{GROUP}", name=name, node=node, package="_global_"
     )
-    # Hydra's parser wants all overrides in one block.
-    first = next((n for n, a in enumerate(rest) if "=" in a and not a.startswith("-")), 0)
-    return [*rest[:first], f"experiment={GROUP}/{name}", *rest[first:]]
+    return [f"experiment={GROUP}/{name}", *rest]

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from lamina.runtime import distributed
 from lamina.runtime.interruption import leave_at_signals
-from lamina.units import format_count, format_duration
+from lamina.units import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,17 +117,14 @@ class Stage:
     format: Callable[[int], str]
     first: int
     """Units that were done before."""
+    done: int
     notes: Sequence[str] = ()
     """Figures to show whatever the width."""
     extras: Sequence[str] = ()
     """Figures to show if there is room."""
-    done: int = field(init=False)
     began: float = field(default_factory=time.monotonic)
     said: bool = False
     """Whether a line has named it."""
-
-    def __post_init__(self) -> None:
-        self.done = self.first
 
     def advance(self, units: int = 1) -> None:
         """Count units of work as done."""
@@ -140,15 +137,16 @@ class Stage:
         if self.total is not None:
             parts.insert(0, f"{self.format(self.done)} of {self.format(self.total)} {self.unit}")
         left = (self.total or 0) - self.done
-        time_shown = took / new * left if left > 0 and new else took
-        parts.append(format_duration(time_shown) + (" left" if left > 0 and new else ""))
-        figures = ", ".join(parts)
-        if width is None:
-            return ", ".join((f"{self.text}: {figures}", *self.extras))
-        bar = (
-            f"[{'#' * (BAR_WIDTH * self.done // self.total):.<{BAR_WIDTH}}] " if self.total else ""
+        known = left > 0 and new
+        parts.append(
+            f"{format_duration(took / new * left)} left" if known else format_duration(took)
         )
-        name = self.text[: max(0, width - len(bar) - len(figures) - 2)]
+        figures = ", ".join(parts)
+        bar, name = "", self.text
+        if width is not None:
+            if self.total:
+                bar = f"[{'#' * (BAR_WIDTH * self.done // self.total):.<{BAR_WIDTH}}] "
+            name = name[: max(0, width - len(bar) - len(figures) - 2)]
         return ", ".join((f"{bar}{name}: {figures}", *self.extras))[:width]
 
     def say(self) -> None:
@@ -197,13 +195,13 @@ def stage(
     unit: str = "",
     *,
     first: int = 0,
-    format: Callable[[int], str] = format_count,
+    format: Callable[[int], str] = "{:,}".format,
 ) -> Iterator[Stage]:
     """Show the body's work while it lasts: at once on a terminal, after two seconds without one.
 
     The first process alone shows it. Of stages within stages the innermost one is shown.
     """
-    shown = Stage(text=text, total=total, unit=unit, first=first, format=format)
+    shown = Stage(text=text, total=total, unit=unit, first=first, done=first, format=format)
     over, is_outermost = threading.Event(), not _display.stages
     _display.stages.append(shown)
     watcher = threading.Thread(target=_display.watch, args=(over,), daemon=True)
