@@ -26,16 +26,12 @@ class Plan:
 
     model_type: str
     """Name of the variant: original, dropped, pruned, layers or scratch."""
-
     source: Source | None
     """The larger model; None for a model from scratch."""
-
     num_layers: int
     """Decoder layers of the larger model."""
-
     kept_layers: tuple[int, ...]
     """0-based indices of the layers that stay, ascending."""
-
     selector: dict[str, Any]
     """Settings of the variant that chose them, such as keep_layers."""
 

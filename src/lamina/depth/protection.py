@@ -21,7 +21,6 @@ class Protection:
 
     layers: frozenset[int] = frozenset()
     """0-based indices."""
-
     given: str = "depth.protect=[]"
     """The setting, for messages."""
 
@@ -69,10 +68,8 @@ class FreeScores(LayerScores):
     """The scores of the layers that are not protected, as if there were no others."""
 
     scores: LayerScores
-
     free: tuple[int, ...]
     """0-based indices in the model."""
-
     protected: frozenset[int]
 
     @override

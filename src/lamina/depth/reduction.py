@@ -33,10 +33,8 @@ class Reduction:
 
     content: dict[str, Any]
     """The smaller model's config.json."""
-
     config: "PretrainedConfig"
     """The same, as transformers reads it."""
-
     blueprint: "PreTrainedModel"
     """The smaller model without weights."""
 

@@ -44,7 +44,6 @@ class Dropped(Variant):
 
     layer_to_drop: Annotated[Any, LAYER_INDEX]
     """0-based index of the decoder layer to remove; auto for the cheapest one."""
-
     model_type: ClassVar[str] = "dropped"
 
     @override
@@ -77,10 +76,8 @@ class Pruned(Variant):
 
     keep_layers: int
     """How many layers stay."""
-
     selector: Selector
     """Chooses which ones."""
-
     model_type: ClassVar[str] = "pruned"
 
     @override
@@ -103,10 +100,8 @@ class Layers(Variant):
 
     keep: Any
     """Layers that stay: 0-based indices and half-open ranges; None with `drop`."""
-
     drop: Any
     """Layers that go, in the same form; None with `keep`."""
-
     model_type: ClassVar[str] = "layers"
 
     @override
@@ -137,7 +132,6 @@ class Scratch(Variant):
 
     architecture: dict[str, Any]
     """Keyword arguments of the architecture's transformers config, including `model_type`."""
-
     model_type: ClassVar[str] = "scratch"
 
 
@@ -147,9 +141,7 @@ class DepthDefaults:
 
     keep_layers: int
     """Layers that stay with model=pruned."""
-
     layer_to_drop: Annotated[Any, LAYER_INDEX]
     """0-based index of the layer that goes with model=dropped, or auto."""
-
     protect: Any
     """Layers that always stay: 0-based indices, half-open ranges, and kinds of layers."""

@@ -23,19 +23,14 @@ class Losses:
 
     written: float
     """Of the written files, loaded again."""
-
     recorded: float
     """Of final/, as the run recorded it."""
-
     rows: int
     """How many rows these are."""
-
     all_rows: int
     """How many rows the run evaluated."""
-
     allowed: float
     """The largest difference between the two that rounding explains."""
-
     unquantized: float | None = None
     """Of a qlora adapter on the unquantized base, which a merged model must match."""
 

@@ -38,16 +38,12 @@ class FinishedRun:
 
     final: Path
     """Folder of the resulting model or adapter."""
-
     manifest: dict[str, Any]
     """Content of its lamina.json."""
-
     result: dict[str, Any] | None
     """Content of result.json; None if the folder has only a model, without its run."""
-
     rows: list[dict[str, Any]]
     """Rows of eval.jsonl, each with final/'s loss; empty without such a file."""
-
     moved_base: str | None = None
     """Where the larger model is now, if not where the run recorded."""
 

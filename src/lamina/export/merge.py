@@ -59,13 +59,10 @@ class AdapterUpdates:
     """An adapter's tensors, by the layer of the reduced model they update."""
 
     folder: Path
-
     config: "LoraConfig"
-
     updates: dict[int | None, dict[str, "torch.Tensor"]]
     """By 0-based layer (None: outside the layers), tensors by name as in the adapter's file, but
     all numbered as layer 0: each layer is merged as a model of its own."""
-
     reduction: Reduction
     """The reduced model that the adapter belongs to."""
 

@@ -37,16 +37,12 @@ class Cut:
 
     model_name: str
     """Hub id, or folder with config.json and safetensors."""
-
     model: Variant
     """Which layers stay."""
-
     selector: Selector
     """Which layers model=pruned keeps, by position: there is no text to score them on."""
-
     depth: DepthDefaults
     """Defaults of the variant's own keys."""
-
     output: str
     """New or empty folder for the reduced model."""
 

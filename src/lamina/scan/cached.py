@@ -53,10 +53,8 @@ class CachedScores(LayerScores):
     settings: ScanSettings
     max_seq_length: int
     """Tokens per window."""
-
     seed: int
     """Seed of the draws of further calibration sets."""
-
     dtype: "Callable[[], torch.dtype]"
     """Returns the type in which the model computes; called late, because it imports torch."""
 

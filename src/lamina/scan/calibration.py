@@ -25,10 +25,8 @@ class Windows:
 
     ids: "torch.Tensor"
     """(windows, tokens)."""
-
     positions: "torch.Tensor | None"
     """Position of each token in its document (windows, tokens); None if each window is one text."""
-
     scored: "torch.Tensor"
     """Whether a token's prediction is scored (windows, tokens); never true for a window's first."""
 
@@ -72,21 +70,16 @@ class Calibration:
 
     tokens: int
     """Tokens per set, rounded down to full windows."""
-
     length: int
     """Tokens per window."""
-
     sets: int
     """Number of sets: the first is the beginning of the text; the others are drawn from the windows
     after it, without overlap."""
-
     seed: int
     """Seed of the draws."""
-
     apart: bool
     """Whether rows are kept apart and only trained tokens are scored, as in training; otherwise the
     rows form one text."""
-
     loss_on: str
     """Which tokens are trained: data.loss_on."""
 

@@ -68,10 +68,8 @@ class Cost:
 
     layer_forwards: int = 0
     """Layers applied, counted once per stream, whatever the number of windows."""
-
     passes: int = 0
     """Passes over the weights."""
-
     seconds: float = 0.0
     head_seconds: float = 0.0
     """Part of `seconds` spent in norm and output head."""
@@ -83,10 +81,8 @@ class Budget:
 
     hold: bool
     """Whether all layers are held in memory."""
-
     windows: int
     """Windows per pass."""
-
     spare: int = 0
     """Bytes left besides one pass."""
 

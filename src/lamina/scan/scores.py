@@ -25,22 +25,16 @@ class Scores:
 
     counts: list[int] = field(default_factory=list)
     """Scored predictions per window."""
-
     loss: dict[Removal | None, list[float]] = field(default_factory=dict)
     """Loss of each stream, summed over a window, in nats; None is the full model."""
-
     kl: dict[Removal, list[float]] = field(default_factory=dict)
     """Divergence from the full model's predictions, summed over a window, in nats."""
-
     cosine: dict[int, list[float]] = field(default_factory=dict)
     """Mean cosine per window of each layer's input and output, by position among kept layers."""
-
     magnitude: dict[int, list[float]] = field(default_factory=dict)
     """Mean per window of |output - input| / |output| of each layer."""
-
     angles: dict[tuple[int, int], list[float]] = field(default_factory=dict)
     """Mean per window of arccos(cosine) / pi between two boundaries."""
-
     last_angles: dict[tuple[int, int], list[float]] = field(default_factory=dict)
     """The same for each window's last token."""
 

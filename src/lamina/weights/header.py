@@ -29,12 +29,9 @@ class StoredTensor:
 
     dtype: str
     """The safetensors name of the type, such as BF16."""
-
     shape: tuple[int, ...]
-
     begin: int = field(default=0, compare=False)
     """Offset of its bytes from the start of the file; 0 for a tensor not yet written."""
-
     columns: int = field(default=0, compare=False)
     """0, or the number of columns of a stored matrix of which this is some columns, transposed."""
 

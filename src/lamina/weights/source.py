@@ -32,10 +32,8 @@ class Source:
 
     name: str
     """Hub id or absolute path of a local folder, as an adapter records it as its base."""
-
     revision: str | None
     """Commit of the hub repository; None for a local folder."""
-
     folder: Path
     """Folder of config.json: the local folder, or the snapshot in the hub cache."""
 

@@ -24,10 +24,8 @@ class Outgoing:
 
     stored: StoredTensor
     """Its type and shape in the file."""
-
     blocks: Callable[[], Iterator[bytes | memoryview]]
     """Yields its bytes in order; called once, when the tensor is written."""
-
     file: WeightFile | None = None
     """The file that holds its bytes unchanged, from `stored.begin` on; None if they change."""
 
