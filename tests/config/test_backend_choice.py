@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from lamina.config import backend_choice
 from lamina.config.backend_choice import choose_backend, needs_own_process
 from lamina.config.preflight import preflight
 from lamina.errors import ConfigError
@@ -35,8 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Makes this a machine with or without Unsloth, and with some GPUs."""
 
     def make(*, installed: bool, gpus: int) -> None:
-        for module in (backend_choice, unsloth):
-            monkeypatch.setattr(module, "is_installed", lambda: installed)
+        monkeypatch.setattr(unsloth, "is_installed", lambda: installed)
         monkeypatch.setattr("lamina.runtime.device.has_gpu", lambda: gpus > 0)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
 

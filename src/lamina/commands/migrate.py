@@ -8,12 +8,7 @@ from pathlib import Path
 from lamina.commands.app import errors_in_one_line, parse
 from lamina.config.library_fields import counterpart
 from lamina.errors import OutputError
-from lamina.legacy.experiment_file import (
-    KEPT_RATE,
-    experiment,
-    experiment_name,
-    keeps_older_rate,
-)
+from lamina.legacy import experiment_file
 from lamina.legacy.form import resolve
 from lamina.runtime.console import printable
 from lamina.runtime.paths import conf_dir
@@ -52,10 +47,10 @@ def main() -> None:
     given = parse(parser)
     with errors_in_one_line():
         older = resolve(given.old, drop_unknown=given.force, today=counterpart)
-        name = experiment_name(given.old)
-        written = write_experiment(experiment(older), given.output, name)
-    if keeps_older_rate(older):
-        sys.stdout.write(f"{KEPT_RATE}\n")
+        name = experiment_file.experiment_name(given.old)
+        written = write_experiment(experiment_file.experiment(older), given.output, name)
+    if experiment_file.keeps_older_rate(older):
+        sys.stdout.write(f"{experiment_file.KEPT_RATE}\n")
     for message in older.dropped:
         sys.stdout.write(printable(f"left out: {message}\n"))
     files = " < ".join(str(read.path) for read in older.files)

@@ -9,14 +9,9 @@ from lamina.config.binding import bind
 from lamina.config.parameters import Parameters
 from lamina.depth.variants import Scratch
 from lamina.errors import ConfigError
+from lamina.heal.backends import unsloth
 from lamina.heal.backends.transformers import Transformers
-from lamina.heal.backends.unsloth import (
-    Auto,
-    Unsloth,
-    is_installed,
-    unsupported,
-    unsupported_family,
-)
+from lamina.heal.backends.unsloth import Unsloth
 from lamina.runtime.device import visible_devices
 
 WITHOUT_PACKING = (
@@ -30,8 +25,8 @@ def problems(run: Parameters) -> Iterator[str]:
     if isinstance(run.backend, Unsloth):
         yield from _unsupported(run)
         local = run.model_name.startswith((".", "/", "~"))
-        if is_installed() and local and not isinstance(run.model, Scratch):
-            yield from unsupported_family(run.model_name)
+        if unsloth.is_installed() and local and not isinstance(run.model, Scratch):
+            yield from unsloth.unsupported_family(run.model_name)
 
 
 def choose_backend(config: DictConfig, processes: int) -> list[str]:
@@ -43,7 +38,7 @@ def choose_backend(config: DictConfig, processes: int) -> list[str]:
     notes: list[str] = []
     run = bind(config)
     chosen = run.backend
-    if isinstance(chosen, Auto):
+    if isinstance(chosen, unsloth.Auto):
         obstacle = _obstacle_to_unsloth(run, processes)
         chosen = Transformers() if obstacle else Unsloth(statistics=chosen.statistics)
         kind = type(chosen)
@@ -51,7 +46,7 @@ def choose_backend(config: DictConfig, processes: int) -> list[str]:
         notes.append(f"backend={chosen.name}: {obstacle or 'it supports this run'}")
     if not isinstance(chosen, Unsloth):
         return notes
-    refused = list(unsupported_family(run.model_name))
+    refused = list(unsloth.unsupported_family(run.model_name))
     if processes > 1:
         refused.insert(
             0,
@@ -75,16 +70,16 @@ def needs_own_process(config: DictConfig) -> bool:
 
 def _obstacle_to_unsloth(run: Parameters, processes: int) -> str | None:
     """Return the first reason why auto does not choose Unsloth."""
-    if not is_installed():
+    if not unsloth.is_installed():
         return "Unsloth is not installed"
     if not visible_devices():
         return "there is no GPU for Unsloth"
     if processes > 1:
         return f"Unsloth trains in one process, and there are {processes}"
-    reasons = [*_unsupported(run), *unsupported_family(run.model_name)]
+    reasons = [*_unsupported(run), *unsloth.unsupported_family(run.model_name)]
     return reasons[0].rpartition(": ")[0] if reasons else None
 
 
 def _unsupported(run: Parameters) -> Iterator[str]:
     decided = {key: getattr(run, key) for key in Unsloth.decides}
-    return unsupported(run.model, run.adapter, run.trainer.args, decided)
+    return unsloth.unsupported(run.model, run.adapter, run.trainer.args, decided)

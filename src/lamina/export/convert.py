@@ -12,6 +12,7 @@ from lamina.depth.reduction import adapter_obstacle, reduction, true_ties
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError, ModelError
+from lamina.export import merge
 from lamina.export.card import portable
 from lamina.export.check import Losses, adapter_loss, few_rows, model_loss
 from lamina.export.finished_run import FinishedRun, finished_run
@@ -25,13 +26,6 @@ from lamina.export.folder import (
     write_weights,
 )
 from lamina.export.gguf import KINDS, in_engine, write_gguf
-from lamina.export.merge import (
-    WEIGHTS_FILE,
-    AdapterUpdates,
-    adapter_updates,
-    non_lora_trainable,
-    rename_magnitudes,
-)
 from lamina.export.verify import measured_in
 from lamina.runtime.console import quiet_libraries
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
@@ -106,14 +100,14 @@ def _describe(
 def _export_adapter(run: FinishedRun, folder: Path) -> Losses | None:
     if run.adapter is None:
         raise ConfigError(f"--form adapter: {run.final} has no adapter; choose --form merged")
-    if lost := non_lora_trainable(run.adapter):
+    if lost := merge.non_lora_trainable(run.adapter):
         raise ConfigError(f"--form adapter: {lost}; choose --form merged")
     base, kept_layers = run.checked_base(), run.manifest["kept_layers"]
     if obstacle := adapter_obstacle(base, kept_layers, "this set of layers"):
         raise ConfigError(f"--form adapter: {obstacle}; choose --form merged")
-    adapter_updates(run.adapter, reduction(base, kept_layers))
+    merge.adapter_updates(run.adapter, reduction(base, kept_layers))
     run.copy_adapter(folder)
-    rename_magnitudes(folder / WEIGHTS_FILE)
+    merge.rename_magnitudes(folder / merge.WEIGHTS_FILE)
     copy_tokenizer(_tokenizer(run), folder)
     return adapter_loss(run, folder)
 
@@ -144,7 +138,7 @@ def _export_model(run: FinishedRun, folder: Path, dtype: str | None) -> Losses |
     import torch
 
     is_adapter = run.final_is_adapter
-    if is_adapter and (lost := non_lora_trainable(run.final)):
+    if is_adapter and (lost := merge.non_lora_trainable(run.final)):
         raise ModelError(
             f"{run.final}: {lost}, so the run's losses are not this model's: run the same command "
             "with export.form=merged and the same hydra.run.dir"
@@ -152,7 +146,7 @@ def _export_model(run: FinishedRun, folder: Path, dtype: str | None) -> Losses |
     source = run.checked_base() if is_adapter else resolve(str(run.final))
     kept = run.manifest["kept_layers"] if is_adapter else range(layer_count(source.config))
     reduced = reduction(source, kept)
-    updates = adapter_updates(run.final, reduced) if is_adapter else None
+    updates = merge.adapter_updates(run.final, reduced) if is_adapter else None
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
     copy_tokenizer(_tokenizer(run), folder)
     mapping = kept_tensors(source.weight_map, kept, source.config)
@@ -168,7 +162,7 @@ def _tokenizer(run: FinishedRun) -> Source:
 
 
 def _tensors(
-    updates: AdapterUpdates | None,
+    updates: merge.AdapterUpdates | None,
     slices: Mapping[str, TensorSlice],
     dtype: "torch.dtype | None",
 ) -> dict[str, Outgoing]:
@@ -187,7 +181,7 @@ def _tensors(
 
 
 def _merging(
-    updates: AdapterUpdates,
+    updates: merge.AdapterUpdates,
     layer: int | None,
     slices: Mapping[str, TensorSlice],
     group: Mapping[str, Outgoing],

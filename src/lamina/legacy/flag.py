@@ -36,19 +36,15 @@ def take_old(
     if other := next((a for a in rest if a.lstrip("+").startswith("experiment=")), None):
         raise ConfigError(f"{FLAG} {given[0]} and {other}: use one of them")
     # Imported here: other runs do not need the YAML library.
-    from lamina.legacy.experiment_file import (
-        KEPT_RATE,
-        experiment,
-        experiment_name,
-        keeps_older_rate,
-    )
+    from lamina.legacy import experiment_file
     from lamina.legacy.form import resolve
 
     path = Path(given[0])
     older = resolve(path, today=today)
-    if keeps_older_rate(older):
-        sys.stderr.write(f"{KEPT_RATE}\n")
-    name, node = experiment_name(path), OmegaConf.create(experiment(older))
+    if experiment_file.keeps_older_rate(older):
+        sys.stderr.write(f"{experiment_file.KEPT_RATE}\n")
+    name = experiment_file.experiment_name(path)
+    node = OmegaConf.create(experiment_file.experiment(older))
     ConfigStore.instance().store(
         group=f"experiment/{GROUP}", name=name, node=node, package="_global_"
     )

@@ -14,15 +14,8 @@ from lamina import errors
 from lamina.depth import loading
 from lamina.depth.quantization import quantization
 from lamina.errors import ModelError, TrainingError
-from lamina.measure.evaluate import (
-    PROTOCOL,
-    SAMPLE_ROWS,
-    TOLERANCES,
-    RowLosses,
-    answers,
-    perplexity,
-    row_losses,
-)
+from lamina.measure import evaluate
+from lamina.measure.evaluate import RowLosses
 from lamina.measure.results import ROWS_FILE, Record
 from lamina.measure.separate import SeparateProcessError, ask
 from lamina.runtime import distributed
@@ -153,11 +146,11 @@ def loaded_figures(
     """Measure a model in memory; processes share the losses, the first answers the prompts."""
     model, losses = on_device(model), RowLosses((), ())
     if protocol.rows:
-        losses = row_losses(model, protocol.rows, max_tokens=protocol.max_tokens)
+        losses = evaluate.row_losses(model, protocol.rows, max_tokens=protocol.max_tokens)
     prompts = [ids for _, ids, _ in protocol.prompts]
     if not prompts or not distributed.is_first():
         return Figures(losses, [""] * len(prompts))
-    return Figures(losses, answers(model, tokenizer, prompts, protocol.max_new_tokens))
+    return Figures(losses, evaluate.answers(model, tokenizer, prompts, protocol.max_new_tokens))
 
 
 def _isolated_figures(ref: ModelRef, protocol: Protocol) -> Figures:
@@ -184,7 +177,7 @@ def baseline(record: Record, protocol: Protocol, untouched: ModelRef) -> None:
         f"{untouched.dtype} {protocol.max_tokens} {device_name()}",
         *([f"4 bits, bitsandbytes {version('bitsandbytes')}"] if untouched.in_4bit else []),
         *(f"{name} {version(name)}" for name in ("torch", "transformers")),
-        f"protocol {PROTOCOL}",
+        f"protocol {evaluate.PROTOCOL}",
     ]
     folder, first = folder_of("baselines", parts), distributed.is_first()
     with cached(folder, "baseline.json") if first else nullcontext(Entry(folder, None)) as entry:
@@ -242,12 +235,15 @@ def final(
     loss = found.losses.mean()
     if tolerance is not None:
         if protocol.isolated:  # the backend's kernels round in their own way
-            tolerance = max(tolerance, TOLERANCES["rounded"])
+            tolerance = max(tolerance, evaluate.TOLERANCES["rounded"])
         refuse_other_loss(record, ref, loss, tolerance)
-    sample_loss = found.losses.mean(SAMPLE_ROWS)
-    record.measured(eval_loss=loss, perplexity=perplexity(loss), eval_sample_loss=sample_loss)
+    sample_loss = found.losses.mean(evaluate.SAMPLE_ROWS)
+    perplexity = evaluate.perplexity(loss)
+    record.measured(eval_loss=loss, perplexity=perplexity, eval_sample_loss=sample_loss)
     if distributed.is_first():
-        pairs = islice(zip(protocol.rows, found.losses.row_means(), strict=True), SAMPLE_ROWS)
+        pairs = islice(
+            zip(protocol.rows, found.losses.row_means(), strict=True), evaluate.SAMPLE_ROWS
+        )
         rows = [{**row, "loss": mean} for row, mean in pairs]
         write_rows(record.path.with_name(ROWS_FILE), rows)
     for sample, text in zip(record.content["samples"], found.answers, strict=True):

@@ -13,12 +13,7 @@ from typing_extensions import override
 
 from lamina.data.chat.template import choose_template
 from lamina.data.sources import DataSource, Synthetic
-from lamina.depth.loading import (
-    load_model,
-    load_tokenizer,
-    refuse_long_sequences,
-    refuse_unknown_tokens,
-)
+from lamina.depth import loading
 from lamina.depth.reduction import decoder_stack
 from lamina.depth.selection import LayerScores
 from lamina.depth.statistics import Statistics
@@ -135,7 +130,7 @@ class CachedScores(LayerScores):
 
     @cached_property
     def _calibration(self) -> tuple[Windows, tuple[range, ...]]:
-        refuse_long_sequences(self.source, self.max_seq_length)
+        loading.refuse_long_sequences(self.source, self.max_seq_length)
         calibration = Calibration(
             tokens=parse_tokens("scan.tokens", self.settings.tokens),
             length=self.max_seq_length,
@@ -144,9 +139,9 @@ class CachedScores(LayerScores):
             apart=self.settings.rows == "apart",
             loss_on=self.data.loss_on,
         )
-        tokenizer = choose_template(load_tokenizer(self.source), self.data.chat_template)
+        tokenizer = choose_template(loading.load_tokenizer(self.source), self.data.chat_template)
         windows, sets = calibration.windows(self.data.load().train, tokenizer)
-        refuse_unknown_tokens(self.source, tokenizer, windows.ids.tolist())
+        loading.refuse_unknown_tokens(self.source, tokenizer, windows.ids.tolist())
         return windows, sets
 
     @cached_property
@@ -178,7 +173,7 @@ def taylor_importance(source: Source, windows: Windows, device: str) -> tuple[fl
     from torch.nn.functional import cross_entropy
 
     every = range(layer_count(source.config))
-    model = load_model(source, every, dtype=torch.float32, device=device).eval()
+    model = loading.load_model(source, every, dtype=torch.float32, device=device).eval()
     total = int(windows.scored[:, 1:].sum())
     for window in windows.split(1):
         ids, scored = window.ids.to(device), window.scored[0, 1:].to(device)
