@@ -14,7 +14,7 @@ from lamina.data.feed import Feed
 from lamina.data.sources import DataSource
 from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
-from lamina.depth.reduction import reduction
+from lamina.depth.reduction import causal_class, config_class, reduction
 from lamina.depth.variants import Scratch
 from lamina.export.card import HEALING
 from lamina.export.final import Form
@@ -168,7 +168,8 @@ class Experiment(Parameters):
             loading.refuse_long_sequences(self.plan.source, self.max_seq_length)
         if self.attention != "auto" or self.kernels != "none":
             source = self.plan.source
-            family = loading.model_class(source.config if source else self.architecture)
+            content = source.config if source else self.architecture
+            family = causal_class(config_class("model_type", content))
             kernels.attention_kernel(self.attention, family, self.weights_dtype)
             kernels.refuse_unsupported_family(self.kernels, family.config_class.model_type)
         return arguments

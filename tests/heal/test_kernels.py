@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from lamina.depth.loading import load_model, model_class
+from lamina.depth.loading import load_model
+from lamina.depth.reduction import causal_class, config_class
 from lamina.errors import ConfigError
 from lamina.heal import kernels
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE
 
-QWEN3 = {"model_type": "qwen3"}
+QWEN3 = config_class("model_type", {"model_type": "qwen3"})
 
 
 @pytest.fixture
@@ -35,19 +36,19 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_is_the_default_of_transformers_without_a_gpu() -> None:
-    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") is None
+    assert kernels.attention_kernel("auto", causal_class(QWEN3), "bfloat16") is None
 
 
 @pytest.mark.usefixtures("gpu", "bare")
 def test_auto_is_flex_on_a_gpu_without_flash_attention() -> None:
-    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") == "flex_attention"
+    assert kernels.attention_kernel("auto", causal_class(QWEN3), "bfloat16") == "flex_attention"
     assert not kernels.may_need_mask("auto")
 
 
 @pytest.mark.usefixtures("gpu", "flash")
 def test_auto_is_flash_if_installed_and_the_weights_are_half_precision() -> None:
-    assert kernels.attention_kernel("auto", model_class(QWEN3), "bfloat16") == "flash_attention_2"
-    assert kernels.attention_kernel("auto", model_class(QWEN3), "float32") == "flex_attention"
+    assert kernels.attention_kernel("auto", causal_class(QWEN3), "bfloat16") == "flash_attention_2"
+    assert kernels.attention_kernel("auto", causal_class(QWEN3), "float32") == "flex_attention"
 
 
 def test_flash_attention_is_found_by_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,7 @@ def test_a_model_that_keeps_its_own_attention_is_refused() -> None:
 
 @pytest.mark.usefixtures("flash")
 def test_a_family_with_its_own_flash_attention_refuses_the_package() -> None:
-    family = model_class({"model_type": "gpt_oss"})
+    family = causal_class(config_class("model_type", {"model_type": "gpt_oss"}))
     with pytest.raises(ConfigError, match="attention=flash: GptOssForCausalLM does not support it"):
         kernels.attention_kernel("flash", family, "bfloat16")
 

@@ -220,17 +220,6 @@ def new_model(
     return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
-def model_class(content: Mapping[str, Any]) -> "type[PreTrainedModel]":
-    """Return the class of a config.json or an architecture; raises ModelError without one."""
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-
-    kind = content["model_type"]
-    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"model_type={kind}: transformers has no causal language model for it")
-    found: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]]
-    return found
-
-
 def torch_dtype(name: str, *, automatic: str) -> "torch.dtype":
     """Return the torch dtype called `name`, or `automatic` if the name is auto."""
     import torch

@@ -124,14 +124,23 @@ def with_derived_lists(content: dict[str, Any], config: "PretrainedConfig") -> d
     return {**content, **{field: lists[field] for field in lists if not content.get(field)}}
 
 
+def causal_class(kind: "type[PretrainedConfig]") -> "type[PreTrainedModel]":
+    """Return the class of a config's language model; raises ModelError without one."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        name = kind.model_type
+        raise ModelError(f"model_type={name}: transformers has no causal language model for it")
+    found: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    return found
+
+
 def blueprint(config: "PretrainedConfig") -> "PreTrainedModel":
     """Build a model without weights, its modules on the meta device; raises ModelError."""
     import torch
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        kind = config.model_type
-        raise ModelError(f"model_type={kind}: transformers has no causal language model for it")
+    causal_class(type(config))
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 

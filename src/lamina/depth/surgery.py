@@ -75,7 +75,8 @@ def layer_count(config: dict[str, Any], name: str = "config.json") -> int:
     for field in COUNT_FIELDS:
         if config.get(field) is not None:
             return int(config[field])
-    nested = [field for field in config if _declares_layers(config[field])]
+    inside = {field: value for field, value in config.items() if isinstance(value, dict)}
+    nested = [field for field, value in inside.items() if {*COUNT_FIELDS} & value.keys()]
     if named := [field for field in nested if "vision" not in field and "audio" not in field]:
         refuse_sharing(config[named[0]])
         raise ModelError(
@@ -97,10 +98,6 @@ def _refuse_mistyped(name: str, config: dict[str, Any]) -> None:
         low, value = int(field in COUNT_FIELDS), config[field]
         if value is not None and not low <= value <= MOST_LAYERS:
             raise ModelError(f"{name}: {field} is {value}, expected {low} to {MOST_LAYERS:,}")
-
-
-def _declares_layers(value: Any) -> bool:
-    return isinstance(value, dict) and any(field in value for field in COUNT_FIELDS)
 
 
 def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from lamina.weights.source import read_json
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Form = Literal["adapter", "merged", "both", "model"]
 """model: all of full training's weights. The others are the forms of a trained adapter."""
@@ -76,7 +76,9 @@ def save_final(
     final, has_adapter = folder / FINAL, form in ("adapter", "both")
     loaded_dtype = model.get_base_model().dtype if has_adapter else dtype
     if distributed.is_first():
-        _undo_training_settings(model.config)
+        model.config.use_cache = True  # the trainer turned it off; generation needs it
+        if hasattr(model.config, "output_router_logits"):
+            model.config.output_router_logits = False  # TRL turned it on; a cache fails with it
         if has_adapter:
             size = weight_bytes(trained_weights(model))
             about = manifest | unmeasured("adapter", loaded_dtype)
@@ -121,12 +123,6 @@ def measured_cards(record: Record, protocol: Protocol, final: ModelRef, form: Fo
             content["export"] |= {"loss": loss, "rows": rows, "all_rows": rows}
             content["evaluation"]["eval_loss"] = loss
             write_manifest(folder, content)
-
-
-def _undo_training_settings(config: "PretrainedConfig") -> None:
-    config.use_cache = True  # the trainer turned it off; generation needs it
-    if hasattr(config, "output_router_logits"):
-        config.output_router_logits = False  # TRL turned it on; a cache fails with it
 
 
 def _merged(

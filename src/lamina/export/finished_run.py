@@ -69,11 +69,8 @@ class FinishedRun:
     @property
     def dtype(self) -> str | None:
         """Type that final/ was measured in, as torch names it; None if it is not recorded."""
-        return self.result["dtype"] if self.result else self._exported.get("dtype")
-
-    @property
-    def _exported(self) -> dict[str, Any]:
-        return self.manifest.get("export") or {}  # older runs have none
+        exported = self.manifest.get("export") or {}  # older runs have none
+        return self.result["dtype"] if self.result else exported.get("dtype")
 
     @property
     def all_rows(self) -> int:

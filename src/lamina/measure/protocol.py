@@ -21,7 +21,7 @@ from lamina.measure.separate import SeparateProcessError, ask
 from lamina.runtime import distributed
 from lamina.runtime.cache import Entry, cached, folder_of
 from lamina.runtime.console import stage
-from lamina.runtime.device import compute_device, device_name, on_device, release_memory
+from lamina.runtime.device import compute_device, device_name, release_memory
 from lamina.runtime.files import write_rows
 from lamina.runtime.out_of_memory import memory_errors
 from lamina.weights.reading import identity
@@ -144,7 +144,7 @@ def loaded_figures(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", protocol: Protocol
 ) -> Figures:
     """Measure a model in memory; processes share the losses, the first answers the prompts."""
-    model, losses = on_device(model), RowLosses((), ())
+    model, losses = model.to(compute_device()), RowLosses((), ())
     if protocol.rows:
         losses = evaluate.row_losses(model, protocol.rows, max_tokens=protocol.max_tokens)
     prompts = [ids for _, ids, _ in protocol.prompts]

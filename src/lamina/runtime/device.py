@@ -11,21 +11,12 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 PROCESS = Path("/proc/self")
 """Statistics of this process on Linux."""
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Of NVIDIA's, AMD's and Windows' drivers."""
-
-
-def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Move a model to this process's accelerator, if there is one."""
-    return model.to(compute_device())
 
 
 def compute_device() -> str:
