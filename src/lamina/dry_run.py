@@ -136,11 +136,7 @@ def take_step(experiment: Experiment, trainer: "TokenLossTrainer") -> dict[str, 
 
 
 def footprint_of(
-    experiment: Experiment,
-    trainer: "TokenLossTrainer",
-    scratch: Path,
-    steps: int,
-    free: int,
+    experiment: Experiment, trainer: "TokenLossTrainer", scratch: Path, steps: int, free: int
 ) -> dict[str, int]:
     """Return the memory and disk space that the run takes, in bytes, once its trainer took a step.
 

@@ -109,8 +109,7 @@ class Rows:
         """Hold out evaluation rows if there are none, then apply both limits."""
         splits = Splits(train, evaluation) if evaluation else hold_out(train, self.eval_fraction)
         return Splits(
-            _first(splits.train, self.max_train_samples),
-            _first(splits.eval, self.max_eval_samples),
+            _first(splits.train, self.max_train_samples), _first(splits.eval, self.max_eval_samples)
         )
 
 

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
-SETTINGS = {
-    "load_in_4bit": True,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-}
+SETTINGS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 """Fields of transformers' BitsAndBytesConfig; bnb_4bit_compute_dtype is the weights' own type."""
 
 SCALE_BITS = 8 / 64 + 32 / (64 * 256)

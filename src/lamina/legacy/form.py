@@ -34,10 +34,7 @@ class OlderForm:
 
 
 def resolve(
-    path: Path,
-    *,
-    drop_unknown: bool = False,
-    today: Callable[[str], str | None] = lambda key: None,
+    path: Path, *, drop_unknown: bool = False, today: Callable[[str], str | None] = lambda key: None
 ) -> OlderForm:
     """Read a file and all that it extends; the child wins. One ConfigError names all mistakes.
 
