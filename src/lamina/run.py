@@ -98,7 +98,8 @@ def resume(experiment: Experiment, record: Record) -> Start:
     if settings.get(ONLY_MODEL):
         logger.warning("%s=true: if this run is interrupted, it cannot be resumed", ONLY_MODEL)
     fixed = {"num_layers": experiment.plan.num_layers, "seed": experiment.seed}
-    record.update(name=name, **identity, **fixed, settings=settings, **start.origin)
+    origin = {"resumed_from": start.resumed_from, "started_from": start.started_from}
+    record.update(name=name, **identity, **fixed, settings=settings, **origin)
     return start
 
 

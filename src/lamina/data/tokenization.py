@@ -109,10 +109,9 @@ class Tokenization:
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Tokenize one converted row.
 
-        Returns:
-            input_ids and labels, cut to max_seq_length; trained: number of trained tokens in them;
-            length: tokens before the cut; start: 0-based place of the first trained token;
-            unended: whether the end of an answer is not trained.
+        Return input_ids and labels, cut to max_seq_length; trained: number of trained tokens in
+        them; length: tokens before the cut; start: 0-based place of the first trained token;
+        unended: whether the end of an answer is not trained.
         """
         encode: dict[str, Callable[[dict[str, Any]], tuple[list[int], Sequence[int]]]] = {
             "messages": self._messages,

@@ -135,11 +135,6 @@ class Start:
     """The absolute path that resume=PATH names, or named at an earlier start."""
 
     @property
-    def origin(self) -> dict[str, str | None]:
-        """What result.json records about it."""
-        return {"resumed_from": self.resumed_from, "started_from": self.started_from}
-
-    @property
     def step(self) -> int | None:
         """The checkpoint's optimizer step; None at the first step of a training."""
         return saved_step(self.checkpoint) if self.checkpoint else None

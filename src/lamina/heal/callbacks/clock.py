@@ -110,11 +110,7 @@ class StepClock(TrainerCallback):
         self._counted = self._counted + torch.stack([targets, *(w.sum() for w in windows)]).cpu()
 
     def reading(self) -> Reading | None:
-        """Return the work and time since warm-up; all processes must call it.
-
-        Returns:
-            None until a step after warm-up ends, and if no tokens are counted.
-        """
+        """Return the work and time since warm-up, if there is any; all processes must call it."""
         first, last = self._steady, self._last
         if first is None or last.tokens == first.tokens:
             return None
