@@ -166,7 +166,7 @@ def load_result(folder: Path) -> dict[str, Any]:
 
 def with_settings(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return result.json's content, with the settings at the top level, too."""
-    return {**result, **(result.get("settings") or {})}
+    return {**result, **result.get("settings", {})}
 
 
 def run_of(folder: Path) -> str | None:
