@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.data.accounting import TokenizedSplit, account
 from lamina.data.cache import cached_map
-from lamina.data.chat.mask import assistant_mask
+from lamina.data.chat.mask import assistant_mask, shared_start
 from lamina.data.chat.template import ChatTemplate, marked_template, own_template
 from lamina.data.forms import Conversion
 from lamina.data.splits import Split, convert
@@ -164,8 +164,7 @@ class Tokenization:
         if self.loss_on == "all":
             return ids, [1] * len(ids)
         # Tokens may merge across the boundary: the completion starts where the two first differ.
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, ids, strict=False))
-        start = sum(1 for _ in same)
+        start = shared_start(prompt_ids, ids)
         return ids, [0] * start + [1] * (len(ids) - start)
 
     def _text(self, row: dict[str, Any]) -> tuple[list[int], Sequence[int]]:

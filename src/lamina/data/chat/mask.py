@@ -65,7 +65,7 @@ def _start(
         )
     prompt = chat.render(before, tools, prompt=True)
     if text.startswith(prompt):
-        return _shared(chat.ids(prompt), ids)
+        return shared_start(chat.ids(prompt), ids)
     if text.startswith(chat.render(before, tools)):
         raise BadRowError(
             f"{chat} does not begin message {number} as it prompts for an answer; {ADVICE}"
@@ -85,7 +85,7 @@ def _stop(
     Its end may be another token than at the end of a conversation, such as OLMo's.
     """
     alone = chat.ids(chat.render(messages, tools))
-    shared = _shared(alone, ids)
+    shared = shared_start(alone, ids)
     rest = alone[shared:]
     if not all(token in ends or _is_blank(chat, token) for token in rest):
         raise BadRowError(_rewritten(chat, f"message {len(messages)}"))
@@ -117,7 +117,7 @@ def _is_said(found: str, message: dict[str, Any], content: str) -> bool:
     return found.endswith(said) and bool(re.fullmatch(begin, found.removesuffix(said)))
 
 
-def _shared(some: Sequence[int], others: Sequence[int]) -> int:
+def shared_start(some: Sequence[int], others: Sequence[int]) -> int:
     """Return how many tokens two sequences have in common at their start."""
     pairs = zip(some, others, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

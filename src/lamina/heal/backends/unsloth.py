@@ -55,11 +55,10 @@ NUMBERS = frozenset(
 """Fields of SFTConfig that change losses and that a config may leave at TRL's default."""
 
 CPU_OPTIMIZERS = (
-    "adamw_torch", "adamw_apex_fused", "adamw_8bit", "adamw_bnb_8bit", "adafactor_8bit",
-    "lion_8bit", "ademamix_8bit", "rmsprop_bnb_8bit", "paged_adamw", "paged_adamw_8bit",
-    "paged_adamw_32bit", "paged_lion_8bit", "paged_lion_32bit", "paged_ademamix_8bit",
-    "paged_ademamix_32bit", "rmsprop_bnb", "rmsprop_bnb_32bit",
-)  # fmt: skip
+    "adamw_torch adamw_apex_fused adamw_8bit adamw_bnb_8bit adafactor_8bit lion_8bit ademamix_8bit "
+    "rmsprop_bnb_8bit paged_adamw paged_adamw_8bit paged_adamw_32bit paged_lion_8bit "
+    "paged_lion_32bit paged_ademamix_8bit paged_ademamix_32bit rmsprop_bnb rmsprop_bnb_32bit"
+).split()
 """Optimizers that Unsloth 2026.10.9 replaces on a CPU."""
 
 UNDECIDED = ("auto", "none", False)
