@@ -4,6 +4,7 @@ import random
 import re
 import zipfile
 from collections.abc import Mapping
+from math import inf
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def _read(path: Path) -> None:
 
 def _content(path: Path) -> dict[str, Any]:
     """Read a part in JSON; raises ModelError if it is not what a training wrote."""
-    content = read_json(path, FIELDS.get(path.name))
+    content = read_json(path, FIELDS.get(path.name), largest=inf)  # an entry per logged step
     if path.name == STATE:
         for entry in content["log_history"]:
             refuse_mistyped(f"{path}: log_history", entry, LOGGED)

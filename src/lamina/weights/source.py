@@ -245,13 +245,15 @@ def made_of(path: Path) -> Iterator[None]:
         raise ModelError(f"{path}: damaged, or of another version ({reason})") from error
 
 
-def read_json(path: Path, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_json(
+    path: Path, types: Mapping[str, Any] | None = None, largest: float = LARGEST_JSON
+) -> dict[str, Any]:
     """Read a file with a JSON object, as `parse_json` does; raises ModelError if it cannot be."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError("not a regular file")
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"larger than {LARGEST_JSON:,} bytes")
+        if path.stat().st_size > largest:
+            raise ValueError(f"larger than {largest:,} bytes")
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
