@@ -281,7 +281,7 @@ def refuse_mistyped(name: str, content: Any, types: Mapping[str, Any]) -> None:
         raise ModelError(f"{name}: expected a JSON object, found {reprlib.repr(content)}")
     for field, kind in types.items():
         value = content.get(field)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             found = reprlib.repr(content[field]) if field in content else "missing"
             expected = getattr(kind, "__name__", kind)
             raise ModelError(f"{name}: {field} is {found}, expected {expected}")
