@@ -241,10 +241,8 @@ def final(
     perplexity = evaluate.perplexity(loss)
     record.measured(eval_loss=loss, perplexity=perplexity, eval_sample_loss=sample_loss)
     if distributed.is_first():
-        pairs = islice(
-            zip(protocol.rows, found.losses.row_means(), strict=True), evaluate.SAMPLE_ROWS
-        )
-        rows = [{**row, "loss": mean} for row, mean in pairs]
+        pairs = zip(protocol.rows, found.losses.row_means(), strict=True)
+        rows = [{**row, "loss": mean} for row, mean in islice(pairs, evaluate.SAMPLE_ROWS)]
         write_rows(record.path.with_name(ROWS_FILE), rows)
     for sample, text in zip(record.content["samples"], found.answers, strict=True):
         sample["after"] = text
