@@ -9,7 +9,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, reason_of
 from lamina.runtime.yaml_text import refuse_unreadable
 
 
@@ -31,7 +31,7 @@ def install() -> None:
         except RecursionError as error:
             raise ConfigError(f"conf file {config_path}: nested too deeply") from error
         except OmegaConfBaseException as error:
-            reason = f"{str(error).splitlines()[0]}: write keys as text"
+            reason = f"{reason_of(error)}: write keys as text"
             raise ConfigError(f"conf file {config_path}: {reason}") from error
         except ValueError as error:
             raise ConfigError(f"conf file {config_path}: {error}") from error

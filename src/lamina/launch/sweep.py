@@ -30,7 +30,7 @@ from lamina.config.quoting import again, typed
 from lamina.config.rules import scan_problems
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
-from lamina.errors import Ended, LaminaError, OutputError
+from lamina.errors import Ended, LaminaError, OutputError, reason_of
 from lamina.measure.results import DRY_RUN_FILE, distinguishing
 from lamina.runtime.console import console, printable
 from lamina.runtime.files import refuse_unwritable, remove_links
@@ -275,7 +275,7 @@ def recorded_jobs(folder: Path) -> list[list[str]]:
                 raise ValueError(reason)
             return planned_jobs(config)
         except COMPOSITION_ERRORS as error:
-            raise ValueError(str(error).splitlines()[0]) from error
+            raise ValueError(reason_of(error)) from error
 
 
 def own_overrides(folder: Path, overrides: Sequence[str]) -> list[str]:
