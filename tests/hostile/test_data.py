@@ -95,7 +95,10 @@ CONFIGS: dict[str, tuple[bytes | str, str]] = {
     "an alias bomb": (f"trainer:\n{BOMB}", "alias"),
     "an alias to itself": ("a: &a [*a]\n", "alias"),
     "a merge of itself": ("a: &a {b: *a}\n", "alias"),
-    "nested lists": (f"a: {'[' * 5000}\n", "experiment/hostile"),
+    "nested lists": (f"a: {'[' * 49_000}\n", "experiment/hostile: nested too deeply"),
+    "many values": (f"a: [{'1,' * 49_000}]\n", "more than 5,000 values"),
+    "as many values as may be": (f"a: [{'1,' * 4_900}]\n", "hostile"),
+    "many values and an alias": (f"a: [&a 1, *a{', 1' * 330_000}]\n", "larger than 100,000 bytes"),
     "UTF-16": ("model_name: x\n".encode("utf-16"), "experiment/hostile"),
     "Latin-1": ("model_name: \xe9\n".encode("latin-1"), "experiment/hostile"),
     "binary": (bytes(range(128, 256)), "experiment/hostile"),
@@ -124,11 +127,15 @@ def test_a_config_file(case: str, refused: Refused, tmp_path: Path) -> None:
 
 
 OLDER: dict[str, tuple[Content, str]] = {
-    "an alias bomb": (f"trainer:\n{BOMB}", "its aliases (*NAME) repeat more than 10,000 values"),
+    "an alias bomb": (
+        f"trainer:\n{BOMB}",
+        "more than 5,000 values, with those that aliases (*NAME) repeat",
+    ),
     "UTF-16": ("model_name: x\n".encode("utf-16"), "can't decode byte 0xff"),
     "a list": ("[1]\n", "expected a mapping of keys to values"),
-    "nested lists": (f"a: {'[' * 5000}\n", "nested too deeply"),
-    "30 megabytes": (f"a: {'x' * 30_000_000}\n", "larger than 1,000,000 bytes"),
+    "nested lists": (f"a: {'[' * 49_000}\n", "nested too deeply"),
+    "as many values as may be": (f"a: [{'1,' * 4_900}]\n", "a="),
+    "30 megabytes": (f"a: {'x' * 30_000_000}\n", "larger than 100,000 bytes"),
     "a pipe": (os.mkfifo, "not a regular file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
 }

@@ -380,6 +380,12 @@ def test_a_dry_run_of_a_sweep_fails_if_a_job_cannot_run(tmp_path: Path) -> None:
     assert done.errors.splitlines()[-1] == "error: 1 of 2 jobs cannot run: 1; see above"
     assert not list(tmp_path.glob("summary.*"))
     assert train(tmp_path / "run", *given, "model.layer_to_drop=3").code == 0
+    for content in ("{", '{"seconds": 1}', '{"seconds": 1, "footprint": {"disk": "1"}}'):
+        (tmp_path / "0" / "dry_run.json").write_text(content)  # of an earlier command
+        done = train(tmp_path / "run", *given, "model.layer_to_drop=77,78")
+        assert done.output.splitlines()[-1].startswith("sweep of 0 of 2 jobs: ")
+        last = done.errors.splitlines()[-1]
+        assert (done.code, last) == (1, "error: 2 of 2 jobs cannot run: 0, 1; see above")
 
 
 MANY = (*SHORT, "max_steps=60", "eval_steps=20", "save_steps=20", "logging_steps=7")

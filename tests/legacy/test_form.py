@@ -242,7 +242,7 @@ REFUSED = {
     "seed: !!python/name:os.system": "@: seed has a tag: leave it out",
     "? [a]\n: b": "@: a key must be text, not a list or a mapping",
     "<<: {[a]: b}": "@: a key must be text, not a list or a mapping",
-    "a: &a {<<: *a}": "@: its aliases (*NAME) repeat more than 10,000 values",
+    "a: &a {<<: *a}": "@: more than 5,000 values, with those that aliases (*NAME) repeat",
     "- a": "@, line 2: invalid YAML: expected <block end>, but found '-'",
     "_extends: [a, b]": "@: _extends=['a', 'b']: expected the path of one file",
     "_extends: nowhere.yaml": "@: _extends=%/nowhere.yaml: no such file or directory",

@@ -33,7 +33,7 @@ from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError, reason_of
 from lamina.measure.results import DRY_RUN_FILE, distinguishing
 from lamina.runtime.console import console, printable
-from lamina.runtime.files import refuse_unwritable, remove_links
+from lamina.runtime.files import disk_errors, refuse_unwritable, remove_links
 from lamina.runtime.lock import locked
 from lamina.runtime.paths import short_path
 from lamina.runtime.yaml_text import refuse_unreadable
@@ -92,6 +92,8 @@ class Sweep(Callback):
             self.ownership.enter_context(locked(self.folder, "hydra.sweep.dir"))
             jobs = (f"*/{name}" for name in WRITTEN_BY_HYDRA)
             remove_links(self.folder, *WRITTEN_BY_HYDRA, *jobs)
+            if self.is_dry_run:
+                self._forget_reports()
         self.began = time.monotonic()
         line = f"sweep folder: {short_path(self.folder)}, {len(self.planned)} jobs\n"
         sys.stderr.write(printable(line))
@@ -161,17 +163,26 @@ class Sweep(Callback):
             f"these again: {command}"
         )
 
+    def _reports(self) -> dict[str, Path]:
+        names = map(str, range(len(self.planned)))
+        return {name: self.folder / name / DRY_RUN_FILE for name in names}
+
+    def _forget_reports(self) -> None:
+        """Remove what an earlier command, perhaps of another version, left of the jobs."""
+        with disk_errors(self.folder, "hydra.sweep.dir"):
+            for path in self._reports().values():
+                path.unlink(missing_ok=True)
+
     def _close_dry_run(self) -> str | None:
         """Print what all jobs take; return which cannot run: those without a dry-run report."""
         from lamina.report.dry_run_report import sweep_totals
 
         self.ownership.close()
-        names = [str(number) for number in range(len(self.planned))]
-        found = {name: self.folder / name / DRY_RUN_FILE for name in names}
+        found = self._reports()
         done = [json.loads(path.read_text()) for path in found.values() if path.is_file()]
-        sys.stdout.write(f"{sweep_totals(done, len(names))}\n")
+        sys.stdout.write(f"{sweep_totals(done, len(found))}\n")
         wrong = [name for name, path in found.items() if not path.is_file()]
-        summary = f"{len(wrong)} of {len(names)} jobs cannot run: {', '.join(wrong)}; see above"
+        summary = f"{len(wrong)} of {len(found)} jobs cannot run: {', '.join(wrong)}; see above"
         return summary if wrong else None
 
 
