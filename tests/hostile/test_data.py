@@ -15,8 +15,8 @@ from tests.hostile.models import Content, write
 GOOD = json.dumps(
     {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 )
-SECONDS = 4.0
-"""What a refusal may take on a busy machine; alone it takes less than two."""
+SECONDS = 20
+"""What is refused in about two would take minutes, or all memory, if it were read."""
 
 
 def messages(text: str) -> str:
