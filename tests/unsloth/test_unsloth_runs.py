@@ -105,7 +105,8 @@ def test_patched_models_are_measured_in_separate_processes(
     done = train(tmp_path / "run", *RUN, "export.form=both", **caches)
     assert done.code == 0, done.errors
     started = (tmp_path / "started").read_text().splitlines()
-    assert started.count("-m lamina.measure.isolated") == 3
+    # Before, after removal, final/, and the merged form, whose card has its own loss.
+    assert started.count("-m lamina.measure.isolated") == 4
     for name in ("baseline_eval_loss", "reduced_eval_loss", "eval_loss", "eval_sample_loss"):
         assert done.metrics[name] == pytest.approx(quickstart.metrics[name], abs=1e-6), name
     assert done.result["samples"] == quickstart.result["samples"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 
-from lamina.runtime.console import stage
+from lamina.runtime.console import quiet_loggers, stage
 
 
 @cache
@@ -18,6 +18,7 @@ def import_heavy() -> None:
     Imports leave no garbage, yet the collector scans all that they create again and again. Once per
     process: a later freeze would keep what a sweep's earlier job left.
     """
+    quiet_loggers()
     gc.disable()
     try:
         for name in ("datasets", "peft", "lamina.heal.trainer"):

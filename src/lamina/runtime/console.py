@@ -237,9 +237,14 @@ def quiet_libraries() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
+    quiet_loggers()
+
+
+def quiet_loggers() -> None:
+    """Silence what libraries log when they are imported, and again and again."""
     # One notice for each batch of an evaluation by several processes.
     logging.getLogger("accelerate.accelerator").setLevel(logging.WARNING)
     # It warns that weights are offloaded to disk, which a scan does on purpose.
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-    # PEFT imports bitsandbytes, which recommends a package on machines without a GPU.
+    # PEFT imports bitsandbytes, which recommends packages on machines without a GPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
