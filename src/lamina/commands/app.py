@@ -119,8 +119,8 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
     register()
     with errors_in_one_line():
         load_environment()
-    source_files.install()
     security.install(sys.argv[1:])
+    source_files.install()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         with interruptible():
             main()

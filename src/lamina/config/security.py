@@ -14,7 +14,6 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.plugins.config_source import ConfigResult
-from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lamina.errors import ConfigError
@@ -77,30 +76,18 @@ def allowed() -> list[str]:
 
 
 def _checking_config(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
-    refused: list[tuple[ConfigLoaderImpl, list[str], RunMode, HydraException]] = []
-    composed: list[tuple[ConfigLoaderImpl, list[str], DictConfig]] = []
+    refused: list[tuple[ConfigLoaderImpl, list[str], HydraException]] = []
 
-    def _load(
-        self: ConfigLoaderImpl, *, overrides: list[str], run_mode: RunMode, **options: Any
-    ) -> DictConfig:
-        # Hydra 1.3.8 composes first to see whether it is a sweep, and swallows that error. Without
-        # a list or a function on the command line, that config can be the run's.
-        is_first = not options.get("validate_sweep_overrides", True)
-        may_run = is_first and not any(set(each) & {",", "("} for each in overrides)
-        mode = RunMode.RUN if may_run else run_mode
+    def _load(self: ConfigLoaderImpl, *, overrides: list[str], **options: Any) -> DictConfig:
+        # Hydra 1.3.8 composes once to see whether it is a sweep, and swallows that error.
         given = [each for each in overrides if not each.startswith("hydra.mode=")]
-        for loader, earlier, its_mode, error in refused:
-            if loader is self and (earlier, its_mode) == (given, mode):
+        for loader, earlier, error in refused:
+            if loader is self and earlier == given:
                 raise error
-        for loader, earlier, config in composed:
-            if loader is self and [*earlier, "hydra.mode=RUN"] == overrides:
-                config.hydra.mode = RunMode.RUN
-                config.hydra.overrides.hydra.append(overrides[-1])
-                return config
         try:
-            config = load(self, overrides=overrides, run_mode=mode, **options)
+            config = load(self, overrides=overrides, **options)
         except HydraException as error:
-            refused.append((self, given, mode, error))
+            refused.append((self, given, error))
             raise
         except ConfigError:
             raise
@@ -109,8 +96,6 @@ def _checking_config(load: Callable[..., DictConfig]) -> Callable[..., DictConfi
             raise ConfigCompositionException(str(error)) from error
         refuse_unsafe(config)
         _expand_home(config)
-        if may_run:
-            composed.append((self, [*overrides], config))
         return config
 
     return _load

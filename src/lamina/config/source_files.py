@@ -1,11 +1,16 @@
-"""Checks every config file that Hydra reads before its YAML is."""
+"""How Hydra reads config files: each is checked before its YAML is, and a run composes once."""
 
+import sys
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -14,10 +19,12 @@ from lamina.runtime.yaml_text import refuse_unreadable
 
 
 def install() -> None:
-    """Check every config file that Hydra reads."""
+    """Check every config file that Hydra reads, and compose a run's config once."""
     load = ConfigRepository.load_config
     if hasattr(load, "__wrapped__"):
         return
+    compose = ConfigLoaderImpl.load_configuration
+    ConfigLoaderImpl.load_configuration = wraps(compose)(_once(compose))
 
     @wraps(load)
     def _load(self: ConfigRepository, config_path: str) -> ConfigResult | None:
@@ -38,3 +45,27 @@ def install() -> None:
         return found
 
     ConfigRepository.load_config = _load
+
+
+def _once(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """Use the config that Hydra 1.3.8 composes to see whether it is a sweep, if it is none."""
+    composed: list[tuple[ConfigLoaderImpl, list[str], DictConfig]] = []
+
+    def _compose(
+        self: ConfigLoaderImpl, *, overrides: list[str], run_mode: RunMode, **options: Any
+    ) -> DictConfig:
+        for loader, earlier, config in composed:
+            if loader is self and [*earlier, "hydra.mode=RUN"] == overrides:
+                composed.clear()
+                config.hydra.mode = RunMode.RUN
+                config.hydra.overrides.hydra.append(overrides[-1])
+                return config
+        may_sweep = {"--multirun", "-m"} & {*sys.argv} or any({*o} & {*",("} for o in overrides)
+        is_trial = not options.get("validate_sweep_overrides", True) and not may_sweep
+        mode = RunMode.RUN if is_trial else run_mode
+        config = compose(self, overrides=overrides, run_mode=mode, **options)
+        if is_trial:
+            composed.append((self, [*overrides], config))
+        return config
+
+    return _compose
