@@ -40,8 +40,9 @@ def run(experiment: Experiment, record: Record) -> None:
     """Run an experiment; reports read only its record and its folder."""
     plan(experiment)
     first, folder, wanted = distributed.is_first(), experiment.folder, experiment.evaluation
-    # output_dir may lie outside the run folder, where another run may be at work.
-    owner = locked(folder, "output_dir") if first else nullcontext()
+    # output_dir may lie outside the run folder, which is locked, and another run be at work there.
+    is_own = folder.resolve() == Path(experiment.run_dir).resolve()
+    owner = locked(folder, "output_dir") if first and not is_own else nullcontext()
     with disk_errors(Path(experiment.run_dir)), owner:
         start = resume(experiment, record)
         with experiment.prepared():

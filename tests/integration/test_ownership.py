@@ -43,3 +43,9 @@ def test_a_separate_checkpoint_folder_has_one_owner_too(tmp_path: Path) -> None:
             first.kill()
     assert second.code == 1
     assert f"{tmp_path / 'shared' / 'pruned'} belongs to process {first.pid}" in second.errors
+
+
+def test_checkpoints_may_lie_in_the_run_folder_itself(tmp_path: Path) -> None:
+    done = train(tmp_path / "pruned", *SHORT, f"output_dir={tmp_path}")
+    assert done.code == 0, done.errors
+    assert done.final == tmp_path / "pruned" / "final"
