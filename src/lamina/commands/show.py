@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def shown(given: str) -> "Iterator[RenderableType]":
-    """Yield what there is to see of a hub id, or of a folder that Lamina wrote."""
+    """Yield the tables of a hub id, or of a folder that Lamina wrote."""
     from rich.text import Text
 
     from lamina.depth.statistics import Statistics

@@ -128,7 +128,7 @@ def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / WEIGHTS_FILE)
-    except Exception as error:  # whatever its fields lead PEFT into
+    except Exception as error:  # PEFT raises anything for a damaged field
         raise ModelError(f"{folder}: the adapter cannot be read ({reason_of(error)})") from error
     config.layer_replication = None  # the tensors' layers are already the reduced model's
     updates: dict[int | None, dict[str, torch.Tensor]] = defaultdict(dict)

@@ -183,7 +183,7 @@ class TokenLossTrainer(SFTTrainer):
         file = Path(arguments[0]) / f"{'adapter_' if has_adapter else ''}model.safetensors"
         with _fitting(file):
             if file.is_file() and not self.is_fsdp_enabled:
-                # transformers 5.17 and PEFT 0.21 leave weights that the file lacks as they are.
+                # transformers 5.17 and PEFT 0.21 silently keep the old value of a missing weight.
                 own = dict(self.model.named_parameters())
                 if has_adapter:
                     own = get_peft_model_state_dict(self.model, save_embedding_layers=False)

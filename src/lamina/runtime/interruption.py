@@ -11,7 +11,7 @@ from lamina.errors import Interrupted
 INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 FORWARDED = signal.SIGUSR1
-"""How they reach the processes of a run: one that has only begun ends without a word."""
+"""The signal sent to the processes of a run; its default ends one that is still starting."""
 
 
 def interrupt(signum: int, _: Any) -> NoReturn:

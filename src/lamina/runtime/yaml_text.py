@@ -27,24 +27,24 @@ def refuse_unreadable(path: Path) -> None:
 
 
 def _refuse_expanding(text: str) -> None:
-    """Count a text's values as they are parsed; one that repeats itself has no end."""
+    """Raise a ValueError if a text has too many values, counting those that aliases repeat."""
     counted: dict[str | None, int] = {}
-    begun: list[tuple[str | None, int]] = []
+    opened: list[tuple[str | None, int]] = []
     count = 0
     with suppress(yaml.YAMLError):  # which the real reader reports
         for event in yaml.parse(text, LOADER):
             if isinstance(event, yaml.AliasEvent):
                 count += counted.get(event.anchor, 0)
             elif isinstance(event, yaml.CollectionEndEvent):
-                anchor, before = begun.pop()
+                anchor, before = opened.pop()
                 counted[anchor] = count - before
             elif isinstance(event, yaml.NodeEvent):
                 counted[event.anchor] = 1
                 if isinstance(event, yaml.CollectionStartEvent):
                     counted[event.anchor] = MOST_VALUES  # until its values are counted
-                    begun.append((event.anchor, count))
+                    opened.append((event.anchor, count))
                 count += 1
-            if len(begun) > DEEPEST:
+            if len(opened) > DEEPEST:
                 raise ValueError("nested too deeply")
             if count > MOST_VALUES:
                 repeated = "with those that aliases (*NAME) repeat"

@@ -115,7 +115,7 @@ class UserCallback(CallbackSettings):
             if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
                 raise TypeError("it does not derive from transformers.TrainerCallback")
             inspect.signature(found).bind(**self.arguments)
-        # Whatever the user's module raises.
+        # A user's module may raise anything.
         except Exception as error:
             raise ConfigError(f"callbacks: _target_={self.target}: {error}") from error
         return found
