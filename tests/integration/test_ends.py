@@ -352,6 +352,29 @@ def test_ctrl_c_keeps_complete_jobs_and_the_same_command_runs_the_others(tmp_pat
     assert not list(folder.glob(".owner*"))
 
 
+@pytest.mark.parametrize("swallowed", ["in a finalizer", "and something else fails"])
+def test_ctrl_c_ends_a_sweep_though_a_library_swallows_it(tmp_path: Path, swallowed: str) -> None:
+    lines = [
+        "import os, signal, lamina.run, train",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
+        "class Finalized:",
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGINT)",
+        "def plan(experiment):",
+        "    Finalized()",
+        "    if not FINALIZER: raise TypeError",
+        "lamina.run.plan = plan",
+        "train.main()",
+    ]
+    code = "\n".join(lines).replace("FINALIZER", str(swallowed == "in a finalizer"))
+    given = ("--multirun", f"hydra.sweep.dir={tmp_path}", *QUICK, "seed=1,2")
+    done = run("-c", code, *given, cwd=tmp_path)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert "\nerror: interrupted; 2 of 2 jobs did not complete: 0 (interrupted)" in done.stderr
+    assert (read_result(tmp_path / "0") or {})["status"] == "interrupted"
+    assert not (tmp_path / "1").exists()
+
+
 @pytest.mark.parametrize("jobs", [(), ("--multirun", "seed=1,2")])
 def test_a_bug_prints_one_line_and_logs_its_traceback(
     tmp_path: Path, jobs: tuple[str, ...]

@@ -49,7 +49,7 @@ def _reporting(task: Task, reported: list[str] | None) -> Task:
         from lamina.config.quoting import again
 
         try:
-            with disk_errors(Path(HydraConfig.get().runtime.output_dir)):
+            with interruptible(), disk_errors(Path(HydraConfig.get().runtime.output_dir)):
                 task(config)
         # Hydra would print any error with its own traceback and hints.
         except Exception as error:
@@ -130,7 +130,7 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise composition errors, not print them
     with errors_in_one_line():
         try:
-            with disk_errors(Path()):
+            with interruptible(), disk_errors(Path()):
                 main()
         except COMPOSITION_ERRORS as error:
             fail(explain(error, sys.argv[1:], config_name))

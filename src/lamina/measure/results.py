@@ -9,6 +9,7 @@ from typing import Any
 from lamina.errors import LaminaError, ModelError, OutputError
 from lamina.runtime import distributed
 from lamina.runtime.files import write_json
+from lamina.runtime.interruption import interruptible
 from lamina.weights.source import parse_json, read_json, refuse_mistyped
 
 RESULT_FILE = "result.json"
@@ -119,7 +120,8 @@ class Record:
         result.
         """
         try:
-            yield
+            with interruptible():
+                yield
         except SystemExit:
             self.update(status="requeued")  # by submitit: the job will continue in this folder
             raise

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -14,9 +15,20 @@ FORWARDED = signal.SIGUSR1
 """The signal sent to the processes of a run; its default ends one that is still starting."""
 
 
+_raised: list[int] = []
+"""The signals for which Interrupted was raised."""
+
+
 def interrupt(signum: int, _: Any) -> NoReturn:
     """Handle a signal: end the command, which can clean up."""
+    _raised.append(signum)
     raise Interrupted(signum)
+
+
+def raise_lost() -> None:
+    """Raise Interrupted again if something swallowed it: a finalizer, a library's bare except."""
+    if _raised:
+        raise Interrupted(_raised[0])
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
@@ -26,13 +38,28 @@ def exit_code(error: KeyboardInterrupt) -> int:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let the signals raise Interrupted in the body, but for those that are ignored or handled."""
-    before = _handle(interrupt)
+    """Let the signals raise Interrupted in the body, but for those that are ignored or handled.
+
+    If it is swallowed there, it is raised at the body's end, also in place of an error: what was
+    half done may have failed.
+    """
+    if before := _handle(interrupt):
+        _raised.clear()
+        sys.unraisablehook = _print_unless_interrupted
     try:
         yield
+        raise_lost()
+    except Exception:
+        raise_lost()
+        raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _print_unless_interrupted(lost: "sys.UnraisableHookArgs") -> None:
+    if not issubclass(lost.exc_type, Interrupted):
+        sys.__unraisablehook__(lost)
 
 
 def leave_at_signals() -> None:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lamina.runtime import distributed
 from lamina.runtime.checkpoints import rotate
-from lamina.runtime.interruption import FORWARDED, INTERRUPTING, interrupt
+from lamina.runtime.interruption import FORWARDED, INTERRUPTING, interrupt, raise_lost
 
 NOTICE = b"\ninterrupted: saving at the end of this step; Ctrl-C again leaves at once\n"
 
@@ -71,6 +71,7 @@ class EndAfterStep(TrainerCallback):
 
     @override
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        raise_lost()
         for signum in self.WATCHED:
             handler = signal.getsignal(signum)
             is_requeue = signum == distributed.REQUEUE_SIGNAL
