@@ -119,7 +119,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON; NaN and infinities, which JSON lacks, become null."""
-    write_text(path, json.dumps(_finite(content), indent=2) + "\n")
+    write_text(path, json.dumps(finite(content), indent=2) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
@@ -136,13 +136,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise OutputError(unwritable(path, error.strerror or str(error))) from error
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON lacks, by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

@@ -1,0 +1,227 @@
+"""evaluation.json and items.jsonl: what an evaluation found, in all and for each item."""
+
+import json
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from lamina.errors import ModelError
+from lamina.runtime.files import disk_errors, finite, write_json
+from lamina.weights.source import parse_json, read_json
+
+FORMAT = 1
+EVALUATION_FOLDER = "evaluation"
+EVALUATION_FILE, ITEMS_FILE = "evaluation.json", "items.jsonl"
+
+LARGEST = 100_000_000
+"""Bytes of the largest evaluation.json that is read."""
+
+Flat = str | int | float | bool | None
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A figure over the items of a task."""
+
+    value: float
+    stderr: float | None
+    """Standard error over items, of losses over documents; None for a single one."""
+    n: int
+    """Number of items or documents."""
+    chance: float | None = None
+    """What guessing reaches; None where there is no such value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far a model is from the original on the same text."""
+
+    kl: Metric
+    """Divergence of its predictions from the original's, in nats per token."""
+    top1: Metric
+    """Share of tokens where both find the same one most likely."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """How generated answers end, each as a share of all; only `looped` overlaps the others."""
+
+    ended: float
+    looped: float
+    capped: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What one model got in one task."""
+
+    kind: str
+    """choices, text or generation."""
+    items: int
+    items_hash: str
+    """SHA-256 of what was scored: token ids, their spans and the labels, in the file's order."""
+    protocol: dict[str, Flat]
+    metrics: dict[str, Metric]
+    health: Health | None = None
+    agreement: Agreement | None = None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a model reads and writes at one batch size and length."""
+
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    first_token_seconds: float
+    kv_cache_bytes: int
+    peak_memory_bytes: int | None
+    repeats: int
+    spread: float
+    """Largest minus smallest time of the repeats, as a share of their median."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """Which model was evaluated."""
+
+    name: str
+    revision: str | None
+    kept_layers: list[int] | None
+    layers: int
+    parameters: int
+    bytes: int
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """The content of evaluation.json."""
+
+    format: int = FORMAT
+    role: str
+    """original, reduced or final, in a run; else model."""
+    model: EvaluatedModel
+    tasks: dict[str, TaskResult]
+    speed: list[Speed] | None
+    versions: dict[str, str]
+    device: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemResult:
+    """A line of items.jsonl; what a kind of task does not measure is None."""
+
+    task: str
+    id: int
+    """0-based row of the task's file."""
+    correct: bool | None = None
+    correct_norm: bool | None = None
+    """The same with each choice's log-likelihood divided by its characters."""
+    log_likelihoods: list[float] | None = None
+    """In nats, one per choice."""
+    nll: float | None = None
+    """Summed negative log-likelihood of the scored tokens, in nats."""
+    tokens: int | None = None
+    """Scored tokens, or generated ones."""
+    answer: str | None = None
+    ended: bool | None = None
+    looped: bool | None = None
+    kl: float | None = None
+    """Divergence from the original, summed over the scored tokens, in nats."""
+    top1: int | None = None
+    """Scored tokens where the original finds the same one most likely."""
+
+
+def write_evaluation(folder: Path, result: EvaluationResult) -> None:
+    """Write evaluation.json into a folder."""
+    write_json(folder / EVALUATION_FILE, asdict(result))
+
+
+def read_evaluation(folder: Path) -> EvaluationResult:
+    """Read a folder's evaluation.json; raises ModelError if it is missing, damaged or newer."""
+    path = folder / EVALUATION_FILE
+    content = read_json(path, {"format": int}, LARGEST)
+    if content["format"] != FORMAT:
+        raise ModelError(f"{path}: format is {content['format']}, expected {FORMAT}")
+    return typed(EvaluationResult, content, str(path))
+
+
+def append_items(folder: Path, items: Sequence[ItemResult]) -> None:
+    """Append lines to a folder's items.jsonl, after its last whole one."""
+    path = folder / ITEMS_FILE
+    lines = "".join(json.dumps(finite(asdict(item))) + "\n" for item in items)
+    with disk_errors(path), path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(_whole(file.read()))
+        file.write(lines.encode())
+
+
+def read_items(folder: Path) -> list[ItemResult]:
+    """Read a folder's items.jsonl, if there is one, but not a line that was not finished.
+
+    Raises ModelError for any other that is broken.
+    """
+    path = folder / ITEMS_FILE
+    if not path.is_file():
+        return []
+    with disk_errors(path):
+        content = path.read_bytes()
+    lines = content[: _whole(content)].decode(errors="replace").split("\n")[:-1]
+    named = [f"{path}, row {number}" for number in range(1, len(lines) + 1)]
+    found = zip(named, lines, strict=True)
+    return [typed(ItemResult, parse_json(name, line), name) for name, line in found]
+
+
+def _whole(content: bytes) -> int:
+    """Return the bytes up to the end of the last whole line."""
+    return content.rfind(b"\n") + 1
+
+
+def typed(kind: type[T], content: Any, name: str) -> T:
+    """Turn a JSON value into a dataclass, checking every type; raises ModelError naming the field.
+
+    A null for a number that must be there is one that was not finite. Unknown fields are ignored.
+    """
+    made: T = _typed(kind, content, name)
+    return made
+
+
+def _typed(kind: Any, value: Any, name: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        hints, known = get_type_hints(kind), fields(kind)
+        missing = [f.name for f in known if f.name not in value and f.default is MISSING]
+        if missing:
+            raise ModelError(f"{name}: {missing[0]} is missing")
+        made: Any = kind
+        return made(
+            **{
+                field.name: _typed(hints[field.name], value[field.name], f"{name}: {field.name}")
+                for field in known
+                if field.name in value
+            }
+        )
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _typed(arguments[1], item, f"{name}: {key}") for key, item in value.items()}
+    if origin is list and isinstance(value, list):
+        return [_typed(arguments[0], item, name) for item in value]
+    if origin in (Union, types.UnionType):
+        for each in arguments:
+            if type(value) is each:
+                return value
+        return _typed(arguments[0], value, name)
+    if kind is float and (value is None or type(value) in (int, float)):
+        return math.nan if value is None else float(value)
+    if type(value) is kind:
+        return value
+    expected = getattr(kind, "__name__", str(kind))
+    raise ModelError(f"{name} is {json.dumps(value)[:60]}, expected {expected}")
