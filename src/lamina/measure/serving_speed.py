@@ -1,17 +1,19 @@
 """How fast a model answers, and the memory that takes, at given lengths and batch sizes.
 
-A batch of prompts of random tokens is read in one forward pass, which yields the first new token;
-each further token takes one more pass over the KV cache. Ends of text are ignored.
+One forward pass reads a batch of prompts of random tokens and yields the first new token; each
+further token takes a pass of its own with the KV cache. Ends of text are ignored. Times are medians
+of the repeats, rates those of all sequences together.
 """
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Annotated, Any
 
-from lamina.limits import Limit
+from lamina.limits import AT_LEAST_ONE, Limit
+from lamina.measure.tasks.files import EvaluationResult, Speed
 from lamina.runtime import distributed
 from lamina.runtime.console import stage
 from lamina.runtime.device import peak_memory_bytes, reset_peak_memory
@@ -34,30 +36,10 @@ class SpeedSettings:
     """Without any, no speed is measured."""
     prompt_tokens: Annotated[list[int], POSITIVE]
     new_tokens: Annotated[int, Limit(lambda value: value >= 2, "use 2 or more")]
-    repeats: Annotated[int, Limit(lambda value: value >= 1, "use 1 or more")]
+    repeats: Annotated[int, AT_LEAST_ONE]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """The speed of one batch size and length; rates are of all sequences together, medians."""
-
-    batch: int
-    prompt_tokens: int
-    new_tokens: int
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    """Of the tokens after the first."""
-    first_token_seconds: float
-    kv_cache_bytes: int
-    """Of the whole batch, after the last token."""
-    peak_memory_bytes: int
-    """Of the accelerator or, on a CPU, of this process; weights included."""
-    repeats: int
-    spread: float
-    """The fastest repeat's rate of decoding less the slowest's, as a share of the median."""
-
-
-def serving_speed(model: "PreTrainedModel", settings: SpeedSettings) -> list[dict[str, Any]] | None:
+def serving_speed(model: "PreTrainedModel", settings: SpeedSettings) -> list[Speed] | None:
     """Measure a model in memory, in the first process alone; None where nothing is measured."""
     shapes = [(b, t) for b in settings.batch_sizes for t in settings.prompt_tokens]
     if not shapes or not distributed.is_first():
@@ -66,32 +48,28 @@ def serving_speed(model: "PreTrainedModel", settings: SpeedSettings) -> list[dic
     with stage("measuring speed", len(shapes), "sizes") as shown:
         found = []
         for batch, length in shapes:
-            found.append(asdict(_measured(model, batch, length, settings)))
+            found.append(_measured(model, batch, length, settings))
             shown.advance()
     return found
 
 
-def share_of_ideal(reduced: Mapping[str, Any], original: Mapping[str, Any]) -> float | None:
+def share_of_ideal(reduced: EvaluationResult, original: EvaluationResult) -> float | None:
     """Return the speed-up of decoding as a share of the ideal one, that of the layers alone.
 
-    Both are contents of evaluation.json; the first sizes that both measured count. None if there
-    are none, or the devices differ.
+    It is that of the first sizes that both measured; None if there are none, or the devices differ.
     """
-    sizes = ("batch", "prompt_tokens", "new_tokens")
-    rates = [
-        {tuple(s[key] for key in sizes): s["decode_tokens_per_second"] for s in each["speed"] or ()}
-        for each in (reduced, original)
-    ]
-    common = next((size for size in rates[0] if size in rates[1]), None)
-    if common is None or reduced["device"] != original["device"]:
+    first, second = (
+        {(each.batch, each.prompt_tokens, each.new_tokens): each for each in model.speed or ()}
+        for model in (reduced, original)
+    )
+    size = next(filter(second.__contains__, first), None)
+    if size is None or reduced.device != original.device:
         return None
-    ideal = original["model"]["layers"] / reduced["model"]["layers"]
-    return float(rates[0][common] / rates[1][common] / ideal)
+    speed_up = first[size].decode_tokens_per_second / second[size].decode_tokens_per_second
+    return speed_up * reduced.model.layers / original.model.layers
 
 
-def _measured(
-    model: "PreTrainedModel", batch: int, length: int, settings: SpeedSettings
-) -> Speed:
+def _measured(model: "PreTrainedModel", batch: int, length: int, settings: SpeedSettings) -> Speed:
     import torch
 
     size = model.get_input_embeddings().num_embeddings
@@ -99,30 +77,30 @@ def _measured(
     ids, new = ids.to(model.device), settings.new_tokens
     _answer(model, ids, 2)  # the first passes compile kernels and fill caches
     reset_peak_memory()
-    first, rates, cache = [], [], 0
+    prefills, decodes, cache_bytes = [], [], 0
     for _ in range(settings.repeats):
-        began, ended, done, cache = _answer(model, ids, new)
-        first.append(ended - began)
-        rates.append(batch * (new - 1) / (done - ended))
-    decode = statistics.median(rates)
+        began, read, ended, cache_bytes = _answer(model, ids, new)
+        prefills.append(read - began)
+        decodes.append(ended - read)
+    prefill, decode = statistics.median(prefills), statistics.median(decodes)
     return Speed(
         batch=batch,
         prompt_tokens=length,
         new_tokens=new,
-        prefill_tokens_per_second=batch * length / statistics.median(first),
-        decode_tokens_per_second=decode,
-        first_token_seconds=statistics.median(first),
-        kv_cache_bytes=cache,
+        prefill_tokens_per_second=batch * length / prefill,
+        decode_tokens_per_second=batch * (new - 1) / decode,
+        first_token_seconds=prefill,
+        kv_cache_bytes=cache_bytes,
         peak_memory_bytes=peak_memory_bytes(),
         repeats=settings.repeats,
-        spread=(max(rates) - min(rates)) / decode,
+        spread=(max(decodes) - min(decodes)) / decode,
     )
 
 
 def _answer(
     model: "PreTrainedModel", ids: "torch.Tensor", new_tokens: int
 ) -> tuple[float, float, float, int]:
-    """Return when reading began and ended and the last token was there, and the cache's bytes."""
+    """Return when reading began, when it ended, when the last token came, and the cache's bytes."""
     import torch
 
     wait = torch.cuda.synchronize if ids.is_cuda else lambda: None
@@ -138,9 +116,9 @@ def _answer(
             ids, cache = output.logits[:, -1:].argmax(-1), output[name]
             if position == 0:
                 wait()
-                ended = time.perf_counter()
+                read = time.perf_counter()
         wait()
-    return began, ended, time.perf_counter(), sum(t.nbytes for t in _tensors(cache))
+    return began, read, time.perf_counter(), sum(t.nbytes for t in _tensors(cache))
 
 
 def _tensors(value: Any) -> Iterator["torch.Tensor"]:

@@ -75,6 +75,17 @@ def from_first(value: float | None) -> float | None:
     return total if known else None
 
 
+def gathered(value: T) -> list[T]:
+    """Return every process's value, in the order of their numbers."""
+    if world_size() == 1:
+        return [value]
+    from torch.distributed import all_gather_object
+
+    found: list[Any] = [None] * world_size()
+    all_gather_object(found, value)
+    return found
+
+
 def wait_for_all() -> None:
     """Wait for all processes, after which what the first one wrote can be read."""
     summed([0.0])
