@@ -1,15 +1,13 @@
 """Builds typed settings from a composed config, and checks its targets and keys."""
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, cast, get_args, get_origin
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, get_args, get_origin
 
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lamina.config.parameters import Parameters
-from lamina.config.schema import GROUPS, OPTIONS, registered
+from lamina.config.schema import GROUPS, OPTIONS, is_open, own_fields, registered
 from lamina.config.security import ALLOW, allowed
 from lamina.errors import did_you_mean
 from lamina.heal.callbacks.settings import CallbackSettings, UserCallback
@@ -49,8 +47,8 @@ class Binding:
         given = dict(node)
         del given["_target_"]
         given.pop("_convert_", None)
-        if function := self._function(target, kind):
-            return self._settings(function, given, path)
+        if settings := self._class(target, kind):
+            return self._settings(settings, given, path)
         if kind is CallbackSettings and target in allowed():
             return UserCallback(target=target, arguments=self.build(given, path, None))
         advice = "only Lamina's own settings are, at the keys of their groups"
@@ -60,30 +58,26 @@ class Binding:
         self.refused = True
         return None
 
-    def _function(self, target: str, kind: Any) -> Callable[..., Any] | None:
-        """Return what builds the settings that a target names, if a field may hold any."""
+    def _class(self, target: str, kind: Any) -> Any:
+        """Return the settings class that a target names, if a field may hold any."""
         if kind is Parameters and target == ROOT:
-            return cast("Callable[..., Any]", get_object(ROOT))
+            return get_object(ROOT)
         kinds = () if get_origin(kind) is dict else (kind, *get_args(kind))
         holds = any(getattr(each, "__module__", "").startswith("lamina.") for each in kinds)
         return registered().get(target) if holds else None
 
-    def _settings(self, function: Callable[..., Any], node: dict[str, Any], path: str) -> Any:
+    def _settings(self, settings: Any, node: dict[str, Any], path: str) -> Any:
         """Build settings; record keys that they lack, and those that they require."""
-        settings: Any = getattr(function, "__self__", function)  # the class of a class method
-        kinds = {each.name: each.type for each in fields(settings)}
+        kinds = {each.name: each.type for each in own_fields(settings)}
         given = {k: self.build(v, f"{path}{k}.", kinds.get(k)) for k, v in node.items()}
-        parameters = inspect.signature(function).parameters
-        if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
-            for key in [key for key in given if key not in parameters]:
-                advice = did_you_mean(key, parameters)
-                self.problems.append(f"{path}{key}={given.pop(key)}: no such key{advice}")
-        for name, each in parameters.items():
-            if each.kind is not each.VAR_KEYWORD and name not in given:
-                given[name] = self.build(MISSING, f"{path}{name}.")
+        for key in [] if is_open(settings) else [key for key in given if key not in kinds]:
+            advice = did_you_mean(key, kinds)
+            self.problems.append(f"{path}{key}={given.pop(key)}: no such key{advice}")
+        for name in [name for name in kinds if name not in given]:
+            given[name] = self.build(MISSING, f"{path}{name}.")
         for group in filter(OPTIONS.__contains__, given):
             self._check_options(group, given[group], path)
-        return function(**given)
+        return settings.of(**given) if is_open(settings) else settings(**given)
 
     def _check_options(self, group: str, value: Any, path: str) -> None:
         """Record what stands in place of the settings of a group's options."""

@@ -1,7 +1,6 @@
 """Describes an error of Hydra, OmegaConf or YAML in Lamina's words, in one line if possible."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from itertools import islice
 from typing import Any
 
@@ -14,7 +13,7 @@ from yaml import MarkedYAMLError, YAMLError
 from lamina.config.library_fields import fields_of
 from lamina.config.parameters import PROCESSES
 from lamina.config.quoting import NO_PAIR, as_text, for_shell
-from lamina.config.schema import OPTIONS, is_open, schema_of
+from lamina.config.schema import OPTIONS, is_open, own_fields
 from lamina.errors import LaminaError, did_you_mean, either, reason_of
 from lamina.limits import WHOLE_TOKENS
 
@@ -210,7 +209,7 @@ def _advice(dotted: str, known: Sequence[str]) -> str:
 
 
 def _names(settings: Any) -> list[str]:
-    return [entry.name for entry in fields(schema_of(settings)) if entry.name != "_target_"]
+    return [entry.name for entry in own_fields(settings)]
 
 
 def dotted_keys(content: dict[str, Any], prefix: str = "") -> Iterator[str]:

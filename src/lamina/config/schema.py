@@ -54,12 +54,13 @@ def schema_of(settings: type) -> type:
     It is a new class, because OmegaConf makes nodes of frozen dataclasses read-only.
     """
     target = ("_target_", str, field(default=_name(settings)))
-    assert is_dataclass(settings)
-    takes_any = is_open(settings)
-    known = [
-        each for each in fields(settings) if not takes_any or get_origin(each.type) is not dict
-    ]
-    return make_dataclass(settings.__name__, [target, *map(_entry, known)])
+    return make_dataclass(settings.__name__, [target, *map(_entry, own_fields(settings))])
+
+
+def own_fields(settings: Any) -> list[Field[Any]]:
+    """Return the fields that a config sets by name, without the mapping of an open class."""
+    own = fields(settings)
+    return [each for each in own if not is_open(settings) or get_origin(each.type) is not dict]
 
 
 def _name(settings: type) -> str:
@@ -71,7 +72,7 @@ def registered() -> dict[str, Any]:
     """Return all that a config may name as its target: the settings classes of the schemas."""
 
     def below(settings: type) -> Iterator[tuple[str, Any]]:
-        yield _name(settings), getattr(settings, "of", settings)
+        yield _name(settings), settings
         for each in fields(settings):
             if isinstance(each.type, type) and is_dataclass(each.type):
                 yield from below(each.type)

@@ -1,7 +1,7 @@
 """Adapters: which weights are trained."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typing_extensions import override
@@ -47,27 +47,10 @@ class Lora:
         return not any(map(self.further.get, NON_LORA_TRAINABLES))
 
     @classmethod
-    def of(
-        cls,
-        *,
-        learning_rate: float,
-        r: int,
-        alpha: int,
-        dropout: float,
-        bias: str,
-        target_modules: Any,
-        **further: Any,
-    ) -> "Lora":
+    def of(cls, /, **given: Any) -> "Lora":
         """Build from the config's keys: the fields above and any other of LoraConfig."""
-        return cls(
-            learning_rate=learning_rate,
-            r=r,
-            alpha=alpha,
-            dropout=dropout,
-            bias=bias,
-            target_modules=target_modules,
-            further=further,
-        )
+        own = {each.name: given.pop(each.name) for each in fields(cls) if each.name != "further"}
+        return cls(**own, further=given)
 
     def problems(self) -> Iterator[str]:
         """Refuse settings that PEFT or this version does not support."""

@@ -25,7 +25,7 @@ class OlderForm:
     """A file of the older form, resolved with all that it extends."""
 
     values: dict[str, Any]
-    """Of each key given, in the order of KEYS; those of `lora` are dotted."""
+    """Of each key given, in the order of the files; those of `lora` are dotted."""
     entries: dict[str, Entry]
     files: tuple[OlderFile, ...]
     """The file itself, then those it extends."""
@@ -61,12 +61,12 @@ def resolve(
 def _values(merged: dict[str, Entry]) -> tuple[dict[str, Any], list[str]]:
     values: dict[str, Any] = {}
     problems: list[str] = []
-    for key, kind in KEYS.items():
-        if key in merged:
-            try:
-                values[key] = kind(merged[key])
-            except ConfigError as error:
-                problems.append(f"{merged[key].file}: {key}={merged[key].shown}: {error}")
+    for key, entry in merged.items():
+        try:
+            if kind := KEYS.get(key):
+                values[key] = kind(entry)
+        except ConfigError as error:
+            problems.append(f"{entry.file}: {key}={entry.shown}: {error}")
     lora = merged.get("lora")
     if lora is not None and lora.value != {}:
         problems.append(f"{lora.file}: lora={lora.shown}: expected a mapping with r and alpha")
@@ -167,91 +167,62 @@ def _no_null(entry: Entry) -> str:
     return "; leave the key out for Lamina's default" if entry.value is None else ""
 
 
+_WHOLE = (
+    "max_seq_length per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps max_steps eval_steps save_steps save_total_limit logging_steps "
+    "seed lora.r lora.alpha"
+)
+_TEXT = (
+    "model_name lr_scheduler_type dtype run_dir output_dir logging_dir wandb_project resume "
+    "lora.bias optim attention kernels train_split"
+)
+_FLAGS = (
+    "use_lora packing bf16 fp16 gradient_checkpointing load_in_4bit torch_compile "
+    "activation_offloading"
+)
 KEYS: dict[str, Kind] = {
     "model_type": partial(_choice, MODEL_TYPES),
-    "use_lora": _flag,
-    "dataset_path": _unset_or(_text),
     "report_to": _reports,
-    "model_name": _text,
-    "max_seq_length": _whole,
-    "learning_rate": _number,
-    "lr_scheduler_type": _text,
-    "warmup_ratio": _number,
-    "weight_decay": _number,
-    "packing": _flag,
-    "per_device_train_batch_size": _whole,
-    "per_device_eval_batch_size": _whole,
-    "gradient_accumulation_steps": _whole,
-    "num_train_epochs": _number,
-    "max_steps": _whole,
-    "eval_steps": _whole,
-    "save_steps": _whole,
-    "save_total_limit": _whole,
-    "logging_steps": _whole,
-    "seed": _whole,
-    "num_threads": _unset_or(_whole),
-    "bf16": _flag,
-    "dtype": _text,
-    "gradient_checkpointing": _flag,
-    "run_dir": _text,
-    "output_dir": _text,
-    "logging_dir": _text,
-    "wandb_project": _text,
-    "resume": _text,
-    "layer_to_drop": _unset_or(_whole),
-    "keep_layers": _unset_or(_whole),
-    "lora.r": _whole,
-    "lora.alpha": _whole,
-    "eval_strategy": partial(_choice, ("no", "steps", "epoch")),
-    "fp16": _flag,
-    "wandb_run_name": _unset_or(_text),
-    "save_strategy": partial(_choice, ("no", "steps", "epoch")),
-    "load_in_4bit": _flag,
-    "lora.dropout": _number,
-    "lora.bias": _text,
     "lora.target_modules": _modules,
-    "optim": _text,
-    "attention": _text,
-    "kernels": _text,
-    "torch_compile": _flag,
-    "activation_offloading": _flag,
-    "dataset_name": _unset_or(_text),
-    "dataset_config": _unset_or(_text),
-    "train_split": _text,
-    "eval_split": _unset_or(_text),
-    "max_train_samples": _unset_or(_whole),
-    "max_eval_samples": _unset_or(_whole),
+    **dict.fromkeys(("eval_strategy", "save_strategy"), partial(_choice, ("no", "steps", "epoch"))),
+    **dict.fromkeys(_TEXT.split(), _text),
+    **dict.fromkeys(
+        "dataset_path dataset_name dataset_config eval_split wandb_run_name".split(),
+        _unset_or(_text),
+    ),
+    **dict.fromkeys(_WHOLE.split(), _whole),
+    **dict.fromkeys(
+        "num_threads layer_to_drop keep_layers max_train_samples max_eval_samples".split(),
+        _unset_or(_whole),
+    ),
+    **dict.fromkeys(
+        "learning_rate warmup_ratio weight_decay num_train_epochs lora.dropout".split(), _number
+    ),
+    **dict.fromkeys(_FLAGS.split(), _flag),
 }
 """Every key of the older form. One that conf/base.yaml has as well means the same there."""
 
-ANSWERS = {
-    "lora_r": "lora: {r}",
-    "lora_alpha": "lora: {alpha}",
-    "lora_dropout": "lora: {dropout}",
-    "lora_target_modules": "lora: {target_modules}",
-    "lora.rank": "lora: {r}",
-    "lora.lora_alpha": "lora: {alpha}",
-    "lora.lora_dropout": "lora: {dropout}",
-    "target_modules": "lora: {target_modules}",
-    "use_qlora": "load_in_4bit",
-    "attn_implementation": "attention (flash, flex, sdpa, eager)",
-    "use_flash_attention": "attention: flash",
-    "use_flash_attention_2": "attention: flash",
-    "torch_dtype": "dtype",
-    "model": "model_name",
-    "base_model": "model_name",
-    "model_name_or_path": "model_name",
-    "max_length": "max_seq_length",
-    "lr": "learning_rate",
-    "batch_size": "per_device_train_batch_size",
-    "epochs": "num_train_epochs",
-    "num_epochs": "num_train_epochs",
-    "warmup_steps": "warmup_ratio, a share of all steps",
-    "evaluation_strategy": "eval_strategy",
-    "dataset": "dataset_name of the hub, or dataset_path of save_to_disk",
-    "dataset_split": "train_split",
-    "test_split": "eval_split",
-    "run_name": "wandb_run_name",
-    "resume_from_checkpoint": "resume",
+_OTHER_NAMES = {
+    "lora: {r}": "lora_r lora.rank",
+    "lora: {alpha}": "lora_alpha lora.lora_alpha",
+    "lora: {dropout}": "lora_dropout lora.lora_dropout",
+    "lora: {target_modules}": "lora_target_modules target_modules",
+    "load_in_4bit": "use_qlora",
+    "attention (flash, flex, sdpa, eager)": "attn_implementation",
+    "attention: flash": "use_flash_attention use_flash_attention_2",
+    "dtype": "torch_dtype",
+    "model_name": "model base_model model_name_or_path",
+    "max_seq_length": "max_length",
+    "learning_rate": "lr",
+    "per_device_train_batch_size": "batch_size",
+    "num_train_epochs": "epochs num_epochs",
+    "warmup_ratio, a share of all steps": "warmup_steps",
+    "eval_strategy": "evaluation_strategy",
+    "dataset_name of the hub, or dataset_path of save_to_disk": "dataset",
+    "train_split": "dataset_split",
+    "eval_split": "test_split",
+    "wandb_run_name": "run_name",
+    "resume": "resume_from_checkpoint",
 }
+ANSWERS = {name: answer for answer, names in _OTHER_NAMES.items() for name in names.split()}
 """What other names for the keys of the older form, and for its values, are written as."""
