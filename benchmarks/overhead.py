@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -133,11 +133,11 @@ def timed_run(job: Job, side: str, folder: Path, cache: Path | None) -> Run:
 
 def write_data(folder: Path, rows: int) -> tuple[str, str]:
     """Write training and evaluation rows of the project's generator; return the two paths."""
-    from lamina.data.synthetic import Split, generate_rows
+    from lamina.data.synthetic import Split, generate
 
     sizes: dict[Split, int] = {"train": rows, "eval": 100}
     for split, size in sizes.items():
-        lines = [json.dumps(row) + "\n" for row in generate_rows(split, size, seed=1)]
+        lines = [json.dumps(row) + "\n" for row in islice(generate(split, 1), size)]
         (folder / f"{split}.jsonl").write_text("".join(lines))
     return str(folder / "train.jsonl"), str(folder / "eval.jsonl")
 

@@ -13,6 +13,7 @@ Aim: none; the card quotes the figures.
 import argparse
 import json
 from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lamina.data.splits import Split
-from lamina.data.synthetic import FAMILIES, generate_rows
+from lamina.data.synthetic import FAMILIES, generate
 from lamina.data.tokenization import Tokenization
 from lamina.depth.loading import load_model
 from lamina.measure.evaluate import answers, row_losses
@@ -37,7 +38,7 @@ HELD_OUT_SEED = 20_000
 def measure(folder: str, num_rows: int) -> dict[str, Any]:
     """Return a model's loss and exact match, overall and by family."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = generate_rows("eval", num_rows, HELD_OUT_SEED)
+    rows = list(islice(generate("eval", HELD_OUT_SEED), num_rows))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenize = Tokenization(tokenizer, "auto", 512, _split(rows))
     losses = row_losses(model, list(tokenize(_split(rows)).rows), max_tokens=8192)
@@ -62,7 +63,7 @@ def without_each_layer(folder: str, num_rows: int) -> list[float]:
     """Return the leave-one-out losses: each the loss of the model without one layer."""
     source = resolve(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    split = _split(generate_rows("eval", num_rows, HELD_OUT_SEED))
+    split = _split(list(islice(generate("eval", HELD_OUT_SEED), num_rows)))
     rows = list(Tokenization(tokenizer, "auto", 512, split)(split).rows)
     depth = source.config["num_hidden_layers"]
     losses = []

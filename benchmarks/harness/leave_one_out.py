@@ -82,6 +82,11 @@ def token_ids(tokens: int) -> torch.Tensor:
     return torch.randint(SHAPE.vocab_size, size, generator=generator)
 
 
+def windows(ids: torch.Tensor) -> Windows:
+    """Return windows that are one text each, with every prediction scored."""
+    return Windows(ids, None, torch.arange(ids.shape[1]).expand(ids.shape) > 0)
+
+
 class Swept:
     """Lamina's: each layer processes the states of all reduced models while it is loaded."""
 
@@ -92,7 +97,7 @@ class Swept:
         """Score every removal on token ids (windows, tokens)."""
         began = time.perf_counter()
         scores, cost = score_removals(
-            self.stack, Windows.joined(ids), allowed(ids), sublayers=False, folder=None
+            self.stack, windows(ids), allowed(ids), sublayers=False, folder=None
         )
         total = sum(scores.counts)
         losses = {left[1]: sum(sums) / total for left, sums in scores.loss.items() if left}
@@ -102,7 +107,7 @@ class Swept:
     def greedy(self, ids: torch.Tensor, number: int) -> "Chosen":
         """Leave out that many layers, one after the other."""
         began = time.perf_counter()
-        rounds = GreedySearch(self.stack, Windows.joined(ids), allowed(ids), [])
+        rounds = GreedySearch(self.stack, windows(ids), allowed(ids), [])
         for _ in range(number):
             rounds.drop_next()
         return Chosen(rounds.dropped, rounds.layer_forwards, time.perf_counter() - began)

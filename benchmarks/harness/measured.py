@@ -162,7 +162,8 @@ def lamina_scan(model: str, tokens: int, output: str) -> None:
         vocabulary = stack.shell.model.config.vocab_size
         ids = torch.randint(vocabulary, (max(1, tokens // 256), min(tokens, 256)))
         streamed = Budget(hold=False, windows=len(ids))
-        _, cost = score_removals(stack, Windows.joined(ids), streamed, sublayers=False)
+        windows = Windows(ids, None, torch.arange(ids.shape[1]).expand(ids.shape) > 0)
+        _, cost = score_removals(stack, windows, streamed, sublayers=False)
     Path(output).write_text(json.dumps(vars(cost)))
 
 

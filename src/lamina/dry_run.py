@@ -18,18 +18,10 @@ from lamina.heal.memory import refuse_too_large
 from lamina.heal.packing import batch_size, packed, total_steps
 from lamina.measure.results import DRY_RUN_FILE
 from lamina.run import feed, load, plan
-from lamina.runtime import distributed
+from lamina.runtime import distributed, sizes
 from lamina.runtime.console import console
 from lamina.runtime.device import device_name, free_memory_bytes, peak_memory_bytes
 from lamina.runtime.files import write_json
-from lamina.runtime.sizes import (
-    folder_bytes,
-    free_disk_bytes,
-    most_checkpoints,
-    state_bytes,
-    trained_weights,
-    weight_bytes,
-)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -144,18 +136,18 @@ def footprint_of(
     model was loaded, and `scratch` takes temporary files.
     """
     model, is_full = trainer.model, experiment.form == "model"
-    weights = weight_bytes(model.parameters()) + scale_bytes(model)
-    gradients = weight_bytes(trained_weights(model))
-    optimizer = state_bytes(trainer.optimizer.state)
+    weights = sizes.weight_bytes(model.parameters()) + scale_bytes(model)
+    gradients = sizes.weight_bytes(sizes.trained_weights(model))
+    optimizer = sizes.state_bytes(trainer.optimizer.state)
     trainer.processing_class.save_pretrained(scratch / "tokenizer")
-    tokenizer = folder_bytes(scratch / "tokenizer")
+    tokenizer = sizes.folder_bytes(scratch / "tokenizer")
     # Merging adds no weights: the adapter's disappear into the model's.
     parameters = model.num_parameters() - (0 if is_full else trainer.trainable_parameters())
     adapter = gradients + tokenizer
     whole = parameters * experiment.export_dtype.itemsize + tokenizer
     final = {"adapter": adapter, "both": adapter + whole}.get(experiment.form, whole)
     checkpoint = (weights if is_full else gradients) + optimizer + tokenizer
-    checkpoints = most_checkpoints(experiment.save_total_limit, steps, experiment.eval_steps)
+    checkpoints = sizes.most_checkpoints(experiment.save_total_limit, steps, experiment.eval_steps)
     return {
         "weights": weights,
         "gradients": gradients,
@@ -165,7 +157,7 @@ def footprint_of(
         "checkpoint": checkpoint,
         "checkpoints": checkpoints,  # most on disk at once, the one being written included
         "final": final,  # with final-merged/, if both are written
-        "free_disk": free_disk_bytes(experiment.folder),
+        "free_disk": sizes.free_disk_bytes(experiment.folder),
         "disk": checkpoint * checkpoints + final,
     }
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,11 @@ print(json.dumps(said))
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of generated rows, laid out as people upload one."""
-    from lamina.data.synthetic import generate_rows
+    from lamina.data.synthetic import generate
 
     folder = tmp_path_factory.mktemp("sample")
     for name, split, count in (("train", "train", 40), ("test", "eval", 10)):
-        lines = [json.dumps(row) for row in generate_rows(split, count, 1)]
+        lines = [json.dumps(row) for row in islice(generate(split, 1), count)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 

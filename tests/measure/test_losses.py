@@ -1,6 +1,7 @@
 """eval_loss does not depend on batches, and packed documents do not see each other."""
 
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from trl import SFTConfig
 
 from lamina.data.splits import Split
-from lamina.data.synthetic import generate_rows
+from lamina.data.synthetic import generate
 from lamina.data.tokenization import Tokenization
 from lamina.heal.trainer import TokenLossTrainer
 from lamina.measure.evaluate import row_losses
@@ -22,7 +23,7 @@ from tests.conftest import REFERENCE
 @pytest.fixture(scope="module")
 def rows() -> Dataset:
     tokenizer = AutoTokenizer.from_pretrained(REFERENCE)
-    split = Split(Dataset.from_list(generate_rows("eval", 60, 5)), "synthetic eval")
+    split = Split(Dataset.from_list(list(islice(generate("eval", 5), 60))), "synthetic eval")
     return Tokenization(tokenizer, "auto", 128, split)(split).rows
 
 

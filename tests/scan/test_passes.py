@@ -48,7 +48,7 @@ SETTINGS = ScanSettings(
 
 def text(windows: int = 5, length: int = 12) -> Windows:
     ids = torch.randint(3, 60, (windows, length), generator=torch.Generator().manual_seed(1))
-    return Windows.joined(ids)
+    return Windows(ids, None, torch.arange(ids.shape[1]).expand(ids.shape) > 0)
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -109,11 +109,6 @@ def generate(split: Split, seed: int) -> Iterator[Row]:
             yield {"family": family, "messages": messages}
 
 
-def generate_rows(split: Split, num_rows: int, seed: int) -> list[Row]:
-    """Return the first `num_rows` rows of `generate`."""
-    return list(islice(generate(split, seed), num_rows))
-
-
 def cached_split(split: Split, num_rows: int, seed: int) -> "Dataset":
     """Return the same rows as a data set, from the cache if they are in it."""
     from datasets import Features, List, Value

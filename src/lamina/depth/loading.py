@@ -224,8 +224,7 @@ def torch_dtype(name: str, *, automatic: str) -> "torch.dtype":
     """Return the torch dtype called `name`, or `automatic` if the name is auto."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, automatic if name == "auto" else name)
-    return dtype
+    return getattr(torch, automatic if name == "auto" else name)
 
 
 def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":

@@ -104,8 +104,7 @@ def config_class(key: str, content: Mapping[str, Any]) -> "type[PretrainedConfig
             f"{key}={kind}: transformers knows no such architecture"
             f"{did_you_mean(str(kind), CONFIG_MAPPING)}"
         )
-    found: type[PretrainedConfig] = CONFIG_MAPPING[kind]
-    return found
+    return CONFIG_MAPPING[kind]
 
 
 def config_of(kind: "type[PretrainedConfig]", content: dict[str, Any]) -> "PretrainedConfig":
@@ -131,8 +130,7 @@ def causal_class(kind: "type[PretrainedConfig]") -> "type[PreTrainedModel]":
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         name = kind.model_type
         raise ModelError(f"model_type={name}: transformers has no causal language model for it")
-    found: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
-    return found
+    return MODEL_FOR_CAUSAL_LM_MAPPING[kind]
 
 
 def blueprint(config: "PretrainedConfig") -> "PreTrainedModel":

@@ -67,8 +67,7 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Return lists and dictionaries that JSON can hold."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Statistics":

@@ -271,8 +271,7 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
     """Return the overrides of every job that Hydra's basic sweeper derives from a command line."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    jobs: list[list[str]] = BasicSweeper.split_arguments(given_overrides(config), None)[0]
-    return jobs
+    return BasicSweeper.split_arguments(given_overrides(config), None)[0]
 
 
 def recorded_jobs(folder: Path) -> list[list[str]]:

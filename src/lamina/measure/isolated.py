@@ -7,7 +7,6 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from lamina.errors import LaminaError
 from lamina.measure.protocol import ModelRef, Protocol, figures
@@ -20,7 +19,6 @@ def main() -> None:
     folder = Path(sys.argv[1])
     request = json.loads((folder / REQUEST_FILE).read_text())
     ref, protocol = ModelRef(**request["ref"]), Protocol(**request["protocol"])
-    found: dict[str, Any]
     try:
         found = asdict(figures(ref, protocol))
     except (LaminaError, MemoryError, RuntimeError) as error:

@@ -41,5 +41,4 @@ def ask(command: Sequence[str], request: Mapping[str, Any]) -> dict[str, Any]:
             logging.getLogger("isolated").warning("%s", done.stderr)
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise SeparateProcessError(said[-1])
-        answer: dict[str, Any] = json.loads((folder / ANSWER_FILE).read_text())
-    return answer
+        return json.loads((folder / ANSWER_FILE).read_text())

@@ -63,8 +63,7 @@ class CachedScores(LayerScores):
         with cached(self._folder, "scan.json") as cache:
             if cache.content is None:
                 cache.content = self._scanned(cache.folder)
-            content: dict[str, Any] = cache.content
-            return content
+            return cache.content
 
     @override
     def greedy(self, count: int, protected: frozenset[int] = frozenset()) -> tuple[int, ...]:

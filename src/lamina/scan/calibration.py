@@ -30,15 +30,6 @@ class Windows:
     scored: "torch.Tensor"
     """Whether a token's prediction is scored (windows, tokens); never true for a window's first."""
 
-    @staticmethod
-    def joined(ids: "torch.Tensor") -> "Windows":
-        """Return windows that are one text each, with every prediction scored."""
-        import torch
-
-        scored = torch.ones_like(ids, dtype=torch.bool)
-        scored[:, 0] = False
-        return Windows(ids, None, scored)
-
     def __len__(self) -> int:
         """Return the number of windows."""
         return len(self.ids)

@@ -35,8 +35,7 @@ class LayerCall:
     def apply(self, block: Any, hidden: "torch.Tensor") -> "torch.Tensor":
         """Run a decoder layer on a hidden state (windows, tokens, width)."""
         output = block(hidden, *self.arguments, **self.options)
-        state: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        return state
+        return output[0] if isinstance(output, tuple) else output
 
 
 class ModelShell:
@@ -88,16 +87,15 @@ class ModelShell:
         the model keeps documents apart.
         """
         self._forward(ids, None, positions)
-        hidden: torch.Tensor = self.recorders[0].seen
-        return hidden, [LayerCall(r.arguments, r.options) for r in self.recorders]
+        calls = [LayerCall(each.arguments, each.options) for each in self.recorders]
+        return self.recorders[0].seen, calls
 
     def logits(self, hidden: "torch.Tensor") -> "torch.Tensor":
         """Turn the last layer's output (tokens, width) into float32 logits (tokens, vocabulary)."""
         import torch
 
         ids = torch.zeros((1, hidden.shape[0]), dtype=torch.long)
-        logits: torch.Tensor = self._forward(ids, hidden[None]).logits[0].float()
-        return logits
+        return self._forward(ids, hidden[None]).logits[0].float()
 
     def _forward(
         self,

@@ -235,8 +235,7 @@ def torch_dtype_of(stored: StoredTensor) -> "torch.dtype":
 
     for name, stored_name in DTYPES.items():
         if stored.dtype == stored_name:
-            dtype: torch.dtype = getattr(torch, name)
-            return dtype
+            return getattr(torch, name)
     raise ModelError(f"weights of type {stored.dtype} cannot be loaded; use an unquantized model")
 
 
