@@ -7,12 +7,12 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from lamina import errors
 from lamina.errors import Interrupted, LaminaError, TrainingError
 from lamina.launch.layout import Layout, rendezvous_address
 from lamina.runtime import distributed
+from lamina.runtime.console import repeating
 from lamina.runtime.files import write_json
-from lamina.runtime.interruption import FORWARDED, INTERRUPTING, interrupt
+from lamina.runtime.interruption import FORWARDED, INTERRUPTING, handling, interrupt
 
 ERRORS_FOLDER = ".ranks"
 """Folder in the run folder where several nodes exchange their error files."""
@@ -29,7 +30,7 @@ ERRORS_FOLDER = ".ranks"
 ERROR_FILE = "error.json"
 """torchrun's name for the file with the error that ended a process."""
 
-END_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+END_SIGNALS = (*INTERRUPTING, signal.SIGQUIT)
 """Signals that torchrun forwards to the processes, unless this process already handles them."""
 
 SHARED_FOLDER_S = 5.0
@@ -75,13 +76,10 @@ def start_processes(spec: WorkerSpec, layout: Layout) -> None:
 
     failure, ended_by = None, None
     folder = _node_folder(Path(spec.folder), layout)
-    with (
-        _forwarding_signals() as received,
-        _restoring_handlers() as free,
-        _ending_with_other_nodes(folder),
-    ):
+    end_together = partial(_end_with_other_nodes, folder)
+    with _forwarding_signals() as received, repeating(end_together, POLL_S):
         try:
-            _launch(spec, layout, folder, free)
+            _launch(spec, layout, folder)
         except ChildFailedError as error:
             failure = error
         except SignalException as error:
@@ -205,7 +203,7 @@ def _node_folder(run_folder: Path, layout: Layout) -> Path:
     return own
 
 
-def _launch(spec: WorkerSpec, layout: Layout, folder: Path, signals: list[str]) -> None:
+def _launch(spec: WorkerSpec, layout: Layout, folder: Path) -> None:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -215,6 +213,8 @@ def _launch(spec: WorkerSpec, layout: Layout, folder: Path, signals: list[str]) 
     path.write_text(spec.dumps())
     first = {0} if layout.node == 0 else set()
     quiet = {rank: Std.ALL for rank in range(layout.processes_per_node) if rank not in first}
+    before = {signum: signal.getsignal(signum) for signum in END_SIGNALS}
+    free = [s.name for s in before if before[s] in (signal.SIG_DFL, signal.default_int_handler)]
     config = LaunchConfig(
         min_nodes=layout.nodes,
         max_nodes=layout.nodes,
@@ -222,10 +222,11 @@ def _launch(spec: WorkerSpec, layout: Layout, folder: Path, signals: list[str]) 
         run_id=f"lamina-{os.environ.get('SLURM_JOB_ID', os.getpid())}",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=quiet),
-        signals_to_handle=",".join(signals),
+        signals_to_handle=",".join(free),
         **_rendezvous(layout),
     )
-    elastic_launch(config, sys.executable)("-m", "lamina.launch.worker", str(path))
+    with handling(before):  # torchrun leaves its own behind
+        elastic_launch(config, sys.executable)("-m", "lamina.launch.worker", str(path))
 
 
 def _rendezvous(layout: Layout) -> dict[str, Any]:
@@ -243,18 +244,6 @@ def _rendezvous(layout: Layout) -> dict[str, Any]:
 
 
 @contextmanager
-def _restoring_handlers() -> Iterator[list[str]]:
-    """Yield the names of the signals that torchrun may handle; restore all handlers at the end."""
-    before = {name: signal.getsignal(getattr(signal, name)) for name in END_SIGNALS}
-    free = (signal.SIG_DFL, signal.default_int_handler)
-    try:
-        yield [name for name, handler in before.items() if handler in free]
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
-
-
-@contextmanager
 def _forwarding_signals() -> Iterator[list[int]]:
     """Forward signals to the processes, which save; a second Ctrl-C kills them.
 
@@ -262,12 +251,9 @@ def _forwarding_signals() -> Iterator[list[int]]:
     after the first. Yields the signals received so far.
     """
     requeue, received = distributed.REQUEUE_SIGNAL, list[int]()
-    before = {signum: signal.getsignal(signum) for signum in (requeue, *INTERRUPTING)}
-    handlers = {
-        signum: handler
-        for signum, handler in before.items()
-        if callable(handler) and (signum == requeue or handler is interrupt)
-    }
+    handled = [signum for signum in INTERRUPTING if signal.getsignal(signum) is interrupt]
+    if callable(signal.getsignal(requeue)):
+        handled.append(requeue)
 
     def _forward(signum: int, frame: Any) -> None:
         kills = bool(received) and signum == signal.SIGINT
@@ -279,36 +265,19 @@ def _forwarding_signals() -> Iterator[list[int]]:
         if not processes and signum != requeue:
             interrupt(signum, frame)
 
-    for signum in handlers:
-        signal.signal(signum, _forward)
     try:
-        yield received
+        with handling(dict.fromkeys(handled, _forward)) as before:
+            yield received
     finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
         if requeue in received:
-            handlers[requeue](requeue, None)
+            before[requeue](requeue, None)
 
 
-@contextmanager
-def _ending_with_other_nodes(folder: Path) -> Iterator[None]:
-    """End this node's processes if one of another node fails: they would wait for it forever."""
-    over = threading.Event()
-    watcher = threading.Thread(target=_watch_other_nodes, args=(folder, over), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-
-
-def _watch_other_nodes(folder: Path, over: threading.Event) -> None:
-    while not over.wait(POLL_S):
-        if any(folder not in path.parents for path in _error_files(folder.parent)):
-            for process in _processes():
-                process.terminate()
-            return
+def _end_with_other_nodes(folder: Path) -> None:
+    """End this node's processes if one of another node failed: they would wait for it forever."""
+    if any(folder not in path.parents for path in _error_files(folder.parent)):
+        for process in _processes():
+            process.terminate()
 
 
 def _processes() -> list[Any]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -166,18 +166,17 @@ class _Display:
         self.said_at = 0.0
         self.has_bar = False
 
-    def watch(self, over: threading.Event) -> None:
-        """Show the innermost stage, again and again."""
-        while not over.wait(REFRESH_S):
-            for stage in self.stages[-1:]:
-                if sys.stderr.isatty():
-                    sys.stderr.write(f"{CLEAR}{printable(stage.line(_columns() - 1))}")
-                    sys.stderr.flush()
-                    self.has_bar = True
-                    continue
-                since = time.monotonic() - max(stage.began, self.said_at)
-                if since >= (LINE_S if stage.said else LATE_S):
-                    stage.say()
+    def show(self) -> None:
+        """Show the innermost stage."""
+        for stage in self.stages[-1:]:
+            if sys.stderr.isatty():
+                sys.stderr.write(f"{CLEAR}{printable(stage.line(_columns() - 1))}")
+                sys.stderr.flush()
+                self.has_bar = True
+                continue
+            since = time.monotonic() - max(stage.began, self.said_at)
+            if since >= (LINE_S if stage.said else LATE_S):
+                stage.say()
 
     def clear(self) -> str:
         """Return what erases the bar, if there is one."""
@@ -202,19 +201,33 @@ def stage(
     The first process alone shows it. Of stages within stages the innermost one is shown.
     """
     shown = Stage(text=text, total=total, unit=unit, first=first, done=first, format=format)
-    over, is_outermost = threading.Event(), not _display.stages
+    is_watched = not _display.stages and distributed.is_first()
     _display.stages.append(shown)
-    watcher = threading.Thread(target=_display.watch, args=(over,), daemon=True)
-    if watched := is_outermost and distributed.is_first():
-        watcher.start()
     try:
-        yield shown
+        with repeating(_display.show, REFRESH_S) if is_watched else nullcontext():
+            yield shown
     finally:
         _display.stages.remove(shown)
-        if watched:
-            over.set()
-            watcher.join()
+        if is_watched:
             sys.stderr.write(_display.clear())
+
+
+@contextmanager
+def repeating(action: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call an action again and again, from a thread, while the body lasts."""
+    over = threading.Event()
+
+    def _repeat() -> None:
+        while not over.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=_repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _columns() -> int:

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -43,15 +43,24 @@ def interruptible() -> Iterator[None]:
     If it is swallowed there, it is raised at the body's end, also in place of an error: what was
     half done may have failed.
     """
-    if before := _handle(interrupt):
-        _raised.clear()
-        sys.unraisablehook = _print_unless_interrupted
+    with handling(dict.fromkeys(_free(), interrupt)) as before:
+        if before:
+            _raised.clear()
+            sys.unraisablehook = _print_unless_interrupted
+        try:
+            yield
+            raise_lost()
+        except Exception:
+            raise_lost()
+            raise
+
+
+@contextmanager
+def handling(handlers: Mapping[Any, Any]) -> Iterator[dict[int, Any]]:
+    """Handle signals in the body, and restore their handlers; yield these."""
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
-        yield
-        raise_lost()
-    except Exception:
-        raise_lost()
-        raise
+        yield before
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -64,7 +73,8 @@ def _print_unless_interrupted(lost: "sys.UnraisableHookArgs") -> None:
 
 def leave_at_signals() -> None:
     """End the process at a signal, with one line; `interruptible` changes that."""
-    _handle(_leave)
+    for signum in _free():
+        signal.signal(signum, _leave)
 
 
 def _leave(signum: int, _: Any) -> NoReturn:
@@ -74,10 +84,7 @@ def _leave(signum: int, _: Any) -> NoReturn:
     os._exit(exit_code(Interrupted(signum)))
 
 
-def _handle(handler: Callable[[int, Any], Any]) -> dict[signal.Signals, Any]:
-    """Handle the signals that nothing else handles or ignores; return their handlers before."""
+def _free() -> list[signal.Signals]:
+    """Return the signals that nothing else handles or ignores."""
     free = (signal.SIG_DFL, signal.default_int_handler, _leave)
-    before = {s: known for s in INTERRUPTING if (known := signal.getsignal(s)) in free}
-    for signum in before:
-        signal.signal(signum, handler)
-    return before
+    return [signum for signum in INTERRUPTING if signal.getsignal(signum) in free]
