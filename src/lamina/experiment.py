@@ -16,7 +16,7 @@ from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import causal_class, config_class, reduction
 from lamina.depth.variants import Scratch
-from lamina.export.card import HEALING
+from lamina.export.card import healing
 from lamina.export.final import Form
 from lamina.heal import kernels
 from lamina.heal.adapters import Full, Lora
@@ -30,8 +30,8 @@ from lamina.measure.protocol import ModelRef, Protocol
 from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.console import stage
+from lamina.runtime.device import memory_errors
 from lamina.runtime.files import refuse_unwritable
-from lamina.runtime.out_of_memory import memory_errors
 from lamina.scan.cached import CachedScores
 from lamina.weights.source import Source
 
@@ -236,7 +236,6 @@ class Experiment(Parameters):
 
     def _hyperparameters(self, own: Sequence[str]) -> dict[str, Any]:
         """Return what runs are compared by: the main settings, and a sweep job's own overrides."""
-        settings, given = asdict(self), self.trainer.args
         own_values = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in own)}
         return {
             **{key: value for key, value in own_values.items() if not key.startswith(IN_NAME)},
@@ -244,7 +243,7 @@ class Experiment(Parameters):
             "layers": self.plan.name,
             "kept_layers": len(self.plan.kept_layers),
             "adapter": self.adapter.name,
-            **{key: given.get(key, settings[key]) for key in HEALING},
+            **healing(asdict(self)),
         }
 
     @stage("preparing the training")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lamina.errors import TrainingError
-from lamina.runtime.out_of_memory import is_memory_error, memory_errors
+from lamina.runtime.device import is_memory_error, memory_errors
 
 
 @pytest.mark.parametrize(

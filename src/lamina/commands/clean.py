@@ -14,6 +14,7 @@ from lamina.measure.results import RESULT_FILE, read_result, run_of, with_settin
 from lamina.runtime.checkpoints import best_checkpoint, checkpoints, damage, last_checkpoint
 from lamina.runtime.console import printable
 from lamina.runtime.lock import locked
+from lamina.runtime.sizes import folder_bytes
 from lamina.units import format_bytes
 from lamina.weights.source import ADAPTER_FILE, made_of
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     given = parse(parser)
     with errors_in_one_line(), ExitStack() as owned:
-        sizes = {path: _size(path) for path in unneeded(given.folder, owned)}
+        sizes = {path: folder_bytes(path) for path in unneeded(given.folder, owned)}
         for path, size in sizes.items():
             sys.stdout.write(printable(f"{format_bytes(size):>8}  {path}\n"))
         if not sizes:
@@ -110,10 +111,6 @@ def _needed(folder: Path, result: dict[str, Any]) -> set[Path]:
     # lamina export takes the adapter of a merged run from there.
     is_merged = not (folder / "final" / ADAPTER_FILE).is_file()
     return {best} if is_merged and (best / ADAPTER_FILE).is_file() else set()
-
-
-def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _agreed(count: str) -> bool:

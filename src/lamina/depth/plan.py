@@ -61,16 +61,11 @@ class Plan:
         return [*notes, f"layout: {order}"] if order else notes
 
     @property
-    def dropped_layers(self) -> tuple[int, ...]:
-        """0-based indices of the layers that go, ascending."""
-        return tuple(sorted(set(range(self.num_layers)) - set(self.kept_layers)))
-
-    @property
     def name(self) -> str:
         """What stays or goes, such as keep-24-greedy or drop-3,5-11 (ranges are half-open)."""
         if "selector" in self.selector:
             return f"keep-{len(self.kept_layers)}-{option_name(self.selector['selector']['name'])}"
-        ranges = half_open_ranges(self.dropped_layers)
+        ranges = half_open_ranges(sorted({*range(self.num_layers)} - {*self.kept_layers}))
         dropped = ",".join(
             f"{start}-{end}" if end - start > 1 else f"{start}" for start, end in ranges
         )

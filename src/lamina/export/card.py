@@ -66,7 +66,7 @@ def manifest(
         "kept_layers": list(plan.kept_layers),
         "notes": plan.notes(saved=saved),
         "adapter": adapter,
-        "healing": _healing(parameters) if parameters else None,
+        "healing": healing(parameters) if parameters else None,
         "data_fingerprint": record["provenance"]["data_fingerprint"] if record else None,
         "datasets": [name] if name else None,
         "license": _license(source.folder / CARD_FILE) if source else None,
@@ -83,7 +83,7 @@ def _license(path: Path) -> str | None:
     return found[1] if found else None
 
 
-def _healing(parameters: dict[str, Any]) -> dict[str, Any]:
+def healing(parameters: dict[str, Any]) -> dict[str, Any]:
     """Return the main parameters; a value in trainer.args is the one the trainer used."""
     given = parameters["trainer"]["args"]
     return {key: given.get(key, parameters[key]) for key in HEALING}

@@ -11,7 +11,7 @@ from pathlib import Path
 from lamina.errors import LaminaError
 from lamina.measure.protocol import ModelRef, Protocol, figures
 from lamina.measure.separate import ANSWER_FILE, REQUEST_FILE
-from lamina.runtime.out_of_memory import is_memory_error
+from lamina.runtime.device import is_memory_error
 
 
 def main() -> None:

@@ -21,9 +21,8 @@ from lamina.measure.separate import SeparateProcessError, ask
 from lamina.runtime import distributed
 from lamina.runtime.cache import Entry, cached, folder_of
 from lamina.runtime.console import stage
-from lamina.runtime.device import compute_device, device_name, release_memory
+from lamina.runtime.device import compute_device, device_name, memory_errors, release_memory
 from lamina.runtime.files import write_rows
-from lamina.runtime.out_of_memory import memory_errors
 from lamina.weights.reading import identity
 from lamina.weights.source import ADAPTER_FILE, resolve
 

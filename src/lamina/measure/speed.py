@@ -24,7 +24,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -78,7 +78,8 @@ def training_flops(model: torch.nn.Module) -> Flops:
     """Count the operations of training a transformers model, with or without PEFT's adapters."""
     per_token = per_target = 0
     per_pair: Counter[int | None] = Counter()
-    before = any(_is_trained(module) for module in model.modules() if _is_embedding(module))
+    embeddings = (module.parameters() for module in model.modules() if _is_embedding(module))
+    before = any(weight.requires_grad for weight in chain.from_iterable(embeddings))
     for layer, in_layer in groupby(_matrices(model), key=lambda matrix: matrix.layer):
         core = before
         for _, grouped in groupby(in_layer, key=lambda matrix: matrix.sublayer):
@@ -154,10 +155,6 @@ def _experts(config: Any) -> tuple[int, int]:
 
 def _is_embedding(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Embedding)
-
-
-def _is_trained(module: torch.nn.Module) -> bool:
-    return any(weight.requires_grad for weight in module.parameters())
 
 
 PEAK_TYPES = ("bfloat16", "float16", "tf32", "float32")

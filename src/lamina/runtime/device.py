@@ -1,4 +1,4 @@
-"""The devices of this machine: their number, names and memory."""
+"""The devices of this machine: their number, names and memory, and errors for want of it."""
 
 import gc
 import os
@@ -7,13 +7,19 @@ import resource
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from lamina.errors import LaminaError, TrainingError
+
 PROCESS = Path("/proc/self")
 """Statistics of this process on Linux."""
+
+SHORTAGES = ("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed")
+"""Parts of the messages of failed allocations, in lower case."""
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Of NVIDIA's, AMD's and Windows' drivers."""
@@ -117,6 +123,24 @@ def peak_memory_bytes() -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an error is a failed allocation on an accelerator or the machine."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in SHORTAGES)
+
+
+@contextmanager
+def memory_errors(what: str, advice: Callable[[], str]) -> Iterator[None]:
+    """Turn a failed allocation into a TrainingError: `what` does not fit, and advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, LaminaError) or not is_memory_error(error):
+            raise
+        raise TrainingError(f"out of memory: {what} does not fit; {advice()}") from error
 
 
 def _processor() -> str:

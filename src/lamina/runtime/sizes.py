@@ -27,8 +27,8 @@ def state_bytes(state: Mapping[Any, Mapping[str, Any]]) -> int:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Return the bytes of all files below a folder, not of what its links lead to."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def free_disk_bytes(folder: Path) -> int:
