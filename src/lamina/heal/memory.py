@@ -251,10 +251,7 @@ def _settings(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
         yield "gradient_checkpointing=true", e.saved_by(checkpointing=True)
     if e.gpus and not e.offloading:
         yield "activation_offloading=true", e.activations
-    yield from _changing_results(e)
-
-
-def _changing_results(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
+    # From here on results change.
     if e.computed_bytes > 2:
         yield "bf16=true", e.saved_by(computed_bytes=2)
     if e.gpus and "bitsandbytes" in e.installed and "paged" not in e.optim:

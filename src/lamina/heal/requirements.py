@@ -33,25 +33,18 @@ OPTIMIZER_FAMILIES = {
 
 def missing_requirements(arguments: Mapping[str, Any]) -> Iterator[str]:
     """Refuse fields of SFTConfig that need a package, device or compiler this machine lacks."""
-    if arguments.get("activation_offloading") is True and not visible_devices():
+    has_gpu, compiles = bool(visible_devices()), arguments.get("torch_compile") is True
+    if arguments.get("activation_offloading") is True and not has_gpu:
         yield "activation_offloading=true needs a GPU: leave it out"
-    if arguments.get("torch_compile") is True:
-        yield from _compiler()
-    yield from _optimizer(str(arguments.get("optim")))
-
-
-def _compiler() -> Iterator[str]:
-    if visible_devices():  # torch.compile emits Triton on a GPU and C++ on a CPU
-        if importlib.util.find_spec("triton") is None:
-            yield "torch_compile=true needs Triton on a GPU: pip install triton, or leave it out"
-    elif shutil.which(os.environ.get("CXX", "g++")) is None:
+    # torch.compile emits Triton on a GPU and C++ on a CPU.
+    if compiles and has_gpu and importlib.util.find_spec("triton") is None:
+        yield "torch_compile=true needs Triton on a GPU: pip install triton, or leave it out"
+    if compiles and not has_gpu and shutil.which(os.environ.get("CXX", "g++")) is None:
         yield "torch_compile=true needs a C++ compiler: install g++, or leave it out"
-
-
-def _optimizer(name: str) -> Iterator[str]:
+    name = str(arguments.get("optim"))
     families = (package for start, package in OPTIMIZER_FAMILIES.items() if name.startswith(start))
     package = OPTIMIZERS.get(name) or next(families, None)
     if package and not installed(package):
         yield f"optim={name} needs {package}: pip install {package}, or leave it out"
-    elif name.startswith("paged_") and not visible_devices():
+    elif name.startswith("paged_") and not has_gpu:
         yield f"optim={name} needs a GPU to page from: use one without paged_, or leave it out"

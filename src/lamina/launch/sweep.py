@@ -92,8 +92,10 @@ class Sweep(Callback):
             self.ownership.enter_context(locked(self.folder, "hydra.sweep.dir"))
             jobs = (f"*/{name}" for name in WRITTEN_BY_HYDRA)
             remove_links(self.folder, *WRITTEN_BY_HYDRA, *jobs)
-            if self.is_dry_run:
-                self._forget_reports()
+            if self.is_dry_run:  # an earlier command, perhaps of another version, left some
+                with disk_errors(self.folder, "hydra.sweep.dir"):
+                    for path in self._reports().values():
+                        path.unlink(missing_ok=True)
         self.began = time.monotonic()
         line = f"sweep folder: {short_path(self.folder)}, {len(self.planned)} jobs\n"
         sys.stderr.write(printable(line))
@@ -166,12 +168,6 @@ class Sweep(Callback):
     def _reports(self) -> dict[str, Path]:
         names = map(str, range(len(self.planned)))
         return {name: self.folder / name / DRY_RUN_FILE for name in names}
-
-    def _forget_reports(self) -> None:
-        """Remove what an earlier command, perhaps of another version, left of the jobs."""
-        with disk_errors(self.folder, "hydra.sweep.dir"):
-            for path in self._reports().values():
-                path.unlink(missing_ok=True)
 
     def _close_dry_run(self) -> str | None:
         """Print what all jobs take; return which cannot run: those without a dry-run report."""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,18 +104,19 @@ def _defaults(older: OlderForm) -> Iterator[Line]:
     values, entries = older.values, older.entries
     yield _line(f"- override /model: {values['model_type']}", entries["model_type"])
     in_4bit = "load_in_4bit" if values.get("load_in_4bit") else "use_lora"
-    adapter = "qlora" if values.get("load_in_4bit") else "lora" if has_lora(values) else "full"
+    adapter = (
+        "qlora"
+        if values.get("load_in_4bit")
+        else "lora"
+        if values.get("use_lora", True)
+        else "full"
+    )
     yield _line(f"- override /adapter: {adapter}", entries.get(in_4bit))
     if values.get("dataset_path") is not None:
         yield Line("- override /data: disk")
     if "report_to" in values:
         logger = _LOGGERS[tuple(sorted(values["report_to"]))]
         yield _line(f"- override /logger: {logger}", entries["report_to"])
-
-
-def has_lora(values: Mapping[str, Any]) -> bool:
-    """Whether an adapter is trained."""
-    return bool(values.get("use_lora", True))
 
 
 def _line(text: str, entry: Entry | None) -> Line:
@@ -133,7 +134,7 @@ def _values(older: OlderForm) -> dict[str, Line]:
         text = f"{place.rpartition('.')[2]}: {scalar(value)}"
         if key == "wandb_run_name" and "wandb" not in values.get("report_to", ()):
             place, text = key, f"# {key}: {scalar(value)} has no effect without the logger wandb"
-        if PLACES.get(key, "").startswith("adapter.") and not has_lora(values):
+        if PLACES.get(key, "").startswith("adapter.") and not values.get("use_lora", True):
             place = key.rpartition(".")[2]
             text = f"# {key}: {scalar(value)} has no effect without LoRA"
         lines[place] = _line(text, older.entries[key])
@@ -154,7 +155,7 @@ def _values(older: OlderForm) -> dict[str, Line]:
 
 def keeps_older_rate(older: OlderForm) -> bool:
     """Whether all weights are trained at a rate that the file leaves to the older form."""
-    return not has_lora(older.values) and "learning_rate" not in older.values
+    return not older.values.get("use_lora", True) and "learning_rate" not in older.values
 
 
 def _body(lines: dict[str, Line]) -> Iterator[str]:

@@ -105,18 +105,15 @@ class CachedScores(LayerScores):
             **found.to_dict(),
             **asdict(cost),
             "peak_memory_bytes": peak_memory_bytes(),
-            "provenance": self._provenance(),
-        }
-
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "model": self.source.name,
-            "revision": self.source.revision,
-            "calibration_fingerprint": self._windows.fingerprint,
-            "dtype": str(self.dtype()).removeprefix("torch."),
-            "settings": asdict(self.settings),
-            "max_seq_length": self.max_seq_length,
-            "protocol": PROTOCOL,
+            "provenance": {
+                "model": self.source.name,
+                "revision": self.source.revision,
+                "calibration_fingerprint": windows.fingerprint,
+                "dtype": str(self.dtype()).removeprefix("torch."),
+                "settings": asdict(settings),
+                "max_seq_length": self.max_seq_length,
+                "protocol": PROTOCOL,
+            },
         }
 
     def _open(self) -> AbstractContextManager[LayerStack]:

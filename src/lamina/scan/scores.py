@@ -194,7 +194,7 @@ def _predictions(
 
     shell = streams.stack.shell
     part = part.to(shell.device)
-    full = log_softmax(shell.logits(streams.full()[window, part]), dim=-1)
+    full = log_softmax(shell.logits(streams.boundaries[streams.done][window, part]), dim=-1)
     probabilities = full.exp()
     yield None, -_sum(full.gather(1, targets)), 0.0
     for removal, state in zip(streams.removals, streams.states, strict=False):

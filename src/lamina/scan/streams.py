@@ -86,10 +86,6 @@ class Streams:
             tick(1)
         self.done += 1
 
-    def full(self) -> "torch.Tensor":
-        """Return the full model's state after the last layer passed."""
-        return self.boundaries[self.done]
-
     @property
     def forwards_left(self) -> int:
         """Layers still to be applied, counted once per stream."""

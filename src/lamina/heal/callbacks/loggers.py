@@ -9,18 +9,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
-
-from typing_extensions import override
 
 from lamina.limits import one_of
 from lamina.runtime.files import disk_errors
 from lamina.runtime.paths import short_path
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from transformers import TrainerCallback
 
     from lamina.heal.callbacks.settings import CallbackSettings, Context
@@ -31,13 +27,6 @@ COMPARED = ("eval_loss", "perplexity", "tokens_per_second")
 """Final metrics beside the hyperparameters of a run."""
 
 WANDB_HOST = "https://api.wandb.ai"
-
-
-class LoggerSettings(Protocol):
-    """Settings of one logger."""
-
-    def writer(self, context: "Context") -> "AbstractContextManager[TrainerCallback]":
-        """Open the logger for a run; leaving the context closes it, even on an error."""
 
 
 @contextmanager
@@ -59,12 +48,12 @@ def open_observers(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorBoard(LoggerSettings):
+class TensorBoard:
     """Event files in {logging_dir}/{model_type}/{name}."""
 
-    @override
     @contextmanager
     def writer(self, context: "Context") -> Iterator["TrainerCallback"]:
+        """Open the files for a run; leaving the context closes them, even on an error."""
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
         from transformers.integrations import TensorBoardCallback
@@ -89,7 +78,7 @@ class TensorBoard(LoggerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WandB(LoggerSettings):
+class WandB:
     """A Weights & Biases run; the key comes from the environment and is never written."""
 
     project: str
@@ -97,9 +86,9 @@ class WandB(LoggerSettings):
     group: str
     mode: Annotated[str, one_of("auto", "online", "offline")]
 
-    @override
     @contextmanager
     def writer(self, context: "Context") -> Iterator["TrainerCallback"]:
+        """Open the run; leaving the context closes it, even on an error."""
         import wandb
 
         from lamina.heal.callbacks.wandb import WandbEntries
@@ -153,6 +142,9 @@ class WandB(LoggerSettings):
         if self.mode == "auto":
             return "online" if os.environ.get("WANDB_API_KEY") and _reachable() else "offline"
         return "online" if self.mode == "online" else "offline"
+
+
+LoggerSettings = TensorBoard | WandB
 
 
 @contextmanager
