@@ -5,7 +5,8 @@ The command line prints it without a traceback. Any other exception is a bug in 
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class LaminaError(Exception):
@@ -55,6 +56,17 @@ class Ended(BaseException):
 def reason_of(error: BaseException) -> str:
     """Return the first line of an error's text, or the name of its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def naming(
+    key: str, *causes: type[Exception], kind: type[LaminaError] = ConfigError
+) -> Iterator[None]:
+    """Turn a library's refusal in the body into an error that names the config key."""
+    try:
+        yield
+    except causes as error:
+        raise kind(f"{key}: {reason_of(error)}") from error
 
 
 def either(names: Sequence[str]) -> str:

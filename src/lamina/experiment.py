@@ -149,18 +149,14 @@ class Experiment(Parameters):
         is_full = isinstance(self.adapter, Full)
         return self.parallel == "fsdp" or (is_full and torch.cuda.is_available())
 
-    @property
-    def liger(self) -> bool:
-        """Whether liger-kernel's kernels are used."""
-        return self.kernels == "liger"
-
     def arguments(self, folder: Path) -> "SFTConfig":
         """Return TRL's arguments for training with checkpoints in `folder`.
 
         Raises ConfigError if TRL refuses one, or the model lacks the attention, the kernels or the
         positions.
         """
-        arguments = self.trainer.arguments(folder, sharded=self.sharded, liger=self.liger)
+        liger = self.kernels == "liger"
+        arguments = self.trainer.arguments(folder, sharded=self.sharded, liger=liger)
         if distributed.world_size() > 1:
             logger.info("%s", describe_batch(arguments, distributed.world_size()))
         self.adapter.peft_config()
@@ -198,7 +194,8 @@ class Experiment(Parameters):
 
     def _memory(self, model: "PreTrainedModel") -> MemoryEstimate:
         """Estimate the memory of training a model on one device."""
-        given = {"dtype": self.torch_dtype, "liger": self.liger, "sharded": self.sharded}
+        dtype, liger = self.torch_dtype, self.kernels == "liger"
+        given = {"dtype": dtype, "liger": liger, "sharded": self.sharded}
         return MemoryEstimate.of(model, self.trainer.args, self.adapter, **given)
 
     @property

@@ -155,7 +155,7 @@ def test_kernels_and_memory_reach_the_trainer(tmp_path: Path) -> None:
     )
     preflight(config)
     run = instantiate(config)
-    arguments = run.trainer.arguments(tmp_path, liger=run.liger)
+    arguments = run.trainer.arguments(tmp_path, liger=run.kernels == "liger")
     assert arguments.torch_compile
     assert arguments.optim == "adamw_8bit"
     assert not arguments.use_liger_kernel

@@ -14,7 +14,7 @@ from lamina.depth.reduction import (
 )
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
-from lamina.errors import ConfigError, ModelError, did_you_mean, reason_of
+from lamina.errors import ConfigError, ModelError, did_you_mean, naming
 from lamina.runtime.console import stage
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
@@ -83,13 +83,11 @@ def _load_whole(source: Source, settings: Mapping[str, Any]) -> "PreTrainedModel
     """Load a model with all its layers, as any user of transformers does."""
     from transformers import AutoModelForCausalLM
 
-    try:
+    failed = f"model_name={source.name} cannot be loaded"
+    with naming(failed, ImportError, OSError, ValueError, kind=ModelError):
         model, info = AutoModelForCausalLM.from_pretrained(
             **_location(source), ignore_mismatched_sizes=True, output_loading_info=True, **settings
         )
-    except (ImportError, OSError, ValueError) as error:
-        failed = f"model_name={source.name} cannot be loaded"
-        raise ModelError(f"{failed}: {reason_of(error)}") from error
     heads = {n for n in info["unexpected_keys"] if is_mtp_tensor(n, layer_count(source.config))}
     info["unexpected_keys"] = set(info["unexpected_keys"]) - heads
     refuse_misfits(f"model_name={source.name}", info)
@@ -213,10 +211,8 @@ def new_model(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    try:
+    with naming("model.architecture", ValueError, TypeError, kind=ModelError):
         config = AutoConfig.for_model(**{**ids, **architecture})
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"model.architecture: {reason_of(error)}") from error
     return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from typing_extensions import override
 
 from lamina.depth.variants import Scratch, Variant
-from lamina.errors import ConfigError, reason_of
+from lamina.errors import naming
 from lamina.export.merge import LEFT_OUT, NON_LORA_TRAINABLES
 from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, FRACTION, one_of
 from lamina.runtime.device import installed
@@ -99,12 +99,10 @@ class Lora:
         from peft import LoraConfig, LoraRuntimeConfig
 
         settings = self.settings()
-        try:
+        with naming("adapter", TypeError, ValueError, ImportError):
             if "runtime_config" in settings:  # the one nested class PEFT does not build itself
                 settings["runtime_config"] = LoraRuntimeConfig(**settings["runtime_config"])
             return LoraConfig(task_type="CAUSAL_LM", **settings)
-        except (TypeError, ValueError, ImportError) as error:
-            raise ConfigError(f"adapter: {reason_of(error)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.errors import ConfigError, reason_of
+from lamina.errors import ConfigError, naming
 from lamina.runtime.device import installed, visible_devices
 
 if TYPE_CHECKING:
@@ -86,10 +86,8 @@ def use_attention(kind: str, model: "PreTrainedModel", dtype: str) -> None:
         return
     if name == "flex_attention":
         _repair_flex()
-    try:
+    with naming(f"attention={kind}", ValueError, ImportError):
         model.set_attn_implementation(name)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"attention={kind}: {reason_of(error)}") from error
     if (used := model.config._attn_implementation) != name and kind != "auto":
         raise ConfigError(
             f"attention={kind}: {type(model).__name__} always uses {used}; leave it out"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import Version
 
 from lamina.depth.quantization import QUANTIZED_BYTES, expected_bytes, linear_weights, scale_bytes
-from lamina.errors import ConfigError, reason_of
+from lamina.errors import ConfigError, naming
 from lamina.heal.adapters import Adapter
 from lamina.heal.kernels import MASKED
 from lamina.runtime.device import visible_devices
@@ -219,10 +219,8 @@ def _adapted(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
 
     if (config := adapter.peft_config()) is None:
         return model
-    try:
+    with naming("adapter", ValueError):
         return get_peft_model(model, config)
-    except ValueError as error:
-        raise ConfigError(f"adapter: {reason_of(error)}") from error
 
 
 def savings(estimate: MemoryEstimate) -> list[tuple[str, int]]:

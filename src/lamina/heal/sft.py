@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.data.cache import cache_errors
 from lamina.depth.plan import Plan
-from lamina.errors import ConfigError, reason_of
+from lamina.errors import ConfigError, naming
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
 from lamina.heal.backends.transformers import Backend, Training
 from lamina.heal.kernels import refuse_adapted_head
@@ -143,10 +143,8 @@ class SFT:
         }
         if self.args.get("gradient_checkpointing"):
             own["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-        try:
+        with naming("trainer.args", TypeError, ValueError):
             return SFTConfig(**{**_defaults(SFTConfig), **own, **self.args})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"trainer.args: {reason_of(error)}") from error
 
     def build(
         self,
@@ -170,7 +168,7 @@ class SFT:
 
         balance_experts(model, arguments)
         expected = self._expected(arguments, backend, training)
-        try:
+        with naming("trainer.args, adapter", ValueError):
             adapted, left_to_trl = backend.add_adapter(model, training)
             with cache_errors():  # TRL caches packs, too
                 trainer = TokenLossTrainer(
@@ -182,8 +180,6 @@ class SFT:
                     peft_config=left_to_trl,
                     callbacks=list(callbacks),
                 )
-        except ValueError as error:
-            raise ConfigError(f"trainer.args, adapter: {reason_of(error)}") from error
         refuse_changed("trainer.args.", expected, trainer.args)
         if arguments.use_liger_kernel:
             refuse_adapted_head(trainer.model)
