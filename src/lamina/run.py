@@ -98,7 +98,8 @@ def resume(experiment: Experiment, record: Record) -> Start:
     start.warn_if_reached(experiment.trainer.args["max_steps"])
     if settings.get(ONLY_MODEL):
         logger.warning("%s=true: if this run is interrupted, it cannot be resumed", ONLY_MODEL)
-    fixed = {"num_layers": experiment.plan.num_layers, "seed": experiment.seed}
+    chosen = {"num_layers": experiment.plan.num_layers, "selector": experiment.plan.selector_name}
+    fixed = {**chosen, "seed": experiment.seed}
     origin = {"resumed_from": start.resumed_from, "started_from": start.started_from}
     record.update(name=name, **identity, **fixed, settings=settings, **origin)
     return start

@@ -155,7 +155,8 @@ def test_a_damaged_result_does_not_stop_a_sweep_from_being_shown(tmp_path: Path)
     assert done.code == 0, done.errors
     assert r"\x1b[31" in done.output
     assert done.output.replace("\n", "").isprintable()
-    assert done.output.count("missing") == 2
+    assert done.output.count("damaged\n") == 2
+    assert "1: expected a JSON object, found [1]" in done.output
 
 
 VERIFICATIONS = {

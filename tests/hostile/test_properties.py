@@ -19,7 +19,8 @@ from lamina.depth.variants import Pruned
 from lamina.errors import LaminaError
 from lamina.export.finished_run import finished_run
 from lamina.measure.results import load_result, read_rows
-from lamina.report.sweep_table import read_jobs, sweep_table
+from lamina.report.runs import read_report
+from lamina.report.sweep_table import sweep_table
 from lamina.runtime.console import console
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE, no_scores
@@ -152,7 +153,7 @@ def test_any_result(content: Any, tmp_path_factory: pytest.TempPathFactory) -> N
     ours(lambda: finished_run(str(folder / "0")))
     ours(lambda: show(folder / "0"))
     with Path(os.devnull).open("w") as file:
-        ours(lambda: console(file=file).print(sweep_table(read_jobs(folder))))
+        console(file=file).print(sweep_table(read_report([folder]).ranked))
 
 
 @EXAMPLES

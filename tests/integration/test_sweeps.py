@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lamina.measure.results import read_result
-from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
+from lamina.report.runs import read_report
+from lamina.report.sweep_table import sweep_table, write_summary
 from tests.conftest import SHORT, Finished, lamina, run, train
 
 LAYERS = (3, 77, 1, 5, 9)
@@ -125,14 +126,15 @@ def test_a_folder_of_a_job_with_other_settings_is_refused(swept: tuple[Finished,
 
 
 def test_jobs_without_a_result_are_missing(tmp_path: Path) -> None:
-    jobs = read_jobs(tmp_path, [["a=1", "b=1"], ["a=1", "b=2"]])
-    assert [(job.name, job.own, job.status) for job in jobs] == [
-        ("0", "b=1", "missing"),
-        ("1", "b=2", "missing"),
+    (tmp_path / "multirun.yaml").touch()
+    report = read_report([tmp_path], lambda _: [["a=1", "b=1"], ["a=1", "b=2"]])
+    assert [(row.job, row.own, row.name, row.status) for row in report.rows] == [
+        ("0", ["b=1"], "b=1", "missing"),
+        ("1", ["b=2"], "b=2", "missing"),
     ]
-    write_summary(tmp_path, jobs)
+    write_summary(tmp_path, report)
     assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith(",0,missing,b=1,b=1,")
-    assert sweep_table(jobs)
+    assert sweep_table(report.rows)
 
 
 def test_a_sweep_over_experiments_by_glob_is_closed_and_shown(tmp_path: Path) -> None:

@@ -73,17 +73,21 @@ def main() -> None:
 
 def _job_of(folder: Path, *, best: bool) -> str | None:
     """Return the folder of a sweep's best job; None if it is no sweep."""
-    from lamina.launch.sweep import MULTIRUN_FILE
-    from lamina.report.sweep_table import ranked, read_jobs
+    from lamina.measure.results import MULTIRUN_FILE
+    from lamina.report.runs import read_report
 
     if not (folder / MULTIRUN_FILE).is_file():
         if best:
             raise ConfigError(f"--best: {folder} is no sweep")
         return None
-    jobs = [job for job in ranked(read_jobs(folder)) if job.status == "completed"]
-    if not jobs:
+    rows = [row for row in read_report([folder]).ranked if row.is_complete]
+    if not rows:
         raise ConfigError(f"{folder}: no job of the sweep has completed")
     if best:
-        return str(folder / jobs[0].name)
-    named = "; ".join(f"{folder / job.name} ({job.title}, loss {job.healed:.4g})" for job in jobs)
+        return str(folder / rows[0].job)
+    named = "; ".join(f"{folder / row.job} ({row.name}, {_loss(row.healed_loss)})" for row in rows)
     raise ConfigError(f"{folder} is a sweep: pass --best, or one of its jobs: {named}")
+
+
+def _loss(value: float | None) -> str:
+    return "no loss" if value is None else f"loss {value:.4g}"

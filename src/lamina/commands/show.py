@@ -46,8 +46,8 @@ def shown(given: str) -> "Iterator[RenderableType]":
     from rich.text import Text
 
     from lamina.depth.statistics import Statistics
-    from lamina.launch.sweep import MULTIRUN_FILE, rebuild_summary
-    from lamina.measure.results import RESULT_FILE, read_result
+    from lamina.launch.sweep import rebuild_summary
+    from lamina.measure.results import MULTIRUN_FILE, RESULT_FILE, read_result
     from lamina.report.layer_overview import overview
     from lamina.report.run_summary import summary
     from lamina.report.scan_report import scan_table

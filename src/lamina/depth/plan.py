@@ -61,10 +61,16 @@ class Plan:
         return [*notes, f"layout: {order}"] if order else notes
 
     @property
+    def selector_name(self) -> str | None:
+        """The option of the selector that chose the layers, such as greedy; None without one."""
+        chosen = self.selector.get("selector")
+        return option_name(chosen["name"]) if chosen else None
+
+    @property
     def name(self) -> str:
         """What stays or goes, such as keep-24-greedy or drop-3,5-11 (ranges are half-open)."""
-        if "selector" in self.selector:
-            return f"keep-{len(self.kept_layers)}-{option_name(self.selector['selector']['name'])}"
+        if self.selector_name:
+            return f"keep-{len(self.kept_layers)}-{self.selector_name}"
         ranges = half_open_ranges(sorted({*range(self.num_layers)} - {*self.kept_layers}))
         dropped = ",".join(
             f"{start}-{end}" if end - start > 1 else f"{start}" for start, end in ranges

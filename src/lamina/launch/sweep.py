@@ -31,7 +31,7 @@ from lamina.config.rules import scan_problems
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError, reason_of
-from lamina.measure.results import DRY_RUN_FILE, distinguishing
+from lamina.measure.results import DRY_RUN_FILE, MULTIRUN_FILE, distinguishing
 from lamina.runtime.console import console, printable
 from lamina.runtime.files import disk_errors, refuse_unwritable, remove_links
 from lamina.runtime.lock import locked
@@ -42,9 +42,6 @@ from lamina.weights.source import made_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-MULTIRUN_FILE = "multirun.yaml"
-"""Hydra's file in a sweep's folder, with the config and the command line."""
 
 WRITTEN_BY_HYDRA = ("*.log", ".hydra*", ".hydra*/*", f"{MULTIRUN_FILE}*")
 """Patterns of files and folders, which Hydra would write through a link."""
@@ -119,19 +116,20 @@ class Sweep(Callback):
 
     @override
     def on_job_end(self, config: DictConfig, **_: Any) -> None:
-        from lamina.report.sweep_table import read_jobs, write_summary
+        from lamina.report.runs import read_report
+        from lamina.report.sweep_table import write_summary
 
         if config.hydra.mode != RunMode.MULTIRUN or config.dry_run:
             return
         sweep, folder = Sweep.started, Path(config.hydra.sweep.dir)
-        jobs = read_jobs(folder, sweep.planned if sweep else ())
+        report = read_report([folder], lambda _: sweep.planned if sweep else ())
         try:
-            write_summary(folder, jobs)
+            write_summary(folder, report)
         except OutputError as error:
             sys.stderr.write(printable(f"error: {error}\n"))
         if sweep is not None:
             sweep.done += 1
-            sweep._print_progress(sum(job.status == "failed" for job in jobs[: sweep.done]))
+            sweep._print_progress(sum(row.status == "failed" for row in report.rows[: sweep.done]))
 
     def _print_progress(self, failed: int) -> None:
         """Print the jobs done, running and failed since the command began, and the time left."""
@@ -146,23 +144,24 @@ class Sweep(Callback):
 
     def close(self) -> str | None:
         """Print the sweep's table; return what went wrong, if anything."""
-        from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
+        from lamina.report.runs import read_report
+        from lamina.report.sweep_table import sweep_table, write_summary
 
         if self.is_dry_run:
             return self._close_dry_run()
-        jobs = read_jobs(self.folder, self.planned)
-        console(file=sys.stdout).print(sweep_table(jobs))
+        report = read_report([self.folder], lambda _: self.planned)
+        console(file=sys.stdout).print(sweep_table(report.ranked))
         with self.ownership:
-            write_summary(self.folder, jobs)
-        wrong = [job for job in jobs if job.status != "completed"]
+            write_summary(self.folder, report)
+        wrong = [row for row in report.rows if not row.is_complete]
         if not wrong:
             return None
-        named = ", ".join(f"{job.name} ({job.status})" for job in wrong)
+        named = ", ".join(f"{row.job} ({row.status})" for row in wrong)
         queued = "; some may still be queued (squeue, scancel)" if self.is_queued else ""
         command = again("hydra.sweep.dir", self.folder)
         return (
-            f"{len(wrong)} of {len(jobs)} jobs did not complete: {named}{queued}; to run only "
-            f"these again: {command}"
+            f"{len(wrong)} of {len(report.rows)} jobs did not complete: {named}{queued}; to run "
+            f"only these again: {command}"
         )
 
     def _reports(self) -> dict[str, Path]:
@@ -204,11 +203,13 @@ def close_sweep() -> str | None:
 
 def rebuild_summary(folder: Path) -> "RenderableType":
     """Rewrite a sweep's summary from its files alone; return its table."""
-    from lamina.report.sweep_table import read_jobs, sweep_table, write_summary
+    from lamina.report.runs import read_report
+    from lamina.report.sweep_table import sweep_table, write_summary
 
-    jobs = read_jobs(folder, recorded_jobs(folder))
-    write_summary(folder, jobs)
-    return sweep_table(jobs)
+    planned = recorded_jobs(folder)
+    report = read_report([folder], lambda _: planned)
+    write_summary(folder, report)
+    return sweep_table(report.ranked)
 
 
 def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str | None:
@@ -271,7 +272,12 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
 
 
 def recorded_jobs(folder: Path) -> list[list[str]]:
-    """Return the jobs of a sweep by its folder; raises ModelError if its file is damaged."""
+    """Return the jobs of a sweep by its folder; none without its file.
+
+    Raises ModelError if the file is damaged.
+    """
+    if not (folder / MULTIRUN_FILE).is_file():
+        return []
     security.install()  # the file may be someone else's, and refer to a secret
     with made_of(folder / MULTIRUN_FILE):
         refuse_unreadable(folder / MULTIRUN_FILE)
@@ -286,11 +292,8 @@ def recorded_jobs(folder: Path) -> list[list[str]]:
 
 def own_overrides(folder: Path, overrides: Sequence[str]) -> list[str]:
     """Return the overrides that a job's sweep does not give to all of its jobs."""
-    sweep = folder.parent
-    if Sweep.started is not None:
-        planned = Sweep.started.planned
-    else:
-        planned = recorded_jobs(sweep) if (sweep / MULTIRUN_FILE).is_file() else []
+    sweep = Sweep.started
+    planned = recorded_jobs(folder.parent) if sweep is None else sweep.planned
     return distinguishing([overrides, *planned])[0] if len(planned) > 1 else []
 
 

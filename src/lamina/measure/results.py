@@ -17,6 +17,8 @@ SCAN_FILE = "scan.json"
 RUN_FILE = "run.json"
 ROWS_FILE = "eval.jsonl"
 DRY_RUN_FILE = "dry_run.json"
+MULTIRUN_FILE = "multirun.yaml"
+"""Hydra's file in a sweep's folder, with the config and the command line."""
 SKIPPED_FILE = "skipped_rows.jsonl"
 
 READ: dict[str, Any] = {
@@ -24,9 +26,10 @@ READ: dict[str, Any] = {
     "metrics": dict,
     "overrides": list,
     **dict.fromkeys(("error", "name", "model_type", "adapter", "final", "dtype"), str | None),
+    **dict.fromkeys(("selector", "eval_fingerprint"), str | None),
     **dict.fromkeys(("settings", "provenance"), dict | None),
-    **dict.fromkeys(("kept_layers", "history"), list | None),
-    "num_layers": int | None,
+    **dict.fromkeys(("kept_layers", "history", "samples"), list | None),
+    **dict.fromkeys(("num_layers", "num_parameters", "trainable_parameters", "seed"), int | None),
 }
 """Fields of result.json that are read again, and their types."""
 
@@ -40,7 +43,8 @@ METRICS = (
 """Every metric of a run; None until it is measured."""
 
 KNOWN_LATER = (
-    "error name model_type num_layers kept_layers adapter num_parameters trainable_parameters"
+    "error name model_type num_layers kept_layers selector adapter num_parameters "
+    "trainable_parameters"
 ).split()
 """Fields of result.json that begin as None."""
 
@@ -161,7 +165,7 @@ def load_result(folder: Path) -> dict[str, Any]:
     content = read_json(folder / RESULT_FILE, READ)
     if not all(isinstance(override, str) for override in content["overrides"]):
         raise ModelError(f"{folder / RESULT_FILE}: overrides holds what is not text")
-    numbers = dict.fromkeys(METRICS, int | float | dict | None)
+    numbers = {**dict.fromkeys(METRICS, int | float | None), "seconds": dict | None}
     refuse_mistyped(f"{folder / RESULT_FILE}: metrics", content["metrics"], numbers)
     return content | {key: content[key] or {} for key in ("settings", "provenance")}
 
