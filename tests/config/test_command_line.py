@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lamina.commands.app import expand_home
+from lamina.config.library_fields import counterpart
 from lamina.legacy.flag import take_old
 from lamina.legacy.yaml_files import read_chain
 from lamina.runtime.paths import load_environment
@@ -101,7 +102,7 @@ def test_no_folder_is_called_tilde(tmp_path: Path) -> None:
 def test_home_is_expanded_after_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.yaml").write_text("model_type: original\n")
-    assert take_old(expand_home(["--old=~/mine.yaml", "seed=1"])) == [
+    assert take_old(expand_home(["--old=~/mine.yaml", "seed=1"]), counterpart) == [
         "experiment=older/mine",
         "seed=1",
     ]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+from lamina.config.library_fields import counterpart
 from lamina.config.schema import register
 from lamina.legacy.experiment_file import experiment, scalar
 from lamina.legacy.flag import take_old
@@ -177,7 +178,7 @@ def written_chain(folder: Path, files: list[dict[str, Written]]) -> Path:
 
 
 def composed(path: Path, *overrides: str) -> DictConfig:
-    return compose("config", take_old(["--old", str(path), *overrides]))
+    return compose("config", take_old(["--old", str(path), *overrides], counterpart))
 
 
 def at(config: DictConfig, place: str) -> Any:

@@ -5,7 +5,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -244,5 +244,5 @@ def test_nothing_heavy_is_imported_and_no_pyplot_ever(tmp_path: Path) -> None:
         "draw(Statistics.from_dict(json.loads(sys.argv[1])), pathlib.Path(sys.argv[2]))\n"
         "assert not {'torch', 'matplotlib.pyplot'} & sys.modules.keys()\n"
     )
-    arguments = [json.dumps(TWO.to_dict()), str(tmp_path / "scan.png")]
+    arguments = [json.dumps(asdict(TWO)), str(tmp_path / "scan.png")]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)

@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,7 @@ def _with_keys(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def description(file: Path) -> str:
     """Return the comment at the head of a file, without its command."""
-    head = []
-    for line in file.read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        head.append(line.lstrip("# "))
-    return " ".join(
-        line for line in head if not line.startswith(("@package", "python -m train", "lamina "))
-    )
+    head = takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    texts = (line.lstrip("# ") for line in head)
+    commands = ("@package", "python -m train", "lamina ")
+    return " ".join(text for text in texts if not text.startswith(commands))

@@ -1,8 +1,7 @@
 """The result of a scan: the scores of a model's layers, which every selector reads."""
 
-import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 Numbers = tuple[float, ...]
@@ -64,10 +63,6 @@ class Statistics:
     """attention, mlp: only that part of each layer left out; empty unless scan.sublayers=true."""
     stability: Stability | None = None
     """Between calibration sets; None with a single set."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return lists and dictionaries that JSON can hold."""
-        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Statistics":

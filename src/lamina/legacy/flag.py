@@ -15,19 +15,16 @@ GROUP = "older"
 """Subgroup of the experiments held in memory; no shipped file has this name."""
 
 
-def take_old(
-    arguments: Sequence[str], today: Callable[[str], str | None] = lambda key: None
-) -> list[str]:
+def take_old(arguments: Sequence[str], today: Callable[[str], str | None]) -> list[str]:
     """Replace `--old FILE` by the choice of an experiment in Hydra's ConfigStore.
 
-    For `today` see `resolve`.
-    A launcher sends the store to its jobs, which then need no file. Overrides still win.
+    For `today` see `resolve`. A launcher sends the store to its jobs, which then need no file.
+    Overrides still win.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(FLAG, action="append", nargs="?", const="", default=[], dest="given")
     found, rest = parser.parse_known_args(arguments)
-    given = found.given
-    if not given:
+    if not (given := found.given):
         return rest
     if not all(given):
         raise ConfigError(f"{FLAG}: pass the path of a config of the older form")

@@ -102,7 +102,7 @@ class CachedScores(LayerScores):
             )
             found = scores.statistics(stack.num_layers, sets)
         return {
-            **found.to_dict(),
+            **asdict(found),
             **asdict(cost),
             "peak_memory_bytes": peak_memory_bytes(),
             "provenance": {
