@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.data.accounting import TokenizedSplit, account
 from lamina.data.cache import cached_map
 from lamina.data.chat.mask import assistant_mask, shared_start
-from lamina.data.chat.template import ChatTemplate, marked_template, own_template
+from lamina.data.chat.template import ChatTemplate, Tools, marked_template, own_template
 from lamina.data.forms import Conversion
 from lamina.data.splits import Split, convert
 from lamina.errors import BadRowError, ConfigError, DataError
@@ -171,7 +171,7 @@ class Tokenization:
         ids = encode_text(self.tokenizer, self._ended(row["text"]))
         return ids, [1] * len(ids)
 
-    def _prompt_ids(self, prompt: Any, tools: list[dict[str, Any]] | None = None) -> list[int]:
+    def _prompt_ids(self, prompt: Any, tools: Tools = None) -> list[int]:
         if not isinstance(prompt, str):
             encoded = self._chat.encode(prompt, tools=tools, add_generation_prompt=True)
             return list(encoded["input_ids"])

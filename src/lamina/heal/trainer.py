@@ -251,19 +251,11 @@ class TokenLossTrainer(SFTTrainer):
         return output
 
     @override
-    def prediction_step(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor | None, Any, Any]:
+    def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
         tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
         self._evaluating.advance(len(inputs["labels"]) * distributed.world_size())
         with self._plain_loss():
-            loss, logits, labels = super().prediction_step(
-                model, inputs, prediction_loss_only, ignore_keys
-            )
+            loss, logits, labels = super().prediction_step(model, inputs, *arguments, **options)
         if tokens:  # none in a batch of padding rows
             self._token_nll += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
         return loss, logits, labels

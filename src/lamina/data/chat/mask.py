@@ -11,7 +11,7 @@ from collections.abc import Sequence, Set
 from itertools import takewhile
 from typing import Any
 
-from lamina.data.chat.template import REASONING, ChatTemplate, Messages
+from lamina.data.chat.template import REASONING, ChatTemplate, Messages, Tools
 from lamina.errors import BadRowError
 
 THINK = r"(?:[<\[]/?think(?:ing)?[>\]])*"
@@ -21,7 +21,7 @@ ADVICE = "set data.chat_template to a template that does, or data.loss_on=all"
 
 
 def assistant_mask(
-    chat: ChatTemplate, messages: Messages, tools: list[dict[str, Any]] | None, ends: Set[int]
+    chat: ChatTemplate, messages: Messages, tools: Tools, ends: Set[int]
 ) -> tuple[list[int], list[int]]:
     """Return a row's token ids, and 1 for each that the assistant writes, 0 for the others.
 
@@ -50,11 +50,7 @@ def assistant_mask(
 
 
 def _start(
-    chat: ChatTemplate,
-    before: Messages,
-    tools: list[dict[str, Any]] | None,
-    text: str,
-    ids: Sequence[int],
+    chat: ChatTemplate, before: Messages, tools: Tools, text: str, ids: Sequence[int]
 ) -> int:
     """Return the place of an answer's first token, after the messages before it."""
     number = len(before) + 1
@@ -74,11 +70,7 @@ def _start(
 
 
 def _stop(
-    chat: ChatTemplate,
-    messages: Messages,
-    tools: list[dict[str, Any]] | None,
-    ids: Sequence[int],
-    ends: Set[int],
+    chat: ChatTemplate, messages: Messages, tools: Tools, ids: Sequence[int], ends: Set[int]
 ) -> int:
     """Return the place after the tokens of the last of some messages, which others follow.
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[dict[str, Any]]
+Tools = list[dict[str, Any]] | None
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields in which a message has the thinking that precedes its content."""
@@ -39,9 +40,7 @@ class ChatTemplate:
         """
         return self._apply(messages, tokenize=True, return_dict=True, **options)
 
-    def render(
-        self, messages: Messages, tools: list[dict[str, Any]] | None, *, prompt: bool = False
-    ) -> str:
+    def render(self, messages: Messages, tools: Tools, *, prompt: bool = False) -> str:
         """Return the messages as text, with `prompt` followed by what begins the next answer."""
         text = self._apply(messages, tools=tools, add_generation_prompt=prompt, tokenize=False)
         return str(text)
@@ -50,9 +49,7 @@ class ChatTemplate:
         """Tokenize rendered text; the template has written all special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def refuse_lost(
-        self, messages: Messages, tools: list[dict[str, Any]] | None, *, reasoning: bool
-    ) -> None:
+    def refuse_lost(self, messages: Messages, tools: Tools, *, reasoning: bool) -> None:
         """Refuse a row of which the template leaves something out without a word.
 
         Raises BadRowError if the text is the same without the tools, a tool call, a message of the
@@ -78,7 +75,7 @@ class ChatTemplate:
             if not is_written and self._writes(text, [*before, *after], tools):
                 raise BadRowError(f"{self} does not write message {number}, role {role}; {ADVICE}")
 
-    def _writes(self, text: str, messages: Messages, tools: list[dict[str, Any]] | None) -> bool:
+    def _writes(self, text: str, messages: Messages, tools: Tools) -> bool:
         try:
             return self.render(messages, tools) == text
         except BadRowError:

@@ -69,9 +69,7 @@ class StopOnNonFiniteLoss(TrainerCallback):
     """Raises at the first loss that is NaN or infinite."""
 
     @override
-    def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, *_: Any, logs: dict[str, float], **__: Any) -> None:
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise TrainingError(
@@ -95,9 +93,7 @@ class KeepHistory(TrainerCallback):
             self._add(logs)
 
     @override
-    def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, *_: Any, logs: dict[str, float], **__: Any) -> None:
         seen = {"num_input_tokens_seen": state.num_input_tokens_seen, "step": state.global_step}
         self._add({**logs, **seen})
 
