@@ -35,12 +35,9 @@ SAMPLE_ROWS = 2
 """Training rows to show."""
 
 ONE_STEP = {
-    "max_steps": 1,
-    "gradient_accumulation_steps": 1,
-    "eval_strategy": "no",
-    "save_strategy": "no",
+    **dict.fromkeys(("max_steps", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "no"),
     "load_best_model_at_end": False,
-    "logging_strategy": "no",
 }
 """Training arguments of the step, where they differ from the run's."""
 

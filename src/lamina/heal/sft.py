@@ -53,11 +53,8 @@ BOTH = "the best checkpoint must be both saved and evaluated"
 LOSSES = one_of("nll", "dft", "chunked_nll")
 
 LIMITS: dict[str, Limit] = {
-    "max_grad_norm": NOT_NEGATIVE,
-    "adam_beta1": FRACTION,
-    "adam_beta2": FRACTION,
-    "label_smoothing_factor": FRACTION,
-    "dataloader_num_workers": NOT_NEGATIVE,
+    **dict.fromkeys(("max_grad_norm", "dataloader_num_workers"), NOT_NEGATIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), FRACTION),
     "dataloader_prefetch_factor": AT_LEAST_ONE,
 }
 """Limits of fields of SFTConfig that no shared parameter sets."""

@@ -14,22 +14,16 @@ from lamina.legacy.yaml_files import Entry
 from lamina.runtime.paths import conf_dir
 
 PLACES = {
-    "layer_to_drop": "depth.layer_to_drop",
-    "keep_layers": "depth.keep_layers",
-    "dataset_path": "data.path",
-    "eval_strategy": "trainer.args.eval_strategy",
-    "fp16": "trainer.args.fp16",
+    **{key: f"depth.{key}" for key in ("layer_to_drop", "keep_layers")},
+    **{key: f"trainer.args.{key}" for key in ("eval_strategy", "save_strategy", "fp16")},
+    **{f"lora.{key}": f"adapter.{key}" for key in ("dropout", "bias", "target_modules")},
+    **{key: f"data.{key}" for key in ("max_train_samples", "max_eval_samples")},
     "wandb_run_name": "logger.wandb.name",
-    "save_strategy": "trainer.args.save_strategy",
-    "lora.dropout": "adapter.dropout",
-    "lora.bias": "adapter.bias",
-    "lora.target_modules": "adapter.target_modules",
+    "dataset_path": "data.path",
     "dataset_name": "data.name",
     "dataset_config": "data.config",
     "train_split": "data.train",
     "eval_split": "data.eval",
-    "max_train_samples": "data.max_train_samples",
-    "max_eval_samples": "data.max_eval_samples",
 }
 """Today's places of the keys that were renamed."""
 

@@ -41,9 +41,7 @@ FAMILIES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
 LORA: dict[str, Any] = {
     "use_rslora": False,
     "init_lora_weights": True,
-    "layers_to_transform": None,
-    "layers_pattern": None,
-    "modules_to_save": None,
+    **dict.fromkeys(("layers_to_transform", "layers_pattern", "modules_to_save")),
 }
 """PEFT's defaults of arguments for which get_peft_model has, or may get, other defaults."""
 
