@@ -114,7 +114,8 @@ def feed(experiment: Experiment) -> "tuple[PreTrainedTokenizerBase, data.Feed]":
     length, prompts = experiment.max_seq_length, experiment.evaluation.num_samples
     rows = data.feed(experiment.data, tokenizer, max_seq_length=length, num_prompts=prompts)
     if source:
-        loading.refuse_unknown_tokens(source, tokenizer, rows.token_ids())
+        ids = (row["input_ids"] for split in (rows.train, rows.eval) for row in split.rows)
+        loading.refuse_unknown_tokens(source, tokenizer, ids)
     return tokenizer, rows
 
 

@@ -5,6 +5,7 @@ itself, the trained pieces written down by hand.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_real_rows_are_equal_from_every_kind_of_file(
         answer = encoder.encode(f"{row['answer']}<|im_end|>", add_special_tokens=False).ids
         assert made["input_ids"] == question + answer
         assert made["labels"] == [IGNORED] * len(question) + answer
-    assert done.as_dict() == {
+    assert asdict(done.count) == {
         "rows": 200,
         "rows_skipped": 0,
         "rows_dropped": 0,

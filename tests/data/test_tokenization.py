@@ -1,6 +1,6 @@
 """Token ids and labels: which tokens are kept and which are trained."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -68,7 +68,7 @@ def test_overflowing_tokens_are_cut_and_counted() -> None:
     rows = split({"text": "A" * 10}, {"text": "B" * 3})
     done = Tokenization(build_tokenizer(), "auto", 6, rows)(rows)
     assert [len(row["input_ids"]) for row in done.rows] == [6, 4]
-    assert done.as_dict() == {
+    assert asdict(done.count) == {
         "rows": 2,
         "rows_skipped": 0,
         "rows_dropped": 0,

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.splits import Split
@@ -46,10 +46,6 @@ class TokenizedSplit:
     """Tokens of each row before truncation."""
     starts: Sequence[int]
     """0-based place of each row's first trained token."""
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the counts for result.json."""
-        return asdict(self.count)
 
     def check_truncation(self, allowed: float, max_seq_length: int) -> None:
         """Raise a DataError if more than `allowed`, data.max_dropped, of the tokens are dropped."""

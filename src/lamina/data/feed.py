@@ -1,8 +1,8 @@
 """The tokenized rows of a training, and the prompts for its samples."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +36,6 @@ class Feed:
         rows = self.eval.rows
         return list(rows if limit is None else rows.select(range(min(limit, len(rows)))))
 
-    def token_ids(self) -> Iterator[list[int]]:
-        """Yield the ids of each row of both splits."""
-        for split in (self.train, self.eval):
-            yield from (row["input_ids"] for row in split.rows)
-
     def write(self, folder: Path, limit: int) -> None:
         """Write the first `limit` evaluation rows to eval.jsonl, skipped ones to their own file."""
         write_rows(folder / ROWS_FILE, self.eval_rows(limit))
@@ -49,12 +44,12 @@ class Feed:
 
     def counts(self) -> dict[str, dict[str, Any]]:
         """Return each split's token counts."""
-        return {"train": self.train.as_dict(), "eval": self.eval.as_dict()}
+        return {"train": asdict(self.train.count), "eval": asdict(self.eval.count)}
 
     def packed(self, made: "Mapping[str, Dataset]", length: int) -> dict[str, dict[str, Any]]:
         """Return the counts and pack_fill; raises ConfigError if `made`, TRL's rows, are cut."""
         return {
-            name: {**split.as_dict(), "pack_fill": pack_fill(made[name], split.count, length)}
+            name: {**asdict(split.count), "pack_fill": pack_fill(made[name], split.count, length)}
             for name, split in (("train", self.train), ("eval", self.eval))
         }
 

@@ -40,11 +40,6 @@ class Plan:
         """Whether any layer is dropped."""
         return len(self.kept_layers) < self.num_layers
 
-    @property
-    def layer_replication(self) -> list[list[int]] | None:
-        """The kept layers as PEFT's `layer_replication`: half-open ranges; None if all stay."""
-        return half_open_ranges(self.kept_layers) if self.is_reduced else None
-
     def notes(self, *, saved: bool = False) -> list[str]:
         """Return a line on what is left out besides layers, and one on the layout of a hybrid.
 

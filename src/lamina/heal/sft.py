@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.cache import cache_errors
+from lamina.depth.layer_sets import half_open_ranges
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError, naming
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
@@ -307,7 +308,7 @@ def _finish_adapter(model: "PreTrainedModel | PeftModel", adapter: Adapter, plan
     if given["target_modules"] == ALL_LINEAR:
         del given["target_modules"]  # PEFT replaces it by the names it found
     refuse_changed("adapter.", given, used)
-    used.layer_replication = plan.layer_replication
+    used.layer_replication = half_open_ranges(plan.kept_layers) if plan.is_reduced else None
     used.revision = plan.source.revision if plan.source else None
 
 
