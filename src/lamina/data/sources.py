@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
@@ -17,6 +17,7 @@ from lamina.data.files import READERS, find_files, read_files
 from lamina.data.splits import Split, Splits, hold_out
 from lamina.errors import DataError, reason_of
 from lamina.limits import AT_LEAST_ONE, Limit, one_of
+from lamina.runtime.attributes import attributes
 from lamina.weights.hub import is_reachable, unreachable
 
 if TYPE_CHECKING:
@@ -146,13 +147,16 @@ class Hub(Rows):
 
     def load(self) -> Splits:
         """Download the splits, or take them from the cache; raises DataError if neither works."""
+        from datasets import config
         from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError, DatasetsError
         from huggingface_hub.errors import HTTPError
 
         refuse_unwritable_cache()
         names = [self.train]
+        # Otherwise the library retries for minutes before it turns to its cache.
+        offline = config.HF_HUB_OFFLINE or not is_reachable()
         try:
-            with _offline_unless_reachable():
+            with attributes(config, HF_HUB_OFFLINE=offline):
                 found = self._loaded(names)
                 if held := self.eval_split(self.train, found[0].info.splits or ()):
                     names.append(held)
@@ -281,16 +285,3 @@ def _damage(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "not written by save_to_disk"
     return f"the saved data set is damaged ({reason_of(error).rstrip('.')})"
-
-
-@contextmanager
-def _offline_unless_reachable() -> Iterator[None]:
-    """Keep the library from retrying for minutes before it turns to its cache."""
-    from datasets import config
-
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = before or not is_reachable()
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before

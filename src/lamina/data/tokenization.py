@@ -21,11 +21,7 @@ IGNORED = -100
 
 
 class _RefusedError(Exception):
-    """Carries a bad row's 0-based index out of the library's loop."""
-
-    def __init__(self, index: int, reason: BadRowError) -> None:
-        super().__init__(str(reason))
-        self.index, self.reason = index, reason
+    """Carries a bad row's 0-based index, and the BadRowError, out of the library's loop."""
 
 
 class Tokenization:
@@ -79,7 +75,7 @@ class Tokenization:
                 skips=split.skips,
             )
         except _RefusedError as refused:
-            raise split.error(refused.index, refused.reason) from refused
+            raise split.error(*refused.args) from refused
         self._refuse_unended(split, tokenized["unended"][:])
         return account(split, tokenized, self.max_seq_length)
 

@@ -8,11 +8,12 @@ import ast
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ConfigError, naming
+from lamina.runtime.attributes import attributes
 from lamina.runtime.device import installed, visible_devices
 
 if TYPE_CHECKING:
@@ -184,15 +185,10 @@ def refuse_adapted_head(model: "PreTrainedModel") -> None:
         )
 
 
-@contextmanager
-def undoing_patches(model: "PreTrainedModel") -> Iterator[None]:
+def undoing_patches(model: "PreTrainedModel") -> AbstractContextManager[None]:
     """Undo liger-kernel's process-wide patches after the body: final/ is measured without them.
 
     Besides the (unwrapped) model it patches functions and classes in its architecture's module.
     """
-    module = vars(sys.modules[type(model).__module__])
-    before = dict(module)
-    try:
-        yield
-    finally:
-        module.update(before)
+    module = sys.modules[type(model).__module__]
+    return attributes(module, **vars(module))

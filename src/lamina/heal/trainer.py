@@ -25,6 +25,7 @@ from lamina.measure.evaluate import TOLERANCES, perplexity
 from lamina.measure.protocol import ModelRef
 from lamina.measure.speed import compute_peak, training_flops
 from lamina.runtime import distributed
+from lamina.runtime.attributes import attributes
 from lamina.runtime.checkpoints import STATE, rotate
 from lamina.runtime.console import Stage, stage
 from lamina.runtime.files import disk_errors, partial_path, replacing
@@ -213,11 +214,8 @@ class TokenLossTrainer(SFTTrainer):
             loss = distributed.summed([self._tr_loss.item()])[0] / distributed.world_size()
             unlogged = {"loss": loss, "since": self._globalstep_last_logged}
             self.state.stateful_callbacks[UNLOGGED] = unlogged
-            self._saving_in = partial.parent
-            try:
+            with attributes(self, _saving_in=partial.parent):
                 super()._save_checkpoint(model, trial)
-            finally:
-                self._saving_in = None
             self.state.best_model_checkpoint = saved_best(self.state, folder, target)
             if self.args.should_save:
                 self.state.save_to_json(str(partial / STATE))
@@ -268,20 +266,12 @@ class TokenLossTrainer(SFTTrainer):
         processes its share of the overall mean; TRL and liger-kernel weight tokens if
         loss_type=dft.
         """
-        training_loss = {
-            name: getattr(self, name) for name in ("label_smoother", "compute_loss_func")
-        }
-        self.__dict__.update(dict.fromkeys(training_loss))
         plain: dict[str, Any] = {"average_tokens_across_devices": False}
         if self.args.use_liger_kernel or self.args.loss_type == "dft":
             plain["loss_type"] = "nll"
-        arguments = {name: getattr(self.args, name) for name in plain}
-        self.args.__dict__.update(plain)
-        try:
+        without = attributes(self, label_smoother=None, compute_loss_func=None)
+        with without, attributes(self.args, **plain):
             yield
-        finally:
-            self.__dict__.update(training_loss)
-            self.args.__dict__.update(arguments)
 
     @override
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.loading import load_single_layer, refuse_unfit
@@ -25,17 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class LayerCall:
-    """A decoder layer's arguments besides its hidden state, for one batch size."""
-
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-    def apply(self, block: Any, hidden: "torch.Tensor") -> "torch.Tensor":
-        """Run a decoder layer on a hidden state (windows, tokens, width)."""
-        output = block(hidden, *self.arguments, **self.options)
-        return output[0] if isinstance(output, tuple) else output
+LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
+"""A decoder layer's arguments besides its hidden state, for one batch size."""
 
 
 class ModelShell:
@@ -87,7 +77,7 @@ class ModelShell:
         the model keeps documents apart.
         """
         self._forward(ids, None, positions)
-        calls = [LayerCall(each.arguments, each.options) for each in self.recorders]
+        calls = [(each.arguments, each.options) for each in self.recorders]
         return self.recorders[0].seen, calls
 
     def logits(self, hidden: "torch.Tensor") -> "torch.Tensor":

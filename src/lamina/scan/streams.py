@@ -6,8 +6,8 @@ Removing each of L layers thus takes L (L + 1) / 2 layer-forwards instead of L (
 reduced models and L for the full one, and every layer's weights are needed once.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,12 +149,13 @@ class Streams:
     def _apply(self, index: int, block: Any, given: "torch.Tensor", out: "torch.Tensor") -> None:
         parts = zip(given.split(self.at_once), out.split(self.at_once), self.calls, strict=True)
         for source, target, calls in parts:
-            target.copy_(calls[index].apply(block, source))
+            arguments, options = calls[index]
+            output = block(source, *arguments, **options)
+            target.copy_(output[0] if isinstance(output, tuple) else output)
         self.layer_forwards += 1
 
 
-@contextmanager
-def silenced(block: Any, part: str, index: int) -> Iterator[None]:
+def silenced(block: Any, part: str, index: int) -> AbstractContextManager[Any]:
     """Make the attention or mlp of a layer (0-based) return zeros; ModelError without one."""
     modules = [getattr(block, name) for name in PARTS[part] if hasattr(block, name)]
     if not modules:
@@ -162,11 +163,7 @@ def silenced(block: Any, part: str, index: int) -> Iterator[None]:
             f"scan.sublayers=true: layer {index} ({type(block).__name__}) has no {part} "
             f"({', '.join(PARTS[part])}); scan without sublayers"
         )
-    hook = modules[0].register_forward_hook(_zeros)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return modules[0].register_forward_hook(_zeros)
 
 
 def _zeros(_: Any, __: Any, output: Any) -> Any:

@@ -80,11 +80,8 @@ def _header(path: Path) -> bytes:
 
     An ordinary read would start the kernel's readahead: megabytes of dropped layers.
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with path.open("rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        begin = 8 + int.from_bytes(os.pread(descriptor, 8, 0), "little")
-        return os.pread(descriptor, min(begin, LONGEST_HEADER), 0)
-    finally:
-        os.close(descriptor)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        begin = 8 + int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
+        return os.pread(file.fileno(), min(begin, LONGEST_HEADER), 0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from lamina.limits import one_of
+from lamina.runtime.attributes import attributes
 from lamina.runtime.files import disk_errors
 from lamina.runtime.paths import short_path
 
@@ -60,9 +61,13 @@ class TensorBoard:
 
         # Steps after the checkpoint are purged, so that a resumed run logs none twice.
         purge = None if context.resume_step is None else context.resume_step + 1
+        # What a thread cannot write, TensorBoard 2.21 raises again at the next entry or the close.
+        before = threading.excepthook
         with (
             disk_errors(context.logging_dir, "logging_dir"),
-            _silent_threads(),
+            attributes(
+                threading, excepthook=lambda of: isinstance(of.exc_value, OSError) or before(of)
+            ),
             SummaryWriter(str(context.logging_dir), purge_step=purge) as writer,
         ):
             for tag, loss in context.losses_before().items():
@@ -145,20 +150,6 @@ class WandB:
 
 
 LoggerSettings = TensorBoard | WandB
-
-
-@contextmanager
-def _silent_threads() -> Iterator[None]:
-    """Print no traceback of a thread that cannot write.
-
-    TensorBoard 2.21 raises the error again at the next entry, or when its writer is closed.
-    """
-    before = threading.excepthook
-    threading.excepthook = lambda of: isinstance(of.exc_value, OSError) or before(of)
-    try:
-        yield
-    finally:
-        threading.excepthook = before
 
 
 def _reachable() -> bool:
