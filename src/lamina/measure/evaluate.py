@@ -86,7 +86,7 @@ def row_losses(
     # Weights on disk are loaded layer by layer, and inputs stay on the CPU.
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     model.eval()
-    batches = list(_batches([len(row["input_ids"]) for row in rows], max_tokens))
+    batches = list(padded_batches([len(row["input_ids"]) for row in rows], max_tokens))
     with stage("evaluating", len(rows), "rows") as shown:
         for indices in batches[distributed.rank() :: distributed.world_size()]:
             ids, labels, mask = _padded([rows[index] for index in indices], device)
@@ -125,21 +125,22 @@ def answers(
                     top_k=None,
                     max_new_tokens=max_new_tokens,
                     pad_token_id=tokenizer.pad_token_id,
-                    eos_token_id=_end_tokens(model, tokenizer),
+                    eos_token_id=end_tokens(model, tokenizer),
                 )
             texts.append(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
             shown.advance()
     return texts
 
 
-def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the tokens that end an answer."""
     ends = model.generation_config.eos_token_id
     known = ends if isinstance(ends, list) else [] if ends is None else [ends]
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return sorted({*known, *own})
 
 
-def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+def padded_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Group row indices, longest first, into padded batches of at most max_tokens."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

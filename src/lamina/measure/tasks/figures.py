@@ -1,0 +1,35 @@
+"""Metrics of a task from its items, with their standard errors."""
+
+import math
+from collections.abc import Sequence
+
+from lamina.measure.evaluate import perplexity
+from lamina.measure.tasks.files import Metric
+
+
+def mean_metric(values: Sequence[float], chance: float | None = None) -> Metric:
+    """Return the mean over items."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    stderr = math.sqrt(squares / (count - 1) / count) if count > 1 else None
+    return Metric(value=mean, stderr=stderr, n=count, chance=chance)
+
+
+def ratio_metric(totals: Sequence[float], tokens: Sequence[int]) -> Metric:
+    """Return a sum per token; its standard error is over documents, whose lengths vary, too."""
+    count, size = len(totals), sum(tokens)
+    ratio = math.fsum(totals) / size if size else math.nan
+    pairs = zip(totals, tokens, strict=True)
+    squares = math.fsum((total - ratio * length) ** 2 for total, length in pairs)
+    stderr = math.sqrt(squares * count / (count - 1)) / size if count > 1 and size else None
+    return Metric(value=ratio, stderr=stderr, n=count)
+
+
+def loss_metrics(nll: Sequence[float], tokens: Sequence[int]) -> dict[str, Metric]:
+    """Return the loss in nats per token, and the perplexity."""
+    loss = ratio_metric(nll, tokens)
+    value = perplexity(loss.value)
+    assert value is not None
+    stderr = None if loss.stderr is None else value * loss.stderr
+    return {"loss": loss, "perplexity": Metric(value=value, stderr=stderr, n=loss.n)}
