@@ -85,6 +85,7 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
         return {
             "num_layers": experiment.plan.num_layers,
             "kept_layers": list(experiment.plan.kept_layers),
+            "chosen": experiment.plan.chosen,
             "parameters": parameters,
             "trainable_parameters": trainer.trainable_parameters(),
             "form": experiment.form,

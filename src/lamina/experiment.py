@@ -63,6 +63,7 @@ class Experiment(Parameters):
             self.model_name,
             lambda source: self.scores(source, self.data),
             self.depth.protect,
+            self.saved_dtype,
         )
 
     def scores(self, source: Source, data: DataSource) -> CachedScores:
@@ -99,7 +100,7 @@ class Experiment(Parameters):
     @property
     def export_dtype(self) -> "torch.dtype":
         """Type of a whole model's weights in final/."""
-        return loading.torch_dtype(self.export.dtype, automatic=self.weights_dtype)
+        return loading.torch_dtype(self.saved_dtype, automatic=self.saved_dtype)
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -51,12 +51,21 @@ MISTAKES = {
     "indices are 0 to 11, ranges half-open (0-12 is all)",
     "depth.protect=''": "depth.protect='': '' is neither a layer of this model (0 to 11, or a "
     "half-open range such as 0-2), nor a kind of its layers (full_attention)",
+    # Targets.
+    "model.target_parameters=abc": "model.target_parameters=abc: use a number such as 6e9 or 6B",
+    "model.target_bytes=12": "model.target_bytes=12: use a number such as 500MB, 8GB or 8GiB",
+    "model.target_parameters=1e6 model.keep_layers=8": "model.target_parameters=1e6 and "
+    "model.keep_layers=8: set only one of them",
+    "model.target_bytes=2MB depth.keep_layers=8": "model.target_bytes=2MB and "
+    "depth.keep_layers=8: set only one of them",
+    "model.target_bytes=2MB model.target_parameters=1M": "model.target_parameters=1M and "
+    "model.target_bytes=2MB: set only one of them",
     # Keys of another option.
     "model.layer_to_drop=-1": "model.layer_to_drop=-1: this key belongs to model=dropped; "
-    "model=pruned has keep_layers, selector",
+    "model=pruned has keep_layers, selector, target_parameters, target_bytes",
     "model=original model.keep_layers=3": "model.keep_layers=3: this key belongs to model=pruned",
     "model.architecture.hidden_size=1": "model.architecture.hidden_size=1: this key belongs to "
-    "model=scratch; model=pruned has keep_layers, selector",
+    "model=scratch; model=pruned has keep_layers, selector, target_parameters, target_bytes",
     "adapter=full adapter.use_rslora=true": "adapter.use_rslora=true: this key belongs to "
     "adapter=lora, dora or qlora; adapter=full has learning_rate",
     "selector=last model=original": "selector chooses the layers of model=pruned: leave it out, or "
@@ -246,7 +255,7 @@ MISTAKES = {
     "selector=greedy scan.tokens=500": "scan.tokens=500 is less than one window of "
     "max_seq_length=512 tokens: use more tokens or a shorter window",
     "scan.tokens=4kb": "scan.tokens=4kb: use a number such as 4096, 16k or 1.6M",
-    "scan.memory=8": "scan.memory=8: use a number such as 500MB or 8GB",
+    "scan.memory=8": "scan.memory=8: use a number such as 500MB, 8GB or 8GiB",
     "scan.stream=maybe": "scan.stream=maybe: use auto, true or false",
     # Ranges.
     "warmup_ratio=1": "warmup_ratio=1.0: use a fraction of all steps, 0 to below 1",

@@ -86,6 +86,18 @@ def test_any_set_of_layers_is_cut(tmp_path: Path) -> None:
     assert same[0] == same[1]
 
 
+def test_a_sweep_of_targets_cuts_what_meets_each(tmp_path: Path) -> None:
+    swept = ("model.target_parameters=1e6,1.5M", "output=${model.target_parameters}")
+    done = lamina("cut", "--multirun", MODEL, "model=pruned", *swept, "selector=last", cwd=tmp_path)
+    assert done.code == 0, done.errors
+    assert "model.target_parameters=1e6: keeping 6 of 12 layers, 9.28e5 parameters" in done.output
+    assert "model.target_parameters=1.5M: keeping 9 of 12 layers, 1.37e6 parameters" in done.output
+    for name, limit, each in (("1000000.0", 1e6, 147_776), ("1.5M", 1.5e6, 147_776)):
+        tensors = load_file(tmp_path / name / "model.safetensors")
+        count = sum(tensor.numel() for tensor in tensors.values())
+        assert count <= limit < count + each
+
+
 def test_a_sweep_cuts_one_model_per_job(tmp_path: Path) -> None:
     given = (MODEL, "model.layer_to_drop=0,11", "output=out/${model.layer_to_drop}")
     done = lamina("cut", "--multirun", *given, cwd=tmp_path)
@@ -121,6 +133,23 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no such layer": (
         (MODEL, "output=out", "model.layer_to_drop=12"),
         "model.layer_to_drop=12, but the model has 12 layers: use 0 to 11",
+    ),
+    "too small a target": (
+        (MODEL, "output=out", "model=pruned", "model.target_parameters=1e4"),
+        "model.target_parameters=1e4: keeping 1 of 12 layers, the fewest possible, leaves 188,992 "
+        "parameters: use that or more",
+    ),
+    "too large a target": (
+        (MODEL, "output=out", "model=pruned", "model.target_bytes=1GB"),
+        "model.target_bytes=1GB: the whole model has 3,629,056 bytes and meets it: use less",
+    ),
+    "no target": (
+        (MODEL, "output=out", "model=pruned", "model.target_bytes=12"),
+        "model.target_bytes=12: use a number such as 500MB, 8GB or 8GiB",
+    ),
+    "two numbers": (
+        (MODEL, "output=out", "model=pruned", "model.target_bytes=2MB", "model.keep_layers=8"),
+        "model.target_bytes=2MB and model.keep_layers=8: set only one of them",
     ),
     "a file": ((MODEL, f"output={__file__}", "model.layer_to_drop=2"), f"output={__file__} is a "),
     "no place": (

@@ -20,6 +20,7 @@ from lamina.run import run
 from lamina.runtime.paths import conf_dir
 from lamina.runtime.sizes import folder_bytes, most_checkpoints
 from lamina.units import format_bytes, format_duration
+from lamina.weights.header import read_header
 from tests.conftest import SHORT, Finished, lamina, train
 
 PRUNED = (*SHORT, "model=pruned", "model.keep_layers=8")
@@ -45,6 +46,34 @@ def pair(
 
 def reported(dry: Finished) -> dict[str, Any]:
     return json.loads((dry.folder / "dry_run.json").read_text())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_target_decides_the_layers_of_dry_run_and_run(dtype: str, tmp_path: Path) -> None:
+    given = (*SHORT, "model=pruned", "selector=leave_one_out", "adapter=full", "learning_rate=1e-4")
+    given += ("model.target_bytes=4MB", f"export.dtype={dtype}", "evaluation=none")
+    if dtype == "bfloat16":
+        refused = train(tmp_path / "refused", *given)
+        assert refused.refusal == (
+            "error: model.target_bytes=4MB: the whole model has 3,629,056 bytes and meets it: use "
+            "less, or choose model=original\n"
+        )
+        return
+    dry = train(tmp_path / "dry", *given, "dry_run=true")
+    done = train(tmp_path / "run", *given)
+    line = "model.target_bytes=4MB: keeping 6 of 12 layers, 3.71 MB"
+    assert line in dry.errors
+    assert line in dry.output
+    assert line in done.errors
+    assert len(done.result["kept_layers"]) == 6
+    assert reported(dry)["kept_layers"] == done.result["kept_layers"]
+    weights = read_header(done.final / "model.safetensors").values()
+    size, layer = sum(tensor.nbytes for tensor in weights), 4 * 147_776
+    assert size <= 4_000_000 < size + layer
+    note = json.loads((done.final / "lamina.json").read_text())
+    assert note["selector"]["target_bytes"] == "4MB"
+    assert note["selector"]["keep_layers"] == 6
+    assert note["notes"][0] == line
 
 
 def test_nothing_is_written_but_the_report(pair: tuple[Finished, Finished]) -> None:

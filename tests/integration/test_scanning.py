@@ -151,7 +151,7 @@ def test_a_shortlist_without_a_layer_to_drop_is_refused(tmp_path: Path) -> None:
     [
         (("max_seq_length=2048", "scan.tokens=1k"), "scan.tokens=1000 is less than one window"),
         (("scan.memory=1MB",), "scan.memory=1MB is too small"),
-        (("scan.memory=lots",), "scan.memory=lots: use a number such as 500MB or 8GB"),
+        (("scan.memory=lots",), "scan.memory=lots: use a number such as 500MB, 8GB or 8GiB"),
         (("scan.tokens=1z",), "scan.tokens=1z: use a number such as 4096, 16k or 1.6M"),
         (("scan.rows=mixed",), "scan.rows=mixed: use joined or apart"),
         (("scan.sets=0",), "scan.sets=0: use 1 or more"),

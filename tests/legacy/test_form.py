@@ -357,6 +357,7 @@ def test_further_keys_have_todays_places(tmp_path: Path) -> None:
             "lora: {use_rslora: true}",
             "; today it is adapter.use_rslora, in the migrated file or on",
         ),
+        ("target_parameters: 6e9", "; write keep_layers, or give model.target_parameters on the"),
         ("load_strategy: no", ""),
         ("use_liger: true", "; today: set kernels=liger"),
         ("lora: {task_type: x}", "; today: it is always CAUSAL_LM"),

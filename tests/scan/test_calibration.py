@@ -18,7 +18,7 @@ from lamina.scan.cached import without_holdout
 from lamina.scan.calibration import Calibration
 from lamina.scan.layers import open_stack
 from lamina.scan.passes import Budget, score_removals
-from lamina.units import parse_bytes, parse_tokens
+from lamina.units import parse_bytes, parse_parameters, parse_tokens
 from lamina.weights.source import resolve
 from tests.conftest import FOREIGN, REFERENCE
 
@@ -143,7 +143,9 @@ def test_counts(value: Any, number: int) -> None:
     assert parse_tokens("scan.tokens", value) == number
 
 
-@pytest.mark.parametrize("value", ["many", "16K", "-1", 0, "0k", "", None])
+@pytest.mark.parametrize(
+    "value", ["many", "16K", "-1", 0, "0k", "", None, "1e999", float("inf"), "1e-3"]
+)
 def test_invalid_counts_are_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"scan\.tokens=.*: use a number such as 4096, 16k"):
         parse_tokens("scan.tokens", value)
@@ -152,5 +154,8 @@ def test_invalid_counts_are_refused(value: Any) -> None:
 def test_sizes() -> None:
     assert parse_bytes("scan.memory", "8GB") == 8 * 10**9
     assert parse_bytes("scan.memory", "500MB") == 5 * 10**8
+    assert parse_bytes("scan.memory", "1.5GiB") == 3 * 2**29
+    assert parse_parameters("x", 6e9) == parse_parameters("x", "6B") == 6 * 10**9
+    assert parse_parameters("x", 6e16) == parse_parameters("x", "6e16") == 6 * 10**16
     with pytest.raises(ConfigError, match=r"scan\.memory=8: use"):
         parse_bytes("scan.memory", "8")

@@ -18,8 +18,8 @@ Write a model without some of its layers, unhealed. The kept weights keep their 
 
 usual calls:
   lamina cut model_name=PATH output=DIR model=dropped model.layer_to_drop=16
-  lamina cut model_name=PATH output=DIR model=pruned model.keep_layers=24
   lamina cut model_name=PATH output=DIR model=pruned model.keep_layers=24 selector=uniform
+  lamina cut model_name=PATH output=DIR model=pruned model.target_bytes=12GB
   lamina cut model_name=PATH output=DIR model=layers 'model.keep=[0-12,20-36]'
   lamina cut model_name=PATH output=DIR model=layers 'model.drop=[16,17]'
 
@@ -27,6 +27,7 @@ keys, all described in docs/parameters.md:
   model    model_name, depth.protect
   layers   model=dropped    model.layer_to_drop
            model=pruned     model.keep_layers, selector=first|last|uniform|random
+                            model.target_parameters, model.target_bytes
            model=layers     model.keep, model.drop
   files    output
 """

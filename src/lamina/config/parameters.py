@@ -101,3 +101,8 @@ class Parameters:
         if self.dtype != "auto":
             return self.dtype
         return "bfloat16" if self.bf16 else "float32"
+
+    @property
+    def saved_dtype(self) -> str:
+        """Torch's name of the dtype of a whole model's weights in final/."""
+        return self.weights_dtype if self.export.dtype == "auto" else self.export.dtype

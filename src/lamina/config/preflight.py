@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from math import isfinite
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -14,6 +15,7 @@ from lamina.config.binding import Binding
 from lamina.config.messages import not_a_group
 from lamina.config.parameters import Parameters
 from lamina.config.schema import GROUPS
+from lamina.depth.targets import UNITS, Target
 from lamina.errors import ConfigError, reason_of
 from lamina.export.reduced import Cut
 from lamina.units import parse_tokens
@@ -55,6 +57,7 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
     binding = Binding()
     run, missing = binding.build(content), sorted(binding.missing)
     problems = [f"{key} is missing: set {key}=VALUE" for key in missing] + binding.problems
+    problems += _numbers_of_layers(config)
     if binding.refused:
         _raise(problems)
     if not isinstance(run, Parameters | Cut):
@@ -85,6 +88,19 @@ def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iter
                 yield from _setting_problems(nested, config, below)
     if complete and hasattr(settings, "problems"):
         yield from settings.problems()
+
+
+def _numbers_of_layers(config: DictConfig) -> Iterator[str]:
+    """Refuse a second setting of how many layers stay; a target replaces only the default."""
+    model: dict[str, Any] = OmegaConf.to_container(config.model, resolve=False)
+    given = [Target(key, model[key]).setting for key in UNITS if model.get(key) is not None]
+    if given and model["keep_layers"] != "${depth.keep_layers}":
+        given.append(f"model.keep_layers={model['keep_layers']}")
+    elif given and HydraConfig.initialized():
+        task = HydraConfig.get().overrides.task
+        given += [override for override in task if override.startswith("depth.keep_layers=")]
+    if len(given) > 1:
+        yield f"{' and '.join(given)}: set only one of them"
 
 
 def _unresolved(error: OmegaConfBaseException) -> str:

@@ -7,11 +7,10 @@ from pathlib import Path
 from lamina.config import backend_choice
 from lamina.config.parameters import Parameters
 from lamina.config.security import ALLOW, allowed
-from lamina.depth.layer_kinds import layer_kinds
 from lamina.depth.plan import refuse_unusable
 from lamina.depth.protection import parse_protection
 from lamina.depth.selection import First, NoScores, ScoresNeededError
-from lamina.depth.surgery import layer_count
+from lamina.depth.surgery import layer_count, layer_kinds
 from lamina.depth.variants import Pruned, Scratch
 from lamina.errors import LaminaError
 from lamina.heal import kernels, packing

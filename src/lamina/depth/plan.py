@@ -3,16 +3,17 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from functools import cache, partial
 from typing import Any
 
-from lamina.depth.layer_kinds import layer_kinds, layout
 from lamina.depth.layer_sets import half_open_ranges, split_entries
 from lamina.depth.protection import Protection, names_kind, parse_protection
 from lamina.depth.reduction import whole_config, with_derived_lists
 from lamina.depth.selection import LayerScores
-from lamina.depth.surgery import layer_count, reduced_config, refuse_sharing
+from lamina.depth.surgery import layer_count, layer_kinds, layout, reduced_config, refuse_sharing
+from lamina.depth.targets import UNITS, sizes_of
 from lamina.depth.tensor_names import has_mtp_heads, kept_tensors
-from lamina.depth.variants import Scratch, Variant
+from lamina.depth.variants import Pruned, Scratch, Variant
 from lamina.errors import ModelError
 from lamina.weights.source import Source, resolve
 
@@ -34,6 +35,8 @@ class Plan:
     """0-based indices of the layers that stay, ascending."""
     selector: dict[str, Any]
     """Settings of the variant that chose them, such as keep_layers."""
+    chosen: str | None = None
+    """What a target chose, in words."""
 
     @property
     def is_reduced(self) -> bool:
@@ -41,7 +44,7 @@ class Plan:
         return len(self.kept_layers) < self.num_layers
 
     def notes(self, *, saved: bool = False) -> list[str]:
-        """Return a line on what is left out besides layers, and one on the layout of a hybrid.
+        """Return lines on a target's choice, what is left out besides layers, a hybrid's layout.
 
         `saved` says that transformers writes the weights, not those of an adapter alone: it leaves
         out heads for multi-token prediction even if all layers stay.
@@ -52,7 +55,8 @@ class Plan:
         if (saved or self.is_reduced or self.source.is_text_part) and has_mtp_heads(self.source):
             left_out.append("the multi-token prediction heads")
         order = layout(reduced_config(_with_kinds(self.source), self.kept_layers))
-        notes = [f"left out: {' and '.join(left_out)}"] if left_out else []
+        notes = [self.chosen] if self.chosen else []
+        notes += [f"left out: {' and '.join(left_out)}"] if left_out else []
         return [*notes, f"layout: {order}"] if order else notes
 
     @property
@@ -83,12 +87,13 @@ def make_plan(
     model_name: str,
     scores_of: Callable[[Source], LayerScores],
     protect: Any = None,
+    dtype: str | None = None,
 ) -> Plan:
     """Decide which layers stay: from config.json alone, unless the variant needs scores.
 
-    `protect` is depth.protect. Raises ConfigError if the variant does not fit the model's depth, or
-    removes a protected layer, and ModelError if the model is not found, has no weights, or cannot
-    be reduced exactly.
+    `protect` is depth.protect, `dtype` that of `sizes_of`, for a target. Raises ConfigError if the
+    variant does not fit the model's depth, or removes a protected layer, and ModelError if the
+    model is not found, has no weights, or cannot be reduced exactly.
     """
     if isinstance(variant, Scratch):
         count = layer_count(variant.architecture, "model.architecture")
@@ -100,7 +105,8 @@ def make_plan(
         if source.is_text_part:
             refuse_sharing(source.config)
         protected = protection_of(source, protect)
-    kept_layers = variant.kept_layers(num_layers, scores_of(source), protected)
+    sizes = cache(partial(sizes_of, source, dtype=dtype))
+    kept_layers = variant.kept_layers(num_layers, scores_of(source), protected, sizes)
     with source.reading("config.json"):
         reduced_config(source.config, kept_layers)
         if source.is_local:
@@ -108,8 +114,13 @@ def make_plan(
     settings = {
         key: {"name": type(value).__name__, **vars(value)} if is_dataclass(value) else value
         for key, value in vars(variant).items()
+        if value is not None or key not in UNITS
     }
-    return Plan(variant.model_type, source, num_layers, kept_layers, settings)
+    if not isinstance(variant, Pruned) or variant.target is None:
+        return Plan(variant.model_type, source, num_layers, kept_layers, settings)
+    settings["keep_layers"] = len(kept_layers)
+    chosen = variant.target.chosen(kept_layers, sizes(UNITS[variant.target.key]))
+    return Plan(variant.model_type, source, num_layers, kept_layers, settings, chosen)
 
 
 def usable_source(model_name: str) -> Source:

@@ -8,10 +8,10 @@ from typing import Any
 
 from typing_extensions import override
 
-from lamina.depth.layer_kinds import layer_kinds
 from lamina.depth.layer_sets import as_given, parse_entry, split_entries
 from lamina.depth.selection import LayerScores, NoScoreError, Selector
 from lamina.depth.statistics import Numbers, Statistics
+from lamina.depth.surgery import layer_kinds
 from lamina.errors import ConfigError, either
 
 

@@ -1,5 +1,6 @@
 """Model variants: which layers stay. Decided from the depth alone; nothing here imports torch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -8,6 +9,7 @@ from typing_extensions import override
 from lamina.depth.layer_sets import as_given, parse_layers
 from lamina.depth.protection import Protection
 from lamina.depth.selection import LayerScores, LeaveOneOut, Selector
+from lamina.depth.targets import UNITS, SizesOf, Target
 from lamina.errors import ConfigError
 from lamina.limits import LAYER_INDEX
 
@@ -21,12 +23,17 @@ class Variant(Protocol):
     """Name of the variant, and of its folder below checkpoints/ and logs/."""
 
     def kept_layers(
-        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
+        self,
+        num_layers: int,
+        scores: LayerScores,
+        protected: Protection = UNPROTECTED,
+        sizes: SizesOf | None = None,
     ) -> tuple[int, ...]:
         """Return the 0-based indices that stay, ascending: all, unless the variant chooses.
 
-        Scores are computed only if used. Raises ConfigError if the choice does not fit a model of
-        this depth, or removes a protected layer.
+        Scores and sizes are computed only if used; without sizes, a target lets all layers but one
+        stay. Raises ConfigError if the choice does not fit a model of this depth, or removes a
+        protected layer.
         """
         return tuple(range(num_layers))
 
@@ -48,7 +55,11 @@ class Dropped(Variant):
 
     @override
     def kept_layers(
-        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
+        self,
+        num_layers: int,
+        scores: LayerScores,
+        protected: Protection = UNPROTECTED,
+        sizes: SizesOf | None = None,
     ) -> tuple[int, ...]:
         if self.layer_to_drop != "auto" and type(self.layer_to_drop) is not int:
             raise ConfigError(f"model.layer_to_drop={self.layer_to_drop}: {LAYER_INDEX.advice}")
@@ -75,15 +86,42 @@ class Pruned(Variant):
     """A given number of the model's layers, chosen by a selector."""
 
     keep_layers: int
-    """How many layers stay."""
+    """How many layers stay, without a target."""
     selector: Selector
     """Chooses which ones."""
+    target_parameters: Any = None
+    """Most parameters of the reduced model, such as 6e9 or 6B."""
+    target_bytes: Any = None
+    """Most bytes of its saved weights, such as 12GB."""
     model_type: ClassVar[str] = "pruned"
+
+    @property
+    def target(self) -> Target | None:
+        """What decides the number of layers in place of `keep_layers`, if anything."""
+        given = (Target(key, getattr(self, key)) for key in UNITS)
+        return next((target for target in given if target.given is not None), None)
+
+    def problems(self) -> Iterator[str]:
+        """Refuse a target that cannot be read."""
+        try:
+            _ = self.target and self.target.limit
+        except ConfigError as error:
+            yield str(error)
 
     @override
     def kept_layers(
-        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
+        self,
+        num_layers: int,
+        scores: LayerScores,
+        protected: Protection = UNPROTECTED,
+        sizes: SizesOf | None = None,
     ) -> tuple[int, ...]:
+        if self.target is not None:
+            if sizes is not None:
+                found = sizes(UNITS[self.target.key])
+                return self.target.kept(self.selector, scores, protected, found)
+            setting = self.target.setting
+            return protected.kept(self.selector, num_layers, num_layers - 1, scores, setting)
         if not 0 < self.keep_layers < num_layers:
             whole = "; for the whole model choose model=original"
             raise ConfigError(
@@ -106,7 +144,11 @@ class Layers(Variant):
 
     @override
     def kept_layers(
-        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
+        self,
+        num_layers: int,
+        scores: LayerScores,
+        protected: Protection = UNPROTECTED,
+        sizes: SizesOf | None = None,
     ) -> tuple[int, ...]:
         if (self.keep is None) == (self.drop is None):
             raise ConfigError(

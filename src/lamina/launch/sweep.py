@@ -218,7 +218,8 @@ def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str |
     try:
         preflight(job)
         run = bind(job)
-        make_plan(run.model, run.model_name, lambda _: NoScores(), run.depth.protect)
+        protect, dtype = run.depth.protect, run.saved_dtype
+        make_plan(run.model, run.model_name, lambda _: NoScores(), protect, dtype)
     except LaminaError as error:
         return str(error)
     except ScoresNeededError:

@@ -223,6 +223,8 @@ _OTHER_NAMES = {
     "eval_split": "test_split",
     "wandb_run_name": "run_name",
     "resume": "resume_from_checkpoint",
+    "keep_layers, or give model.target_parameters on the command line": "target_parameters",
+    "keep_layers, or give model.target_bytes on the command line": "target_bytes",
 }
 ANSWERS = {name: answer for answer, names in _OTHER_NAMES.items() for name in names.split()}
 """What other names for the keys of the older form, and for its values, are written as."""

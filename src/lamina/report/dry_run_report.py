@@ -28,7 +28,8 @@ def dry_run_report(content: dict[str, Any], config: str, console: Console) -> Re
     strip = "".join("■" if index in kept else "□" for index in range(total))
     marks = console.color_system is None
     parts: list[RenderableType] = [Text(config.rstrip()), Text()]
-    parts += [Text(f"{strip}  {len(kept)} of {total} layers: {format_layers(kept)}"), Text()]
+    parts += [Text(f"{strip}  {len(kept)} of {total} layers: {format_layers(kept)}")]
+    parts += [Text(content["chosen"] or "")] + [Text()] * bool(content["chosen"])
     parts += [_figures(content), Text(), _data(content["data"]), Text()]
     legend = Text("training rows; trained: ").append(*_styled("so", True, marks))
     parts += [legend.append(", read: ").append(*_styled("so", False, marks))]
