@@ -291,7 +291,12 @@ def refuse_unfit(name: str, config: "PretrainedConfig", stored: Mapping[str, Sto
     """Refuse stored tensors that do not fit a model, by names and shapes alone."""
     import torch
 
-    _, info = type(blueprint(config)).from_pretrained(
+    model = blueprint(config)
+    tied = model.all_tied_weights_keys.keys() - stored.keys()
+    places = {k: tuple(v.shape) for k, v in model.state_dict().items() if k not in tied}
+    if {name: tensor.shape for name, tensor in stored.items()} == places:
+        return  # nothing to rename or convert, so transformers need not try
+    _, info = type(model).from_pretrained(
         None,
         config=config,
         state_dict={k: torch.empty(v.shape, device="meta") for k, v in stored.items()},
