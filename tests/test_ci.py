@@ -1,4 +1,4 @@
-""".ci/run installs SLURM where it can, once, and nowhere else."""
+""".ci/run installs SLURM and Chromium where it can, once, and nowhere else."""
 
 import shutil
 import subprocess
@@ -9,7 +9,9 @@ import pytest
 from tests.conftest import ROOT
 
 SLURM = ("slurmctld", "slurmd", "munged")
-INSTALL = "apt-get install -y -qq --no-install-recommends slurm-wlm munge"
+EVERYTHING = (*SLURM, "chromium")
+INSTALL = "apt-get install -y -qq --no-install-recommends"
+NO_PAGE = "tests/report/page will be skipped: apt-get install chromium would let them run"
 SKIPPED = "tests/slurm will be skipped: as root, apt-get install slurm-wlm munge would let them run"
 
 TESTS = [
@@ -34,7 +36,7 @@ def ci(
     (commands / "dirname").symlink_to(shutil.which("dirname") or "")
     scripts = dict.fromkeys(("make", *there), "")
     scripts["id"] = f"echo {user}"
-    made = "; ".join(f"cp {commands}/make {commands}/{name}" for name in SLURM)
+    made = "; ".join(f"cp {commands}/make {commands}/{name}" for name in EVERYTHING)
     scripts["apt-get"] = f'[ "$1" = update ] || {{ {made}; }}' if works else "exit 100"
     for name, body in scripts.items():
         path = commands / name
@@ -54,15 +56,21 @@ def ci(
     return done.stdout, called
 
 
-def test_slurm_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    said, called = ci(tmp_path, there=SLURM, user=0)
+def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+    said, called = ci(tmp_path, there=EVERYTHING, user=0)
     assert (said, called) == ("", TESTS)
 
 
-def test_slurm_is_installed_once(tmp_path: Path) -> None:
-    said, called = ci(tmp_path, there=(), user=0)
-    assert called == ["apt-get update -qq", INSTALL, *TESTS]
-    assert said == "Installing slurm-wlm and munge for tests/slurm ...\n"
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [((), "slurm-wlm munge chromium"), (SLURM, "chromium"), (("chromium",), "slurm-wlm munge")],
+)
+def test_what_is_missing_is_installed_once(
+    tmp_path: Path, there: tuple[str, ...], missing: str
+) -> None:
+    said, called = ci(tmp_path, there=there, user=0)
+    assert called == ["apt-get update -qq", f"{INSTALL} {missing}", *TESTS]
+    assert said == f"Installing {missing} for the tests ...\n"
 
 
 @pytest.mark.parametrize(("user", "calls"), [(1000, []), (0, ["apt-get update -qq"])])
@@ -71,4 +79,4 @@ def test_where_it_cannot_be_installed_the_output_says_what_is_skipped(
 ) -> None:
     said, called = ci(tmp_path, there=(), user=user, works=False)
     assert called == [*calls, *TESTS]
-    assert said.splitlines()[-1] == SKIPPED
+    assert said.splitlines()[-2:] == [NO_PAGE, SKIPPED]

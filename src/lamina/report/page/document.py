@@ -1,0 +1,101 @@
+"""Writes report.html, which holds everything it needs, and report.png."""
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lamina.report.page.content import content
+from lamina.report.page.drawing import CONFIG
+from lamina.report.runs import Report
+from lamina.runtime.cache import cached, folder_of
+from lamina.runtime.files import write_bytes, write_text
+
+PAGE_FILE, PICTURE_FILE = "report.html", "report.png"
+
+SCRIPTS = "elements numbers state ranking charts samples settings page".split()
+"""The page's own scripts, in their order."""
+
+SIZE = {"width": 440, "height": 260}
+"""Of a chart in report.png, which has twice as many pixels."""
+
+PICTURED = 4
+"""Charts in report.png."""
+
+_HERE = Path(__file__).parent
+
+
+def write_page(report: Report, folder: Path) -> None:
+    """Write report.html and, if there is a chart, report.png; may raise an OutputError."""
+    found = content(report)
+    write_text(folder / PAGE_FILE, page(report.title, found))
+    if found["charts"]:
+        write_bytes(folder / PICTURE_FILE, picture(found["charts"], found["rows"]))
+
+
+def page(title: str, found: dict[str, Any]) -> str:
+    """Return the page; its policy allows its own scripts and style, and nothing else."""
+    library = _inline(plotting_library())
+    own = "\n".join(map(_text, (f"{name}.js" for name in SCRIPTS)))
+    script, style = _inline(f'(() => {{\n"use strict";\n{own}}})();\n'), _text("page.css")
+    parts = {
+        "policy": f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; "
+        f"style-src {_hash(style)}; base-uri 'none'; form-action 'none'",
+        "title": escape(title),
+        "style": style,
+        "content": json.dumps(found, separators=(",", ":")).replace("<", "\\u003c"),
+        "library": library,
+        "script": script,
+    }
+    return re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], _text("page.html"))
+
+
+def plotting_library() -> str:
+    """Return Vega's JavaScript, bundled once for each version: that takes seconds."""
+    import vl_convert
+
+    with cached(folder_of("page", [version("vl-convert-python")]), "library.json") as entry:
+        if entry.content is None:
+            entry.content = {"script": vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;")}
+        script: str = entry.content["script"]
+    return script
+
+
+def picture(charts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> bytes:
+    """Return one chart of each section, and others of the first one, as a PNG."""
+    import vl_convert
+
+    sections = [chart["section"] for chart in charts]
+    first = [place for place, name in enumerate(sections) if sections.index(name) == place]
+    rest = [place for place in range(len(charts)) if place not in first]
+    chosen = [charts[place] for place in sorted([*first, *rest][:PICTURED])]
+    panels = [{**chart["spec"], **SIZE, "title": chart["title"]} for chart in chosen]
+    spec = {
+        "config": {**CONFIG, "background": "white", "padding": 16},
+        "datasets": {"runs": rows},
+        "concat": [{key: panel[key] for key in panel if key != "config"} for panel in panels],
+        "columns": 2,
+        "spacing": 32,
+        "resolve": {"scale": {"color": "independent", "shape": "independent"}},
+    }
+    drawn: bytes = vl_convert.vegalite_to_png(spec, scale=2)
+    return drawn
+
+
+def _text(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _inline(script: str) -> str:
+    """Keep a script from ending its own element."""
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _hash(text: str) -> str:
+    digest = base64.b64encode(sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"

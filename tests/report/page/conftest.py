@@ -1,0 +1,131 @@
+"""Pages of runs that never ran, and a Chromium without a window that opens them."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from lamina.report.page.document import write_page
+from lamina.report.runs import Report, RunRow, read_report
+from tests.conftest import CACHE, ROOT
+
+HOSTILE = (
+    "</script><script>document.title = 'owned'</script>\x1b[31m\u202e<img src=x onerror=alert(1)>"
+)
+"""A run name that would run as code, colour a terminal and reverse a line."""
+
+PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@dataclass
+class Opened:
+    """A page in the browser, and what went wrong there."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+    """Messages on the console, and errors of scripts."""
+    requests: list[str] = field(default_factory=list)
+    """What the page asked for, beyond itself."""
+
+    def names(self) -> list[str]:
+        """The names of the runs in the table, from top to bottom."""
+        return self.page.locator("#ranking tbody th.name").all_inner_texts()
+
+
+def made(folder: Path, count: int = 12, *, is_finished: bool = True) -> Report:
+    """Read a sweep and a scan that were made up; one run has a hostile name."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from harness.made_runs import write_scan, write_sweep
+
+    jobs = write_sweep(folder / "sweep", count)
+    write_scan(folder / "scan")
+    result = folder / "sweep" / "0" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"name": HOSTILE}))
+    planned = [] if is_finished else jobs
+    report = read_report(
+        [folder / "sweep", folder / "scan"], lambda place: planned if place.name == "sweep" else ()
+    )
+    return replace(report, rows=[_evaluated(row) for row in report.rows])
+
+
+def _evaluated(row: RunRow) -> RunRow:
+    tasks: dict[str, Any] = {}
+    speed = None
+    for path in sorted(Path(row.folder).glob("evaluation/*/evaluation.json")):
+        content = json.loads(path.read_text())
+        speed = content["speed"][0]["decode_tokens_per_second"]
+        for task, found in content["tasks"].items():
+            for metric, figure in found["metrics"].items():
+                tasks.setdefault(task, {}).setdefault(metric, {})[content["role"]] = figure
+    close = row.rank in (2, 3) or None
+    return replace(row, tasks=tasks, decode_tokens_per_second=speed, within_noise_of_best=close)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep's page."""
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAMINA_CACHE", CACHE.name)
+        write_page(made(folder), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        # Root, as which CI runs, has no sandbox of its own.
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Open]:
+    """Open a page at a size, light or dark; each has a profile of its own."""
+    with _contexts(browser) as new:
+
+        def open_page(path: Path, size: Any = DESKTOP, scheme: Any = "light") -> Opened:
+            context = new(viewport=size, color_scheme=scheme, offline=True)
+            found = Opened(context.new_page())
+            found.page.on("console", lambda message: found.complaints.append(message.text))
+            found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
+            found.page.on("request", lambda request: found.requests.append(request.url))
+            found.page.goto(path.as_uri())
+            drawn(found.page)
+            assert found.requests.pop(0) == path.as_uri()
+            return found
+
+        yield open_page
+
+
+def drawn(page: Page) -> None:
+    """Wait until all charts are there."""
+    page.wait_for_selector("html[data-drawn]", timeout=20_000)
+
+
+@contextmanager
+def _contexts(browser: Browser) -> Iterator[Callable[..., Any]]:
+    contexts: list[Any] = []
+
+    def new(**options: Any) -> Any:
+        contexts.append(browser.new_context(**options))
+        return contexts[-1]
+
+    yield new
+    for context in contexts:
+        context.close()
