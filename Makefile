@@ -35,7 +35,7 @@ $(VENV)/.installed-unsloth: $(VENV)/.installed
 	fi
 	@touch $@
 
-.PHONY: help install install-unsloth install-gguf demo test test-unsloth test-older test-newest check docs fields wheel clean
+.PHONY: help install install-unsloth install-gguf install-lm-eval demo test test-unsloth test-lm-eval test-older test-newest check docs fields wheel clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
@@ -50,6 +50,13 @@ $(VENV)/.installed-gguf: $(VENV)/.installed
 
 install-gguf: $(VENV)/.installed-gguf ## Add what lamina export --form gguf needs
 
+$(VENV)/.installed-lm-eval: $(VENV)/.installed
+	@echo "Installing lm-eval into $(VENV) ..."
+	@$(PIP) install -c $(CONSTRAINTS) -e ".[dev,tasks]"
+	@touch $@
+
+install-lm-eval: $(VENV)/.installed-lm-eval ## Add lm-eval, for its tasks; VENV=.venv-lm-eval: in its own environment
+
 demo: install ## Set up, then heal the embedded model on the embedded data (CPU, about 3 minutes)
 	@$(BIN)/python -m train experiment=quickstart
 
@@ -62,6 +69,9 @@ test: install ## Set up, then run the tests
 
 test-unsloth: install-unsloth ## Run the tests of backend=unsloth and adapter=qlora
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/unsloth tests/integration/test_adapters.py
+
+test-lm-eval: install-lm-eval ## Run the tests that compare scores with lm-eval's, and run its tasks
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/lm_eval
 
 # It uses the torch of .venv, whose newer transformers stays as it is.
 test-older: install ## Load results in transformers 4.57
@@ -92,4 +102,4 @@ wheel: install ## Build the wheel into dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean: ## Remove the environment and everything built
-	rm -rf $(VENV) .venv-unsloth .venv-older .venv-newest dist build
+	rm -rf $(VENV) .venv-unsloth .venv-lm-eval .venv-older .venv-newest dist build

@@ -20,6 +20,7 @@ TESTS = [
     "make install-unsloth VENV=.venv-unsloth",
     "make test",
     "make test-unsloth VENV=.venv-unsloth",
+    "make test-lm-eval VENV=.venv-lm-eval",
     "make test-newest TESTS=tests/data tests/depth tests/weights tests/heal",
 ]
 """What is called once SLURM is there; the second and third run side by side."""
@@ -52,7 +53,7 @@ def ci(
         check=True,
     )
     called = log.read_text().splitlines()
-    called[-4:-2] = sorted(called[-4:-2])
+    called[-5:-3] = sorted(called[-5:-3])
     return done.stdout, called
 
 

@@ -1,0 +1,32 @@
+"""Rows that share a prefix get what plain rows get, in each family that can; others say so."""
+
+import pytest
+
+from lamina.measure.tasks.forward import Row, log_likelihoods, longest_packed, packed
+from tests.architectures import ARCHITECTURES, build
+
+CANNOT_PACK = {"mamba2", "qwen3_next", "falcon_h1", "mpt"}
+"""Recurrent layers, and positions that cannot be set."""
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_branches_do_not_see_each_other(name: str) -> None:
+    wide = {"sliding_window": 40} if "sliding_window" in ARCHITECTURES[name] else {}
+    model = build(name, **wide)
+    prefix, branches = [5, 9, 7], [[4, 8, 6], [11], [4, 3], []]
+    texts = [prefix + branch for branch in branches]
+    plain = [Row(ids=t[:-1], sources=range(1, len(t) - 1), targets=t[2:]) for t in texts]
+    alone = [found for row in plain for found in log_likelihoods(model, [row])[0][0]]
+    together = [found for each, _ in log_likelihoods(model, plain) for found in each]
+    assert together == pytest.approx(alone, abs=1e-4)
+    most = longest_packed(model)
+    assert (most is None) == (name in CANNOT_PACK)
+    if most is not None:
+        assert most == wide.get("sliding_window", 2**31)
+        ((found, _),) = log_likelihoods(model, [packed(prefix, branches, 2)])
+        assert found == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text"])
+def test_a_window_shorter_than_the_row_is_not_packed(name: str) -> None:
+    assert longest_packed(build(name)) is None
