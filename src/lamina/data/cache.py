@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -121,11 +121,9 @@ def refuse_unwritable_cache() -> None:
     refuse_unwritable(_datasets_cache(), "HF_DATASETS_CACHE")
 
 
-@contextmanager
-def cache_errors() -> Iterator[None]:
+def cache_errors() -> AbstractContextManager[None]:
     """Report a failed write of the library as an OutputError that names HF_DATASETS_CACHE."""
-    with disk_errors(_datasets_cache(), "HF_DATASETS_CACHE"):
-        yield
+    return disk_errors(_datasets_cache(), "HF_DATASETS_CACHE")
 
 
 def _datasets_cache() -> Path:

@@ -167,39 +167,32 @@ def _no_null(entry: Entry) -> str:
     return "; leave the key out for Lamina's default" if entry.value is None else ""
 
 
-_WHOLE = (
-    "max_seq_length per_device_train_batch_size per_device_eval_batch_size "
-    "gradient_accumulation_steps max_steps eval_steps save_steps save_total_limit logging_steps "
-    "seed lora.r lora.alpha"
-)
-_TEXT = (
-    "model_name lr_scheduler_type dtype run_dir output_dir logging_dir wandb_project resume "
-    "lora.bias optim attention kernels train_split"
-)
-_FLAGS = (
-    "use_lora packing bf16 fp16 gradient_checkpointing load_in_4bit torch_compile "
-    "activation_offloading"
-)
-KEYS: dict[str, Kind] = {
-    "model_type": partial(_choice, MODEL_TYPES),
-    "report_to": _reports,
-    "lora.target_modules": _modules,
-    **dict.fromkeys(("eval_strategy", "save_strategy"), partial(_choice, ("no", "steps", "epoch"))),
-    **dict.fromkeys(_TEXT.split(), _text),
-    **dict.fromkeys(
-        "dataset_path dataset_name dataset_config eval_split wandb_run_name".split(),
-        _unset_or(_text),
+_NAMES: tuple[tuple[Kind, str], ...] = (
+    (partial(_choice, MODEL_TYPES), "model_type"),
+    (partial(_choice, ("no", "steps", "epoch")), "eval_strategy save_strategy"),
+    (_reports, "report_to"),
+    (_modules, "lora.target_modules"),
+    (_number, "learning_rate warmup_ratio weight_decay num_train_epochs lora.dropout"),
+    (_unset_or(_text), "dataset_path dataset_name dataset_config eval_split wandb_run_name"),
+    (_unset_or(_whole), "num_threads layer_to_drop keep_layers max_train_samples max_eval_samples"),
+    (
+        _whole,
+        "max_seq_length per_device_train_batch_size per_device_eval_batch_size max_steps "
+        "gradient_accumulation_steps eval_steps save_steps save_total_limit logging_steps seed "
+        "lora.r lora.alpha",
     ),
-    **dict.fromkeys(_WHOLE.split(), _whole),
-    **dict.fromkeys(
-        "num_threads layer_to_drop keep_layers max_train_samples max_eval_samples".split(),
-        _unset_or(_whole),
+    (
+        _text,
+        "model_name lr_scheduler_type dtype run_dir output_dir logging_dir wandb_project resume "
+        "lora.bias optim attention kernels train_split",
     ),
-    **dict.fromkeys(
-        "learning_rate warmup_ratio weight_decay num_train_epochs lora.dropout".split(), _number
+    (
+        _flag,
+        "use_lora packing bf16 fp16 gradient_checkpointing load_in_4bit torch_compile "
+        "activation_offloading",
     ),
-    **dict.fromkeys(_FLAGS.split(), _flag),
-}
+)
+KEYS = {name: kind for kind, names in _NAMES for name in names.split()}
 """Every key of the older form. One that conf/base.yaml has as well means the same there."""
 
 _OTHER_NAMES = {

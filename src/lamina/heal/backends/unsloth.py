@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import TextIOBase
@@ -59,6 +59,8 @@ CPU_OPTIMIZERS = (
 ).split()
 """Optimizers that Unsloth 2026.10.9 replaces on a CPU."""
 
+OTHERWISE = ", or choose backend=transformers"
+
 UNDECIDED = ("auto", "none", False)
 """Values of a shared parameter that leave the choice to Unsloth."""
 
@@ -104,10 +106,8 @@ class Unsloth(Backend):
         return bool(torch.cuda.is_available())
 
     @override
-    @contextmanager
-    def muted(self) -> Iterator[None]:
-        with redirect_stdout(_Log()):
-            yield
+    def muted(self) -> AbstractContextManager[Any]:
+        return redirect_stdout(_Log())
 
     @override
     def prepare(self, folder: Path) -> None:
@@ -204,35 +204,24 @@ def unsupported(
         yield from _lora(adapter)
     for key, value in decided.items():
         if value not in UNDECIDED:
-            yield (
-                f"{key}={value}, but Unsloth decides that itself: leave it out, or choose "
-                "backend=transformers"
-            )
+            yield f"{key}={value}, but Unsloth decides that itself: leave it out{OTHERWISE}"
     has_gpu = bool(visible_devices())
     if has_gpu and not arguments.get("bf16"):
-        yield (
-            "bf16=false, but on a GPU Unsloth computes in bfloat16 anyway: use bf16=true, "
-            "or choose backend=transformers"
-        )
+        computes = "on a GPU Unsloth computes in bfloat16 anyway"
+        yield f"bf16=false, but {computes}: use bf16=true{OTHERWISE}"
     if not has_gpu and arguments.get("fp16"):
-        yield (
-            "trainer.args.fp16=true, but on a CPU Unsloth computes in bfloat16 instead: use "
-            "bf16=true, or choose backend=transformers"
-        )
+        computes = "on a CPU Unsloth computes in bfloat16 instead"
+        yield f"trainer.args.fp16=true, but {computes}: use bf16=true{OTHERWISE}"
     if not has_gpu and (optimizer := arguments.get("optim")) in CPU_OPTIMIZERS:
-        yield (
-            f"optim={optimizer}, but on a CPU Unsloth uses adamw_torch_fused instead: use that, "
-            "or choose backend=transformers"
-        )
+        uses = "on a CPU Unsloth uses adamw_torch_fused instead"
+        yield f"optim={optimizer}, but {uses}: use that{OTHERWISE}"
 
 
 def _lora(adapter: Lora) -> Iterator[str]:
     for key, value in adapter.further.items():
         if key not in LORA_ACCEPTED and value is not None:
-            yield (
-                f"adapter.{key}={value}: Unsloth's get_peft_model does not accept it: leave it "
-                "out, or choose backend=transformers"
-            )
+            advice = f"Unsloth's get_peft_model does not accept it: leave it out{OTHERWISE}"
+            yield f"adapter.{key}={value}: {advice}"
     modules = adapter.target_modules if isinstance(adapter.target_modules, list) else []
     if embeddings := sorted({"embed_tokens", "lm_head"} & {*modules}):
         yield (
