@@ -84,7 +84,7 @@ def test_flash_attention_takes_no_float32() -> None:
 
 
 def test_a_paged_optimizer_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamina.heal.requirements.installed", lambda package: True)
+    monkeypatch.setattr("lamina.heal.kernels.installed", lambda package: True)
     assert problems("optim=paged_adamw_8bit") == [
         "optim=paged_adamw_8bit needs a GPU to page from: use one without paged_, or leave it out"
     ]

@@ -1,6 +1,6 @@
 """Which packages training arguments need."""
 
-from lamina.heal.requirements import OPTIMIZERS
+from lamina.heal.kernels import OPTIMIZERS
 
 
 def test_the_optimizers_are_those_of_transformers() -> None:

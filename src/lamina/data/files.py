@@ -57,7 +57,8 @@ def read_files(
     # As text: the library's own Json loses digits of numbers and fails beyond 64 bits.
     content = {"file": Value("int32"), "row": Value("int64"), "content": Value("string")}
     features = Features({**content, "problem": Value("string")})
-    stamps = tuple(map(_stamp, paths))
+    found = ((path, path.stat()) for path in paths)
+    stamps = tuple((str(p), str(p.resolve()), of.st_size, of.st_ctime_ns) for p, of in found)
     rows = cached_rows(_rows, features, key=key, kind=kind, stamps=stamps, columns=columns)
     return rows, tuple(map(str, paths))
 
@@ -96,11 +97,6 @@ def _in_folder(folder: Path, kind: str) -> list[Path]:
     endings = tuple(f".{kind}{suffix}" for suffix in SUFFIXES)
     files = (path for path in folder.iterdir() if path.name.endswith(endings) and path.is_file())
     return sorted(path for path in files if not path.name.startswith("."))
-
-
-def _stamp(path: Path) -> Stamp:
-    found = path.stat()
-    return str(path), str(path.resolve()), found.st_size, found.st_ctime_ns
 
 
 def _rows(

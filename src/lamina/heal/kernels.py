@@ -1,4 +1,4 @@
-"""Attention implementations and liger-kernel: what the machine and the model support.
+"""Attention, optimizers, compilers and liger-kernel: what the machine and the model support.
 
 Losses before and after healing are measured with transformers' default attention, whatever
 training uses, so that they stay comparable.
@@ -6,6 +6,8 @@ training uses, so that they stay comparable.
 
 import ast
 import importlib.util
+import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -31,6 +33,28 @@ SUPPORTS = {
 
 MASKED = ("sdpa", "eager")
 """Implementations that need a mask of one byte per pair of a batch's tokens."""
+
+BITSANDBYTES = (
+    "adamw_bnb_8bit adamw_8bit ademamix ademamix_8bit lion_8bit lion_32bit rmsprop_bnb "
+    "rmsprop_bnb_8bit rmsprop_bnb_32bit paged_adamw_32bit paged_adamw_8bit paged_ademamix_32bit "
+    "paged_ademamix_8bit paged_lion_32bit paged_lion_8bit"
+).split()
+
+OPTIMIZERS = {
+    **dict.fromkeys(BITSANDBYTES, "bitsandbytes"),
+    **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), "torchao"),
+    **dict.fromkeys(("lomo", "adalomo"), "lomo-optim"),
+    "grokadamw": "grokadamw",
+    "stable_adamw": "torch-optimi",
+}
+"""The package of each transformers optimizer that needs another one."""
+
+OPTIMIZER_FAMILIES = {
+    "galore": "galore-torch",
+    "apollo": "apollo-torch",
+    "schedule_free": "schedulefree",
+}
+"""The same, by the prefix of the optimizers' names."""
 
 LIGER_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
 """Name of liger-kernel's table of model families."""
@@ -132,6 +156,25 @@ def _implementation(kind: str, model: "type[PreTrainedModel]") -> str | None:
         compatible = getattr(model, "_compatible_flash_implementations", None)
         return name if compatible is None or name in compatible else None
     return "flex_attention" if kind == "flex" else kind
+
+
+def missing_requirements(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Refuse fields of SFTConfig that need a package, device or compiler this machine lacks."""
+    has_gpu, compiles = bool(visible_devices()), arguments.get("torch_compile") is True
+    if arguments.get("activation_offloading") is True and not has_gpu:
+        yield "activation_offloading=true needs a GPU: leave it out"
+    # torch.compile emits Triton on a GPU and C++ on a CPU.
+    if compiles and has_gpu and importlib.util.find_spec("triton") is None:
+        yield "torch_compile=true needs Triton on a GPU: pip install triton, or leave it out"
+    if compiles and not has_gpu and shutil.which(os.environ.get("CXX", "g++")) is None:
+        yield "torch_compile=true needs a C++ compiler: install g++, or leave it out"
+    name = str(arguments.get("optim"))
+    families = (package for start, package in OPTIMIZER_FAMILIES.items() if name.startswith(start))
+    package = OPTIMIZERS.get(name) or next(families, None)
+    if package and not installed(package):
+        yield f"optim={name} needs {package}: pip install {package}, or leave it out"
+    elif name.startswith("paged_") and not has_gpu:
+        yield f"optim={name} needs a GPU to page from: use one without paged_, or leave it out"
 
 
 def liger_problems(arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -15,9 +15,8 @@ from lamina.depth.plan import Plan
 from lamina.errors import ConfigError, naming
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
 from lamina.heal.backends.transformers import Backend, Training
-from lamina.heal.kernels import refuse_adapted_head
+from lamina.heal.kernels import missing_requirements, refuse_adapted_head
 from lamina.heal.packing import refuse_leaking_packs
-from lamina.heal.requirements import missing_requirements
 from lamina.limits import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, one_of
 from lamina.runtime import distributed
 from lamina.runtime.sizes import trained_weights

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from typing_extensions import override
 
-from lamina.errors import ConfigError
+from lamina.errors import naming
 from lamina.limits import AT_LEAST_ONE, NOT_NEGATIVE
 
 if TYPE_CHECKING:
@@ -110,15 +110,12 @@ class UserCallback(CallbackSettings):
         from transformers import TrainerCallback
 
         module, _, name = self.target.rpartition(".")
-        try:
+        with naming(f"callbacks: _target_={self.target}", Exception):  # it may raise anything
             found = getattr(import_module(module), name)
             if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
                 raise TypeError("it does not derive from transformers.TrainerCallback")
             inspect.signature(found).bind(**self.arguments)
-        # A user's module may raise anything.
-        except Exception as error:
-            raise ConfigError(f"callbacks: _target_={self.target}: {error}") from error
-        return found
+            return found
 
     @override
     def build(self, context: Context) -> "TrainerCallback":
