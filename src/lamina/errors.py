@@ -44,7 +44,6 @@ class Interrupted(KeyboardInterrupt):
     """A signal ended the command: Ctrl-C, SIGTERM or SIGHUP."""
 
     def __init__(self, signum: int) -> None:
-        """Take the signal's number."""
         super().__init__("interrupted")
         self.signum = signum
 

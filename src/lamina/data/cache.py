@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -82,6 +82,8 @@ def cached_map(
         for path in folder.glob("*.arrow"):
             if not is_whole(path):
                 path.unlink()
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
 
         def counted(*row: Any, **given: Any) -> dict[str, Any]:
             shown.advance()
@@ -94,7 +96,7 @@ def cached_map(
             remove_columns=rows.column_names,
             features=features,
             new_fingerprint=fingerprint,
-            **(place if _is_writable(folder) else {"keep_in_memory": True}),
+            **(place if os.access(folder, os.W_OK) else {"keep_in_memory": True}),
         )
 
 
@@ -130,14 +132,6 @@ def _datasets_cache() -> Path:
     from datasets import config
 
     return Path(config.HF_DATASETS_CACHE)
-
-
-def _is_writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
 
 
 @cache

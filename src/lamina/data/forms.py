@@ -38,12 +38,11 @@ OPTIONAL: dict[tuple[str, ...], tuple[str, ...]] = {
 
 EXPECTED = ", or ".join(" and ".join(form) for form in FORMS)
 
-LISTS = ("messages", "conversations")
-"""Columns of messages; all others but `EITHER` hold text."""
-
-EITHER = ("prompt", "completion", "response")
-"""Columns of text or messages."""
-
+TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("messages", "conversations"), (list,)),
+    **dict.fromkeys(("prompt", "completion", "response"), (str, list)),
+}
+"""Types of the columns of messages, and of text or messages; all others hold text."""
 
 WORSE = ("rejected", "non_preferred")
 """Beginnings of names of columns with the worse of two answers, as in DPO."""
@@ -83,7 +82,7 @@ class Conversion:
             _refuse_bad_answer(row, self.names)
         for column in self.form:
             name = self._name(column)
-            _check_filled(name, row.get(name), row, _types(column))
+            _check_filled(name, row.get(name), row, TYPES.get(column, (str,)))
             values[column] = row[name]
         for column in OPTIONAL.get(self.form, ()):
             value = row.get(self._name(column))
@@ -165,12 +164,6 @@ def conversion_of(columns: Sequence[str], names: Mapping[str, str], place: str) 
         f"{found}; expected {EXPECTED}; name yours in data.columns, for instance "
         "'data.columns={prompt: COLUMN, completion: COLUMN}'"
     )
-
-
-def _types(column: str) -> tuple[type, ...]:
-    if column in LISTS:
-        return (list,)
-    return (str, list) if column in EITHER else (str,)
 
 
 def _refuse_bad_answer(row: dict[str, Any], names: Mapping[str, str]) -> None:

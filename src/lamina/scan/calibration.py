@@ -31,7 +31,6 @@ class Windows:
     """Whether a token's prediction is scored (windows, tokens); never true for a window's first."""
 
     def __len__(self) -> int:
-        """Return the number of windows."""
         return len(self.ids)
 
     @property

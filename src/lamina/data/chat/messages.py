@@ -24,6 +24,9 @@ SPEAKERS = {
 }
 """What each `from` in conversations is in a template."""
 
+SAYS = {"content", "tool_calls", "function_call"}
+"""Fields of which a message has at least one."""
+
 
 def read_messages(messages: list[Any]) -> list[dict[str, Any]]:
     """Read a list of messages, or of turns with `from` and `value`.
@@ -65,7 +68,7 @@ def _message(message: Any, number: int) -> dict[str, Any]:
         rest = {key: each for key, each in message.items() if key not in ("from", "value")}
         given = {**rest, "role": message["from"], "content": message.get("value")}
         speakers, known = SPEAKERS, "from"
-    if not isinstance(given, dict) or not _is_message(given):
+    if not isinstance(given, dict) or "role" not in given or not SAYS & given.keys():
         raise BadRowError(
             f"message {number} is {excerpt(message)}; expected an object with role and content"
         )
@@ -81,11 +84,6 @@ def _message(message: Any, number: int) -> dict[str, Any]:
     said = "" if given["role"] == "function_call" else _text(given.get("content"), number)
     read = {"role": speakers[given["role"]], "content": said, **rest}
     return {**read, "tool_calls": calls} if calls else read
-
-
-def _is_message(message: dict[str, Any]) -> bool:
-    says = ("content", "tool_calls", "function_call")
-    return "role" in message and any(key in message for key in says)
 
 
 def _text(content: Any, number: int) -> str:
