@@ -19,12 +19,7 @@ from lamina.config.preflight import preflight
 from lamina.dry_run import print_dry_run
 from lamina.errors import ConfigError
 from lamina.launch.layout import Layout, decide_layout, is_later_node, use_one_device
-from lamina.launch.processes import (
-    WorkerSpec,
-    explained_timeouts,
-    start_processes,
-    wait_for_requeue,
-)
+from lamina.launch.processes import WorkerSpec, await_requeue, explained_timeouts, start_processes
 from lamina.launch.sweep import own_overrides
 from lamina.measure.results import Record
 from lamina.run import run
@@ -76,7 +71,7 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
                 finally:
                     record.adopt()  # the first of those processes wrote it
                 if record.content["status"] == "requeued":
-                    wait_for_requeue()
+                    await_requeue()
             else:
                 if layout.processes > 1:
                     _publish(spec)

@@ -108,7 +108,7 @@ def start_processes(spec: WorkerSpec, layout: Layout) -> None:
         os.kill(os.getpid(), ended_by)
 
 
-def wait_for_requeue() -> None:
+def await_requeue() -> None:
     """Wait for the signal that made the processes save; SLURM may signal another node first."""
     time.sleep(REQUEUE_S)
     raise TrainingError("the processes saved for a requeue, but this node received no signal")
