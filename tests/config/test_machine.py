@@ -30,12 +30,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of the optional packages is installed."""
-    from importlib.metadata import PackageNotFoundError
-
-    def absent(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("lamina.runtime.device.version", absent)
+    monkeypatch.setattr("lamina.runtime.device.distributions", lambda name: ())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 from lamina.errors import LaminaError, TrainingError
@@ -64,11 +64,7 @@ def _listed_devices(tool: str | None) -> int:
 
 def installed(package: str) -> bool:
     """Whether a package is installed; it is not imported."""
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
+    return any(distributions(name=package))
 
 
 def release_memory() -> None:

@@ -144,9 +144,9 @@ class WandB:
         return {"base_url": os.environ.get("WANDB_BASE_URL", WANDB_HOST)} if has_key else {}
 
     def _mode(self) -> Literal["online", "offline"]:
-        if self.mode == "auto":
-            return "online" if os.environ.get("WANDB_API_KEY") and _reachable() else "offline"
-        return "online" if self.mode == "online" else "offline"
+        has_key = bool(os.environ.get("WANDB_API_KEY"))
+        is_online = self.mode == "online" or (self.mode == "auto" and has_key and _reachable())
+        return "online" if is_online else "offline"
 
 
 LoggerSettings = TensorBoard | WandB
