@@ -36,7 +36,7 @@ def options(group: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def _everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Composition is tested here, not this machine."""
-    for module in ("adapters", "requirements"):
+    for module in ("adapters", "kernels"):
         monkeypatch.setattr(f"lamina.heal.{module}.installed", lambda package: True)
 
 
