@@ -23,8 +23,8 @@ def test_an_unknown_command_is_refused(
         main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
-        "error: lamina prune: no such command; use train, scan, shortlist, cut, export, verify, "
-        "migrate, show, init, clean\n"
+        "error: lamina prune: no such command; use train, scan, shortlist, evaluate, cut, export, "
+        "verify, migrate, show, init, clean\n"
     )
 
 

@@ -27,7 +27,9 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 MARKS = ("# needs ", "# not run: ")
 """First line of a block whose commands need a GPU, a network, SLURM, or values of the reader."""
 
-COMPOSED = {"train": "config", "scan": "config", "shortlist": "config", "cut": "cut"}
+COMPOSED = {
+    **dict.fromkeys(("train", "scan", "shortlist"), "config"), "evaluate": "evaluate", "cut": "cut",
+}  # fmt: skip
 """Primary config of each command that Hydra composes."""
 
 INLINE = re.compile(r"`((?:python|lamina|make) [^`]+)`")

@@ -55,6 +55,7 @@ Choose an option with `GROUP=OPTION`; it decides what is built. The default is i
 SHARED = {
     "adapter": {"low_rank.yaml": "all but `full`"},
     "data": {"tokenization.yaml": "all", "rows.yaml": "all but `synthetic`"},
+    "evaluation": {"tasks.yaml": "all"},
 }
 """Files that the options of a group include, and which options do."""
 
@@ -121,7 +122,8 @@ def group(name: str, defaults: dict[str, str]) -> str:
 def page() -> str:
     """Return the whole page."""
     defaults = dict(re.findall(r"^  - (\w+): (\w+)$", (CONF / "config.yaml").read_text(), re.M))
-    shared = [*parameter_rows(CONF / "reduction.yaml"), *parameter_rows(CONF / "base.yaml")]
+    files = ("reduction.yaml", "base.yaml", "generator.yaml")
+    shared = [row for name in files for row in parameter_rows(CONF / name)]
     sections = "".join(group(name, defaults) for name in GROUPS)
     return HEAD + table(("name", "default", "meaning"), shared) + GROUPS_HEAD + sections
 

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "run one experiment or a sweep; same as python -m train",
     "scan": "score every layer of a model in one pass over its weights",
     "shortlist": "scan, then heal without each of the cheapest layers in turn",
+    "evaluate": "run a model or a run's result through tasks, and measure its speed",
     "cut": "write a model without some of its layers, unhealed",
     "export": "write a run's model in another form: merged, adapter or GGUF",
     "verify": "compare a model's loss in transformers, vLLM or llama.cpp with the recorded one",

@@ -230,6 +230,7 @@ class Experiment(Parameters):
             resume_step=start.step,
             history=record.content["history"],
             metrics=record.content["metrics"],
+            tasks=record.content["evaluation"],
         )
 
     def _hyperparameters(self, own: Sequence[str]) -> dict[str, Any]:
@@ -276,6 +277,8 @@ class Experiment(Parameters):
             max_tokens=self.max_seq_length,
             max_new_tokens=self.evaluation.max_new_tokens,
             isolated=self.backend.patches_model_classes,
+            wanted=self.evaluation,
+            original=self.untouched if self.plan.source else None,
         )
 
     @property

@@ -21,6 +21,7 @@ from lamina.measure import protocol as measure
 from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.provenance import base_identity, fingerprint, provenance
 from lamina.measure.results import Record
+from lamina.measure.tasks.items import read_tasks
 from lamina.runtime import distributed
 from lamina.runtime.cache import cache_folder
 from lamina.runtime.console import stage
@@ -52,6 +53,7 @@ def run(experiment: Experiment, record: Record) -> None:
             protocol = experiment.protocol(rows)
             if wanted.baseline and experiment.plan.is_reduced:
                 measure.baseline(record, protocol, experiment.untouched)
+            measure.original(record, protocol)
             model = load(experiment, tokenizer)
             reference, metrics = experiment.reduced, experiment.reduced_metrics
             measure.reduced(record, protocol, model, tokenizer, reference, metrics)
@@ -74,11 +76,13 @@ def run(experiment: Experiment, record: Record) -> None:
 def plan(experiment: Experiment) -> None:
     """Decide which layers stay, and look for the data; only layer scores need weights."""
     experiment.refuse_unwritable()
+    wanted = experiment.evaluation
+    read_tasks(wanted.tasks, wanted.task_settings)
     for callback in experiment.callbacks.values():
         if isinstance(callback, UserCallback):
             callback.load()
     distributed.first_process_first("plan", lambda: experiment.plan)
-    if experiment.evaluation.baseline and experiment.plan.is_reduced:
+    if wanted.baseline and (experiment.plan.is_reduced or wanted.goes_further):
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")
     experiment.data.find()  # before transformers is imported
     if source := experiment.plan.source:

@@ -16,8 +16,13 @@ from lamina.runtime.paths import conf_dir
 from tests.conftest import environment, lamina
 from tests.forked import fresh
 
-HYDRA = {"train": "config", "scan": "config", "shortlist": "config", "cut": "cut"}
+HYDRA = {
+    **dict.fromkeys(("train", "scan", "shortlist"), "config"), "evaluate": "evaluate", "cut": "cut",
+}  # fmt: skip
 """Commands of a composed config, and its name."""
+
+GROUPS = {"config": ("model", "data"), "evaluate": ("data",), "cut": ("model",)}
+"""Groups whose options have keys of their own, by config."""
 
 NO_KEYS = {"hydra.run.dir", "hydra/launcher"}
 
@@ -28,10 +33,8 @@ def known(config_name: str) -> set[str]:
     register()
     found: set[str] = set()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for group in ("model", "data"):
+        for group in GROUPS[config_name]:
             for option in sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")):
-                if config_name == "cut" and group == "data":
-                    continue
                 config = compose(config_name, [f"{group}={option}"])
                 found |= set(_dotted(OmegaConf.to_container(config, resolve=False)))
     return found

@@ -12,9 +12,13 @@ import pytest
 
 from lamina.depth.loading import load_model, load_tokenizer
 from lamina.errors import LaminaError, ModelError, TrainingError
-from lamina.measure.evaluate import answers, row_losses
+from lamina.measure.evaluate import Evaluation, answers, row_losses
 from lamina.measure.protocol import ModelRef, Protocol, figures, final
 from lamina.measure.results import Record
+from lamina.measure.resumable import Place
+from lamina.measure.serving_speed import SpeedSettings
+from lamina.measure.tasks.files import read_evaluation, read_items
+from lamina.measure.tasks.settings import TaskSettings
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE, Finished
 
@@ -23,7 +27,19 @@ KEPT = (0, 1, 2, 3, 8, 9)
 
 def isolated(rows: list[dict[str, list[int]]]) -> Protocol:
     prompts = [(name, rows[n]["input_ids"][:9], "") for n, name in enumerate(("first", "second"))]
-    return Protocol(rows=rows, prompts=prompts, max_tokens=256, max_new_tokens=6, isolated=True)
+    tasks = TaskSettings(
+        few_shot=0, limit=None, template="none", thinking=None, max_new_tokens=4, window=None,
+        stride=None, bos="auto", batch_tokens=512,
+    )  # fmt: skip
+    speed = SpeedSettings(batch_sizes=[], prompt_tokens=[], new_tokens=2, repeats=1)
+    wanted = Evaluation(
+        baseline=True, reduced=True, reload=True, num_samples=2, max_new_tokens=6, tasks=[],
+        task_settings=tasks, agreement=True, speed=speed,
+    )  # fmt: skip
+    return Protocol(
+        rows=rows, prompts=prompts, max_tokens=256, max_new_tokens=6, isolated=True,
+        wanted=wanted, original=None,
+    )  # fmt: skip
 
 
 def saved(folder: Path) -> ModelRef:
@@ -35,6 +51,32 @@ def saved(folder: Path) -> ModelRef:
 def rows_of(run: Finished) -> list[dict[str, list[int]]]:
     lines = (run.folder / "eval.jsonl").read_text().splitlines()[:20]
     return [{key: json.loads(line)[key] for key in ("input_ids", "labels")} for line in lines]
+
+
+def test_tasks_and_agreement_are_the_same(pruned: Finished, tmp_path: Path) -> None:
+    items = [{"context": "1 + 1 =", "choices": [" 2", " 3"], "label": 0}, {"text": "one two three"}]
+    files = []
+    for name, item in zip(("choose", "read"), items, strict=True):
+        files.append(str(tmp_path / f"{name}.jsonl"))
+        Path(files[-1]).write_text(json.dumps(item) + "\n")
+    given = isolated(rows_of(pruned))
+    ref = ModelRef(
+        name=str(REFERENCE), revision=None, kept_layers=KEPT, dtype="float32", in_4bit=False
+    )
+    original = replace(ref, kept_layers=tuple(range(12)))
+    given = replace(given, wanted=replace(given.wanted, tasks=files), original=original)
+    found = []
+    for place, protocol in (("apart", given), ("here", replace(given, isolated=False))):
+        folder = tmp_path / place
+        about = Place(
+            folder=str(folder), role="model", name="m", revision=None, kept_layers=[*KEPT]
+        )
+        figures(ref, protocol, about)
+        result = read_evaluation(folder)
+        assert [*result.tasks] == ["eval_rows", "choose", "read"]
+        assert result.tasks["read"].agreement is not None
+        found.append((result.figures, result.model, result.key, read_items(folder)))
+    assert found[0] == found[1]
 
 
 def test_losses_and_answers_are_the_same(pruned: Finished) -> None:

@@ -91,15 +91,19 @@ def experiment(overrides: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+SHARED = {"adapter": ["low_rank"], "data": ["tokenization", "rows"], "evaluation": ["tasks"]}
+"""Files that the options of a group include."""
+
+
 def _comments(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each key of the chosen options, and of the shared parameters, with its comment."""
     conf = conf_dir()
-    for name in ("base", "reduction"):
+    for name in ("base", "reduction", "generator"):
         yield from ((key, comment) for key, _, comment in keys(conf / f"{name}.yaml"))
     chosen = [override.partition("=") for override in overrides]
     for group in (each for each in sorted(conf.iterdir()) if each.is_dir()):
         options = [group / f"{value}.yaml" for name, _, value in chosen if name == group.name]
-        shared = {"adapter": ["low_rank"], "data": ["tokenization", "rows"]}.get(group.name, [])
+        shared = SHARED.get(group.name, ())
         files = [*(conf / f"{name}.yaml" for name in shared), *(options or group.glob("*.yaml"))]
         for file in filter(Path.is_file, files):
             yield from ((f"{group.name}.{key}", comment) for key, _, comment in keys(file))

@@ -28,11 +28,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="lamina show",
         description="Print a model's layers with their parameters, bytes and dtypes, a run's "
-        "layers and figures, the jobs of a sweep, or the scores of a scan.",
+        "layers and figures, the jobs of a sweep, an evaluation, or the scores of a scan.",
         epilog=CALLS,
     )
     parser.add_argument(
-        "given", metavar="WHAT", help="hub id, or the folder of a model, run, sweep or scan"
+        "given",
+        metavar="WHAT",
+        help="hub id, or the folder of a model, run, sweep, evaluation or scan",
     )
     given = parse(parser).given
     with errors_in_one_line():
@@ -48,8 +50,10 @@ def shown(given: str) -> "Iterator[RenderableType]":
     from lamina.depth.statistics import Statistics
     from lamina.launch.sweep import rebuild_summary
     from lamina.measure.results import MULTIRUN_FILE, RESULT_FILE, read_result
+    from lamina.measure.tasks.files import EVALUATION_FILE, read_evaluation
+    from lamina.report.evaluation_table import evaluation_rows
     from lamina.report.layer_overview import overview
-    from lamina.report.run_summary import summary
+    from lamina.report.run_summary import figures_table, summary
     from lamina.report.scan_report import scan_table
     from lamina.weights.source import made_of, read_json
 
@@ -57,6 +61,8 @@ def shown(given: str) -> "Iterator[RenderableType]":
     result, healing = read_result(folder), folder / "healing"
     if (folder / MULTIRUN_FILE).is_file():
         yield rebuild_summary(folder)
+    elif (folder / EVALUATION_FILE).is_file():
+        yield figures_table([*evaluation_rows(read_evaluation(folder))])
     elif (folder / SCAN_FILE).is_file():
         with made_of(folder / SCAN_FILE):
             content = read_json(folder / SCAN_FILE)

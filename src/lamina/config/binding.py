@@ -1,6 +1,7 @@
 """Builds typed settings from a composed config, and checks its targets and keys."""
 
 from dataclasses import dataclass, field, is_dataclass
+from types import NoneType
 from typing import Any, get_args, get_origin
 
 from hydra.utils import get_object
@@ -76,7 +77,8 @@ class Binding:
         for name in [name for name in kinds if name not in given]:
             given[name] = self.build(MISSING, f"{path}{name}.")
         for group in filter(OPTIONS.__contains__, given):
-            self._check_options(group, given[group], path)
+            if given[group] is not None or NoneType not in get_args(kinds[group]):
+                self._check_options(group, given[group], path)
         return settings.of(**given) if is_open(settings) else settings(**given)
 
     def _check_options(self, group: str, value: Any, path: str) -> None:

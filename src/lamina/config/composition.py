@@ -58,7 +58,7 @@ def problems(arguments: Sequence[str], config_name: str) -> list[str]:
         refuse_unsafe(config)
         HydraConfig.instance().set_config(config)
         content = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-        (preflight if config_name == "config" else refuse_incomplete)(content)
+        (refuse_incomplete if config_name == "cut" else preflight)(content)
     except (LaminaError, *COMPOSITION_ERRORS) as found:
         loader.problems.append(messages.describe(found))
     return list(dict.fromkeys(loader.problems))

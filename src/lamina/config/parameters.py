@@ -43,6 +43,21 @@ class GeneratorParameters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationParameters:
+    """Every setting of `lamina evaluate`."""
+
+    model_name: str
+    """Hub id, or folder of a model or of a run."""
+    dtype: Annotated[str, one_of("auto", "bfloat16", "float16", "float32")]
+    max_seq_length: Annotated[int, WHOLE_TOKENS]
+    num_threads: Annotated[int | None, AT_LEAST_ONE]
+    generator: GeneratorParameters
+    data: DataSource | None
+    """Evaluation rows whose loss is measured; None for none."""
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parameters:
     """Every setting of an experiment."""
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lamina.config import library_fields, rules
 from lamina.config.binding import Binding
 from lamina.config.messages import not_a_group
-from lamina.config.parameters import Parameters
+from lamina.config.parameters import EvaluationParameters, Parameters
 from lamina.config.schema import GROUPS
 from lamina.depth.targets import UNITS, Target
 from lamina.errors import ConfigError, reason_of
@@ -24,6 +24,9 @@ from lamina.units import parse_tokens
 def preflight(config: DictConfig) -> None:
     """Raise a ConfigError that names every problem of a config; parse scan.tokens in place."""
     run, problems, missing = _bound(config)
+    if not isinstance(run, Parameters):
+        _raise([*problems, *_setting_problems(run, config)])
+        return
     problems += library_fields.problems(run)
     problems += _setting_problems(run, config)
     # Rules read every value except those of data, which may therefore still be missing.
@@ -50,7 +53,10 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
         content = OmegaConf.to_container(config, resolve=True)
         for group in (*GROUPS, "trainer.args"):
             node = OmegaConf.select(config, group)
-            if group.partition(".")[0] in config and not isinstance(node, DictConfig):
+            is_left_out = node is None and group == "data" and "trainer" not in config
+            if group.partition(".")[0] in config and not (
+                isinstance(node, DictConfig) or is_left_out
+            ):
                 raise ConfigError(not_a_group(group, node))
     except OmegaConfBaseException as error:
         raise ConfigError(_unresolved(error)) from error
@@ -60,7 +66,7 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
     problems += _numbers_of_layers(config)
     if binding.refused:
         _raise(problems)
-    if not isinstance(run, Parameters | Cut):
+    if not isinstance(run, Parameters | EvaluationParameters | Cut):
         raise ConfigError(f"_target_={content.get('_target_')}: Lamina sets it: leave it out")
     return run, problems, missing
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from lamina.config.parameters import Parameters
+from lamina.config.parameters import EvaluationParameters, Parameters
 from lamina.data import sources
 from lamina.depth import selection, variants
 from lamina.depth.plan import option_name
@@ -78,7 +78,8 @@ def registered() -> dict[str, Any]:
                 yield from below(each.type)
 
     options = [option for group in OPTIONS.values() for option in group.values()]
-    found = dict(pair for each in (*options, Parameters, Cut) for pair in below(each))
+    roots = (Parameters, EvaluationParameters, Cut)
+    found = dict(pair for each in (*options, *roots) for pair in below(each))
     del found[_name(Parameters)]  # the Experiment derives from it
     return found
 
@@ -102,6 +103,7 @@ def register() -> None:
             store.store(group=f"schema/{group}", name=name, node=node)
     store.store(group="schema", name="evaluation", node=schema_of(Evaluation))
     store.store(group="schema", name="run", node=_root("Run", Parameters))
+    store.store(group="schema", name="evaluate", node=_root("Evaluate", EvaluationParameters))
     store.store(group="schema", name="cut", node=_root("Cut", Cut))
     if not OmegaConf.has_resolver("asset"):
         OmegaConf.register_new_resolver("asset", asset)

@@ -244,16 +244,18 @@ def refuse_long_sequences(source: Source, max_seq_length: int) -> None:
         refuse_beyond_positions(whole.blueprint, max_seq_length)
 
 
-def refuse_beyond_positions(model: "PreTrainedModel", max_seq_length: int) -> None:
+def refuse_beyond_positions(
+    model: "PreTrainedModel", tokens: int, key: str = "max_seq_length"
+) -> None:
     """Refuse sequences longer than a table of positions; most models compute them instead."""
     limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is None or max_seq_length <= limit:
+    if limit is None or tokens <= limit:
         return
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         is_table = tensor.ndim == 2 and any(part in name for part in ("wpe", "pos"))
         if is_table and tensor.shape[0] in (limit, limit + 2):  # OPT's has two more rows
             raise ConfigError(
-                f"max_seq_length={max_seq_length}: this {model.config.model_type} has learned "
+                f"{key}={tokens}: this {model.config.model_type} has learned "
                 f"positions for {limit} tokens: use {limit} or less"
             )
 

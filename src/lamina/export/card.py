@@ -8,6 +8,9 @@ from typing import Any
 from lamina import __version__
 from lamina.depth.layer_sets import format_layers
 from lamina.depth.plan import Plan
+from lamina.measure.protocol import FINAL, ROLES
+from lamina.measure.tasks.figures import as_text, with_interval
+from lamina.measure.tasks.files import TaskResult, typed
 from lamina.weights.reading import weights_fingerprint
 
 HEALING = (
@@ -71,6 +74,7 @@ def manifest(
         "datasets": [name] if name else None,
         "license": _license(source.folder / CARD_FILE) if source else None,
         "evaluation": {key: record["metrics"][key] for key in LOSSES} if record else None,
+        "tasks": None,  # measured once the weights are written
     }
 
 
@@ -128,6 +132,7 @@ def card(content: dict[str, Any], verified: Mapping[str, Any]) -> str:
             *([""] if content.get("notes") else ()),
             *_loss_of(form),
             *_table("loss, nats per token", _losses(content["evaluation"], form["loss"])),
+            *_tasks(content.get("tasks") or {}),
             *_table("healing", content["healing"]),
             *(f"Verified in {line}" for line in map(verified_line, verified.items())),
             *([""] if verified else ()),
@@ -219,6 +224,31 @@ def serving(form: str, path: str, base: str) -> str:
         "merged": f"transformers; vLLM (vllm serve {path}); lm-eval (pretrained={path}); llama.cpp "
         "after lamina export --form gguf.",
     }[form]
+
+
+def _tasks(content: dict[str, Any]) -> list[str]:
+    """Return the table of each role's figures in the tasks, and how they were measured."""
+    found = {
+        role: typed(dict[str, TaskResult], content[role], f"tasks: {role}")
+        for role in ROLES
+        if role in content
+    }
+    if FINAL not in found:
+        return []
+    lines = [f"| task | {' | '.join(found)} | chance |", "|---" * (len(found) + 2) + "|"]
+    for name, task in found[FINAL].items():
+        for metric, each in task.metrics.items():
+            others = (tasks[name].metrics.get(metric) for tasks in found.values() if name in tasks)
+            cells = [with_interval(metric, other) if other else "" for other in others]
+            chance = "" if each.chance is None else as_text(metric, each.chance)
+            lines.append(f"| {name} {metric} | {' | '.join(cells)} | {chance} |")
+    protocols = [
+        f"- {name}: {task.items:,} items; "
+        + ", ".join(f"{key}={value}" for key, value in task.protocol.items() if value is not None)
+        for name, task in found[FINAL].items()
+    ]
+    note = "95 % intervals, of losses over documents. How each task was measured:"
+    return [*lines, "", note, "", *protocols, ""]
 
 
 def _table(title: str, content: dict[str, Any] | None) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,9 +15,10 @@ from lamina.export.merge import WEIGHTS_FILE, rename_magnitudes
 from lamina.limits import one_of
 from lamina.measure.protocol import ModelRef, Protocol, figures
 from lamina.measure.results import Record
+from lamina.measure.tasks.files import EVALUATION_FOLDER, read_evaluation
 from lamina.runtime import distributed
 from lamina.runtime.console import stage
-from lamina.runtime.files import disk_errors, replacing
+from lamina.runtime.files import disk_errors, finite, replacing
 from lamina.runtime.sizes import trained_weights, weight_bytes
 from lamina.weights.source import read_json
 
@@ -118,8 +119,14 @@ def measured_cards(record: Record, protocol: Protocol, final: ModelRef, form: Fo
         ref = replace(final, name=str(whole), revision=None, dtype=dtype, in_4bit=False)
         losses[whole] = figures(ref, replace(protocol, prompts=())).losses.mean()
     if distributed.is_first():
+        evaluations = record.path.parent / EVALUATION_FOLDER
+        tasks = {
+            role: asdict(read_evaluation(evaluations / role))["tasks"]
+            for role in record.content["evaluation"]
+        }
         for folder, loss in losses.items():
             content, rows = read_json(folder / MANIFEST_FILE), len(protocol.rows)
+            content["tasks"] = finite(tasks)
             content["export"] |= {"loss": loss, "rows": rows, "all_rows": rows}
             content["evaluation"]["eval_loss"] = loss
             write_manifest(folder, content)

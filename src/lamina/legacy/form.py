@@ -216,6 +216,8 @@ _OTHER_NAMES = {
     "eval_split": "test_split",
     "wandb_run_name": "run_name",
     "resume": "resume_from_checkpoint",
+    "evaluation=tasks evaluation.tasks=[FILE] on the command line": "eval_tasks tasks",
+    "evaluation.task_settings.few_shot=NUMBER on the command line": "num_fewshot few_shot",
     "keep_layers, or give model.target_parameters on the command line": "target_parameters",
     "keep_layers, or give model.target_bytes on the command line": "target_bytes",
 }

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lamina.limits import NOT_NEGATIVE, WHOLE_TOKENS
+from lamina.measure.serving_speed import SpeedSettings
+from lamina.measure.tasks.settings import TaskSettings
 from lamina.runtime import distributed
 from lamina.runtime.console import stage
 
@@ -45,6 +47,17 @@ class Evaluation:
     reload: bool
     num_samples: Annotated[int, NOT_NEGATIVE]
     max_new_tokens: Annotated[int, WHOLE_TOKENS]
+    tasks: list[str]
+    """Files of items, and names of the lm-eval library's tasks."""
+    task_settings: TaskSettings
+    agreement: bool
+    """Whether to compare predictions with the original's, where a task scores text."""
+    speed: SpeedSettings
+
+    @property
+    def goes_further(self) -> bool:
+        """Whether it has tasks, or measures speed."""
+        return bool(self.tasks or self.speed.batch_sizes)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lamina.errors import LaminaError
+from lamina.measure.evaluate import Evaluation
 from lamina.measure.protocol import ModelRef, Protocol, figures
+from lamina.measure.resumable import Place
 from lamina.measure.separate import ANSWER_FILE, REQUEST_FILE
+from lamina.measure.tasks.files import typed
 from lamina.runtime.device import is_memory_error
 
 
@@ -18,9 +21,12 @@ def main() -> None:
     """Answer the request in the folder given on the command line, with an error if it has one."""
     folder = Path(sys.argv[1])
     request = json.loads((folder / REQUEST_FILE).read_text())
-    ref, protocol = ModelRef(**request["ref"]), Protocol(**request["protocol"])
+    ref, how, place = ModelRef(**request["ref"]), request["protocol"], request["place"]
+    how["wanted"] = typed(Evaluation, how["wanted"], "the request")
+    how["original"] = how["original"] and ModelRef(**how["original"])
+    protocol, place = Protocol(**how), place and Place(**place)
     try:
-        found = asdict(figures(ref, protocol))
+        found = asdict(figures(ref, protocol, place))
     except (LaminaError, MemoryError, RuntimeError) as error:
         if not isinstance(error, LaminaError) and not is_memory_error(error):
             raise

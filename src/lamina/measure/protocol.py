@@ -15,14 +15,21 @@ from lamina.depth import loading
 from lamina.depth.quantization import quantization
 from lamina.errors import ModelError, TrainingError
 from lamina.measure import evaluate
-from lamina.measure.evaluate import RowLosses
+from lamina.measure.evaluate import Evaluation, RowLosses
 from lamina.measure.results import ROWS_FILE, Record
+from lamina.measure.resumable import Place, evaluate_into, fingerprint
 from lamina.measure.separate import SeparateProcessError, ask
+from lamina.measure.tasks.files import (
+    EVALUATION_FILE,
+    EVALUATION_FOLDER,
+    ITEMS_FILE,
+    read_evaluation,
+)
 from lamina.runtime import distributed
 from lamina.runtime.cache import Entry, cached, folder_of
 from lamina.runtime.console import stage
 from lamina.runtime.device import compute_device, device_name, memory_errors, release_memory
-from lamina.runtime.files import write_rows
+from lamina.runtime.files import write_rows, write_text
 from lamina.weights.reading import identity
 from lamina.weights.source import ADAPTER_FILE, resolve
 
@@ -30,6 +37,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+ROLES = ORIGINAL, REDUCED, FINAL = "original", "reduced", "final"
+"""Of a run's models; also the names of their evaluations' folders."""
+
+FILES = (EVALUATION_FILE, ITEMS_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +123,10 @@ class Protocol:
     isolated: bool
     """Whether to load models in a separate process because a backend patched the model classes of
     this one: other users of the model would not get the same numbers."""
+    wanted: Evaluation
+    """The tasks, and the sizes at which speed is measured."""
+    original: ModelRef | None
+    """The untouched model; None for one from scratch."""
 
 
 @dataclass(frozen=True)
@@ -122,38 +138,46 @@ class Figures:
     """One per prompt; empty texts in all processes but the first."""
 
 
-def figures(ref: ModelRef, protocol: Protocol) -> Figures:
-    """Load a model as plain transformers does, and measure it.
+def figures(ref: ModelRef, protocol: Protocol, place: Place | None = None) -> Figures:
+    """Load a model as plain transformers does, and measure it; tasks' results go to `place`.
 
     Raises ModelError if its tensors do not fit, and TrainingError if the separate process of an
     isolated protocol failed.
     """
-    if not protocol.rows and not protocol.prompts:
+    if not protocol.rows and not protocol.prompts and place is None:
         return Figures(RowLosses((), ()), [])
     if protocol.isolated:
-        return _isolated_figures(ref, protocol)
+        return _isolated_figures(ref, protocol, place)
     model = ref.load()
-    found = loaded_figures(model, ref.load_tokenizer(), protocol)
+    found = loaded_figures(model, ref.load_tokenizer(), protocol, place)
     del model
     release_memory()
     return found
 
 
 def loaded_figures(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", protocol: Protocol
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    protocol: Protocol,
+    place: Place | None = None,
 ) -> Figures:
-    """Measure a model in memory; processes share the losses, the first answers the prompts."""
+    """Measure a model in memory; processes share the work, but the first answers the prompts."""
     model, losses = model.to(compute_device()), RowLosses((), ())
     if protocol.rows:
         losses = evaluate.row_losses(model, protocol.rows, max_tokens=protocol.max_tokens)
+    if place is not None:
+        original = protocol.original.load if protocol.original else None
+        rows, wanted = protocol.rows, protocol.wanted
+        evaluate_into(place, model, tokenizer, wanted, rows=rows, losses=losses, original=original)
     prompts = [ids for _, ids, _ in protocol.prompts]
     if not prompts or not distributed.is_first():
         return Figures(losses, [""] * len(prompts))
     return Figures(losses, evaluate.answers(model, tokenizer, prompts, protocol.max_new_tokens))
 
 
-def _isolated_figures(ref: ModelRef, protocol: Protocol) -> Figures:
-    request = {"ref": asdict(ref), "protocol": asdict(replace(protocol, isolated=False))}
+def _isolated_figures(ref: ModelRef, protocol: Protocol, place: Place | None) -> Figures:
+    here = asdict(replace(protocol, isolated=False))
+    request = {"ref": asdict(ref), "protocol": here, "place": place and asdict(place)}
     try:
         with stage("evaluating in a separate process"):
             found = ask([sys.executable, "-m", "lamina.measure.isolated"], request)
@@ -190,6 +214,39 @@ def baseline(record: Record, protocol: Protocol, untouched: ModelRef) -> None:
     record.write()
 
 
+def original(record: Record, protocol: Protocol) -> None:
+    """Run the untouched model through the tasks, once for all jobs of a sweep.
+
+    Raises what `baseline` does. Another job that needs the same figures waits for them.
+    """
+    ref, wanted = protocol.original, replace(protocol.wanted, agreement=False)
+    place = _place(record, protocol, ORIGINAL)
+    if ref is None or place is None:
+        return
+    parts = [
+        *identity(resolve(ref.name, ref.revision)),
+        record.content["eval_fingerprint"],
+        f"{ref.dtype} {ref.in_4bit} {protocol.max_tokens}",
+        fingerprint(wanted),
+    ]
+    cache, first = folder_of("evaluations", parts), distributed.is_first()
+    with cached(cache, "evaluation.cached") if first else nullcontext(Entry(cache, None)) as entry:
+        if not distributed.gathered(entry.content is not None)[0]:
+            logger.info("evaluating the tasks of %s, untouched", ref.name)
+            alone = replace(protocol, prompts=(), wanted=wanted, original=None)
+            with memory_errors("the untouched model", lambda: "set evaluation.baseline=false"):
+                figures(ref, alone, replace(place, folder=str(cache)))
+            if first:
+                entry.content = {name: (cache / name).read_text() for name in FILES}
+                for name in FILES:
+                    (cache / name).unlink()
+        if first:
+            assert entry.content is not None
+            for name in FILES:
+                write_text(Path(place.folder) / name, entry.content[name])
+    _record_tasks(record, place)
+
+
 def reduced(
     record: Record,
     protocol: Protocol,
@@ -203,9 +260,12 @@ def reduced(
     If the model in memory, still without an adapter, differs from what others load, `ref` is loaded
     and measured instead. Without metrics no loss is computed.
     """
-    parameters = model.num_parameters()
+    parameters, place = model.num_parameters(), _place(record, protocol, REDUCED)
     protocol = protocol if metrics else replace(protocol, rows=())
-    found = figures(ref, protocol) if ref else loaded_figures(model, tokenizer, protocol)
+    if ref:
+        found = figures(ref, protocol, place)
+    else:
+        found = loaded_figures(model, tokenizer, protocol, place)
     if metrics:
         record.measured(**dict.fromkeys(metrics, found.losses.mean()))
     answered = zip(protocol.prompts, found.answers, strict=True)
@@ -214,6 +274,7 @@ def reduced(
         for (text, _, expected), said in answered
     ]
     record.update(num_parameters=parameters, samples=samples)
+    _record_tasks(record, place)
 
 
 def final(
@@ -226,8 +287,9 @@ def final(
     loss is not the best checkpoint's, or the separate process of an isolated protocol failed.
     """
     logger.info("evaluating %s", ref.name)
+    place = _place(record, protocol, FINAL)
     try:
-        found = figures(ref, protocol)
+        found = figures(ref, protocol, place)
     except ModelError:
         record.update(final=None)
         raise
@@ -245,6 +307,35 @@ def final(
         write_rows(record.path.with_name(ROWS_FILE), rows)
     for sample, text in zip(record.content["samples"], found.answers, strict=True):
         sample["after"] = text
+    _record_tasks(record, place)
+
+
+def _place(record: Record, protocol: Protocol, role: str) -> Place | None:
+    """Return where a model's evaluation goes; None if the model is not to be evaluated."""
+    wanted, content = protocol.wanted, record.content
+    kept, base = content["kept_layers"], protocol.original
+    is_wanted = {
+        ORIGINAL: wanted.baseline and base is not None,
+        REDUCED: wanted.reduced and len(kept) < content["num_layers"],
+        FINAL: wanted.reload,
+    }
+    if not (wanted.goes_further and is_wanted[role]):
+        return None
+    return Place(
+        folder=str(record.path.parent / EVALUATION_FOLDER / role),
+        role=role,
+        name=content["final"] if role == FINAL or base is None else base.name,
+        revision=base.revision if base and role != FINAL else None,
+        kept_layers=[*range(content["num_layers"])] if role == ORIGINAL else kept,
+    )
+
+
+def _record_tasks(record: Record, place: Place | None) -> None:
+    """Record each task's figures."""
+    if place is not None and distributed.is_first():
+        found = read_evaluation(Path(place.folder)).figures
+        record.content["evaluation"][place.role] = found
+        record.write()
 
 
 def refuse_other_loss(record: Record, ref: ModelRef, loss: float, tolerance: float) -> None:

@@ -77,6 +77,7 @@ class Record:
             **dict.fromkeys(("resumed_from", "started_from", "final", "dtype", "seed")),
             "history": [],
             "samples": [],
+            "evaluation": {},
             "eval_fingerprint": None,
             "provenance": {},
             "data": {},

@@ -5,13 +5,13 @@ further token takes a pass of its own with the KV cache. Ends of text are ignore
 of the repeats, rates those of all sequences together.
 """
 
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Annotated, Any
 
+from lamina.depth.loading import refuse_beyond_positions
 from lamina.limits import AT_LEAST_ONE, Limit
 from lamina.measure.tasks.files import EvaluationResult, Speed
 from lamina.runtime import distributed
@@ -37,6 +37,13 @@ class SpeedSettings:
     prompt_tokens: Annotated[list[int], POSITIVE]
     new_tokens: Annotated[int, Limit(lambda value: value >= 2, "use 2 or more")]
     repeats: Annotated[int, AT_LEAST_ONE]
+
+
+def refuse_too_long(model: "PreTrainedModel", settings: SpeedSettings) -> None:
+    """Refuse lengths that the model has no positions for."""
+    if settings.batch_sizes:
+        longest = max(settings.prompt_tokens, default=0) + settings.new_tokens
+        refuse_beyond_positions(model, longest, "evaluation.speed: prompt_tokens + new_tokens")
 
 
 def serving_speed(model: "PreTrainedModel", settings: SpeedSettings) -> list[Speed] | None:
@@ -70,6 +77,8 @@ def share_of_ideal(reduced: EvaluationResult, original: EvaluationResult) -> flo
 
 
 def _measured(model: "PreTrainedModel", batch: int, length: int, settings: SpeedSettings) -> Speed:
+    from statistics import median
+
     import torch
 
     size = model.get_input_embeddings().num_embeddings
@@ -82,7 +91,7 @@ def _measured(model: "PreTrainedModel", batch: int, length: int, settings: Speed
         began, read, ended, cache_bytes = _answer(model, ids, new)
         prefills.append(read - began)
         decodes.append(ended - read)
-    prefill, decode = statistics.median(prefills), statistics.median(decodes)
+    prefill, decode = median(prefills), median(decodes)
     return Speed(
         batch=batch,
         prompt_tokens=length,

@@ -12,6 +12,7 @@ from rich.text import Text
 from lamina.depth.layer_sets import format_layers
 from lamina.export.card import serving
 from lamina.measure.evaluate import perplexity
+from lamina.report.evaluation_table import comparison_rows
 from lamina.units import format_time_split
 from lamina.weights.source import ADAPTER_FILE
 
@@ -19,7 +20,8 @@ from lamina.weights.source import ADAPTER_FILE
 def summary(content: dict[str, Any], folder: Path) -> RenderableType:
     """Return the closing table of a run, from its result.json and its folder."""
     title = Text(content.get("name") or content["model_type"], style="bold", overflow="fold")
-    parts: list[RenderableType] = [Text(), title, figures_table(_figures(content))]
+    rows = [*_figures(content), *comparison_rows(folder)]
+    parts: list[RenderableType] = [Text(), title, figures_table(rows)]
     for sample in content["samples"]:
         parts += [Text(), _sample(sample)]
     return Group(*parts, Text(), *_where(content, folder))

@@ -70,13 +70,15 @@ class TensorBoard:
             ),
             SummaryWriter(str(context.logging_dir), purge_step=purge) as writer,
         ):
-            for tag, loss in context.losses_before().items():
-                writer.add_scalar(tag, loss, 0)
+            for tag, value in context.figures_before().items():
+                writer.add_scalar(tag, value, 0)
             yield TensorBoardCallback(writer)
             final = {f"final/{name}": context.metrics[name] for name in COMPARED}
             final = {tag: value for tag, value in final.items() if value is not None}
             for tag, value in final.items():  # reopens the file that the callback has closed
                 writer.add_scalar(tag, value)
+            for tag, value in context.figures_after().items():
+                writer.add_scalar(tag, value, context.last_step)
             # add_hparams would open a writer, and so a run, of its own.
             for entry in hparams(context.hyperparameters, final):
                 writer.file_writer.add_summary(entry)
@@ -117,11 +119,13 @@ class WandB:
             logger.info("Weights & Biases is offline; to upload the run: wandb sync %s", place)
         entries = WandbEntries()
         try:
-            if before := context.losses_before():
+            if before := context.figures_before():
                 with entries.while_connected():
                     run.log({**before, "train/global_step": 0})
             yield entries
             with entries.while_connected():
+                if after := context.figures_after():
+                    run.log({**after, "train/global_step": context.last_step})
                 run.summary.update({k: v for k, v in context.metrics.items() if v is not None})
         # Whatever ended the run, a sweep's next job must not log into it.
         except BaseException:

@@ -1,6 +1,7 @@
 """Settings of the callbacks, and what these may use of a run."""
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -36,12 +37,32 @@ class Context:
     """result.json's history, which a callback fills."""
     metrics: dict[str, Any]
     """result.json's metrics, complete at the end of the run."""
+    tasks: dict[str, dict[str, dict[str, float]]]
+    """Figures of each role's tasks, complete at the end of the run, too."""
 
-    def losses_before(self) -> dict[str, float]:
-        """Return the losses before training that were measured; none when a run resumes."""
-        names = ("baseline_eval_loss", "reduced_eval_loss") if self.resume_step is None else ()
+    def figures_before(self) -> dict[str, float]:
+        """Return the losses and tasks' figures before training; none when a run resumes."""
+        if self.resume_step is not None:
+            return {}
+        names = ("baseline_eval_loss", "reduced_eval_loss")
         known = {name: self.metrics[name] for name in names if self.metrics[name] is not None}
-        return {f"eval/{name.replace('_eval', '')}": loss for name, loss in known.items()}
+        losses = {f"eval/{name.replace('_eval', '')}": loss for name, loss in known.items()}
+        untouched = {f"{tag}_original": value for tag, value in self.task_figures("original")}
+        return {**losses, **untouched, **dict(self.task_figures("reduced"))}
+
+    def figures_after(self) -> dict[str, float]:
+        """Return the healed model's figures in the tasks."""
+        return dict(self.task_figures("final"))
+
+    @property
+    def last_step(self) -> int | None:
+        """The last optimizer step, if the history is kept."""
+        return self.history[-1]["step"] if self.history else None
+
+    def task_figures(self, role: str) -> Iterator[tuple[str, float]]:
+        """Yield a model's figures with their tags, such as eval_tasks/arc_easy/acc."""
+        for task, figures in self.tasks.get(role, {}).items():
+            yield from ((f"eval_tasks/{task}/{name}", value) for name, value in figures.items())
 
 
 class CallbackSettings(Protocol):

@@ -6,6 +6,12 @@ from collections.abc import Sequence
 from lamina.measure.evaluate import perplexity
 from lamina.measure.tasks.files import Metric
 
+SHARES = ("acc", "acc_norm", "exact_match", "top1", "ended", "looped", "capped")
+"""Figures between 0 and 1."""
+
+HALF_WIDTH = 1.96
+"""Standard errors on each side of a value in its 95 % interval."""
+
 
 def mean_metric(values: Sequence[float], chance: float | None = None) -> Metric:
     """Return the mean over items."""
@@ -33,3 +39,16 @@ def loss_metrics(nll: Sequence[float], tokens: Sequence[int]) -> dict[str, Metri
     assert value is not None
     stderr = None if loss.stderr is None else value * loss.stderr
     return {"loss": loss, "perplexity": Metric(value=value, stderr=stderr, n=loss.n)}
+
+
+def as_text(name: str, value: float) -> str:
+    """Return a figure as text; shares are in %."""
+    return f"{100 * value:.1f} %" if name in SHARES else f"{value:.4g}"
+
+
+def with_interval(name: str, metric: Metric) -> str:
+    """Return a metric as text with its 95 % interval, if that is known."""
+    value = as_text(name, metric.value)
+    if metric.stderr is None:
+        return value
+    return f"{value} ± {as_text(name, HALF_WIDTH * metric.stderr)}"

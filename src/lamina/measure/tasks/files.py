@@ -70,6 +70,14 @@ class TaskResult:
     agreement: Agreement | None = None
     seconds: float
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """All figures by name, without their errors."""
+        found = {name: metric.value for name, metric in self.metrics.items()}
+        agreement = self.agreement
+        agreed = {"kl": agreement.kl.value, "top1": agreement.top1.value} if agreement else {}
+        return {**found, **(asdict(self.health) if self.health else {}), **agreed}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
@@ -114,6 +122,13 @@ class EvaluationResult:
     versions: dict[str, str]
     device: str
     seconds: float
+    key: str = ""
+    """Identifies the model, the items and the settings: an equal evaluation finds the same."""
+
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """The figures of each task by name, without their errors."""
+        return {name: task.figures for name, task in self.tasks.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
