@@ -196,7 +196,7 @@ def test_losses_are_equal(folder: Path, adapter: Path, theirs: Any, form: str) -
     model = REFERENCE if form == "model" else adapter
     _, items = ours(folder, model, "text0", bos="always", window=2048)
     for item, row in zip(items, samples, strict=True):
-        assert item.nll == pytest.approx(-float(row["resps"][0]), abs=1e-3)
+        assert item.nll == pytest.approx(-float(row["resps"][0][0]), abs=1e-3)
 
 
 @pytest.fixture

@@ -16,15 +16,18 @@ def test_branches_do_not_see_each_other(name: str) -> None:
     prefix, branches = [5, 9, 7], [[4, 8, 6], [11], [4, 3], []]
     texts = [prefix + branch for branch in branches]
     plain = [Row(ids=t[:-1], sources=range(1, len(t) - 1), targets=t[2:]) for t in texts]
-    alone = [found for row in plain for found in log_likelihoods(model, [row])[0][0]]
-    together = [found for each, _ in log_likelihoods(model, plain) for found in each]
+    alone = [found for row in plain for found in log_likelihoods(model, [row])[0]]
+    together = [found for each in log_likelihoods(model, plain) for found in each]
     assert together == pytest.approx(alone, abs=1e-4)
     most = longest_packed(model)
     assert (most is None) == (name in CANNOT_PACK)
     if most is not None:
         assert most == wide.get("sliding_window", 2**31)
-        ((found, _),) = log_likelihoods(model, [packed(prefix, branches, 2)])
-        assert found == pytest.approx(alone, abs=1e-4)
+        rows = [packed(prefix, branches, 2), packed(prefix + [8], branches[::-1], 2)] * 2
+        first, other, third, _ = log_likelihoods(model, rows)
+        assert first == pytest.approx(alone, abs=1e-4)
+        assert third == pytest.approx(alone, abs=1e-4)
+        assert other != pytest.approx(first, abs=1e-2)
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3_text"])

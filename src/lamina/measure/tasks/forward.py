@@ -18,6 +18,16 @@ ROUNDED = 0.1
 float32, and with fewer bits. Wrong masks or positions give larger ones."""
 
 
+LINE = 256
+"""Tokens in which rows are packed side by side; a longer row has a line of its own."""
+
+MOST_LOGITS = 2**27
+"""Values of logits in one forward pass: half a GB."""
+
+IN_CACHE = 2**21
+"""Logits to reduce at once: what a processor's cache holds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """Tokens that a model reads at once, and what it is asked about them."""
@@ -28,7 +38,7 @@ class Row:
     targets: Sequence[int]
     """The token of which each source's prediction gives the likelihood."""
     prefix: int | None = None
-    """Tokens that all branches see; None for a plain row."""
+    """Tokens that all branches see; None for a row that is padded, not packed with others."""
     branches: Sequence[int] = ()
     """Lengths of the branches behind the prefix; they do not see each other."""
 
@@ -55,43 +65,71 @@ def predictions(
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Return float32 logits (scored positions, vocabulary), and each source's index in them.
 
-    The sources are those of all rows, in their order; each position is computed once.
+    The sources are those of all rows, in their order; each position is computed once. Either all
+    rows have a prefix, or none.
     """
     import torch
 
     device = torch.device("cpu") if model.device.type == "meta" else model.device
-    length = max(len(row.ids) for row in rows)
-    ids = torch.tensor([[*row.ids, *[0] * (length - len(row.ids))] for row in rows])
+    lines = _lines(rows)
+    length = max(sum(len(rows[number].ids) for number in line) for line in lines)
+    ids = torch.zeros((len(lines), length), dtype=torch.long)
+    starts = {}
+    for place, line in enumerate(lines):
+        begin = 0
+        for number in line:
+            end = begin + len(rows[number].ids)
+            ids[place, begin:end] = torch.tensor(rows[number].ids)
+            starts[number] = (place, begin)
+            begin = end
     flat = torch.tensor(
-        [number * length + source for number, row in enumerate(rows) for source in row.sources]
+        [
+            place * length + begin + source
+            for (place, begin), row in ((starts[n], row) for n, row in enumerate(rows))
+            for source in row.sources
+        ]
     )
     places, where = flat.unique(return_inverse=True)
-    selected = torch.zeros(len(rows) * length, dtype=torch.bool)
+    selected = torch.zeros(ids.numel(), dtype=torch.bool)
     selected[places] = True
-    selected = selected.view(len(rows), length).to(device)
+    selected = selected.view(ids.shape).to(device)
     with torch.inference_mode(), _head_at(model, selected):
-        options = _mask(model, rows, length, device)
+        options = _mask(model, rows, lines, length)
+        options = {name: tensor.to(device) for name, tensor in options.items()}
         logits = model(input_ids=ids.to(device), use_cache=False, **options).logits
         if logits.shape[:2] == selected.shape:
             logits = logits[selected.to(logits.device)]
         return logits.reshape(len(places), -1).float(), where.to(logits.device)
 
 
-def log_likelihoods(
-    model: "PreTrainedModel", rows: Sequence[Row]
-) -> "list[tuple[list[float], list[bool]]]":
-    """Return each row's log-likelihoods of its targets, in nats, and whether each is likeliest."""
+def likelihoods_of(logits: "torch.Tensor", where: "torch.Tensor", targets: Any) -> "torch.Tensor":
+    """Return the log-likelihood of each target, in nats, from `predictions`."""
+    import torch
+
+    with torch.inference_mode():
+        rows = max(1, IN_CACHE // logits.shape[-1])
+        norms = torch.cat([part.logsumexp(-1) for part in logits.split(rows)])
+        return logits[where, torch.tensor(targets).to(logits.device)] - norms[where]
+
+
+def log_likelihoods(model: "PreTrainedModel", rows: Sequence[Row]) -> list[list[float]]:
+    """Return each row's log-likelihoods of its targets, in nats."""
+    logits, where = predictions(model, rows)
+    found = likelihoods_of(logits, where, [target for row in rows for target in row.targets])
+    return [part.tolist() for part in found.split([len(row.targets) for row in rows])]
+
+
+def likeliest(model: "PreTrainedModel", rows: Sequence[Row]) -> list[list[tuple[float, bool]]]:
+    """Return the same, with whether the model finds no token more likely."""
     import torch
 
     logits, where = predictions(model, rows)
-    with torch.inference_mode():
-        targets = torch.tensor([target for row in rows for target in row.targets])
-        targets = targets.to(logits.device)
-        found = logits[where, targets] - logits.logsumexp(-1)[where]
-        likeliest = logits.argmax(-1)[where] == targets
+    targets = [target for row in rows for target in row.targets]
+    found = likelihoods_of(logits, where, targets)
+    best = logits.argmax(-1)[where].cpu() == torch.tensor(targets)
     counts = [len(row.targets) for row in rows]
-    parts = zip(found.split(counts), likeliest.split(counts), strict=True)
-    return [(each.tolist(), best.tolist()) for each, best in parts]
+    parts = zip(found.split(counts), best.split(counts), strict=True)
+    return [list(zip(each.tolist(), same.tolist(), strict=True)) for each, same in parts]
 
 
 def longest_packed(model: "PreTrainedModel") -> int | None:
@@ -109,8 +147,9 @@ def longest_packed(model: "PreTrainedModel") -> int | None:
         Row(ids=[*prefix, *each[:-1]], sources=range(5, 11), targets=each) for each in branches
     ]
     try:
-        expected = [each for found, _ in log_likelihoods(model, plain) for each in found]
-        ((found, _),) = log_likelihoods(model, [packed(prefix, branches, len(prefix))])
+        expected = [each for found in log_likelihoods(model, plain) for each in found]
+        rows = [packed(prefix, branches, len(prefix)) for _ in range(2)]
+        found = log_likelihoods(model, rows)[1]
     except Exception:  # a family's own code, given arguments it may not know
         return None
     apart = torch.tensor(expected).sub(torch.tensor(found)).abs().max().item()
@@ -139,27 +178,49 @@ def _head_at(model: "PreTrainedModel", selected: "torch.Tensor") -> Iterator[Non
             hook.remove()
 
 
+def _lines(rows: Sequence[Row]) -> list[list[int]]:
+    """Return the rows, by number, that stand side by side: as many as fit, or one if padded."""
+    lines: list[list[int]] = []
+    room: list[int] = []
+    longest = max(LINE, *(len(row.ids) for row in rows))
+    for number in sorted(range(len(rows)), key=lambda n: -len(rows[n].ids)):
+        size = len(rows[number].ids)
+        fits = (place for place, left in enumerate(room) if size <= left)
+        place = None if rows[number].prefix is None else next(fits, None)
+        if place is None:
+            place = len(lines)
+            lines.append([])
+            room.append(longest)
+        lines[place].append(number)
+        room[place] -= size
+    return lines
+
+
 def _mask(
-    model: "PreTrainedModel", rows: Sequence[Row], length: int, device: "torch.device"
-) -> dict[str, Any]:
+    model: "PreTrainedModel", rows: Sequence[Row], lines: Sequence[Sequence[int]], length: int
+) -> "dict[str, torch.Tensor]":
     """Return the arguments that say what each token sees, and where it stands."""
     import torch
 
-    lengths = torch.tensor([len(row.ids) for row in rows])
     places = torch.arange(length)
-    if all(row.prefix is None for row in rows):
-        return {"attention_mask": (places < lengths[:, None]).long().to(device)}
-    positions = places.repeat(len(rows), 1)
-    branch = torch.full((len(rows), length), -1)  # padding; 0 is the prefix
-    for number, row in enumerate(rows):
-        begin = len(row.ids) if row.prefix is None else row.prefix
-        branch[number, :begin] = 0
-        for index, size in enumerate(row.branches, 1):
-            branch[number, begin : begin + size] = index
-            positions[number, begin : begin + size] = torch.arange(size) + (row.prefix or 0)
-            begin += size
+    if rows[0].prefix is None:
+        lengths = torch.tensor([len(rows[number].ids) for (number,) in lines])
+        return {"attention_mask": (places < lengths[:, None]).long()}
+    positions = torch.zeros((len(lines), length), dtype=torch.long)
+    owner, branch = positions - 1, torch.zeros_like(positions)
+    for place, line in enumerate(lines):
+        begin = 0
+        for number in line:
+            prefix = rows[number].prefix or 0
+            owner[place, begin : begin + len(rows[number].ids)] = number
+            positions[place, begin : begin + prefix] = torch.arange(prefix)
+            begin += prefix
+            for index, size in enumerate(rows[number].branches, 1):
+                branch[place, begin : begin + size] = index
+                positions[place, begin : begin + size] = torch.arange(size) + prefix
+                begin += size
     seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
-    seen &= places[:, None] >= places
+    seen &= (owner[:, None] == owner[:, :, None]) & (places[:, None] >= places)
     hidden = torch.zeros(seen.shape, dtype=model.dtype)
     hidden.masked_fill_(~seen, torch.finfo(model.dtype).min)
-    return {"attention_mask": hidden[:, None].to(device), "position_ids": positions.to(device)}
+    return {"attention_mask": hidden[:, None], "position_ids": positions}

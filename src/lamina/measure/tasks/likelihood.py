@@ -9,7 +9,14 @@ from lamina.errors import DataError
 from lamina.measure.evaluate import padded_batches
 from lamina.measure.tasks.figures import loss_metrics, mean_metric
 from lamina.measure.tasks.files import Flat, ItemResult, Metric
-from lamina.measure.tasks.forward import Row, log_likelihoods, longest_packed, packed
+from lamina.measure.tasks.forward import (
+    MOST_LOGITS,
+    Row,
+    likeliest,
+    log_likelihoods,
+    longest_packed,
+    packed,
+)
 from lamina.measure.tasks.items import Choices, Task
 from lamina.measure.tasks.prompts import Prompts, longest
 
@@ -62,18 +69,38 @@ class Likelihoods:
 
     def batches(self, encoded: Sequence[Encoded]) -> list[list[int]]:
         """Group items, by their numbers, into forward passes."""
-        lengths = [sum(len(row.ids) for row in self._rows(each)) for each in encoded]
-        return list(padded_batches(lengths, self.prompts.settings.batch_tokens))
+        rows = [self._rows(each) for each in encoded]
+        sizes = [sum(len(row.ids) for row in each) for each in rows]
+        most = self.prompts.settings.batch_tokens
+        if not self._packed:
+            return list(padded_batches(sizes, most))
+        vocabulary = self.model.config.get_text_config().vocab_size
+        scored = [sum(len(row.sources) for row in each) for each in rows]
+        found: list[list[int]] = []
+        tokens = logits = 0
+        for number in sorted(range(len(encoded)), key=lambda n: -sizes[n]):
+            tokens += sizes[number]
+            logits += scored[number] * vocabulary
+            if not found or tokens > most or logits > MOST_LOGITS:
+                found.append([])
+                tokens, logits = sizes[number], scored[number] * vocabulary
+            found[-1].append(number)
+        return found
 
     def score(self, batch: Sequence[Encoded]) -> list[ItemResult]:
         """Score some items."""
         rows = [self._rows(each) for each in batch]
-        found = iter(log_likelihoods(self.model, [row for each in rows for row in each]))
-        results = []
-        for each, own in zip(batch, rows, strict=True):
-            tokens = [token for _ in own for token in zip(*next(found), strict=True)]
-            results.append(self._result(each, tokens))
-        return results
+        every = [row for each in rows for row in each]
+        if len({row.prefix is None for row in every}) > 1:  # a layer's window is too short for some
+            return [found for each in batch for found in self.score([each])]
+        if len(batch[0].texts) == 1:
+            pairs = likeliest(self.model, every)
+            return [self._target(*each) for each in zip(batch, pairs, strict=True)]
+        found = iter(log_likelihoods(self.model, every))
+        return [
+            self._choice(each, [value for _ in own for value in next(found)])
+            for each, own in zip(batch, rows, strict=True)
+        ]
 
     def metrics(
         self, encoded: Sequence[Encoded], results: Sequence[ItemResult]
@@ -97,31 +124,33 @@ class Likelihoods:
 
     def _rows(self, each: Encoded) -> list[Row]:
         """Return what the model reads for an item: one row, or one per choice."""
-        begin, shared = min(each.begins), _shared(each.texts)
-        if len(each.texts) > 1 and len({*each.begins}) == 1 and shared >= begin and self._packed:
-            row = packed(each.texts[0][:shared], [text[shared:] for text in each.texts], begin)
+        texts, begin, shared = each.texts, min(each.begins), _shared(each.texts)
+        if len({*each.begins}) == 1 and shared >= begin and self._packed:
+            shared = min(shared, max(map(len, texts)) - 1)
+            row = packed(texts[0][:shared], [text[shared:] for text in texts], begin)
             if len(row.ids) <= self._packed:
                 return [row]
         return [
             Row(ids=text[:-1], sources=range(begin - 1, len(text) - 1), targets=text[begin:])
-            for text, begin in zip(each.texts, each.begins, strict=True)
+            for text, begin in zip(texts, each.begins, strict=True)
         ]
 
-    def _result(self, each: Encoded, tokens: list[tuple[float, bool]]) -> ItemResult:
-        item, sums, place = each.item, [], 0
+    def _target(self, each: Encoded, tokens: Sequence[tuple[float, bool]]) -> ItemResult:
+        value = sum(value for value, _ in tokens)
+        return ItemResult(
+            task=self.task.name,
+            id=each.item.id,
+            correct=all(best for _, best in tokens),
+            log_likelihoods=[value],
+            nll=-value,
+            tokens=len(tokens),
+        )
+
+    def _choice(self, each: Encoded, values: Sequence[float]) -> ItemResult:
+        item, sums, place = each.item, list[float](), 0
         for text, begin in zip(each.texts, each.begins, strict=True):
-            own = tokens[place : place + len(text) - begin]
-            sums.append(sum(value for value, _ in own))
-            place += len(own)
-        if len(sums) == 1:
-            return ItemResult(
-                task=self.task.name,
-                id=item.id,
-                correct=all(likeliest for _, likeliest in tokens),
-                log_likelihoods=sums,
-                nll=-sums[0],
-                tokens=len(tokens),
-            )
+            sums.append(sum(values[place : place + len(text) - begin]))
+            place += len(text) - begin
         normed = [value / len(text) for value, text in zip(sums, item.choices, strict=True)]
         return ItemResult(
             task=self.task.name,
@@ -129,7 +158,7 @@ class Likelihoods:
             correct=_best(sums) == item.label,
             correct_norm=_best(normed) == item.label,
             log_likelihoods=sums,
-            tokens=len(tokens),
+            tokens=len(values),
         )
 
 

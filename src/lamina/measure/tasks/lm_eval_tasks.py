@@ -25,6 +25,9 @@ KINDS = {"generate_until": "generation", "loglikelihood_rolling": "text"}
 """Kinds of task by lm-eval's output_type; all others are choices."""
 
 CORRECT = ("acc", "exact_match")
+BOOTSTRAPS = 1000
+"""Resamples for the error of a metric that is no mean; lm-eval's own 100,000 take minutes."""
+
 TOKENS_PER_PROMPT = 512
 """For the number of prompts in a batch, which lm-eval wants to know."""
 
@@ -78,7 +81,7 @@ def evaluate_library_task(
                 num_fewshot=settings.few_shot or None,
                 limit=settings.limit,
                 apply_chat_template=settings.template == "chat",
-                bootstrap_iters=0,
+                bootstrap_iters=BOOTSTRAPS,
             )
     except Exception as error:  # the code of thousands of tasks, and what they download
         raise DataError(f"{task.name} failed in lm-eval: {reason_of(error)}") from error
@@ -148,6 +151,8 @@ def _items(name: str, samples: Mapping[str, list[dict[str, Any]]]) -> list[ItemR
 
 def _item(name: str, number: int, row: Mapping[str, Any]) -> ItemResult:
     answers = row["filtered_resps"]
+    if isinstance(answers[0], list):  # a filter that keeps all of several answers
+        answers = answers[0]
     is_text = isinstance(answers[0], str)
     pairs = [each for each in answers if isinstance(each, list | tuple) and len(each) == 2]
     correct = next((row[each] for each in CORRECT if row.get(each) is not None), None)

@@ -11,7 +11,7 @@ from lamina.measure.evaluate import padded_batches
 from lamina.measure.tasks.agreement import divergences
 from lamina.measure.tasks.figures import loss_metrics
 from lamina.measure.tasks.files import Flat, ItemResult, Metric
-from lamina.measure.tasks.forward import Row, predictions
+from lamina.measure.tasks.forward import MOST_LOGITS, Row, likelihoods_of, predictions
 from lamina.measure.tasks.items import Task, Text
 from lamina.measure.tasks.prompts import Prompts, longest
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 USUAL_WINDOW = 1024
 """Most tokens of a window that is not set."""
-
-MOST_LOGITS = 2**27
-"""Values of logits in one forward pass: half a GB."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +114,11 @@ class Losses:
 
     def _losses(self, rows: Sequence[Row]) -> list[tuple[float, float, int]]:
         """Return each window's summed loss, divergence and equal first choices."""
-        import torch
-
         logits, where = predictions(self.model, rows)
-        targets = torch.tensor([target for row in rows for target in row.targets])
-        with torch.inference_mode():
-            found = logits.logsumexp(-1)[where] - logits[where, targets.to(logits.device)]
+        targets = [target for row in rows for target in row.targets]
+        found = likelihoods_of(logits, where, targets).double()
         counts = [len(row.targets) for row in rows]
-        sums = [part.double().sum().item() for part in found.split(counts)]
+        sums = [-part.sum().item() for part in found.split(counts)]
         if self.original is None:
             return [(value, 0.0, 0) for value in sums]
         others = divergences(self.original, rows, logits, where)
