@@ -23,7 +23,7 @@ def test_branches_do_not_see_each_other(name: str) -> None:
     assert (most is None) == (name in CANNOT_PACK)
     if most is not None:
         assert most == wide.get("sliding_window", 2**31)
-        rows = [packed(prefix, branches, 2), packed(prefix + [8], branches[::-1], 2)] * 2
+        rows = [packed(prefix, branches, 2), packed([*prefix, 8], branches[::-1], 2)] * 2
         first, other, third, _ = log_likelihoods(model, rows)
         assert first == pytest.approx(alone, abs=1e-4)
         assert third == pytest.approx(alone, abs=1e-4)
