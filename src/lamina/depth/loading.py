@@ -1,8 +1,11 @@
 """Load a model with only its kept layers: the dropped ones are never read."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from lamina.depth.layer_sets import parse_layers
+from lamina.depth.plan import usable_source
 from lamina.depth.quantization import quantization
 from lamina.depth.reduction import (
     Reduction,
@@ -10,11 +13,12 @@ from lamina.depth.reduction import (
     config_class,
     config_of,
     reduction,
+    whole_config,
     with_derived_lists,
 )
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
-from lamina.errors import ConfigError, ModelError, did_you_mean, naming
+from lamina.errors import ConfigError, ModelError, did_you_mean, either, naming
 from lamina.runtime.console import stage
 from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
@@ -36,6 +40,9 @@ GENERATION = {"num_beams": int | None, "max_length": int | None, "suppress_token
 
 POSITIONS = ("n_positions", "max_position_embeddings")
 """Names in config.json of the longest sequence."""
+
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+"""Types that `load_reduced` takes."""
 
 DISAGREEMENT = "the checkpoint and its config.json disagree"
 
@@ -69,6 +76,25 @@ def load_model(
     mapped = settings.keys() == {"dtype"} and {name} == {each.dtype for each in stored.values()}
     with stage("reading weights"), tensor_slices(source, mapping, mapped=mapped) as slices:
         return _checked(source, _load_reduced(source, kept_layers, slices, settings))
+
+
+def load_reduced(
+    model: str | PathLike[str], keep: Any, dtype: "torch.dtype | str | None" = None
+) -> "PreTrainedModel":
+    """Load the kept layers of a model, for notebooks; the others are never read.
+
+    `model` is a folder or a hub id. `keep` has 0-based layer indices and half-open ranges, as
+    model.keep: [0, 1, "5-11"], "0-24", range(24). `dtype` is that of the weights; None for that of
+    config.json. Raises ConfigError for an impossible `keep` or `dtype`, ModelError as `load_model`.
+    """
+    source = usable_source(str(model))
+    given = list(keep) if isinstance(keep, Iterable) and not isinstance(keep, str) else keep
+    with source.reading("config.json"):
+        kept_layers = parse_layers("keep", given, layer_count(source.config))
+    name = str(dtype or whole_config(source).dtype or "float32").removeprefix("torch.")
+    if name not in FLOATS:
+        raise ConfigError(f"dtype={dtype}: use {either(FLOATS)}")
+    return load_model(source, kept_layers, dtype=torch_dtype(name, automatic=name))
 
 
 def _checked(source: Source, model: "PreTrainedModel") -> "PreTrainedModel":

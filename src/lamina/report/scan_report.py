@@ -3,8 +3,9 @@
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.bar import Bar
 from rich.console import Group, RenderableType
@@ -12,7 +13,12 @@ from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
-from lamina.depth.statistics import Numbers, Statistics
+from lamina.depth.statistics import LeaveOneOut, Numbers, Statistics
+from lamina.errors import ConfigError, ModelError
+from lamina.measure.results import SCAN_FILE
+from lamina.report.frames import frame_or_rows
+from lamina.report.runs import read_report
+from lamina.runtime.console import printable
 from lamina.runtime.files import write_text
 
 COLUMNS = ("layer", "loss", "delta", "stderr", "delta_stderr", "kl", "block_influence", "magnitude")
@@ -50,6 +56,49 @@ def write_csv(statistics: Statistics, path: Path) -> None:
     writer.writerow([*COLUMNS, *(f"{name}_loss" for name in statistics.sublayer)])
     writer.writerows(zip(*columns, strict=True))
     write_text(path, text.getvalue())
+
+
+def read_scan(folder: str | Path) -> Any:
+    """Return a scan's scores, a row for each removal: docs/python.md has the columns.
+
+    They are a pandas DataFrame where pandas is installed, else a list of dicts. Raises ConfigError
+    if the folder holds no scan, and ModelError if its scan.json is damaged.
+    """
+    given = Path(folder).expanduser()
+    report = read_report([given])
+    if not report.scans:
+        if reason := dict(report.broken).get(printable(str(given.absolute() / SCAN_FILE))):
+            raise ModelError(f"{given / SCAN_FILE}: {reason}")
+        raise ConfigError(f"{given}: holds no scan: pass the folder of one")
+    return frame_or_rows(_removals(report.scans[0].statistics))
+
+
+def _removals(statistics: Statistics) -> Iterator[dict[str, Any]]:
+    """Yield a row for each contiguous block of layers, and for each part of a layer."""
+    baseline = statistics.baseline_loss
+    for layer in range(statistics.num_layers):
+        for count in range(1, statistics.num_layers - layer + 1):
+            row = {"part": "layer", "layer": layer, "count": count}
+            if count == 1:
+                row |= _left_out(statistics.leave_one_out, baseline, layer)
+                row["block_influence"] = statistics.block_influence[layer]
+                row["magnitude"] = statistics.magnitude[layer]
+            row["angular_distance"] = statistics.angular_distance[layer][count]
+            row["angular_distance_last"] = statistics.angular_distance_last[layer][count]
+            yield row
+    for part, scores in statistics.sublayer.items():
+        for layer in range(statistics.num_layers):
+            yield {"part": part, "layer": layer, "count": 1, **_left_out(scores, baseline, layer)}
+
+
+def _left_out(scores: LeaveOneOut, baseline: float, layer: int) -> dict[str, float]:
+    return {
+        "loss": scores.loss[layer],
+        "delta": scores.loss[layer] - baseline,
+        "stderr": scores.stderr[layer],
+        "delta_stderr": scores.delta_stderr[layer],
+        "kl": scores.kl[layer],
+    }
 
 
 def scan_table(statistics: Statistics, dtype: str) -> RenderableType:
