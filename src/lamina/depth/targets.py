@@ -147,7 +147,8 @@ def _blueprint(source: Source) -> "PreTrainedModel":
     model = whole.blueprint
     tied = {name for pair in model.all_tied_weights_keys.items() for name in pair}
     prefix = model.base_model_prefix
-    both = {n: n for n in source.stored_names if n in tied or f"{prefix}.{n}" in tied}
+    names = source.stored_names if tied else ()
+    both = {name: name for name in names if name in tied or f"{prefix}.{name}" in tied}
     if len(both) < 2:
         return model
     with tensor_slices(source, both) as slices:
