@@ -1,8 +1,6 @@
 """lm-eval's command line and ours get the same from the same items, one by one."""
 
-import json
 import subprocess
-import sys
 from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -13,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.harness.lm_eval_files import command, samples, write_task
 from lamina.errors import DataError
 from lamina.measure.tasks.files import ItemResult, TaskResult
 from lamina.measure.tasks.items import LibraryTask, read_tasks
@@ -25,39 +24,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 SHOTS = 2
-COMMON: dict[str, Any] = {"dataset_path": "json", "test_split": "test", "target_delimiter": " "}
-GENERATION: dict[str, Any] = {
-    "output_type": "generate_until",
-    "doc_to_text": "question",
-    "doc_to_target": "answer",
-    "metric_list": [{"metric": "exact_match"}],
-    "filter_list": [{"name": "stripped", "filter": [{"function": "remove_whitespace"}]}],
-}
-FORMS: dict[str, dict[str, Any]] = {
-    "choices": {
-        "output_type": "multiple_choice",
-        "doc_to_text": "context",
-        "doc_to_choice": "choices",
-        "doc_to_target": "label",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-    },
-    "target": {
-        "output_type": "loglikelihood",
-        "doc_to_text": "context",
-        "doc_to_target": "{{' ' + target}}",
-        "metric_list": [{"metric": "acc"}],
-    },
-    "generation": {
-        **GENERATION,
-        "generation_kwargs": {"until": ["\n\n"], "do_sample": False, "max_gen_toks": 12},
-    },
-    "text": {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "text",
-        "metric_list": [{"metric": "word_perplexity"}],
-    },
-}
 
 
 def real_rows() -> list[dict[str, Any]]:
@@ -87,15 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for form, own in rows.items():
         for shots in (0, SHOTS) if form in ("choices", "generation") else (0,):
             name = f"{form}{shots}"
-            data = {"test": write_file(folder / f"{name}.test.jsonl", own[shots:])}
             write_file(folder / f"{name}.jsonl", own)
-            task = {"task": name, **COMMON, **FORMS[form]}
-            if shots:
-                data["solved"] = write_file(folder / f"{name}.solved.jsonl", own[:shots])
-                solved = {"split": "solved", "sampler": "first_n"}
-                task |= {"fewshot_split": "solved", "fewshot_config": solved, "num_fewshot": shots}
-            task["dataset_kwargs"] = {"data_files": data}
-            (folder / f"{name}.yaml").write_text(json.dumps(task))
+            write_task(folder, name, own, shots=shots, max_new_tokens=SETTINGS.max_new_tokens)
     return folder
 
 
@@ -121,28 +80,20 @@ def theirs(folder: Path, adapter: Path) -> Any:
     """What lm-eval's command writes of each item, by task."""
 
     @cache
-    def samples(form: str) -> Samples:
+    def found(form: str) -> Samples:
         peft = f",peft={adapter}" if form == "adapter" else ""
-        names = sorted(path.stem for path in folder.glob("*.yaml"))
-        given = [
-            *("--model", "hf", "--model_args", f"pretrained={REFERENCE},dtype=float32{peft}"),
-            *("--tasks", ",".join(names), "--include_path", str(folder)),
-            *("--batch_size", "4", "--device", "cpu", "--log_samples"),
-            *("--output_path", str(folder / form)),
-        ]
-        command = [Path(sys.executable).with_name("lm_eval"), "run", *given]
         done = subprocess.run(
-            command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+            command(f"{REFERENCE}{peft}", folder, folder / form, batch=4, dtype="float32"),
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        found: Samples = {}
-        for path in (folder / form).rglob("samples_*.jsonl"):
-            name = path.name.removeprefix("samples_").partition("_20")[0]
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = sorted(rows, key=lambda row: row["doc_id"])
-        return found
+        return samples(folder / form)
 
-    return samples
+    return found
 
 
 def ours(
@@ -165,37 +116,37 @@ def ours(
 def test_likelihoods_are_equal(
     folder: Path, adapter: Path, theirs: Any, form: str, name: str
 ) -> None:
-    samples = theirs(form)[name]
+    rows = theirs(form)[name]
     result, items = ours(folder, REFERENCE if form == "model" else adapter, name)
-    assert len(items) == len(samples)
-    for item, row in zip(items, samples, strict=True):
+    assert len(items) == len(rows)
+    for item, row in zip(items, rows, strict=True):
         pairs = [each[0] for each in row["resps"]]
         expected = [float(value) for value, _ in pairs]
         assert item.log_likelihoods == pytest.approx(expected, abs=1e-4), row["doc"]
         assert item.correct == bool(row["acc"])
         if "acc_norm" in row:
             assert item.correct_norm == bool(row["acc_norm"])
-    mean = sum(row["acc"] for row in samples) / len(samples)
+    mean = sum(row["acc"] for row in rows) / len(rows)
     assert result.metrics["acc"].value == pytest.approx(mean)
 
 
 @pytest.mark.parametrize("form", ["model", "adapter"])
 @pytest.mark.parametrize("name", ["generation0", f"generation{SHOTS}"])
 def test_answers_are_equal(folder: Path, adapter: Path, theirs: Any, form: str, name: str) -> None:
-    samples = theirs(form)[name]
+    rows = theirs(form)[name]
     result, items = ours(folder, REFERENCE if form == "model" else adapter, name)
-    assert [item.answer for item in items] == [row["resps"][0][0] for row in samples]
-    right = [bool(row["exact_match"]) for row in samples]
+    assert [item.answer for item in items] == [row["resps"][0][0] for row in rows]
+    right = [bool(row["exact_match"]) for row in rows]
     assert [item.correct for item in items] == right
     assert result.metrics["exact_match"].value == sum(right) / len(right)
 
 
 @pytest.mark.parametrize("form", ["model", "adapter"])
 def test_losses_are_equal(folder: Path, adapter: Path, theirs: Any, form: str) -> None:
-    samples = theirs(form)["text0"]
+    rows = theirs(form)["text0"]
     model = REFERENCE if form == "model" else adapter
     _, items = ours(folder, model, "text0", bos="always", window=2048)
-    for item, row in zip(items, samples, strict=True):
+    for item, row in zip(items, rows, strict=True):
         assert item.nll == pytest.approx(-float(row["resps"][0][0]), abs=1e-3)
 
 

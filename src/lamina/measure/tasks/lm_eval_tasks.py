@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from difflib import get_close_matches
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -39,15 +40,20 @@ def refuse_unknown(names: Sequence[str], key: str) -> None:
             f"{key}={names[0]}: no such file, and tasks by name need lm-eval: "
             "pip install 'lamina[tasks]', or give a file of items (.jsonl)"
         )
-    from lm_eval.tasks import TaskManager
-
-    with stage("reading the names of lm-eval's tasks"):
-        known = TaskManager().all_tasks
+    known = _known()
     for name in names:
         if name not in known:
             near = get_close_matches(name, known)
             hint = f"; did you mean {either(near)}?" if near else ""
             raise DataError(f"{key}={name}: neither a file nor a task of lm-eval{hint}")
+
+
+@cache
+def _known() -> list[str]:
+    from lm_eval.tasks import TaskManager
+
+    with stage("reading the names of lm-eval's tasks"):
+        return list(TaskManager().all_tasks)
 
 
 def evaluate_library_task(
