@@ -98,6 +98,8 @@ def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iter
 
 def _numbers_of_layers(config: DictConfig) -> Iterator[str]:
     """Refuse a second setting of how many layers stay; a target replaces only the default."""
+    if "model" not in config:
+        return
     model: dict[str, Any] = OmegaConf.to_container(config.model, resolve=False)
     given = [Target(key, model[key]).setting for key in UNITS if model.get(key) is not None]
     if given and model["keep_layers"] != "${depth.keep_layers}":
