@@ -152,8 +152,8 @@ class Chaos:
         return sum(result is not None and result["status"] == "completed" for result in found)
 
     def summed_up(self) -> int:
-        """Count the completed jobs in summary.csv."""
-        with (self.folder / "summary.csv").open() as file:
+        """Count the completed jobs in report.csv."""
+        with (self.folder / "report.csv").open() as file:
             return sum(row["status"] == "completed" for row in csv.DictReader(file))
 
     def progress(self) -> tuple[int, int]:

@@ -24,7 +24,7 @@ def test_an_unknown_command_is_refused(
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
         "error: lamina prune: no such command; use train, scan, shortlist, evaluate, cut, export, "
-        "verify, migrate, show, init, clean\n"
+        "verify, migrate, show, report, init, clean\n"
     )
 
 

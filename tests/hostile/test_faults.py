@@ -246,7 +246,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, kind: str) -> None:
 
 def test_a_sweep_writes_through_no_link(tmp_path: Path) -> None:
     target, folder = tmp_path / "target", tmp_path / "sweep"
-    for name in ("multirun.yaml", "0/train.log", "0/.hydra", "summary.csv"):
+    for name in ("multirun.yaml", "0/train.log", "0/.hydra", "report.csv"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(target)
     given = ("--multirun", f"hydra.sweep.dir={folder}", *QUICK, "model.keep_layers=99,98")

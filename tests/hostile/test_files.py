@@ -201,7 +201,7 @@ def test_the_file_of_a_sweep(case: str, refused: Refused, tmp_path: Path) -> Non
     (tmp_path / "sweep" / "multirun.yaml").write_text(content)
     done = lamina("show", "sweep", cwd=tmp_path)
     refused(done, "sweep/multirun.yaml: damaged, or of another version", reason)
-    assert not (tmp_path / "sweep" / "summary.csv").exists()
+    assert not (tmp_path / "sweep" / "report.csv").exists()
 
 
 ADAPTERS: dict[str, tuple[Content, str]] = {

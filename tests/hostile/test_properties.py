@@ -19,7 +19,7 @@ from lamina.depth.variants import Pruned
 from lamina.errors import LaminaError
 from lamina.export.finished_run import finished_run
 from lamina.measure.results import load_result, read_rows
-from lamina.report.runs import read_report
+from lamina.report.reading import read_report
 from lamina.report.sweep_table import sweep_table
 from lamina.runtime.console import console
 from lamina.weights.source import resolve

@@ -196,7 +196,7 @@ def test_a_disk_full_of_events_ends_the_run(disk: Path, tmp_path: Path) -> None:
     assert done.result["error"] == line.removeprefix("error: ")
 
 
-def test_a_summary_that_does_not_fit_is_reported_and_the_jobs_are_kept(
+def test_a_report_that_does_not_fit_is_reported_and_the_jobs_are_kept(
     disk: Path, tmp_path: Path
 ) -> None:
     for name in "01":
@@ -204,15 +204,13 @@ def test_a_summary_that_does_not_fit_is_reported_and_the_jobs_are_kept(
         (disk / name).symlink_to(tmp_path / name)
     sweep = ("--multirun", f"hydra.sweep.dir={disk}", *SHORT, *REFUSED)
     assert train(tmp_path, *sweep).errors.splitlines()[-1].startswith("error: 2 of 2 jobs")
-    for path in disk.glob("summary.*"):
+    for path in disk.glob("report.*"):
         path.unlink()
     fill(disk, 4096)  # for the owner's file
     done = train(tmp_path, *sweep)
     assert done.code == 1
     assert "Traceback" not in done.errors
-    said = (
-        f"error: {disk / 'summary.csv'} cannot be written: No space left on device; 0 MB are free"
-    )
+    said = f"error: {disk / 'report.csv'} cannot be written: No space left on device; 0 MB are free"
     assert sum(line.startswith(said) for line in done.errors.splitlines()) == 3
     assert done.errors.splitlines()[-1].startswith(said)
     assert [(read_result(tmp_path / name) or {})["status"] for name in "01"] == ["failed"] * 2
@@ -309,7 +307,7 @@ def test_two_sweeps_started_at_once_have_separate_folders(tmp_path: Path) -> Non
     assert len(folders) == 2
     found = sorted([dropped(folder / name) for name in "01"] for folder in folders)
     assert [",".join(each) for each in found] == list(layers)
-    assert all((folder / "summary.csv").is_file() for folder in folders)
+    assert all((folder / "report.csv").is_file() for folder in folders)
 
 
 def test_ctrl_c_keeps_complete_jobs_and_the_same_command_runs_the_others(tmp_path: Path) -> None:
@@ -344,7 +342,7 @@ def test_ctrl_c_keeps_complete_jobs_and_the_same_command_runs_the_others(tmp_pat
     statuses = [(read_result(folder / name) or {}).get("status") for name in "012"]
     assert statuses[0] == "completed"
     assert "completed" not in statuses[1:]
-    assert ",completed,model.layer_to_drop=3," in (folder / "summary.csv").read_text()
+    assert ",completed,model.layer_to_drop=3," in (folder / "report.csv").read_text()
     first = (folder / "0" / "result.json").stat()
     assert run(*command[1:], cwd=tmp_path).returncode == 0
     assert [(read_result(folder / name) or {})["status"] for name in "012"] == ["completed"] * 3
@@ -401,7 +399,7 @@ def test_a_dry_run_of_a_sweep_fails_if_a_job_cannot_run(tmp_path: Path) -> None:
     done = train(tmp_path / "run", *given, "model.layer_to_drop=3,77")
     assert done.code == 1
     assert done.errors.splitlines()[-1] == "error: 1 of 2 jobs cannot run: 1; see above"
-    assert not list(tmp_path.glob("summary.*"))
+    assert not list(tmp_path.glob("report.*"))
     assert train(tmp_path / "run", *given, "model.layer_to_drop=3").code == 0
     for content in ("{", '{"seconds": 1}', '{"seconds": 1, "footprint": {"disk": "1"}}'):
         (tmp_path / "0" / "dry_run.json").write_text(content)  # of an earlier command

@@ -1,4 +1,4 @@
-"""Sweeps: failing jobs, a second start, and the summary."""
+"""Sweeps: failing jobs, a second start, and the report."""
 
 import csv
 import shlex
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lamina.measure.results import read_result
-from lamina.report.runs import read_report
-from lamina.report.sweep_table import sweep_table, write_summary
+from lamina.report.reading import read_report
+from lamina.report.report_files import write_report
+from lamina.report.sweep_table import sweep_table
 from tests.conftest import SHORT, Finished, lamina, run, train
 
 LAYERS = (3, 77, 1, 5, 9)
@@ -68,33 +69,39 @@ def test_the_untouched_model_is_evaluated_once(tmp_path: Path) -> None:
     assert other.errors.count(", untouched") == 1
 
 
-def test_the_summary_ranks_the_jobs(swept: tuple[Finished, Path]) -> None:
+def test_the_report_ranks_the_jobs(swept: tuple[Finished, Path]) -> None:
     _, folder = swept
-    with (folder / "summary.csv").open() as file:
+    with (folder / "report.csv").open() as file:
         rows = list(csv.DictReader(file))
-    losses = [float(row["eval_loss"]) for row in rows[:-1]]
+    losses = [float(row["healed_loss"]) for row in rows[:-1]]
     assert losses == sorted(losses)
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4", ""]
     assert {row["overrides"] for row in rows} == {f"model.layer_to_drop={i}" for i in LAYERS}
     assert (rows[-1]["status"], rows[-1]["job"]) == ("failed", "1")
     for row in rows[:-1]:
         assert row["backend"] == "transformers"
-        above = float(row["eval_loss"]) - float(row["baseline_eval_loss"])
+        above = float(row["healed_loss"]) - float(row["baseline_loss"])
         assert float(row["difference"]) == pytest.approx(above)
     assert [row["name"] for row in rows[:-1]] == [
         f"drop-{row['overrides'].partition('=')[2]}-lora" for row in rows[:-1]
     ]
-    lines = (folder / "summary.md").read_text().splitlines()
-    assert lines[2].startswith(f"| * {rows[0]['name']} | 11 of 12 |")
-    assert len(lines) == 7
-    assert lines[-1].endswith("use 0 to 11 (0-based) |")
+    assert rows[0]["within_noise_of_best"] == "True"
+    lines = (folder / "report.md").read_text().splitlines()
+    at = lines.index("## Runs")
+    assert lines[at + 4].startswith(f"| \\* {rows[0]['name']} | 11 of 12 |")
+    assert lines[at + 9] == ""
+    reason = lines[lines.index("## Not completed") + 4]
+    assert reason.startswith(
+        r"| model.layer\_to\_drop=77 | failed | model.layer\_to\_drop=77, but "
+    )
+    assert {each for each in folder.iterdir() if each.name.startswith("summary")} == set()
 
 
 def test_the_table_has_the_best_job_first_and_a_column_of_statuses(
     swept: tuple[Finished, Path],
 ) -> None:
     done, folder = swept
-    with (folder / "summary.csv").open() as file:
+    with (folder / "report.csv").open() as file:
         rows = list(csv.DictReader(file))
     lines = [line.split() for line in done.output.splitlines() if line.strip()]
     head = lines.index(["job", "layers", "original", "reduced", "healed", "difference", "status"])
@@ -102,7 +109,7 @@ def test_the_table_has_the_best_job_first_and_a_column_of_statuses(
     assert shown[0].pop(0) == "*"
     assert [cells[0] for cells in shown[:4]] == [row["name"] for row in rows[:4]]
     assert [cells[-1] for cells in shown] == ["completed"] * 4 + ["failed"]
-    assert ["*", "lowest", "healed", "loss"] in lines
+    assert lines[head + 6][:4] == ["*", "lowest", "healed", "loss;"]
 
 
 def test_a_second_start_runs_only_incomplete_jobs(swept: tuple[Finished, Path]) -> None:
@@ -132,8 +139,8 @@ def test_jobs_without_a_result_are_missing(tmp_path: Path) -> None:
         ("0", ["b=1"], "b=1", "missing"),
         ("1", ["b=2"], "b=2", "missing"),
     ]
-    write_summary(tmp_path, report)
-    assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith(",0,missing,b=1,b=1,")
+    write_report(report, tmp_path)
+    assert (tmp_path / "report.csv").read_text().splitlines()[1].startswith(",0,missing,b=1,b=1,")
     assert sweep_table(report.rows)
 
 
@@ -154,7 +161,7 @@ def test_a_sweep_over_experiments_by_glob_is_closed_and_shown(tmp_path: Path) ->
         "error: 4 of 4 jobs did not complete: 0 (failed), 1 (failed), 2 (failed), 3 (failed); "
     )
     names = [f"experiment=mine_{name} seed={seed}" for name in "ab" for seed in (1, 2)]
-    with (folder / "summary.csv").open() as file:
+    with (folder / "report.csv").open() as file:
         assert [row["overrides"] for row in csv.DictReader(file)] == names
     (folder / "3" / "result.json").unlink()
     shown = lamina("show", folder, cwd=tmp_path, COLUMNS="200")
@@ -203,7 +210,7 @@ def test_an_error_after_a_job_has_completed_ends_the_sweep_by_name(tmp_path: Pat
     assert log.read_text().endswith(", in summary\nTypeError: no table\n")
 
 
-def test_what_ended_a_sweep_stands_above_its_summary(tmp_path: Path) -> None:
+def test_what_ended_a_sweep_stands_above_its_report(tmp_path: Path) -> None:
     folder = tmp_path / "jobs"
     given = ("--multirun", f"hydra.sweep.dir={folder}", *QUICK, "seed=1,2")
     done = run("-c", UNLAUNCHED, *given, cwd=tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from lamina.data.synthetic import generate
 from lamina.errors import ConfigError, ModelError
 from lamina.measure.comparison import (
-    Evaluation,
+    Evaluated,
     compare,
     compare_all,
     compare_columns,
@@ -35,7 +35,7 @@ MODEL = EvaluatedModel(
 PROTOCOL = {"file": "arc.jsonl", "few_shot": 0, "template": "none"}
 
 
-def write(folder: Path, correct: list[bool], *, role: str = "final", **changes: Any) -> Evaluation:
+def write(folder: Path, correct: list[bool], *, role: str = "final", **changes: Any) -> Evaluated:
     """Write and read an evaluation of one task of choices and one of text, of three documents."""
     folder.mkdir(parents=True)
     accuracy = Metric(value=sum(correct) / len(correct), stderr=0.1, n=len(correct), chance=0.25)

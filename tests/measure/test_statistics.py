@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap
 
-from lamina.measure.statistics import Array, mcnemar, paired_intervals, spread
+from lamina.measure.statistics import Array, mcnemar, paired_intervals
 
 ITEMS, DRAWS = 200, 2_000
 
@@ -89,8 +89,3 @@ def test_mcnemar_by_hand_and_by_scipy() -> None:
     assert found.tolist() == pytest.approx([*MCNEMAR.values()], abs=1e-12)
     by_scipy = [binomtest(lost, lost + won).pvalue for lost, won in MCNEMAR if lost + won]
     assert found[1:].tolist() == pytest.approx(by_scipy, abs=1e-12)
-
-
-def test_the_spread_of_runs() -> None:
-    assert spread([1.0, 2.0, 3.0]) == 1.0
-    assert spread([1.0]) is None

@@ -159,7 +159,7 @@ def test_jobs_on_the_cluster_equal_local_ones(cluster: dict[str, str], tmp_path:
         ours, theirs = (result(tmp_path / name, number) for name in ("slurm", "here"))
         assert ours["history"] == theirs["history"]
         assert ours["metrics"]["eval_loss"] == theirs["metrics"]["eval_loss"]
-    assert len((tmp_path / "slurm" / "summary.csv").read_text().splitlines()) == 7
+    assert len((tmp_path / "slurm" / "report.csv").read_text().splitlines()) == 7
     assert log(tmp_path / "slurm")
 
 
@@ -202,11 +202,11 @@ def test_jobs_outlive_the_command_and_are_found_by_their_files(
         process.kill()
     wait_for(lambda: not ask(cluster, "squeue", "-h"), cluster, 200)
     assert [result(folder, number)["status"] for number in range(2)] == ["completed"] * 2
-    for path in folder.glob("summary.*"):
+    for path in folder.glob("report.*"):
         path.unlink()
     shown = lamina("show", folder, cwd=tmp_path, SLURM_CONF="/nowhere")
     assert shown.code == 0, shown.errors
-    rows = (folder / "summary.csv").read_text().splitlines()
+    rows = (folder / "report.csv").read_text().splitlines()
     assert sorted(row.split(",")[2:4] for row in rows[1:]) == [
         ["completed", "model.layer_to_drop=3"],
         ["completed", "model.layer_to_drop=5"],

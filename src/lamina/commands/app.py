@@ -138,7 +138,7 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
             if problem := wrong():
                 fail(f"interrupted; {problem}", exit_code(error))
             raise
-        # A sweep's summary is due whatever ended it.
+        # A sweep's report is due whatever ended it.
         except Exception as error:
             if problem := wrong():
                 kind = "" if isinstance(error, LaminaError) else f"{type(error).__name__}: "

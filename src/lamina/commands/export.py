@@ -74,7 +74,7 @@ def main() -> None:
 def _job_of(folder: Path, *, best: bool) -> str | None:
     """Return the folder of a sweep's best job; None if it is no sweep."""
     from lamina.measure.results import MULTIRUN_FILE
-    from lamina.report.runs import read_report
+    from lamina.report.reading import read_report
 
     if not (folder / MULTIRUN_FILE).is_file():
         if best:

@@ -1,4 +1,4 @@
-"""`lamina show`: print anything that Lamina wrote; a sweep's summary is rebuilt from its jobs."""
+"""`lamina show`: print anything that Lamina wrote; a sweep's report is rewritten from its jobs."""
 
 import argparse
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def shown(given: str) -> "Iterator[RenderableType]":
     from rich.text import Text
 
     from lamina.depth.statistics import Statistics
-    from lamina.launch.sweep import rebuild_summary
+    from lamina.launch.sweep import rebuild_report
     from lamina.measure.results import MULTIRUN_FILE, RESULT_FILE, read_result
     from lamina.measure.tasks.files import EVALUATION_FILE, read_evaluation
     from lamina.report.evaluation_table import evaluation_rows
@@ -60,7 +60,7 @@ def shown(given: str) -> "Iterator[RenderableType]":
     folder = Path(given).expanduser()
     result, healing = read_result(folder), folder / "healing"
     if (folder / MULTIRUN_FILE).is_file():
-        yield rebuild_summary(folder)
+        yield rebuild_report(folder)
     elif (folder / EVALUATION_FILE).is_file():
         yield figures_table([*evaluation_rows(read_evaluation(folder))])
     elif (folder / SCAN_FILE).is_file():
@@ -68,7 +68,7 @@ def shown(given: str) -> "Iterator[RenderableType]":
             content = read_json(folder / SCAN_FILE)
             yield scan_table(Statistics.from_dict(content), content["provenance"]["dtype"])
         if (healing / MULTIRUN_FILE).is_file():  # of lamina shortlist
-            yield rebuild_summary(healing)
+            yield rebuild_report(healing)
     elif result and not result["final"]:
         name = result.get("name") or " ".join(result["overrides"])
         yield Text(f"{name}: {result['status']}", style="bold")

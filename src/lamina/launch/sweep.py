@@ -1,4 +1,4 @@
-"""Follows a sweep: its planned jobs, its progress and its summary."""
+"""Follows a sweep: its planned jobs, its progress and its report."""
 
 import json
 import logging
@@ -116,15 +116,15 @@ class Sweep(Callback):
 
     @override
     def on_job_end(self, config: DictConfig, **_: Any) -> None:
-        from lamina.report.runs import read_report
-        from lamina.report.sweep_table import write_summary
+        from lamina.report.reading import read_report
+        from lamina.report.report_files import write_report
 
         if config.hydra.mode != RunMode.MULTIRUN or config.dry_run:
             return
         sweep, folder = Sweep.started, Path(config.hydra.sweep.dir)
         report = read_report([folder], lambda _: sweep.planned if sweep else ())
         try:
-            write_summary(folder, report)
+            write_report(report, folder)
         except OutputError as error:
             sys.stderr.write(printable(f"error: {error}\n"))
         if sweep is not None:
@@ -144,15 +144,16 @@ class Sweep(Callback):
 
     def close(self) -> str | None:
         """Print the sweep's table; return what went wrong, if anything."""
-        from lamina.report.runs import read_report
-        from lamina.report.sweep_table import sweep_table, write_summary
+        from lamina.report.reading import read_report
+        from lamina.report.report_files import write_report
+        from lamina.report.sweep_table import sweep_table
 
         if self.is_dry_run:
             return self._close_dry_run()
         report = read_report([self.folder], lambda _: self.planned)
         console(file=sys.stdout).print(sweep_table(report.ranked))
         with self.ownership:
-            write_summary(self.folder, report)
+            write_report(report, self.folder)
         wrong = [row for row in report.rows if not row.is_complete]
         if not wrong:
             return None
@@ -201,14 +202,15 @@ def close_sweep() -> str | None:
     return Sweep.started.close() if Sweep.started is not None else None
 
 
-def rebuild_summary(folder: Path) -> "RenderableType":
-    """Rewrite a sweep's summary from its files alone; return its table."""
-    from lamina.report.runs import read_report
-    from lamina.report.sweep_table import sweep_table, write_summary
+def rebuild_report(folder: Path) -> "RenderableType":
+    """Rewrite a sweep's report from its files alone; return its table."""
+    from lamina.report.reading import read_report
+    from lamina.report.report_files import write_report
+    from lamina.report.sweep_table import sweep_table
 
     planned = recorded_jobs(folder)
     report = read_report([folder], lambda _: planned)
-    write_summary(folder, report)
+    write_report(report, folder)
     return sweep_table(report.ranked)
 
 

@@ -22,10 +22,10 @@ from lamina.measure.tasks.files import (
 SIGNIFICANT = 0.05
 """Largest p-value of a difference that is more than noise."""
 
-CORRECT = {"acc": "correct", "acc_norm": "correct_norm", "exact_match": "correct"}
-"""Metrics that are a mean over items, and the items' fields."""
-
 LOSS = "loss"
+
+FIELDS = {"acc": "correct", "acc_norm": "correct_norm", "exact_match": "correct", LOSS: "nll"}
+"""Metrics that are compared, and the fields of an item; all but the loss are a mean over items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,30 +59,32 @@ Comparisons = dict[str, dict[str, Comparison]]
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """An evaluation and its items, by task, in the order of their rows."""
+class Evaluated:
+    """An evaluation and its items by task, in the order of their rows; none if damaged."""
 
     path: Path
     result: EvaluationResult
     items: dict[str, list[ItemResult]]
 
 
-def load_evaluation(folder: Path) -> Evaluation:
-    """Read a folder's evaluation.json and items.jsonl; raises ModelError if either is damaged."""
-    result = read_evaluation(folder)
-    items = defaultdict(list)
-    for item in read_items(folder):
-        items[item.task].append(item)
-    for name, task in result.tasks.items():
-        found = sorted(items[name], key=lambda item: item.id)
-        items[name] = found
-        if len({item.id for item in found}) != task.items or len(found) != task.items:
+def load_evaluation(folder: Path, result: EvaluationResult | None = None) -> Evaluated:
+    """Read a folder's evaluation.json, unless it is given, and items.jsonl.
+
+    Raises ModelError if either is damaged, or items are missing.
+    """
+    result = result or read_evaluation(folder)
+    items: dict[str, list[ItemResult]] = {name: [] for name in result.tasks}
+    for item in sorted(read_items(folder), key=lambda item: item.id):
+        items.get(item.task, []).append(item)
+    for name, found in items.items():
+        expected = result.tasks[name].items
+        if len(found) != expected or len({item.id for item in found}) != expected:
             path = folder / ITEMS_FILE
-            raise ModelError(f"{path}: {name} has {len(found)} items, expected {task.items}")
-    return Evaluation(folder, result, dict(items))
+            raise ModelError(f"{path}: {name} has {len(found)} items, expected {expected}")
+    return Evaluated(folder, result, items)
 
 
-def compare(first: Evaluation, second: Evaluation) -> Comparisons:
+def compare(first: Evaluated, second: Evaluated) -> Comparisons:
     """Compare two evaluations in every task that both have.
 
     Raises ConfigError if a task's protocol or items differ, naming the difference.
@@ -90,17 +92,15 @@ def compare(first: Evaluation, second: Evaluation) -> Comparisons:
     return compare_all([(first, second)])[0]
 
 
-def compare_all(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[Comparisons]:
+def compare_all(pairs: Sequence[tuple[Evaluated, Evaluated]]) -> list[Comparisons]:
     """Compare pairs of evaluations, at the cost of one where they share their items."""
     found: list[Comparisons] = [{} for _ in pairs]
     groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for number, (first, second) in enumerate(pairs):
-        for name, task in first.result.tasks.items():
-            if (other := second.result.tasks.get(name)) is None:
-                continue
-            refuse_incomparable(name, task, other)
-            for metric in _metrics(task, other):
-                groups[name, metric, task.items_hash].append(number)
+        refuse_incomparable(first, second)
+        for name in _shared(first, second):
+            for metric in _metrics(name, first, second):
+                groups[name, metric, first.result.tasks[name].items_hash].append(number)
     for (name, metric, _), numbers in groups.items():
         sides = [[pairs[number][side].items[name] for number in numbers] for side in (0, 1)]
         for number, comparison in zip(numbers, _compared(metric, *sides), strict=True):
@@ -108,8 +108,20 @@ def compare_all(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[Comparis
     return found
 
 
-def refuse_incomparable(name: str, first: TaskResult, second: TaskResult) -> None:
-    """Raise ConfigError if two results of a task were not measured in the same way."""
+def refuse_incomparable(first: Evaluated, second: Evaluated) -> None:
+    """Raise ConfigError if a task of both was not measured in the same way, on the same items."""
+    for name in _shared(first, second):
+        _refuse_different(name, first.result.tasks[name], second.result.tasks[name])
+        tokens = [[item.tokens for item in each.items[name]] for each in (first, second)]
+        if LOSS in first.result.tasks[name].metrics and tokens[0] != tokens[1]:
+            raise ConfigError(f"{name}: not comparable: the items have other numbers of tokens")
+
+
+def _shared(first: Evaluated, second: Evaluated) -> list[str]:
+    return [name for name in first.items if name in second.items]
+
+
+def _refuse_different(name: str, first: TaskResult, second: TaskResult) -> None:
     keys = sorted(first.protocol.keys() | second.protocol.keys())
     values = [(key, first.protocol.get(key), second.protocol.get(key)) for key in keys]
     values += [(key, getattr(first, key), getattr(second, key)) for key in ("kind", "items")]
@@ -120,41 +132,34 @@ def refuse_incomparable(name: str, first: TaskResult, second: TaskResult) -> Non
         raise ConfigError(f"{name}: not comparable: the items or their tokens differ ({hashes})")
 
 
-def _metrics(*tasks: TaskResult) -> Iterator[str]:
-    """Yield the metrics that both have and that items tell of."""
-    for name in (*CORRECT, LOSS):
-        if all(name in task.metrics for task in tasks):
-            yield name
+def _metrics(name: str, *sides: Evaluated) -> Iterator[str]:
+    """Yield the metrics of a task that both have, also for each item."""
+    for metric, field in FIELDS.items():
+        items = [item for side in sides for item in side.items[name]]
+        is_known = all(metric in side.result.tasks[name].metrics for side in sides)
+        if is_known and items and all(getattr(item, field) is not None for item in items):
+            yield metric
 
 
 def _compared(
     metric: str, first: Iterable[Sequence[ItemResult]], second: Iterable[Sequence[ItemResult]]
 ) -> list[Comparison]:
     """Compare pairs of the same items in one metric."""
-    field = CORRECT.get(metric, "nll")
-    before, after = (_column(items, field) for items in (first, second))
-    if metric in CORRECT:
-        return compare_columns(before, after)
-    tokens = np.column_stack([_column(items, "tokens") for items in (first, second)])
-    if (tokens != tokens[:, :1]).any():
-        raise ModelError(f"{ITEMS_FILE}: the same items have other numbers of tokens")
-    return compare_columns(before, after, tokens[:, 0])
+    before, after = (_column(items, FIELDS[metric]) for items in (first, second))
+    return compare_columns(before, after, _column(first, "tokens") if metric == LOSS else None)
 
 
 def _column(given: Iterable[Sequence[ItemResult]], field: str) -> Array:
-    """Return a field of the items as (items, pairs); raises ModelError if one lacks it."""
-    columns = [[getattr(item, field) for item in items] for items in given]
-    if any(value is None for column in columns for value in column):
-        raise ModelError(f"{ITEMS_FILE}: an item lacks {field}")
-    return np.array(columns, dtype=np.float64).T
+    """Return a field of the items as (items, pairs)."""
+    return np.array([[getattr(item, field) for item in items] for items in given], float).T
 
 
 def compare_columns(first: Array, second: Array, tokens: Array | None = None) -> list[Comparison]:
     """Compare pairs of columns, (items, pairs): whether answers are correct or, with `tokens`, nll.
 
-    `tokens` are those of each item, the same for all pairs.
+    `tokens` are those of each item, in columns of which the first counts.
     """
-    weights = np.ones(len(first)) if tokens is None else tokens
+    weights = np.ones(len(first)) if tokens is None else tokens[:, 0]
     means = [values.sum(axis=0) / weights.sum() for values in (first, second)]
     bounds = paired_intervals(first, second, weights)
     p = mcnemar(first, second).tolist() if tokens is None else [None] * len(means[0])

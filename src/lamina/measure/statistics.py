@@ -1,10 +1,9 @@
-"""How sure a difference is: paired bootstrap intervals, McNemar's exact test, the spread of runs.
+"""How sure a difference is: paired bootstrap intervals, McNemar's exact test.
 
 scipy.stats.bootstrap draws anew for each pair, which takes seconds for one and minutes for the
 report of a sweep. Here all pairs on the same items share the draws: two products of matrices.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,8 +75,3 @@ def mcnemar(first: Array, second: Array) -> Array:
     lost, won = (first > second).sum(axis=0), (second > first).sum(axis=0)
     p: Array = np.minimum(1.0, 2 * bdtr(np.minimum(lost, won), lost + won, 0.5))
     return p
-
-
-def spread(values: Sequence[float]) -> float | None:
-    """Return the standard deviation between runs, such as those of several seeds."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None

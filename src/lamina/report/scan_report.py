@@ -149,7 +149,7 @@ def _layers(statistics: Statistics) -> Table:
     for name in ("KL", "influence"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    cheapest = _least_index(rises)
+    cheapest = least_index(rises)
     for layer, rise in enumerate(rises):
         noisy = abs(rise) <= 2 * scores.delta_stderr[layer]
         marks = ["cheapest"] * (layer == cheapest) + ["within noise"] * noisy
@@ -208,11 +208,11 @@ def best_block(distance: tuple[Numbers, ...], size: int) -> tuple[int, float]:
     `distance` is [start][n], as in `Statistics.angular_distance`; `size` is the block's layers.
     """
     candidates = [row[size] for row in distance if len(row) > size]
-    start = _least_index(candidates)
+    start = least_index(candidates)
     return start, candidates[start]
 
 
-def _least_index(values: Iterable[float]) -> int:
+def least_index(values: Iterable[float]) -> int:
     """Return the index of the smallest value, the first of equal ones; NaN counts as largest."""
     ranked = [(math.inf if math.isnan(value) else value) for value in values]
     return ranked.index(min(ranked))

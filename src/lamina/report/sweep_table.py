@@ -1,78 +1,63 @@
-"""Runs side by side: a sweep's table in the console, and its summary as files."""
+"""Runs side by side: a sweep's table in the console."""
 
-import csv
-import io
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamina.report.runs import Report, RunRow
-from lamina.runtime.files import write_text
+from lamina.report.runs import RunRow
 
-SUMMARY = "summary"
-"""Name of the summary files, without suffix."""
+COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference")
+"""The first columns; original is the loss of the untouched model. Tasks and the status follow."""
 
-FIGURES = {
-    "baseline_eval_loss": "baseline_loss",
-    "reduced_eval_loss": "reduced_loss",
-    "eval_loss": "healed_loss",
-    **{
-        name: name
-        for name in "perplexity tokens_per_second train_seconds peak_memory_bytes".split()
-    },
-}
-"""Columns of figures in the summary, and the fields of their rows; losses in nats per token."""
+LEFT_OUT = ("original", "reduced")
+"""Columns that a terminal has no room for beside those of tasks."""
 
-COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference", "status")
-"""Columns of the printed table; original is the loss of the untouched model."""
+MOST_TASKS = 3
+"""Tasks in the table."""
 
-BEST = "* "
-"""Marks the run with the lowest healed loss."""
+BEST, NEAR = "* ", "~ "
+"""Marks of the run with the lowest healed loss, and of those within noise of it."""
 
-
-def write_summary(folder: Path, report: Report) -> None:
-    """Write summary.csv and summary.md, best job first; may raise an OutputError."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    header = ("rank", "job", "status", "overrides", "name", "backend", "layers")
-    lines.writerow([*header, *FIGURES, "difference", "error"])
-    for row in report.ranked:
-        own = " ".join(row.own or row.overrides)
-        about = (row.rank, row.job, row.status, own, row.name, row.backend, layers(row))
-        figures = [getattr(row, name) for name in FIGURES.values()]
-        lines.writerow([*about, *figures, row.difference, row.error])
-    write_text(folder / f"{SUMMARY}.csv", text.getvalue())
-    table = [[*COLUMNS, "error"], ["---"] * (len(COLUMNS) + 1)]
-    for row in report.ranked:
-        table.append([cell.replace("|", "\\|") for cell in (*_cells(row), row.error or "")])
-    shown = [f"| {' | '.join(cells)} |" for cells in table]
-    write_text(folder / f"{SUMMARY}.md", "\n".join(shown) + "\n")
+LEGEND = f"{BEST}lowest healed loss; {NEAR}within noise of it (paired 95 % interval)"
+TASK_LEGEND = "; tasks: % of the original's figure"
 
 
 def sweep_table(rows: Sequence[RunRow]) -> RenderableType:
-    """Return a sweep's table: one row per job, the best first, and why jobs failed."""
+    """Return a table of runs, one row each, in their order, and why runs failed."""
+    tasks = task_columns(rows)
+    names = [name for name in COLUMNS if not (tasks and name in LEFT_OUT)]
+    names += [*tasks, "status"]
     table = Table(box=None, pad_edge=False)
-    table.add_column(COLUMNS[0], style="bold", overflow="fold")
-    for name in COLUMNS[1:]:
-        table.add_column(name, justify="right")
+    table.add_column(names[0], style="bold", overflow="fold")
+    for name in names[1:]:
+        table.add_column(Text(name), justify="right")
     for row in rows:
-        table.add_row(*map(Text, _cells(row)))
+        shown = cells(row, tasks)
+        table.add_row(*(Text(shown[name]) for name in names))
     reasons = [Text(f"{row.name}: {row.error}", style="dim") for row in rows if row.error]
     has_best = any(row.is_best for row in rows)
-    legend = [Text(f"{BEST}lowest healed loss", style="dim")] if has_best else []
+    legend = [Text(LEGEND + TASK_LEGEND * bool(tasks), style="dim")] if has_best else []
     return Group(Text(), table, *legend, *([Text(), *reasons] if reasons else []))
 
 
-def layers(row: RunRow) -> str:
-    """Return how many layers were kept, such as 24 of 36."""
-    return f"{row.layers} of {row.num_layers}" if row.layers else ""
+def task_columns(rows: Sequence[RunRow]) -> list[str]:
+    """Return the tasks that have a column."""
+    return [*dict.fromkeys(name for row in rows for name in row.comparisons)][:MOST_TASKS]
 
 
-def _cells(row: RunRow) -> list[str]:
+def cells(row: RunRow, tasks: Sequence[str]) -> dict[str, str]:
+    """Return a run's cells, by column."""
     healed = [row.healed_loss, row.difference] if row.is_complete else [None, None]
     losses = [row.baseline_loss, row.reduced_loss, *healed]
     shown = ["" if loss is None else f"{loss:.4g}" for loss in losses]
-    return [BEST * row.is_best + row.name, layers(row), *shown, row.status]
+    mark = BEST if row.is_best else NEAR if row.within_noise_of_best else ""
+    layers = f"{row.layers} of {row.num_layers}" if row.layers else ""
+    first = dict(zip(COLUMNS, [mark + row.name, layers, *shown], strict=True))
+    return {**first, **{name: _retention(row, name) for name in tasks}, "status": row.status}
+
+
+def _retention(row: RunRow, task: str) -> str:
+    found = next(iter(row.comparisons.get(task, {}).values()), None)  # by the task's first metric
+    return "" if found is None or found["retention"] is None else f"{found['retention']:.0f} %"

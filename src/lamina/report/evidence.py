@@ -1,0 +1,179 @@
+"""What a report adds to the figures of runs: tasks, comparisons, noise and the spread of seeds."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from lamina.errors import LaminaError
+from lamina.measure.comparison import (
+    Evaluated,
+    compare_all,
+    compare_columns,
+    refuse_incomparable,
+)
+from lamina.measure.results import ROWS_FILE, read_rows
+from lamina.measure.statistics import Array
+from lamina.measure.tasks.figures import ratio_metric
+from lamina.measure.tasks.files import EVALUATION_FILE, TaskResult
+from lamina.report.runs import RunRow, clean
+from lamina.weights.source import made_of
+
+ORIGINAL, FINAL = "original", "final"
+ROLES = (ORIGINAL, "reduced", FINAL)
+
+SEED = "seed="
+"""The override in which the runs of one setting differ."""
+
+FIGURES = ("first", "second", "difference", "low", "high")
+"""Of a comparison; without one of them, it says nothing."""
+
+Listing = Callable[[Path, LaminaError], None]
+"""Lists a file that cannot be used, and why."""
+
+
+def with_tasks(row: RunRow, found: Mapping[str, Evaluated]) -> RunRow:
+    """Add a run's evaluations, by role."""
+    tasks: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
+    for role, evaluated in found.items():
+        for name, task in evaluated.result.tasks.items():
+            for metric, figure in _figures(task).items():
+                tasks[name][metric][role] = figure
+    speed = {
+        role: [asdict(each) for each in evaluated.result.speed]
+        for role, evaluated in found.items()
+        if evaluated.result.speed
+    }
+    # The last role is the final model, or the only one.
+    fastest = [each["decode_tokens_per_second"] for each in speed.get([*found][-1], ())[:1]]
+    sizes = [clean(evaluated.result.model.bytes) for evaluated in found.values()]
+    return replace(
+        row,
+        tasks=clean(tasks),
+        speed=clean(speed),
+        decode_tokens_per_second=fastest[0] if fastest else None,
+        bytes=sizes[-1] if FINAL in found or row.bytes is None else row.bytes,
+    )
+
+
+def _figures(task: TaskResult) -> dict[str, dict[str, Any]]:
+    """Return all that a task measured, by name: value, stderr, n, chance."""
+    found = {name: asdict(metric) for name, metric in task.metrics.items()}
+    found |= asdict(task.agreement) if task.agreement else {}
+    for name, share in (asdict(task.health) if task.health else {}).items():
+        found[name] = {"value": share, "stderr": None, "n": task.items, "chance": None}
+    return found
+
+
+def with_comparisons(
+    rows: Sequence[RunRow], found: Sequence[Mapping[str, Evaluated]], listing: Listing
+) -> Iterator[RunRow]:
+    """Compare each run's final model with the original."""
+    pairs = {}
+    for number, evaluations in enumerate(found):
+        if {ORIGINAL, FINAL} <= evaluations.keys():
+            pair = evaluations[ORIGINAL], evaluations[FINAL]
+            try:
+                refuse_incomparable(*pair)
+            except LaminaError as error:
+                listing(pair[1].path / EVALUATION_FILE, error)
+            else:
+                pairs[number] = pair
+    compared = dict(zip(pairs, compare_all([*pairs.values()]), strict=True))
+    for number, row in enumerate(rows):
+        comparisons: dict[str, dict[str, Any]] = defaultdict(dict)
+        for name, metrics in compared.get(number, {}).items():
+            for metric, comparison in metrics.items():
+                fields = clean(asdict(comparison))
+                if None not in [fields[key] for key in FIGURES]:
+                    comparisons[clean(name)][metric] = fields
+        yield replace(row, comparisons=dict(comparisons))
+
+
+def with_noise(
+    rows: Sequence[RunRow], folders: Sequence[Path], listing: Listing
+) -> Iterator[RunRow]:
+    """Compare the healed loss of each completed run with the best one's, on the same rows."""
+    best = next((number for number, row in enumerate(rows) if row.is_best), None)
+    losses: dict[int, Array] = {}
+    tokens: Array | None = None
+    for number, row in enumerate(rows):
+        same = best is not None and row.eval_fingerprint == rows[best].eval_fingerprint
+        if row.rank is None or not same or row.eval_fingerprint is None:
+            continue
+        path = folders[number] / ROWS_FILE
+        try:
+            with made_of(path):
+                if number == best:
+                    labels = [each["labels"][1:] for each in read_rows(path)]
+                    tokens = np.array([sum(token != -100 for token in each) for each in labels])
+                losses[number] = _row_losses(path)
+        except LaminaError as error:
+            listing(path, error)
+    if best not in losses or tokens is None or not len(tokens):
+        return iter(rows)
+    size = len(tokens)
+    usable = [number for number, column in losses.items() if len(column) == size]
+    columns = np.column_stack([losses[number] * tokens for number in usable])
+    first = np.repeat(columns[:, [usable.index(best)]], len(usable), axis=1)
+    compared = compare_columns(first, columns, tokens[:, None])
+    added: dict[int, dict[str, Any]] = {
+        number: {
+            "within_noise_of_best": comparison.is_within_noise,
+            "healed_stderr": ratio_metric(column.tolist(), tokens.tolist()).stderr,
+        }
+        for number, comparison, column in zip(usable, compared, columns.T, strict=True)
+    }
+    return (replace(row, **added.get(number, {})) for number, row in enumerate(rows))
+
+
+def _row_losses(path: Path) -> Array:
+    """Return the losses in eval.jsonl; of a row, which may be long, only the end is parsed."""
+    if not path.is_file():
+        return np.array([])
+    ends = [line[line.rfind(b'"loss"') :] for line in path.read_bytes().splitlines()]
+    losses = [json.loads(b"{" + end)["loss"] for end in ends]
+    return np.array([loss for loss in losses if loss is not None], float)
+
+
+def with_spread(rows: Sequence[RunRow]) -> Iterator[RunRow]:
+    """Add the standard deviation between the runs of one sweep that differ only in their seed."""
+    groups: dict[Any, list[RunRow]] = defaultdict(list)
+    for row in rows:
+        if row.is_complete and row.sweep and any(own.startswith(SEED) for own in row.own):
+            groups[_setting(row)].append(row)
+    for row in rows:
+        group = groups.get(_setting(row), []) if row.is_complete else []
+        figures: dict[str, list[float]] = defaultdict(list)
+        for name, value in (figure for each in group for figure in _final_figures(each)):
+            figures[name].append(value)
+        found = {
+            name: {"runs": len(values), "mean": fmean(values), "spread": stdev(values)}
+            for name, values in figures.items()
+            if len(values) > 1
+        }
+        yield replace(row, seed_spread=found)
+
+
+def _setting(row: RunRow) -> Any:
+    return row.sweep, *without_seed(row.own)
+
+
+def without_seed(overrides: Sequence[str]) -> list[str]:
+    """Return overrides but the seed's."""
+    return [override for override in overrides if not override.startswith(SEED)]
+
+
+def _final_figures(row: RunRow) -> Iterator[tuple[str, float]]:
+    """Yield a run's healed loss and the final model's figures, by name."""
+    if row.healed_loss is not None:
+        yield "healed_loss", row.healed_loss
+    for name, metrics in row.tasks.items():
+        for metric, roles in metrics.items():
+            if (value := roles.get(FINAL, {}).get("value")) is not None:
+                yield f"{name}/{metric}", value

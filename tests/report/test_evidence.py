@@ -1,0 +1,125 @@
+"""What a report adds to the figures of runs: comparisons, noise, the spread of seeds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lamina.report.reading import read_report
+from tests.measure.test_comparison import write
+from tests.report.test_reading import write_result
+
+
+def run(folder: Path, **changes: Any) -> Path:
+    """Write a run that keeps 2 of the original's 8 right answers; its losses rise by .1."""
+    write_result(folder, **changes)
+    write(folder / "evaluation" / "original", [True] * 8 + [False] * 2, role="original")
+    write(folder / "evaluation" / "final", [True] * 2 + [False] * 8)
+    return folder
+
+
+def rows_of(folder: Path, losses: np.ndarray, **changes: Any) -> Path:
+    """Write a run with these losses in nats per token on its rows, of 4 tokens each."""
+    ids = {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, 3, 4, 5]}
+    write_result(
+        folder, eval_fingerprint="same", metrics={"eval_loss": float(losses.mean())}, **changes
+    )
+    lines = (json.dumps({**ids, "loss": float(loss)}) + "\n" for loss in losses)
+    (folder / "eval.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_a_run_is_compared_with_the_original(tmp_path: Path) -> None:
+    (row,) = read_report([run(tmp_path / "run")]).rows
+    assert row.tasks["arc"]["acc"]["original"] == {
+        "value": 0.8,
+        "stderr": 0.1,
+        "n": 10,
+        "chance": 0.25,
+    }
+    assert row.tasks["arc"]["acc"]["final"]["value"] == 0.2
+    found = row.comparisons["arc"]["acc"]
+    assert (found["first"], found["second"]) == (0.8, 0.2)
+    assert found["retention"] == pytest.approx(25)
+    assert found["is_within_noise"] is False
+    assert row.comparisons["wiki"]["loss"]["difference"] == pytest.approx(0.1)
+    assert row.bytes == 36
+    json.dumps(row.to_dict(), allow_nan=False)
+
+
+BROKEN = {
+    "another format": ("evaluation.json", '{"format": 2}', "format is 2, expected 1"),
+    "a list": ("evaluation.json", "[1]", "expected a JSON object, found [1]"),
+    "a cut last line": ("items.jsonl", ..., "arc has 9 items, expected 10"),
+    "a line of text": ("items.jsonl", "\x1b[31mred\n", "row 1 cannot be read as JSON"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_evaluation_is_listed_and_the_others_stay(case: str, tmp_path: Path) -> None:
+    name, content, reason = BROKEN[case]
+    path = run(tmp_path / "run") / "evaluation" / "final" / name
+    path.write_text(path.read_text()[:-9] if content is ... else content)
+    report = read_report([tmp_path / "run"])
+    assert report.rows[0].comparisons == {}
+    assert "original" in report.rows[0].tasks["arc"]["acc"]
+    ((place, said),) = report.broken
+    assert place == str(path)
+    assert said.startswith(reason)
+    assert said.isprintable()
+
+
+def test_another_protocol_is_listed_with_the_difference(tmp_path: Path) -> None:
+    folder = write_result(tmp_path / "run")
+    write(folder / "evaluation" / "original", [True] * 4, role="original")
+    write(folder / "evaluation" / "final", [True] * 4, protocol={"few_shot": 5})
+    report = read_report([folder])
+    assert report.rows[0].comparisons == {}
+    assert report.broken == [
+        (
+            str(folder / "evaluation" / "final" / "evaluation.json"),
+            "arc: not comparable: few_shot is 0 and 5, file is arc.jsonl and None, "
+            "template is none and None",
+        )
+    ]
+
+
+def test_an_evaluation_alone_is_a_row(tmp_path: Path) -> None:
+    write(tmp_path / "measured", [True, False], role="model")
+    (row,) = read_report([tmp_path / "measured"]).rows
+    assert (row.name, row.status, row.layers, row.parameters) == ("m", "completed", 6, 9)
+    assert row.tasks["arc"]["acc"]["model"]["value"] == 0.5
+
+
+def test_runs_within_noise_of_the_best_are_marked(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    losses = generator.normal(2, 0.5, 100)
+    varied = generator.normal(0, 0.2, 100)
+    rises = {"best": 0.0, "near": varied - varied.mean() + 0.01, "far": 0.1}
+    folders = [rows_of(tmp_path / name, losses + rise) for name, rise in rises.items()]
+    other = rows_of(tmp_path / "other", losses + 1)
+    path = other / "result.json"
+    path.write_text(path.read_text().replace('"same"', '"other"'))
+    without = write_result(tmp_path / "without", eval_fingerprint="same", metrics={"eval_loss": 9})
+    rows = read_report([*folders, other, without]).rows
+    marks = {Path(row.folder).name: row.within_noise_of_best for row in rows}
+    assert marks == {"best": True, "near": True, "far": False, "other": None, "without": None}
+    expected = losses.std(ddof=1) / 10
+    assert rows[0].healed_stderr == pytest.approx(expected)
+
+
+def test_seeds_have_a_spread(tmp_path: Path) -> None:
+    for number, (layer, seed, loss) in enumerate(
+        ((1, 1, 2.0), (1, 2, 2.2), (1, 3, 2.4), (2, 1, 3))
+    ):
+        overrides = ["experiment=quickstart", f"model.layer_to_drop={layer}", f"seed={seed}"]
+        folder = tmp_path / "jobs" / str(number)
+        run(folder, overrides=overrides, metrics={"eval_loss": loss})
+    rows = read_report([tmp_path / "jobs"]).rows
+    assert rows[0].seed_spread["healed_loss"] == pytest.approx(
+        {"runs": 3, "mean": 2.2, "spread": 0.2}
+    )
+    assert rows[0].seed_spread["arc/acc"] == pytest.approx({"runs": 3, "mean": 0.2, "spread": 0})
+    assert [bool(row.seed_spread) for row in rows] == [True, True, True, False]
