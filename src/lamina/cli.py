@@ -16,7 +16,7 @@ COMMANDS = {
     "verify": "compare a model's loss in transformers, vLLM or llama.cpp with the recorded one",
     "migrate": "turn a config of the older form into an experiment file",
     "show": "print a model, a run, a sweep or a scan",
-    "report": "compare runs and sweeps from their files: report.md and report.csv",
+    "report": "compare runs and sweeps from their files: a page, tables and a picture",
     "init": "write an experiment file of your own",
     "clean": "remove the checkpoints that are no longer needed",
 }

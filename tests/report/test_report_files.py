@@ -31,7 +31,7 @@ def test_the_files_of_a_sweep(tmp_path: Path) -> None:
     assert done.code == 0, done.errors
     path = tmp_path / "jobs" / "0" / "result.json"
     assert done.errors == f"cannot be used: {path}: expected a JSON object, found [1]\n"
-    assert done.output.splitlines()[-1] == "jobs/report.md, report.csv"
+    assert done.output.splitlines()[-1] == "jobs/report.html, report.png, report.md, report.csv"
     rows = parsed((tmp_path / "jobs" / "report.csv").read_text())
     assert [row["status"] for row in rows] == ["completed", "completed", "damaged", "failed"]
     first = rows[0]
@@ -89,7 +89,8 @@ def test_a_report_of_several_folders_goes_where_it_is_told(tmp_path: Path) -> No
     write_result(tmp_path / "b", metrics={"eval_loss": 1.4})
     done = lamina("report", "b", "a", "--output", "out", cwd=tmp_path)
     assert done.code == 0, done.errors
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.csv", "report.md"]
+    names = [f"report.{suffix}" for suffix in ("csv", "html", "md", "png")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert not (tmp_path / "a" / "report.csv").exists()
     assert (tmp_path / "out" / "report.md").read_text().startswith("# b, a\n")
 

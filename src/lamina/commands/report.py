@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="lamina report",
         description="Compare runs, sweeps, scans and evaluations from their files alone, and write "
-        "report.md and report.csv.",
+        "report.html, report.png, report.md and report.csv.",
         epilog=CALLS,
     )
     parser.add_argument("folders", metavar="SWEEP_OR_RUN", nargs="+", type=Path)
@@ -47,7 +47,7 @@ def main() -> None:
             console().print(sweep_table(report.ranked))
         for path, reason in report.broken:
             sys.stderr.write(printable(f"cannot be used: {path}: {reason}\n"))
-        sys.stdout.write(f"{short_path(output)}/report.md, report.csv\n")
+        sys.stdout.write(f"{short_path(output)}/report.html, report.png, report.md, report.csv\n")
 
 
 def report_of(folders: Sequence[Path]) -> "Report":

@@ -1,4 +1,4 @@
-"""Writes report.md and report.csv. Texts in them are someone else's, and stay texts."""
+"""Writes a report's files. Texts in report.md and report.csv are someone else's, and stay texts."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.report.evidence import without_seed
+from lamina.report.page.document import write_page
 from lamina.report.runs import Report, RunRow, Scan
 from lamina.report.scan_report import increases, least_index, scored
 from lamina.report.sweep_table import COLUMNS, LEGEND, TASK_LEGEND, cells, task_columns
@@ -40,6 +41,7 @@ def write_report(report: Report, folder: Path) -> None:
     """Write a report into a folder; may raise an OutputError."""
     write_text(folder / TABLE_FILE, table(report))
     write_text(folder / MARKDOWN_FILE, markdown(report))
+    write_page(report, folder)
 
 
 def table(report: Report) -> str:

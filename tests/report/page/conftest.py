@@ -13,7 +13,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from lamina.report.page.document import write_page
-from lamina.report.runs import Report, RunRow, read_report
+from lamina.report.reading import read_report
+from lamina.report.runs import Report, RunRow
 from tests.conftest import CACHE, ROOT
 
 HOSTILE = (

@@ -10,8 +10,8 @@ from lamina.report.runs import RunRow
 Z = 1.96
 """Standard errors to either side of a figure that make its 95 % interval."""
 
-SHARES = ("acc", "acc_norm", "exact_match")
-LOWER_IS_BETTER = ("loss", "perplexity", "kl")
+SHARES = ("acc", "acc_norm", "exact_match", "top1", "ended", "looped", "capped")
+LOWER_IS_BETTER = ("loss", "perplexity", "kl", "looped", "capped")
 
 
 @dataclass(frozen=True, kw_only=True)
