@@ -109,7 +109,7 @@ def test_the_table_has_the_best_job_first_and_a_column_of_statuses(
     assert shown[0].pop(0) == "*"
     assert [cells[0] for cells in shown[:4]] == [row["name"] for row in rows[:4]]
     assert [cells[-1] for cells in shown] == ["completed"] * 4 + ["failed"]
-    assert lines[head + 6][:4] == ["*", "lowest", "healed", "loss;"]
+    assert ["*", "lowest", "healed", "loss;"] in [line[:4] for line in lines]
 
 
 def test_a_second_start_runs_only_incomplete_jobs(swept: tuple[Finished, Path]) -> None:
