@@ -17,7 +17,7 @@ from lamina.depth.statistics import LeaveOneOut, Numbers, Statistics
 from lamina.errors import ConfigError, ModelError
 from lamina.measure.results import SCAN_FILE
 from lamina.report.frames import frame_or_rows
-from lamina.report.runs import read_report
+from lamina.report.reading import read_report
 from lamina.runtime.console import printable
 from lamina.runtime.files import write_text
 
