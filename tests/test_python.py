@@ -114,7 +114,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(given: dict[str, Any], mes
 def test_what_is_no_scan_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone: no such folder$"):
         lamina.read_scan(tmp_path / "gone")
-    with pytest.raises(ValueError, match=r"holds no run, sweep or scan"):
+    with pytest.raises(ValueError, match=r"holds no run, sweep, scan or evaluation"):
         lamina.read_scan(tmp_path)
     text = (folder / "scan" / SCAN_FILE).read_text()
     for damaged in ("", text[:-20], text.replace('"kl"', '"kk"', 1), '{"num_layers": 12}'):
