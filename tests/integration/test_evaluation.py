@@ -147,6 +147,23 @@ def test_a_sweep_evaluates_the_original_once(sweep: Finished) -> None:
     assert logs.count("evaluating the tasks of ") == 1
 
 
+def test_runs_at_the_same_time_evaluate_the_original_once(tasks: list[str], tmp_path: Path) -> None:
+    steps = ["max_steps=1", "eval_steps=1", "save_steps=1", "evaluation.num_samples=0"]
+    given = [*SHORT, *tasks, *steps, "evaluation.agreement=false", "evaluation.reduced=false"]
+    env = {"LAMINA_CACHE": str(tmp_path / "cache")}
+    with (
+        start("-m", "train", *given, "hydra.run.dir=a", cwd=tmp_path, **env) as first,
+        start("-m", "train", *given, "hydra.run.dir=b", cwd=tmp_path, **env) as second,
+    ):
+        done = [process.completed(300) for process in (first, second)]
+    assert [each.returncode for each in done] == [0, 0], done
+    logs = "".join((tmp_path / name / "train.log").read_text() for name in "ab")
+    assert logs.count("evaluating the tasks of ") == 1
+    for name in ("evaluation.json", "items.jsonl"):
+        ours, theirs = (tmp_path / run / "evaluation/original" / name for run in "ab")
+        assert ours.read_text() == theirs.read_text()
+
+
 def test_the_command_finds_what_the_run_found(
     sweep: Finished, tasks: list[str], tmp_path: Path
 ) -> None:
