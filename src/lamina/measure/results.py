@@ -27,7 +27,7 @@ READ: dict[str, Any] = {
     "overrides": list,
     **dict.fromkeys(("error", "name", "model_type", "adapter", "final", "dtype"), str | None),
     **dict.fromkeys(("selector", "eval_fingerprint"), str | None),
-    **dict.fromkeys(("settings", "provenance"), dict | None),
+    **dict.fromkeys(("settings", "provenance", "evaluation"), dict | None),
     **dict.fromkeys(("kept_layers", "history", "samples"), list | None),
     **dict.fromkeys(("num_layers", "num_parameters", "trainable_parameters", "seed"), int | None),
 }
@@ -168,7 +168,7 @@ def load_result(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / RESULT_FILE}: overrides holds what is not text")
     numbers = {**dict.fromkeys(METRICS, int | float | None), "seconds": dict | None}
     refuse_mistyped(f"{folder / RESULT_FILE}: metrics", content["metrics"], numbers)
-    return content | {key: content[key] or {} for key in ("settings", "provenance")}
+    return content | {key: content[key] or {} for key in ("settings", "provenance", "evaluation")}
 
 
 def with_settings(result: Mapping[str, Any]) -> dict[str, Any]:
