@@ -63,7 +63,7 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
     binding = Binding()
     run, missing = binding.build(content), sorted(binding.missing)
     problems = [f"{key} is missing: set {key}=VALUE" for key in missing] + binding.problems
-    problems += _numbers_of_layers(config)
+    problems += _numbers_of_layers(config) if "model" in config else []
     if binding.refused:
         _raise(problems)
     if not isinstance(run, Parameters | EvaluationParameters | Cut):
