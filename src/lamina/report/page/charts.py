@@ -1,5 +1,6 @@
 """The charts of runs: quality against cost, layers dropped, and healing."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from lamina.report.page.drawing import (
     chart,
     intervals,
     layers,
+    level,
+    lowest_end,
     numbers,
-    original,
     points,
     scaled,
     tips,
@@ -54,16 +56,22 @@ def _quality(rows: Sequence[RunRow]) -> Iterable[Spec]:
 
 def _against(measure: Column, cost: Column, rows: Sequence[RunRow]) -> Spec:
     figure, price = f"datum.values.{measure.key}", f"datum.values.{cost.key}"
+    references = [measure.reference(row) for row in rows]
+    chances = [measure.chance(row) for row in rows]
+    values = [value for value in (*references, *chances) if value is not None]
+    values += [value_of(measure.of(row)) for row in rows]
+    scale = scaled(values, measure.kind)
+    low = f"{figure}.low"
+    if math.isfinite(least := lowest_end(scale, values)):
+        low = f"isValid({low}) ? max({low}, {least}) : null"
     given = [
         {"filter": f"isValid({figure}) && isValid({price}) && datum.status == 'completed'"},
         {"calculate": f"isValid({figure}.value) ? {figure}.value : {figure}", "as": "y"},
-        *({"calculate": f"{figure}.{end}", "as": end} for end in ("low", "high")),
+        {"calculate": low, "as": "low"},
+        {"calculate": f"{figure}.high", "as": "high"},
         {"calculate": price, "as": "x"},
     ]
-    references = [measure.reference(row) for row in rows]
-    values = [value for value in references if value is not None]
-    values += [value_of(measure.of(row)) for row in rows]
-    y = numbers("y", measure.axis_title, **scaled(values, measure.kind))
+    y = numbers("y", measure.axis_title, **scale)
     x = numbers("x", cost.axis_title, scale={"zero": False, "padding": 8}, axis=axis(cost.kind))
     tip = tips(run="name", **{cost.label: "x", measure.label: "y"})
     stepped = "step-before" if cost.is_higher_better else "step-after"
@@ -73,7 +81,8 @@ def _against(measure: Column, cost: Column, rows: Sequence[RunRow]) -> Spec:
         {"transform": _front(measure, cost), "mark": front, "encoding": {"x": x, "y": y}},
         intervals(x, y, "low", "high"),
         points(x, y, {**standing, "tooltip": tip}),
-        *original(references, y, is_above=measure.is_higher_better),
+        *level("original", references, y, is_above=measure.is_higher_better),
+        *level("chance", chances, y),
     ]
     return {"data": RUNS, "transform": given, "layer": drawn}
 
@@ -110,7 +119,7 @@ def _dropped(rows: Sequence[RunRow]) -> Iterable[Spec]:
         intervals(x, y, "values.reduced", "values.loss"),
         points(x, {**y, "field": "values.reduced"}, after, shape="triangle-up"),
         points(x, y, healed),
-        *original(references, {**y, "field": "y"}),
+        *level("original", references, {**y, "field": "y"}),
     ]
     given = [{"filter": "isValid(datum.layer) && datum.status == 'completed'"}]
     spec = {"data": RUNS, "transform": given, "layer": drawn, "height": 280}

@@ -29,6 +29,8 @@ class Column:
     """Its unit, or what else a reader may want to know."""
     reference: Callable[[RunRow], float | None] = lambda _: None
     """The same figure of the original model."""
+    chance: Callable[[RunRow], float | None] = lambda _: None
+    """What guessing reaches."""
 
     @property
     def axis_title(self) -> str:
@@ -141,6 +143,7 @@ def _score(number: int, task: str, metric: str) -> Column:
         is_higher_better=not any(metric.endswith(name) for name in LOWER_IS_BETTER),
         about="with 95 % interval",
         reference=lambda row: role(row, "original").get("value"),
+        chance=lambda row: role(row, "final").get("chance"),
     )
 
 

@@ -1,11 +1,11 @@
 """What the page shows, as JSON can hold it: rows, charts, settings and provenance."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lamina.report.page.charts import charts
-from lamina.report.page.columns import Column, columns, override_keys, overrides
+from lamina.report.page.columns import Column, Z, columns, override_keys, overrides
 from lamina.report.runs import Report, RunRow
 from lamina.runtime.files import finite
 
@@ -15,6 +15,7 @@ MOST_POINTS = 200
 MOST_VALUES = 12
 """Distinct values of a setting that are listed."""
 
+ROLES = ("original", "reduced", "final")
 PARTS = ("prompt", "expected", "before", "after")
 
 
@@ -65,11 +66,38 @@ def _row(
         "curve": curve(row),
         "overrides": overrides(row),
         "config": {key: text for key in settings if (text := _text(row.config.get(key)))},
+        "tasks": list(task_lines(row)),
         "samples": [
             [[part, sample[part]] for part in PARTS if sample.get(part) is not None]
             for sample in row.samples
         ],
     }
+
+
+def task_lines(row: RunRow) -> Iterator[list[str]]:
+    """Yield a line per task and metric: each role's figure, and the final one's comparison."""
+    for task, metrics in row.tasks.items():
+        for metric, roles in metrics.items():
+            found = row.comparisons.get(task, {}).get(metric) or {}
+            chance = next((_figure({"value": role["chance"]}) for role in roles.values()), "")
+            compared = ["", "", ""]
+            if found:
+                kept = found["retention"]
+                compared = [
+                    f"{found['difference']:+.3g} ({found['low']:+.3g} to {found['high']:+.3g})",
+                    "" if found["p"] is None else f"{found['p']:.2g}",
+                    "" if kept is None else f"{kept:.4g} %",
+                ]
+            noise = "within noise" if found.get("is_within_noise") else ""
+            figures = [_figure(roles.get(name)) for name in ROLES]
+            yield [f"{task} {metric}", chance, *figures, *compared, noise]
+
+
+def _figure(figure: Mapping[str, Any] | None) -> str:
+    if figure is None or figure["value"] is None:
+        return ""
+    error = figure.get("stderr")
+    return f"{figure['value']:.4g}" + ("" if error is None else f" ± {Z * error:.2g}")
 
 
 def curve(row: RunRow) -> dict[str, list[Any]]:

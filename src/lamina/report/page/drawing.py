@@ -47,6 +47,7 @@ CONFIG = {
     "legend": {
         "orient": "top",
         "title": None,
+        "titleFontWeight": "normal",
         "labelFontSize": 12,
         "labelColor": "#333333",
         "symbolStrokeWidth": 2,
@@ -91,8 +92,10 @@ def intervals(x: Spec, y: Spec, low: str, high: str, colour: str = GREY) -> Spec
     }
 
 
-def original(values: Iterable[float | None], y: Spec, *, is_above: bool = False) -> list[Spec]:
-    """Return a dashed line at the original's figure, if all runs have the same.
+def level(
+    label: str, values: Iterable[float | None], y: Spec, *, is_above: bool = False
+) -> list[Spec]:
+    """Return a dashed line at a figure, such as the original's, if all runs have the same.
 
     Its label lies above or below it, where there are fewer points.
     """
@@ -104,7 +107,7 @@ def original(values: Iterable[float | None], y: Spec, *, is_above: bool = False)
     text: Spec = {"type": "text", "align": "right", "baseline": "bottom" if is_above else "top"}
     text |= {"dy": -3 if is_above else 4, "color": "#333333"}
     named = {"x": {"value": "width"}, "y": y, "text": {"field": "label"}}
-    data = {"values": [{y["field"]: value, "label": f"original {value:.4g}"}]}
+    data = {"values": [{y["field"]: value, "label": f"{label} {value:.4g}"}]}
     return [{"data": data, "layer": [dashed, {"mark": text, "encoding": named}]}]
 
 
@@ -125,6 +128,11 @@ def scaled(values: Sequence[float], kind: str = "number") -> Spec:
         constant = sizes[len(sizes) // 4]
         return {"scale": {"type": "symlog", "constant": constant}, "axis": axis(kind)}
     return {"scale": {"zero": False, "padding": 16}, "axis": axis(kind)}
+
+
+def lowest_end(scale: Spec, values: Sequence[float]) -> float:
+    """Return where intervals end at the latest: a logarithmic scale has no place for 0."""
+    return min(values) / 2 if scale["scale"].get("type") == "log" else -math.inf
 
 
 def _ticks(least: float, most: float) -> list[float]:

@@ -3,7 +3,7 @@ const MINUS = "\u2212";
 
 function digits(value, count = 4) {
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-4 || size >= 1e6)) return value.toExponential(count - 2).replace("e+", "e");
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(count - 2).replace("e+", "e");
   return size >= 10 ** count || size === 0 ? String(Math.round(value)) : value.toPrecision(count);
 }
 

@@ -1,16 +1,23 @@
-// Answers before and after healing, side by side.
+// What a chosen run answers, and how it does in tasks.
+function chooseRun(select, rows, draw) {
+  fillSelect(select, rows.map((row, place) => [String(place), row.name]), "0");
+  const show = () => draw(rows[Number(select.value)]);
+  select.addEventListener("input", show);
+  if (rows.length) show();
+  return rows.length > 0;
+}
+
 function drawSamples(content) {
-  const answering = content.rows.filter((row) => row.samples.length);
-  if (!answering.length) return false;
-  const select = find("answering");
-  fillSelect(select, answering.map((row, place) => [String(place), row.name]), "0");
-  const draw = () => {
-    const { samples } = answering[Number(select.value)];
-    find("answers").replaceChildren(...samples.map((sample) => element("article", {}, ...sample.map(part))));
-  };
   const part = ([name, text]) =>
     element("div", { class: `part ${name}` }, element("h3", {}, name), element("pre", { tabindex: "0" }, text));
-  select.addEventListener("input", draw);
-  draw();
-  return true;
+  return chooseRun(find("answering"), content.rows.filter((row) => row.samples.length), ({ samples }) => {
+    find("answers").replaceChildren(...samples.map((sample) => element("article", {}, ...sample.map(part))));
+  });
+}
+
+function drawTasks(content) {
+  const header = ["task", "chance", "original", "reduced", "healed", "difference (95 %)", "p", "retained", "verdict"];
+  return chooseRun(find("evaluated"), content.rows.filter((row) => row.tasks.length), ({ tasks }) => {
+    fillTable(find("scores"), header, tasks);
+  });
 }

@@ -10,6 +10,7 @@ from lamina.report.page.drawing import (
     chart,
     intervals,
     layers,
+    lowest_end,
     numbers,
     points,
     scaled,
@@ -32,13 +33,19 @@ def scan_charts(number: int, scan: Scan, *, is_named: bool) -> Iterable[Spec]:
 def _left_out(scores: Statistics) -> Spec:
     one = scores.leave_one_out
     rises = [loss - scores.baseline_loss for loss in one.loss]
+    finite = [rise for rise in rises if math.isfinite(rise)]
+    scale = scaled(finite)
+    least = lowest_end(scale, finite)
     drawn = [
-        {"layer": layer, "rise": rise, "low": rise - 2 * error, "high": rise + 2 * error}
+        {
+            "layer": layer,
+            "rise": rise,
+            "low": max(rise - 2 * error, least),
+            "high": rise + 2 * error,
+        }
         for layer, (rise, error) in enumerate(zip(rises, one.delta_stderr, strict=True))
     ]
     x = layers("layer", "layer left out, 0-based", 0, scores.num_layers - 1)
-    scale = scaled([rise for rise in rises if math.isfinite(rise)])
-    scale["scale"]["clamp"] = True  # an interval may end below 0, where a logarithm has no place
     y = numbers("rise", "rise of the loss, nats per token", **scale)
     line = {"type": "line", "color": BLUE, "strokeWidth": 1.5}
     marks = [

@@ -9,7 +9,7 @@ function drawPair(content) {
     const [one, two] = [rows[Number(first.value)], rows[Number(second.value)]];
     const keys = content.settings.map(([key]) => key).filter((key) => one.config[key] !== two.config[key]);
     const header = ["setting", one.name, two.name];
-    fillTable(find("pair"), header, keys.map((key) => [key, one.config[key] ?? "", two.config[key] ?? ""]));
+    fillTable(find("pair"), header, keys.map((key) => [key, one.config[key] ?? "–", two.config[key] ?? "–"]));
   };
   first.addEventListener("input", draw);
   second.addEventListener("input", draw);
@@ -29,6 +29,6 @@ function drawProblems(content) {
 }
 
 function drawProvenance(content) {
-  fillTable(find("origins"), ["", "values (runs)"], content.provenance);
+  fillTable(find("origins"), ["what", "values (runs)"], content.provenance);
   return content.provenance.length > 0;
 }
