@@ -3,7 +3,7 @@
     python benchmarks/report.py [--runs 100,1000] [--json FILE] [--check]
 
 Shows: seconds and peak memory of `lamina report` on the files of 100 and 1,000 runs with two tasks
-of 500 items, and of a scan; the size of the page, and the seconds until Chromium, where there is one,
+of 500 items, and of a scan; the size of the page, and the seconds until Chromium, if there is one,
 has drawn it. The runs are made up, their files have the real form. The plotting library's
 JavaScript has been bundled before, as after anyone's first report.
 Peer: none.
