@@ -35,7 +35,6 @@ from typing import Any, NoReturn, Self
 
 LIBRARIES = (
     "datasets.packaged_modules.generator.generator",
-    "matplotlib.pyplot",
     "multiprocessing.synchronize",
     "peft.utils.transformers_weight_conversion",
     "torch.utils.tensorboard",

@@ -160,8 +160,8 @@ def test_a_fork_that_takes_too_long_is_killed(tmp_path: Path) -> None:
 
 
 def test_imports_that_print_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "matplotlib").mkdir()
-    (tmp_path / "matplotlib" / "__init__.py").write_text("raise ImportError('not this one')")
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "__init__.py").write_text("raise ImportError('not this one')")
     with pytest.raises(RuntimeError, match=r"printed:\n(.*\n)*ImportError: not this one"):
         Server(environment(PYTHONPATH=str(tmp_path)))
 

@@ -51,7 +51,7 @@ def main(config: DictConfig) -> None:
 
 def scan(config: DictConfig, folder: Path) -> Statistics:
     """Scan a model; write scan.json, scan.csv and scan.png, and print the scores."""
-    from lamina.report.scan_chart import draw
+    from lamina.report.page.picture import draw_scan
     from lamina.report.scan_report import scan_table, write_csv
 
     preflight(config)
@@ -67,7 +67,7 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
     found = Statistics.from_dict(content)
     write_json(folder / SCAN_FILE, content)
     write_csv(found, folder / "scan.csv")
-    draw(found, folder / "scan.png")
+    draw_scan(found, folder / "scan.png")
     out = console()
     out.print(scan_table(found, content["provenance"]["dtype"]))
     files = f"{short_path(folder)}/{SCAN_FILE}, scan.csv, scan.png"

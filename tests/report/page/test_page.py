@@ -26,6 +26,7 @@ def test_every_chart_has_marks_and_nothing_goes_wrong(written: Path, opened: Ope
         "chart-healing",
         "chart-layers-0",
         "chart-blocks-0",
+        "chart-influence-0",
     }
     assert min(counts.values()) >= 10, counts
     assert counts["chart-blocks-0"] >= 24 * 25 / 2

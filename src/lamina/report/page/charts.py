@@ -39,7 +39,8 @@ def charts(report: Report) -> list[Spec]:
     rows = [row for row in report.ranked if row.is_complete]
     found = [*_quality(rows), *_dropped(rows), *_healing(report.ranked)]
     for number, scan in enumerate(report.scans):
-        found += scan_charts(number, scan, is_named=len(report.scans) > 1)
+        name = scan.folder if len(report.scans) > 1 else ""
+        found += scan_charts(scan.statistics, number, name)
     return found
 
 

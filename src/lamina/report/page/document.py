@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.report.page.content import content
-from lamina.report.page.drawing import CONFIG
+from lamina.report.page.picture import picture
 from lamina.report.runs import Report
 from lamina.runtime.cache import cached, folder_of
 from lamina.runtime.files import write_bytes, write_text
@@ -20,12 +19,6 @@ PAGE_FILE, PICTURE_FILE = "report.html", "report.png"
 
 SCRIPTS = "elements numbers state ranking charts samples settings page".split()
 """The page's own scripts, in their order."""
-
-SIZE = {"width": 440, "height": 260}
-"""Of a chart in report.png, which has twice as many pixels."""
-
-PICTURED = 4
-"""Charts in report.png."""
 
 _HERE = Path(__file__).parent
 
@@ -64,27 +57,6 @@ def plotting_library() -> str:
             entry.content = {"script": vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;")}
         script: str = entry.content["script"]
     return script
-
-
-def picture(charts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> bytes:
-    """Return one chart of each section, and others of the first one, as a PNG."""
-    import vl_convert
-
-    sections = [chart["section"] for chart in charts]
-    first = [place for place, name in enumerate(sections) if sections.index(name) == place]
-    rest = [place for place in range(len(charts)) if place not in first]
-    chosen = [charts[place] for place in sorted([*first, *rest][:PICTURED])]
-    panels = [{**chart["spec"], **SIZE, "title": chart["title"]} for chart in chosen]
-    spec = {
-        "config": {**CONFIG, "background": "white", "padding": 16},
-        "datasets": {"runs": rows},
-        "concat": [{key: panel[key] for key in panel if key != "config"} for panel in panels],
-        "columns": 2,
-        "spacing": 32,
-        "resolve": {"scale": {"color": "independent", "shape": "independent"}},
-    }
-    drawn: bytes = vl_convert.vegalite_to_png(spec, scale=2)
-    return drawn
 
 
 def _text(name: str) -> str:
