@@ -96,7 +96,10 @@ def _blocks(scores: Statistics) -> Spec:
     }
     x = {"field": "start", "title": "start, first layer of the block", **sparse}
     y = {"field": "n", "title": "n, layers in the block", "sort": "descending", **sparse}
-    legend = {"title": f"angular distance / {PI}; dots: the least for each n", "orient": "top"}
+    legend: Spec = {
+        "title": f"angular distance / {PI}; dots: the least for each n",
+        "orient": "top",
+    }
     legend |= {"gradientLength": 200, "titleLimit": 400}
     colour = numbers("distance", "", scale={"scheme": "viridis"}, legend=legend)
     tip = tips(start="start", n="n", distance="distance")
