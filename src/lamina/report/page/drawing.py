@@ -42,6 +42,7 @@ CONFIG = {
         "titleColor": "#333333",
         "titlePadding": 8,
         "labelOverlap": True,
+        "labelSeparation": 8,
     },
     "axisY": {"domain": False, "ticks": False, "tickCount": 5},
     "axisX": {"grid": False, "tickCount": 6},
