@@ -1,0 +1,144 @@
+"""What the page gets: columns, curves, settings, scales; its policy, and its picture."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lamina.errors import OutputError
+from lamina.report.page.columns import columns, measures
+from lamina.report.page.content import MOST_POINTS, curve, differing, origins, task_lines
+from lamina.report.page.document import write_page
+from lamina.report.page.drawing import lowest_end, scaled
+from lamina.report.runs import RunRow
+from tests.report.page.conftest import made
+
+
+def row(**given: Any) -> RunRow:
+    return RunRow(
+        **{"name": "run", "folder": "/runs/0", "sweep": None, "status": "completed"} | given
+    )
+
+
+ACCURACY = {"value": 0.9, "stderr": 0.1, "n": 9, "chance": 0.25}
+FIGURES = {"arc": {"acc": {"original": {**ACCURACY, "value": 1.0}, "final": ACCURACY}}}
+LOSSES = {
+    "text": {name: {"final": {**ACCURACY, "chance": None}} for name in ("loss", "perplexity")}
+}
+
+
+def test_a_task_is_a_measure_with_an_interval() -> None:
+    loss, accuracy = measures([row(tasks=FIGURES)])
+    assert (loss.label, accuracy.label, accuracy.kind) == ("Healed loss", "arc acc", "share")
+    assert accuracy.is_higher_better
+    assert accuracy.of(row(tasks=FIGURES)) == {
+        "value": 0.9,
+        "low": pytest.approx(0.9 - 0.196),
+        "high": 1.0,  # a share is no larger
+    }
+    assert accuracy.reference(row(tasks=FIGURES)) == 1.0
+    assert accuracy.chance(row(tasks=FIGURES)) == 0.25
+    assert accuracy.of(row()) is accuracy.reference(row()) is None
+
+
+def test_a_perplexity_is_left_out_beside_its_loss() -> None:
+    assert [each.label for each in measures([row(tasks=LOSSES)])] == ["Healed loss", "text loss"]
+    alone = {"text": {"perplexity": LOSSES["text"]["perplexity"]}}
+    (_, perplexity) = measures([row(tasks=alone)])
+    assert (perplexity.label, perplexity.is_higher_better) == ("text perplexity", False)
+
+
+def test_columns_without_figures_are_left_out() -> None:
+    rows = [row(layers=3, overrides=["seed=1", "+a=x=y"]), row(overrides=["seed=2", "+a=x=y"])]
+    assert [each.label for each in columns(rows)] == ["Run", "Layers", "Status", "seed"]
+
+
+def test_a_comparison_is_shown_beside_its_figures() -> None:
+    compared = {"difference": -0.1, "low": -0.2, "high": 0.05, "p": 0.3, "retention": 90.0}
+    given = {"arc": {"acc": {**compared, "is_within_noise": True}}}
+    figures = ["arc acc", "0.25", "1 ± 0.2", "", "0.9 ± 0.2"]
+    compared_text = ["-0.1 (-0.2 to +0.05)", "0.3", "90 %", "within noise"]
+    assert [*task_lines(row(tasks=FIGURES, comparisons=given))] == [[*figures, *compared_text]]
+    assert [*task_lines(row(tasks=FIGURES))] == [[*figures, "", "", "", ""]]
+
+
+def test_a_curve_begins_with_the_reduced_model_and_is_thinned_out() -> None:
+    history = [
+        {"step": step, "tokens": 10 * step, "eval_loss": None if step % 2 else 1 / step}
+        for step in range(1, 2001)
+    ]
+    drawn = curve(row(history=history, reduced_loss=7.0))
+    assert (drawn["step"][0], drawn["tokens"][0], drawn["loss"][0]) == (0, 0, 7.0)
+    assert (drawn["step"][-1], drawn["tokens"][-1]) == (2000, 20000)
+    assert MOST_POINTS / 2 < len(drawn["loss"]) <= MOST_POINTS + 1
+    assert None not in drawn["loss"]
+    assert curve(row(reduced_loss=7.0)) == {"step": [], "tokens": [], "loss": []}
+
+
+def test_settings_that_differ() -> None:
+    configs = [{"rate": 1, "same": 2}, {"rate": 1, "same": 2}, {"rate": 3, "same": 2, "own": None}]
+    assert differing(configs) == [["rate", "1 (2), 3 (1)"]]
+    many = [{"seed": number} for number in range(20)]
+    assert differing(many)[0][1].endswith("11 (1), and 8 more")
+    assert origins([{"torch": "2"}, {}, {"torch": "2", "gpu": "a"}, {"gpu": "b"}]) == [
+        ["torch", "2"],
+        ["gpu", "a (1), b (1)"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "ticks"),
+    [
+        ([1.0, 1.5, 2.0], None, None),
+        ([0.01, 0.5, 9.0], "log", [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]),
+        ([1e-9, 1.0], "log", [1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1]),
+        ([-0.01, 0.02, 0.03, 40.0], "symlog", None),
+        ([0.0, 0.0], None, None),
+        ([], None, None),
+    ],
+)
+def test_values_that_are_far_apart_get_a_logarithm(
+    values: list[float], kind: str | None, ticks: list[float] | None
+) -> None:
+    drawn = scaled(values)
+    assert drawn["scale"].get("type") == kind
+    shown = drawn["axis"].get("values")
+    assert shown == (pytest.approx(ticks[:: len(ticks) // len(shown)]) if ticks else None)
+    assert lowest_end(drawn, values) == (min(values) / 2 if kind == "log" else float("-inf"))
+
+
+def test_the_policy_names_every_script_and_style(written: Path) -> None:
+    text = (written / "report.html").read_text(encoding="utf-8")
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert "unsafe" not in policy
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    parts = re.findall(r"<(?:script|style)>(.*?)</(?:script|style)>", text, flags=re.DOTALL)
+    assert len(parts) == 3
+    for part in parts:
+        digest = base64.b64encode(sha256(part.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert re.findall(r"<(?:link|img|iframe|script src)", text.partition("<script")[0]) == []
+    (content,) = re.findall(r'id="content">(.*?)</script>', text, flags=re.DOTALL)
+    assert "<" not in content
+    assert json.loads(content)["isFinished"]
+
+
+def test_the_picture(written: Path) -> None:
+    with Image.open(written / "report.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.width > 1200
+        assert len(picture.convert("RGB").getcolors(maxcolors=2**24) or ()) > 100
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    report = replace(made(tmp_path), rows=[], scans=[])
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"report\.html cannot be written"):
+        write_page(report, tmp_path / "file")
