@@ -208,7 +208,7 @@ def test_picture(tmp_path: Path, name: str) -> None:
         assert picture.format == "PNG"
         assert 1400 < picture.width < 1700
         assert len(picture.convert("RGB").getcolors(maxcolors=2**24)) > 10
-    assert path.stat().st_size < 400_000
+    assert path.stat().st_size < 200_000
     assert list(path.parent.iterdir()) == [path]
 
 
