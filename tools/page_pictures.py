@@ -15,7 +15,7 @@ from pathlib import Path
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from lamina.report.page.document import PAGE_FILE, write_page
-from lamina.report.runs import read_report
+from lamina.report.reading import read_report
 
 ROOT = Path(__file__).resolve().parents[1]
 
