@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamina.measure.results import KNOWN_LATER, METRICS, RESULT_FILE, SCAN_FILE
+from lamina.measure.results import KNOWN_LATER, METRICS, RESULT_FILE, ROWS_FILE, SCAN_FILE
 
 LAYERS = 24
 BASELINE = 2.914
@@ -15,6 +15,7 @@ ADAPTERS = ("lora", "full")
 LAYER_PARAMETERS, OTHER_PARAMETERS = 7_100_000, 28_300_000
 STEPS, TOKENS_PER_STEP = 200, 4096
 ITEMS = 500
+EVAL_ROWS = 60
 
 TASKS = {"arc_easy": (0.585, 0.25), "piqa": (0.684, 0.5)}
 """The original's accuracy and the chance floor."""
@@ -47,6 +48,7 @@ def write_sweep(folder: Path, count: int, *, seed: int = 7) -> list[list[str]]:
         _write(place / RESULT_FILE, result)
         if result["status"] == "completed":
             _evaluate(place, result, chance)
+            _write_rows(place / ROWS_FILE, result["metrics"]["eval_loss"], chance)
     return jobs
 
 
@@ -176,6 +178,20 @@ def _result(number: int, overrides: Sequence[str], chance: random.Random) -> dic
         "data": {},
         "metrics": metrics,
     }
+
+
+def _write_rows(path: Path, loss: float, chance: random.Random) -> None:
+    """Write the loss of each evaluation row: some are hard for every run."""
+    hard = random.Random(2)
+    rows = [
+        {
+            "input_ids": [0, *range(1, 9)],
+            "labels": [-100, *range(1, 9)],
+            "loss": max(0.0, loss + hard.gauss(0, 0.3) + chance.gauss(0, 0.02)),
+        }
+        for _ in range(EVAL_ROWS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _evaluate(folder: Path, result: Mapping[str, Any], chance: random.Random) -> None:

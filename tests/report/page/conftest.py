@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from lamina.report.page.document import write_page
 from lamina.report.reading import read_report
-from lamina.report.runs import Report, RunRow
+from lamina.report.runs import Report
 from tests.conftest import CACHE, ROOT
 
 HOSTILE = (
@@ -52,23 +52,9 @@ def made(folder: Path, count: int = 12, *, is_finished: bool = True) -> Report:
     result = folder / "sweep" / "0" / "result.json"
     result.write_text(json.dumps(json.loads(result.read_text()) | {"name": HOSTILE}))
     planned = [] if is_finished else jobs
-    report = read_report(
+    return read_report(
         [folder / "sweep", folder / "scan"], lambda place: planned if place.name == "sweep" else ()
     )
-    return replace(report, rows=[_evaluated(row) for row in report.rows])
-
-
-def _evaluated(row: RunRow) -> RunRow:
-    tasks: dict[str, Any] = {}
-    speed = None
-    for path in sorted(Path(row.folder).glob("evaluation/*/evaluation.json")):
-        content = json.loads(path.read_text())
-        speed = content["speed"][0]["decode_tokens_per_second"]
-        for task, found in content["tasks"].items():
-            for metric, figure in found["metrics"].items():
-                tasks.setdefault(task, {}).setdefault(metric, {})[content["role"]] = figure
-    close = row.rank in (2, 3) or None
-    return replace(row, tasks=tasks, decode_tokens_per_second=speed, within_noise_of_best=close)
 
 
 @pytest.fixture(scope="session")
