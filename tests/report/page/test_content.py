@@ -13,7 +13,14 @@ from PIL import Image
 
 from lamina.errors import OutputError
 from lamina.report.page.columns import columns, measures
-from lamina.report.page.content import MOST_POINTS, curve, differing, origins, task_lines
+from lamina.report.page.content import (
+    MOST_POINTS,
+    between_seeds,
+    curve,
+    differing,
+    origins,
+    task_lines,
+)
 from lamina.report.page.document import write_page
 from lamina.report.page.drawing import lowest_end, scaled
 from lamina.report.runs import RunRow
@@ -79,6 +86,12 @@ def test_a_curve_begins_with_the_reduced_model_and_is_thinned_out() -> None:
     assert MOST_POINTS / 2 < len(drawn["loss"]) <= MOST_POINTS + 1
     assert None not in drawn["loss"]
     assert curve(row(reduced_loss=7.0)) == {"step": [], "tokens": [], "loss": []}
+
+
+def test_the_spread_between_seeds() -> None:
+    spread = {"healed_loss": {"runs": 2, "mean": 2.5, "spread": 0.123}}
+    rows = [row(own=["rate=1", f"seed={seed}"], seed_spread=spread) for seed in (1, 2)]
+    assert between_seeds(rows) == [["rate=1", "healed_loss", "2", "2.5", "0.12"]]
 
 
 def test_settings_that_differ() -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lamina.report.evidence import without_seed
 from lamina.report.page.charts import charts
 from lamina.report.page.columns import Column, Z, columns, override_keys, overrides
 from lamina.report.runs import Report, RunRow
@@ -35,6 +36,7 @@ def content(report: Report) -> dict[str, Any]:
             "keys": override_keys(rows),
             "rows": [_row(place, row, shown, keys) for place, row in enumerate(rows)],
             "charts": charts(report),
+            "seeds": between_seeds(rows),
             "settings": settings,
             "problems": problems(report),
             "provenance": origins([flat(each) for each in provenance]),
@@ -98,6 +100,19 @@ def _figure(figure: Mapping[str, Any] | None) -> str:
         return ""
     error = figure.get("stderr")
     return f"{figure['value']:.4g}" + ("" if error is None else f" ± {Z * error:.2g}")
+
+
+def between_seeds(rows: Sequence[RunRow]) -> list[list[str]]:
+    """Return how much the figures of runs vary that differ in their seed alone."""
+    found = {
+        (" ".join(without_seed(row.own)) or "all runs", figure): spread
+        for row in rows
+        for figure, spread in row.seed_spread.items()
+    }
+    return [
+        [*key, f"{spread['runs']}", f"{spread['mean']:.4g}", f"{spread['spread']:.2g}"]
+        for key, spread in found.items()
+    ]
 
 
 def curve(row: RunRow) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ async function drawPage() {
     runs: content.rows.length > 0,
     quality: chartsOf("quality").length > 0,
     tasks: drawTasks(content),
+    seeds: drawSeeds(content),
     dropped: chartsOf("dropped").length > 0,
     healing: chartsOf("healing").length > 0,
     scan: chartsOf("scan").length > 0,

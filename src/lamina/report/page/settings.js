@@ -1,4 +1,4 @@
-// Settings and provenance: what differs between two runs, and between all of them.
+// What differs between runs: settings, seeds, failures and provenance.
 function drawPair(content) {
   const [first, second] = [find("first"), find("second")];
   const rows = content.rows;
@@ -21,6 +21,11 @@ function drawSettings(content) {
   drawPair(content);
   fillTable(find("settings"), ["setting", "values (runs)"], content.settings);
   return true;
+}
+
+function drawSeeds(content) {
+  fillTable(find("spreads"), ["runs", "figure", "seeds", "mean", "standard deviation"], content.seeds);
+  return content.seeds.length > 0;
 }
 
 function drawProblems(content) {
