@@ -102,7 +102,7 @@ def _numbers_of_layers(config: DictConfig) -> Iterator[str]:
         return
     model: dict[str, Any] = OmegaConf.to_container(config.model, resolve=False)
     given = [Target(key, model[key]).setting for key in UNITS if model.get(key) is not None]
-    if given and model["keep_layers"] != "${depth.keep_layers}":
+    if given and model.get("keep_layers") not in (None, "${depth.keep_layers}"):
         given.append(f"model.keep_layers={model['keep_layers']}")
     elif given and HydraConfig.initialized():
         task = HydraConfig.get().overrides.task
