@@ -17,6 +17,7 @@ from lamina.measure.results import SCAN_FILE
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE, ROOT, run
 from tests.conftest import lamina as command
+from tests.report.test_reading import write_result
 
 PAGE = (ROOT / "docs" / "python.md").read_text()
 
@@ -28,7 +29,7 @@ def test_the_import_takes_nothing_with_it() -> None:
 
 
 def test_the_functions_are_found_and_nothing_else_is() -> None:
-    assert {"load_reduced", "read_scan", "__version__"} <= {*dir(lamina)}
+    assert {"load_reduced", "read_runs", "read_scan", "__version__"} <= {*dir(lamina)}
     for name in lamina.FOR_NOTEBOOKS:
         assert callable(getattr(lamina, name))
     with pytest.raises(AttributeError, match="module 'lamina' has no attribute 'read_scans'"):
@@ -44,6 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for line in "".join(re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)).splitlines():
         done = command(*line.split()[1:], *small, cwd=folder)
         assert done.code == 0, done.errors
+    for seed in (1, 2):
+        own = ["experiment=quickstart", f"seed={seed}"]
+        write_result(folder / "sweep" / str(seed), name=f"seed-{seed}", overrides=own, seed=seed)
     return folder
 
 
@@ -52,6 +56,17 @@ def test_the_pages_examples_run(folder: Path) -> None:
         done = run("-c", block, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert done.stdout
+
+
+def test_runs_are_a_table_with_the_columns_of_the_report(folder: Path) -> None:
+    write_result(folder / "one", metrics={"eval_loss": 1.2})
+    runs = lamina.read_runs(str(folder / "sweep"), folder / "one")
+    assert isinstance(runs, pandas.DataFrame)
+    assert runs["name"].tolist() == ["drop-3-lora", "seed-1", "seed-2"]
+    assert runs["healed_loss"].tolist() == [1.2, 1.5, 1.5]
+    assert runs["rank"].tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match=r"gone: no such folder$"):
+        lamina.read_runs(folder / "gone")
 
 
 def test_a_scan_has_a_row_for_each_removal(folder: Path) -> None:

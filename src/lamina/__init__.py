@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 FOR_NOTEBOOKS = {
     "load_reduced": "lamina.depth.loading",
+    "read_runs": "lamina.commands.report",
     "read_scan": "lamina.report.scan_report",
 }
 """The modules of the functions that docs/python.md describes; each is imported on first use."""

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamina.commands.app import errors_in_one_line, parse
 from lamina.runtime.console import console, printable
@@ -48,6 +48,18 @@ def main() -> None:
         for path, reason in report.broken:
             sys.stderr.write(printable(f"cannot be used: {path}: {reason}\n"))
         sys.stdout.write(f"{short_path(output)}/report.html, report.png, report.md, report.csv\n")
+
+
+def read_runs(*folders: str | Path) -> Any:
+    """Return a table of runs and of the jobs of sweeps, the best first.
+
+    It is a pandas DataFrame where pandas is installed, else a list of dicts, with the columns of
+    report.csv. Raises ConfigError if a folder holds nothing of Lamina's.
+    """
+    from lamina.report.frames import frame_or_rows
+    from lamina.report.report_files import figures
+
+    return frame_or_rows(dict(figures(row)) for row in report_of([*map(Path, folders)]).ranked)
 
 
 def report_of(folders: Sequence[Path]) -> "Report":

@@ -22,7 +22,7 @@ FIELDS = (
     "difference perplexity recovered within_noise_of_best tokens_per_second train_seconds "
     "peak_memory_bytes trained_tokens decode_tokens_per_second error folder"
 ).split()
-"""Columns of report.csv, fields of a row; those of tasks and of several seeds follow."""
+"""Columns of report.csv, fields of a row; those of overrides, tasks and several seeds follow."""
 
 COMPARED = "difference low high p retention retention_low retention_high is_within_noise".split()
 """Fields of a comparison that are columns."""
@@ -46,7 +46,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 def table(report: Report) -> str:
     """Return one line per run as CSV, the best first, with all figures in full precision."""
-    lines = [dict(_figures(row)) for row in report.ranked]
+    lines = [dict(figures(row)) for row in report.ranked]
     names = list(dict.fromkeys([*FIELDS, *(name for line in lines for name in line)]))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -55,10 +55,13 @@ def table(report: Report) -> str:
     return text.getvalue()
 
 
-def _figures(row: RunRow) -> Iterator[tuple[str, Any]]:
+def figures(row: RunRow) -> Iterator[tuple[str, Any]]:
     """Yield a run's columns and their values."""
     fields = {name: getattr(row, name) for name in FIELDS if name != "overrides"}
     yield from {**fields, "overrides": " ".join(row.own or row.overrides)}.items()
+    for key, _, value in (override.lstrip("+").partition("=") for override in row.own):
+        if key not in FIELDS:
+            yield key, value
     for task, metrics in row.tasks.items():
         for metric, roles in metrics.items():
             for role, figure in roles.items():
