@@ -1,5 +1,6 @@
 """Any header, config.json or file of ours is read, or refused by an error of ours."""
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,8 +21,9 @@ from lamina.errors import LaminaError
 from lamina.export.finished_run import finished_run
 from lamina.measure.results import load_result, read_rows
 from lamina.report.reading import read_report
+from lamina.report.report_files import markdown, table
 from lamina.report.sweep_table import sweep_table
-from lamina.runtime.console import console
+from lamina.runtime.console import CONTROL, console
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE, no_scores
 from tests.hostile.models import changed, safetensors, split_safetensors, tampered, write
@@ -54,6 +56,35 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
+
+
+TASK: dict[str, Any] = {
+    "kind": "choices",
+    "items": 3,
+    "items_hash": "a",
+    "protocol": {"few_shot": 0},
+    "metrics": {},
+    "seconds": 1.0,
+}
+EVALUATION: dict[str, Any] = {
+    "format": 1,
+    "role": "final",
+    "model": {
+        "name": "m",
+        "revision": None,
+        "kept_layers": [0],
+        "layers": 1,
+        "parameters": 9,
+        "bytes": 36,
+        "dtype": "float32",
+    },
+    "tasks": {},
+    "speed": None,
+    "versions": {},
+    "device": "CPU",
+    "seconds": 1.0,
+}
+ITEM: dict[str, Any] = {"correct": True, "nll": 2.0, "tokens": 3, "answer": "a"}
 
 
 def changes(content: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -152,8 +183,48 @@ def test_any_result(content: Any, tmp_path_factory: pytest.TempPathFactory) -> N
     ours(lambda: load_result(folder / "0"))
     ours(lambda: finished_run(str(folder / "0")))
     ours(lambda: show(folder / "0"))
+    reported(folder)
+
+
+def reported(folder: Path) -> None:
+    """Nothing that a run's files may hold stops a report."""
+    report = read_report([folder])
     with Path(os.devnull).open("w") as file:
-        console(file=file).print(sweep_table(read_report([folder]).ranked))
+        console(file=file).print(sweep_table(report.ranked))
+    json.dumps([row.to_dict() for row in report.rows], allow_nan=False)
+    assert CONTROL.search(markdown(report) + table(report)) is None
+
+
+@EXAMPLES
+@given(
+    evaluation=changes(EVALUATION) | VALUES,
+    metric=changes({"value": 0.5, "stderr": 0.1, "n": 3, "chance": 0.25}) | VALUES,
+    items=st.lists(changes(ITEM) | VALUES, max_size=3),
+    rows=st.lists(changes({"input_ids": [1, 2], "labels": [1, 2], "loss": 1.0}), max_size=3),
+)
+def test_any_evaluation(
+    evaluation: Any,
+    metric: Any,
+    items: list[Any],
+    rows: list[Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    task = {**TASK, "items": len(items), "metrics": dict.fromkeys(("acc", "loss"), metric)}
+    if isinstance(evaluation, dict) and evaluation.get("tasks") == {}:
+        evaluation = {**evaluation, "tasks": {"\x1b[31m": task}}
+    write(folder / "result.json", safetensors({**RESULT, "eval_fingerprint": "x"}, b"")[8:])
+    write(folder / "eval.jsonl", b"\n".join(safetensors(row, b"")[8:] for row in rows))
+    for role in ("original", "final"):
+        place = folder / "evaluation" / role
+        place.mkdir(parents=True)
+        write(place / "evaluation.json", safetensors(evaluation, b"")[8:])
+        named = ({"task": "\x1b[31m", "id": row} for row in range(len(items)))
+        pairs = zip(named, items, strict=True)
+        given = (own | each if isinstance(each, dict) else each for own, each in pairs)
+        lines = [safetensors(each, b"")[8:] for each in given]
+        write(place / "items.jsonl", b"".join(line + b"\n" for line in lines))
+    reported(folder)
 
 
 @EXAMPLES
