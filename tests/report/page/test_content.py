@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import sys
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from lamina.report.page.content import (
 )
 from lamina.report.page.document import write_page
 from lamina.report.page.drawing import lowest_end, scaled
+from lamina.report.page.vega import png
 from lamina.report.runs import RunRow
 from tests.report.page.conftest import made
 
@@ -148,6 +150,19 @@ def test_the_picture(written: Path) -> None:
         assert picture.format == "PNG"
         assert picture.width > 1200
         assert len(picture.convert("RGB").getcolors(maxcolors=2**24) or ()) > 100
+
+
+def test_a_converter_that_fails_is_one_line() -> None:
+    with pytest.raises(OutputError) as refused:
+        png({"mark": "no such mark"}, 1)
+    assert str(refused.value).startswith(
+        "charts cannot be drawn: Vega-Lite to PNG conversion failed"
+    )
+    assert "\n" not in str(refused.value)
+
+
+def test_the_engine_stays_out_of_this_process(written: Path) -> None:
+    assert "vl_convert" not in sys.modules
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:

@@ -5,14 +5,13 @@ import json
 import re
 from hashlib import sha256
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lamina.report.page.content import content
 from lamina.report.page.picture import picture
+from lamina.report.page.vega import javascript
 from lamina.report.runs import Report
-from lamina.runtime.cache import cached, folder_of
 from lamina.runtime.files import write_bytes, write_text
 
 PAGE_FILE, PICTURE_FILE = "report.html", "report.png"
@@ -33,7 +32,7 @@ def write_page(report: Report, folder: Path) -> None:
 
 def page(title: str, found: dict[str, Any]) -> str:
     """Return the page; its policy allows its own scripts and style, and nothing else."""
-    library = _inline(plotting_library())
+    library = _inline(javascript())
     own = "\n".join(map(_text, (f"{name}.js" for name in SCRIPTS)))
     script, style = _inline(f'(() => {{\n"use strict";\n{own}}})();\n'), _text("page.css")
     parts = {
@@ -46,17 +45,6 @@ def page(title: str, found: dict[str, Any]) -> str:
         "script": script,
     }
     return re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], _text("page.html"))
-
-
-def plotting_library() -> str:
-    """Return Vega's JavaScript, bundled once for each version: that takes seconds."""
-    import vl_convert
-
-    with cached(folder_of("page", [version("vl-convert-python")]), "library.json") as entry:
-        if entry.content is None:
-            entry.content = {"script": vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;")}
-        script: str = entry.content["script"]
-    return script
 
 
 def _text(name: str) -> str:

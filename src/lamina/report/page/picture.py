@@ -1,7 +1,5 @@
 """Charts as a PNG: report.png, and scan.png beside a scan."""
 
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +7,15 @@ from typing import Any
 from lamina.depth.statistics import Statistics
 from lamina.report.page.drawing import CONFIG
 from lamina.report.page.scan_charts import scan_charts
+from lamina.report.page.vega import png
 from lamina.report.scan_report import scored
-from lamina.runtime.files import finite, write_bytes
+from lamina.runtime.files import write_bytes
 
 SIZE = {"width": 440, "height": 260}
 """Of a chart's plot."""
 
 SCALE = 1.5
 """Pixels of the picture for one of a plot."""
-
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 PICTURED = 4
 """Charts in a picture."""
@@ -33,8 +30,6 @@ def picture(
     charts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]] = (), title: str = ""
 ) -> bytes:
     """Return one chart of each section, and others of the first ones, as a PNG."""
-    import vl_convert
-
     sections = [chart["section"] for chart in charts]
     first = [place for place, name in enumerate(sections) if sections.index(name) == place]
     rest = [place for place in range(len(charts)) if place not in first]
@@ -49,25 +44,4 @@ def picture(
         "spacing": 32,
         "resolve": {"scale": {"color": "independent", "shape": "independent"}},
     }
-    return _compressed(vl_convert.vegalite_to_png(finite(spec), scale=SCALE))
-
-
-def _compressed(png: bytes) -> bytes:
-    """Compress a PNG's pixels again: the converter leaves them three times as large."""
-    parts, pixels, start = [], b"", len(SIGNATURE)
-    while start < len(png):
-        size, kind = struct.unpack(">I4s", png[start : start + 8])
-        content = png[start + 8 : start + 8 + size]
-        if kind == b"IDAT":
-            pixels += content
-        else:
-            parts.append((kind, content))
-        start += size + 12
-    parts.insert(-1, (b"IDAT", zlib.compress(zlib.decompress(pixels), 9)))
-    return SIGNATURE + b"".join(
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in parts
-    )
+    return png(spec, SCALE)
