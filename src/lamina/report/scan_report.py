@@ -17,7 +17,6 @@ from lamina.depth.statistics import LeaveOneOut, Numbers, Statistics
 from lamina.errors import ConfigError, ModelError
 from lamina.measure.results import SCAN_FILE
 from lamina.report.frames import frame_or_rows
-from lamina.report.reading import read_report
 from lamina.runtime.console import printable
 from lamina.runtime.files import write_text
 
@@ -64,6 +63,8 @@ def read_scan(folder: str | Path) -> Any:
     They are a pandas DataFrame where pandas is installed, else a list of dicts. Raises ConfigError
     if the folder holds no scan, and ModelError if its scan.json is damaged.
     """
+    from lamina.report.reading import read_report  # imports numpy
+
     given = Path(folder).expanduser()
     report = read_report([given])
     if not report.scans:
