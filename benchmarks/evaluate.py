@@ -47,6 +47,7 @@ def lamina(model: str, rows: Rows, folder: Path) -> dict[str, Any]:
         *("evaluate", f"model_name={model}", "dtype=float32", f"hydra.run.dir={folder / 'out'}"),
         f"evaluation.tasks=[{','.join(map(str, files))}]",
         f"evaluation.task_settings.max_new_tokens={NEW_TOKENS}",
+        "evaluation.speed.batch_sizes=[]",
     ]
     seconds = seconds_of(lambda: run_logged(command, folder))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
