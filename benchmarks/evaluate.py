@@ -1,7 +1,7 @@
 """How many items per second `lamina evaluate` scores, beside lm-eval's command line.
 
-    python benchmarks/evaluate.py --model FOLDER [--items 100] [--answers 20] [--batch 8]
-                                  [--json FILE] [--check] FILE.jsonl ...
+    python benchmarks/evaluate.py --model FOLDER [--items 100] [--answers 20] [--new-tokens 64]
+                                  [--batch 8] [--json FILE] [--check] FILE.jsonl ...
 
 Shows: items per second of both command lines on the same items and model in float32, with as many
 threads, with start-up and without; start-up is what the same command takes for one item. FILEs
@@ -24,29 +24,28 @@ from harness.figures import Aim, at_least, finish, options, show
 from harness.runs import run_logged, seconds_of
 
 FASTER = 1.5
-NEW_TOKENS = 64
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def lm_eval(model: str, rows: Rows, folder: Path, batch: int) -> dict[str, Any]:
+def lm_eval(model: str, rows: Rows, folder: Path, new: int, batch: int) -> dict[str, Any]:
     """Return the seconds of lm-eval's command, and its samples."""
     for name, own in rows.items():
-        lm_eval_files.write_task(folder, name, own, shots=0, max_new_tokens=NEW_TOKENS)
+        lm_eval_files.write_task(folder, name, own, shots=0, max_new_tokens=new)
     output = folder / "out"
     command = lm_eval_files.command(model, folder, output, batch=batch, dtype="float32")
     seconds = seconds_of(lambda: run_logged(command, folder))
     return {**seconds._asdict(), "items": lm_eval_files.samples(output)}
 
 
-def lamina(model: str, rows: Rows, folder: Path) -> dict[str, Any]:
+def lamina(model: str, rows: Rows, folder: Path, new: int) -> dict[str, Any]:
     """Return the seconds of our command, and its items."""
     files = [lm_eval_files.write_rows(folder / f"{name}.jsonl", own) for name, own in rows.items()]
     command = [
         str(Path(sys.executable).with_name("lamina")),
         *("evaluate", f"model_name={model}", "dtype=float32", f"hydra.run.dir={folder / 'out'}"),
         f"evaluation.tasks=[{','.join(map(str, files))}]",
-        f"evaluation.task_settings.max_new_tokens={NEW_TOKENS}",
+        f"evaluation.task_settings.max_new_tokens={new}",
         "evaluation.speed.batch_sizes=[]",
     ]
     seconds = seconds_of(lambda: run_logged(command, folder))
@@ -82,6 +81,7 @@ def main() -> None:
     )
     parser.add_argument("--items", type=at_least(2), default=100, help="items of each file")
     parser.add_argument("--answers", type=at_least(2), default=20, help="answers to generate")
+    parser.add_argument("--new-tokens", type=at_least(1), default=64, help="tokens of an answer")
     parser.add_argument("--batch", type=at_least(1), default=8, help="lm-eval's batch size")
     given = parser.parse_args()
     rows = {}
@@ -95,9 +95,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 if side == "lm-eval":
-                    result = lm_eval(given.model, own, folder, given.batch)
+                    result = lm_eval(given.model, own, folder, given.new_tokens, given.batch)
                 else:
-                    result = lamina(given.model, own, folder)
+                    result = lamina(given.model, own, folder, given.new_tokens)
             found[f"{side}, {part}"] = result
             print(f"{side}, {part}: {result['wall']:.1f} s, CPU {result['cpu']:.1f} s", flush=True)
     total, single = sum(map(len, rows.values())), len(rows)
@@ -127,7 +127,16 @@ def main() -> None:
         side: {key: value for key, value in own.items() if key != "items"}
         for side, own in found.items()
     }
-    figures = {"times": times, "speeds": speeds, "apart": apart if math.isfinite(apart) else None}
+    scores = {
+        name: {key: sum(bool(item[key]) for item in items) for key in ("correct", "correct_norm")}
+        for name, items in found["Lamina, all"]["items"].items()
+    }
+    figures = {
+        "right": scores,
+        "times": times,
+        "speeds": speeds,
+        "apart": apart if math.isfinite(apart) else None,
+    }
     finish(figures, aims, given.json, given.check)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.errors import DataError, either, reason_of
 from lamina.measure.tasks.files import Flat, ItemResult, Metric, TaskResult
+from lamina.measure.tasks.generation import THOUGHT_END
 from lamina.measure.tasks.items import LibraryTask
 from lamina.measure.tasks.settings import TaskSettings
 from lamina.runtime.console import stage
@@ -81,6 +82,7 @@ def evaluate_library_task(
                     tokenizer=tokenizer,
                     batch_size=max(1, settings.batch_tokens // TOKENS_PER_PROMPT),
                     enable_thinking=settings.thinking,
+                    think_end_token=THOUGHT_END if settings.thinking else None,
                     add_bos_token={"always": True, "never": False}.get(settings.bos),
                 ),
                 tasks=[task.name],
