@@ -173,3 +173,9 @@ def test_a_dropped_first_layer_is_not_within_noise_but_the_model_itself_is() -> 
     assert same.is_within_noise
     assert not dropped.is_within_noise
     assert dropped.low > 0
+
+
+def test_one_document_tells_no_difference() -> None:
+    (found,) = compare_columns(np.array([[1.0]]), np.array([[5.0]]), np.array([4.0]))
+    assert (found.difference, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert found.is_within_noise

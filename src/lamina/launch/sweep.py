@@ -122,7 +122,7 @@ class Sweep(Callback):
         if config.hydra.mode != RunMode.MULTIRUN or config.dry_run:
             return
         sweep, folder = Sweep.started, Path(config.hydra.sweep.dir)
-        report = read_report([folder], lambda _: sweep.planned if sweep else ())
+        report = read_report([folder], lambda _: sweep.planned if sweep else recorded_jobs(folder))
         try:
             write_report(report, folder)
         except OutputError as error:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from lamina.measure.tasks.files import (
     read_evaluation,
     read_items,
 )
+from lamina.weights.source import made_of
 
 SIGNIFICANT = 0.05
 """Largest p-value of a difference that is more than noise."""
@@ -26,6 +27,9 @@ LOSS = "loss"
 
 FIELDS = {"acc": "correct", "acc_norm": "correct_norm", "exact_match": "correct", LOSS: "nll"}
 """Metrics that are compared, and the fields of an item; all but the loss are a mean over items."""
+
+USED = (*dict.fromkeys(FIELDS.values()), "tokens")
+"""The fields of an item that are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Comparison:
     n: int
     """Items or documents."""
     is_within_noise: bool
-    """Whether the interval holds 0, or the test finds no difference."""
+    """Whether the interval holds 0, the test finds no difference, or there is one item only."""
 
 
 Comparisons = dict[str, dict[str, Comparison]]
@@ -60,11 +64,13 @@ Comparisons = dict[str, dict[str, Comparison]]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation and its items by task, in the order of their rows; none if damaged."""
+    """An evaluation and its items."""
 
     path: Path
     result: EvaluationResult
-    items: dict[str, list[ItemResult]]
+    items: dict[str, dict[str, Array]]
+    """By task and field, in the order of the task's file; NaN where an item lacks the field. Empty
+    if they are damaged."""
 
 
 def load_evaluation(folder: Path, result: EvaluationResult | None = None) -> Evaluated:
@@ -72,16 +78,20 @@ def load_evaluation(folder: Path, result: EvaluationResult | None = None) -> Eva
 
     Raises ModelError if either is damaged, or items are missing.
     """
-    result = result or read_evaluation(folder)
+    result, path = result or read_evaluation(folder), folder / ITEMS_FILE
     items: dict[str, list[ItemResult]] = {name: [] for name in result.tasks}
     for item in sorted(read_items(folder), key=lambda item: item.id):
         items.get(item.task, []).append(item)
     for name, found in items.items():
         expected = result.tasks[name].items
         if len(found) != expected or len({item.id for item in found}) != expected:
-            path = folder / ITEMS_FILE
             raise ModelError(f"{path}: {name} has {len(found)} items, expected {expected}")
-    return Evaluated(folder, result, items)
+    with made_of(path):
+        return Evaluated(folder, result, {name: _columns(each) for name, each in items.items()})
+
+
+def _columns(items: Sequence[ItemResult]) -> dict[str, Array]:
+    return {field: np.array([getattr(item, field) for item in items], float) for field in USED}
 
 
 def compare(first: Evaluated, second: Evaluated) -> Comparisons:
@@ -102,8 +112,10 @@ def compare_all(pairs: Sequence[tuple[Evaluated, Evaluated]]) -> list[Comparison
             for metric in _metrics(name, first, second):
                 groups[name, metric, first.result.tasks[name].items_hash].append(number)
     for (name, metric, _), numbers in groups.items():
-        sides = [[pairs[number][side].items[name] for number in numbers] for side in (0, 1)]
-        for number, comparison in zip(numbers, _compared(metric, *sides), strict=True):
+        tasks = [[pairs[number][side].items[name] for number in numbers] for side in (0, 1)]
+        before, after = (np.column_stack([each[FIELDS[metric]] for each in side]) for side in tasks)
+        compared = compare_columns(before, after, tasks[0][0]["tokens"] if metric == LOSS else None)
+        for number, comparison in zip(numbers, compared, strict=True):
             found[number].setdefault(name, {})[metric] = comparison
     return found
 
@@ -112,8 +124,9 @@ def refuse_incomparable(first: Evaluated, second: Evaluated) -> None:
     """Raise ConfigError if a task of both was not measured in the same way, on the same items."""
     for name in _shared(first, second):
         _refuse_different(name, first.result.tasks[name], second.result.tasks[name])
-        tokens = [[item.tokens for item in each.items[name]] for each in (first, second)]
-        if LOSS in first.result.tasks[name].metrics and tokens[0] != tokens[1]:
+        before, after = (each.items[name]["tokens"] for each in (first, second))
+        same = np.array_equal(before, after, equal_nan=True)
+        if LOSS in first.result.tasks[name].metrics and not same:
             raise ConfigError(f"{name}: not comparable: the items have other numbers of tokens")
 
 
@@ -135,31 +148,19 @@ def _refuse_different(name: str, first: TaskResult, second: TaskResult) -> None:
 def _metrics(name: str, *sides: Evaluated) -> Iterator[str]:
     """Yield the metrics of a task that both have, also for each item."""
     for metric, field in FIELDS.items():
-        items = [item for side in sides for item in side.items[name]]
+        used = (field, "tokens") if metric == LOSS else (field,)
+        columns = [side.items[name][each] for side in sides for each in used]
         is_known = all(metric in side.result.tasks[name].metrics for side in sides)
-        if is_known and items and all(getattr(item, field) is not None for item in items):
+        if is_known and all(column.size and np.isfinite(column).all() for column in columns):
             yield metric
-
-
-def _compared(
-    metric: str, first: Iterable[Sequence[ItemResult]], second: Iterable[Sequence[ItemResult]]
-) -> list[Comparison]:
-    """Compare pairs of the same items in one metric."""
-    before, after = (_column(items, FIELDS[metric]) for items in (first, second))
-    return compare_columns(before, after, _column(first, "tokens") if metric == LOSS else None)
-
-
-def _column(given: Iterable[Sequence[ItemResult]], field: str) -> Array:
-    """Return a field of the items as (items, pairs)."""
-    return np.array([[getattr(item, field) for item in items] for items in given], float).T
 
 
 def compare_columns(first: Array, second: Array, tokens: Array | None = None) -> list[Comparison]:
     """Compare pairs of columns, (items, pairs): whether answers are correct or, with `tokens`, nll.
 
-    `tokens` are those of each item, in columns of which the first counts.
+    `tokens` are those of each item.
     """
-    weights = np.ones(len(first)) if tokens is None else tokens[:, 0]
+    weights = np.ones(len(first)) if tokens is None else tokens
     means = [values.sum(axis=0) / weights.sum() for values in (first, second)]
     bounds = paired_intervals(first, second, weights)
     p = mcnemar(first, second).tolist() if tokens is None else [None] * len(means[0])
@@ -185,7 +186,9 @@ def compare_columns(first: Array, second: Array, tokens: Array | None = None) ->
                 retention=percents[1],
                 retention_high=percents[2],
                 n=len(first),
-                is_within_noise=low <= 0 <= high or (p[pair] or 0) >= SIGNIFICANT,
+                is_within_noise=low <= 0 <= high
+                or (p[pair] or 0) >= SIGNIFICANT
+                or len(first) == 1,
             )
         )
     return made

@@ -121,7 +121,7 @@ def with_noise(
     usable = [number for number, column in losses.items() if len(column) == size]
     columns = np.column_stack([losses[number] * tokens for number in usable])
     first = np.repeat(columns[:, [usable.index(best)]], len(usable), axis=1)
-    compared = compare_columns(first, columns, tokens[:, None])
+    compared = compare_columns(first, columns, tokens)
     added: dict[int, dict[str, Any]] = {
         number: {
             "within_noise_of_best": comparison.is_within_noise,
