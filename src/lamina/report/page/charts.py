@@ -111,13 +111,15 @@ def _dropped(rows: Sequence[RunRow]) -> Iterable[Spec]:
         return
     dropped = [layer for row in single for layer in row.dropped_layers or ()]
     x = layers("layer", "layer dropped, 0-based", min(dropped), max(dropped))
-    y = numbers("values.loss", f"loss, {NATS}", **scaled(known))
+    y = numbers("values.loss.value", f"loss, {NATS}", **scaled(known))
     stages = {"domain": ["after removal", "healed"], "range": [ORANGE, BLUE]}
-    tip = tips(run="name", layer="layer", after_removal="values.reduced", healed="values.loss")
+    tip = tips(
+        run="name", layer="layer", after_removal="values.reduced", healed="values.loss.value"
+    )
     after = {"color": {"datum": "after removal", "scale": stages}, "tooltip": tip}
     healed = {"color": {"datum": "healed", "scale": stages}, "tooltip": tip}
     drawn = [
-        intervals(x, y, "values.reduced", "values.loss"),
+        intervals(x, y, "values.reduced", "values.loss.value"),
         points(x, {**y, "field": "values.reduced"}, after, shape="triangle-up"),
         points(x, y, healed),
         *level("original", references, {**y, "field": "y"}),

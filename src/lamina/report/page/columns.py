@@ -68,7 +68,7 @@ LOSS = Column(
     key="loss",
     label="Healed loss",
     kind="number",
-    of=lambda row: row.healed_loss,
+    of=lambda row: _interval({"value": row.healed_loss, "stderr": row.healed_stderr}),
     about="nats per token",
     reference=lambda row: row.baseline_loss,
 )
@@ -147,7 +147,7 @@ def _score(number: int, task: str, metric: str) -> Column:
     )
 
 
-def _interval(figure: Mapping[str, Any], is_share: bool) -> dict[str, float] | None:
+def _interval(figure: Mapping[str, Any], is_share: bool = False) -> dict[str, float] | None:
     value, stderr = figure.get("value"), figure.get("stderr")
     if value is None:
         return None
