@@ -200,6 +200,7 @@ def test_print_has_no_controls_and_fits_the_paper(written: Path, opened: Open) -
     assert not found.page.locator("#filter").is_visible()
     white = "getComputedStyle(document.documentElement).backgroundColor"
     assert found.page.evaluate(white) == "rgb(255, 255, 255)"
+    assert found.page.evaluate("document.documentElement.scrollWidth") == 1040
     assert found.page.pdf(landscape=True)[:5] == b"%PDF-"
 
 

@@ -21,7 +21,7 @@ class Column:
     key: str
     label: str
     kind: str
-    """text, integer, number, signed, share, count or bytes: how the page formats it."""
+    """text, override, integer, number, signed, share, count or bytes: how the page formats it."""
     of: Callable[[RunRow], Any]
     """A number, a text or an interval; None if it is not known."""
     is_higher_better: bool = False
@@ -167,7 +167,7 @@ def columns(rows: Sequence[RunRow]) -> list[Column]:
 
 def _override(number: int, key: str) -> Column:
     of = lambda row: overrides(row).get(key)  # noqa: E731
-    return Column(key=f"override{number}", label=key, kind="text", of=of, about="override")
+    return Column(key=f"override{number}", label=key, kind="override", of=of)
 
 
 def overrides(row: RunRow) -> dict[str, str]:

@@ -14,7 +14,7 @@ function shownRows(content) {
   const rows = content.rows.filter((row) => isShown(row) && words.every((word) => row.text.includes(word)));
   if (!state.sort) return rows;
   const sign = state.order === "descending" ? -1 : 1;
-  const key = (row) => valueOf(row.values[state.sort]);
+  const key = (row) => valueOf(row.values[state.sort]) ?? undefined;
   return rows.sort((one, two) => {
     const [a, b] = [key(one), key(two)];
     // Runs without a figure come last in both directions.
