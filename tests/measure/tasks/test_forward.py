@@ -1,9 +1,12 @@
 """Rows that share a prefix get what plain rows get, in each family that can; others say so."""
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from lamina.measure.tasks.forward import Row, log_likelihoods, longest_packed, packed
 from tests.architectures import ARCHITECTURES, build
+from tests.conftest import REFERENCE
 
 CANNOT_PACK = {"mamba2", "qwen3_next", "falcon_h1", "mpt"}
 """Recurrent layers, and positions that cannot be set."""
@@ -28,6 +31,12 @@ def test_branches_do_not_see_each_other(name: str) -> None:
         assert first == pytest.approx(alone, abs=1e-4)
         assert third == pytest.approx(alone, abs=1e-4)
         assert other != pytest.approx(first, abs=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_does_not_pass_for_a_wrong_mask(dtype: torch.dtype) -> None:
+    model = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype=dtype).eval()
+    assert longest_packed(model) is not None
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3_text"])

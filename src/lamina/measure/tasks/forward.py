@@ -14,9 +14,8 @@ WINDOWS = ("sliding_window", "attention_chunk_size")
 
 SAME = {"torch.float32": 1e-3}
 ROUNDED = 0.1
-"""Largest difference of a token's log-likelihood between two ways to compute it, in nats: in
-float32, and with fewer bits. Wrong masks or positions give larger ones."""
-
+"""Largest mean difference of a token's log-likelihood between two ways to compute it, in nats: in
+float32, and with fewer bits. SmolLM2 in bfloat16 has 0.04, and 0.2 if only positions are wrong."""
 
 LINE = 256
 """Tokens in which rows are packed side by side; a longer row has a line of its own."""
@@ -142,17 +141,16 @@ def longest_packed(model: "PreTrainedModel") -> int | None:
 
     config = model.config.get_text_config()
     vocabulary = config.vocab_size
-    prefix, *branches = ([(n * i) % vocabulary for i in range(3, 9)] for n in (7, 11, 13))
-    plain = [
-        Row(ids=[*prefix, *each[:-1]], sources=range(5, 11), targets=each) for each in branches
-    ]
+    prefix, *branches = ([(n * i) % vocabulary for i in range(3, 27)] for n in (7, 11, 13))
+    prefix = prefix[:6]
+    plain = [Row(ids=[*prefix, *b[:-1]], sources=range(5, 29), targets=b) for b in branches]
     try:
         expected = [each for found in log_likelihoods(model, plain) for each in found]
         rows = [packed(prefix, branches, len(prefix)) for _ in range(2)]
         found = log_likelihoods(model, rows)[1]
     except Exception:  # a family's own code, given arguments it may not know
         return None
-    apart = torch.tensor(expected).sub(torch.tensor(found)).abs().max().item()
+    apart = torch.tensor(expected).sub(torch.tensor(found)).abs().mean().item()
     if not apart <= SAME.get(str(model.dtype), ROUNDED):
         return None
     windows = (getattr(config, name, None) for name in WINDOWS)
