@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import sys
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from lamina.errors import OutputError
+from lamina.report.page.charts import charts
 from lamina.report.page.columns import columns, measures
 from lamina.report.page.content import (
     MOST_POINTS,
@@ -25,14 +25,17 @@ from lamina.report.page.content import (
 from lamina.report.page.document import write_page
 from lamina.report.page.drawing import lowest_end, scaled
 from lamina.report.page.vega import png
-from lamina.report.runs import RunRow
-from tests.report.page.conftest import made
+from lamina.report.runs import Report, RunRow
 
 
 def row(**given: Any) -> RunRow:
     return RunRow(
         **{"name": "run", "folder": "/runs/0", "sweep": None, "status": "completed"} | given
     )
+
+
+def report(rows: list[RunRow]) -> Report:
+    return Report(title="", made_at="", rows=rows, scans=[], broken=[])
 
 
 ACCURACY = {"value": 0.9, "stderr": 0.1, "n": 9, "chance": 0.25}
@@ -88,6 +91,22 @@ def test_a_curve_begins_with_the_reduced_model_and_is_thinned_out() -> None:
     assert MOST_POINTS / 2 < len(drawn["loss"]) <= MOST_POINTS + 1
     assert None not in drawn["loss"]
     assert curve(row(reduced_loss=7.0)) == {"step": [], "tokens": [], "loss": []}
+
+
+@pytest.mark.parametrize(("tokens", "unit"), [(512, "trained tokens"), (None, "optimizer steps")])
+def test_healing_is_drawn_against_tokens_or_steps(tokens: int | None, unit: str) -> None:
+    entry = {"step": 1, "tokens": tokens, "eval_loss": 2.5}
+    given = [row(history=[entry]), row(history=[entry | {"tokens": 512}])]
+    (drawn,) = charts(report(given))
+    assert drawn["title"] == f"Evaluation loss against {unit}"
+    assert drawn["spec"]["layer"][0]["encoding"]["x"]["title"] == unit
+
+
+def test_a_cost_that_all_runs_share_has_no_chart() -> None:
+    figures = {"healed_loss": 2.5, "parameters": 10}
+    given = [row(**figures, layers=3), row(**figures, layers=4), row(status="failed", layers=5)]
+    assert [each["id"] for each in charts(report(given))] == ["chart-loss-layers"]
+    assert charts(report(given[1:])) == []
 
 
 def test_the_spread_between_seeds() -> None:
@@ -166,7 +185,6 @@ def test_the_engine_stays_out_of_this_process(written: Path) -> None:
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
-    report = replace(made(tmp_path), rows=[], scans=[])
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"report\.html cannot be written"):
-        write_page(report, tmp_path / "file")
+        write_page(report([]), tmp_path / "file")

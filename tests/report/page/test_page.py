@@ -56,12 +56,13 @@ def test_contrast_roles_and_width(
     written: Path, opened: Open, size: dict[str, int], scheme: str
 ) -> None:
     found = opened(written / "report.html", size, scheme)
+    found.page.locator("#every-setting summary").click()
     found.page.evaluate(AXE.read_text(encoding="utf-8") + "; 0")
     violations: list[dict[str, Any]] = found.page.evaluate(
         "async () => (await axe.run()).violations.map(({id, impact, nodes}) =>"
         " ({id, impact, html: nodes.map((node) => node.html.slice(0, 200))}))"
     )
-    assert [each for each in violations if each["impact"] in ("serious", "critical")] == []
+    assert violations == []
     assert found.page.evaluate("document.documentElement.scrollWidth") == size["width"]
 
 
