@@ -58,10 +58,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def sweep(tasks: list[str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Two jobs that need the original's evaluation."""
     folder = tmp_path_factory.mktemp("sweep")
-    given = [*SHORT, *tasks, "evaluation.num_samples=1", "depth.keep_layers=8,10"]
-    cache = str(folder / "cache")
+    given = [*SHORT, *tasks, "evaluation.num_samples=1", "depth.keep_layers=8,10", "logger=both"]
+    env = {"LAMINA_CACHE": str(folder / "cache"), "COLUMNS": "200"}
     swept = [f"hydra.sweep.dir={folder / 'sweep'}", *given]
-    done = train(folder / "unused", "--multirun", *swept, LAMINA_CACHE=cache)
+    done = train(folder / "unused", "--multirun", *swept, **env)
     assert done.code == 0, done.errors
     return replace(done, folder=folder / "sweep")
 
@@ -123,7 +123,7 @@ def test_the_card_has_the_tasks_with_intervals_and_protocol(sweep: Finished) -> 
     assert "scorer=lamina" in card
 
 
-def test_tensorboard_has_the_tasks_before_and_after(sweep: Finished) -> None:
+def test_tensorboard_and_wandb_have_the_tasks_before_and_after(sweep: Finished) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(sweep.folder / "0" / "logs/pruned/keep-8-first-lora"))
@@ -138,6 +138,8 @@ def test_tensorboard_has_the_tasks_before_and_after(sweep: Finished) -> None:
         ]  # fmt: skip
     (before,) = events.Scalars("eval_tasks/choose/acc_original")
     assert before.value == pytest.approx(original["choose"]["acc"])
+    (wandb,) = (sweep.folder / "0" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"eval_tasks/read/kl" in wandb.read_bytes()
 
 
 def test_a_sweep_evaluates_the_original_once(sweep: Finished) -> None:
@@ -264,8 +266,8 @@ def test_bad_items_are_refused_before_anything_slow(case: str, tmp_path: Path) -
 
 def test_a_run_refuses_bad_items_before_it_chooses_layers(tmp_path: Path) -> None:
     path = write(tmp_path / "items.jsonl", [CHOICE, CHOICE | {"label": 2}])
-    for mode in ("dry_run=true", "dry_run=false"):
-        given = [*SHORT, f"evaluation.tasks=[{path}]", mode]
+    for mode in ("true", "false"):
+        given = [*SHORT, f"evaluation.tasks=[{path}]", f"dry_run={mode}"]
         done = train(tmp_path / mode, *given)
         assert done.code == 1
         assert "row 2: label is 2, expected 0 to 1" in done.refusal

@@ -313,13 +313,15 @@ def final(
 def _place(record: Record, protocol: Protocol, role: str) -> Place | None:
     """Return where a model's evaluation goes; None if the model is not to be evaluated."""
     wanted, content = protocol.wanted, record.content
+    if not wanted.goes_further:
+        return None
     kept, base = content["kept_layers"], protocol.original
     is_wanted = {
         ORIGINAL: wanted.baseline and base is not None,
         REDUCED: wanted.reduced and len(kept) < content["num_layers"],
         FINAL: wanted.reload,
     }
-    if not (wanted.goes_further and is_wanted[role]):
+    if not is_wanted[role]:
         return None
     return Place(
         folder=str(record.path.parent / EVALUATION_FOLDER / role),
