@@ -89,6 +89,22 @@ def test_an_unusable_row_is_named(tmp_path: Path, content: str, said: str) -> No
     assert str(raised.value) == f"evaluation.tasks={tmp_path / 'items.jsonl'}{said}"
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("LARGEST_FILE", ": expected at most 20 bytes"),
+        ("LONGEST_ROW", ", row 2: expected at most 20 bytes"),
+    ],
+)
+def test_sizes_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, said: str
+) -> None:
+    monkeypatch.setattr(f"lamina.measure.tasks.items.{limit}", 20)
+    with pytest.raises(DataError) as raised:
+        read(tmp_path, lines({"text": "short"}, {"text": "x" * 30}))
+    assert str(raised.value) == f"evaluation.tasks={tmp_path / 'items.jsonl'}{said}"
+
+
 def test_examples_must_leave_items(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         read(tmp_path, lines(CHOICE, CHOICE), few_shot=2)

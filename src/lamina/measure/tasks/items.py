@@ -14,8 +14,8 @@ from lamina.measure.tasks.settings import TaskSettings
 KEY = "evaluation.tasks"
 SUFFIX = ".jsonl"
 
-LONGEST_ROW, MOST_ROWS, MOST_CHOICES = 10_000_000, 1_000_000, 100
-"""Bytes of a row, rows of a file, choices of an item."""
+LARGEST_FILE, LONGEST_ROW, MOST_CHOICES = 1_000_000_000, 10_000_000, 100
+"""Bytes of a file and of a row, choices of an item."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a pair, which no tokenizer takes."""
@@ -141,14 +141,15 @@ def _read(path: Path, name: str, settings: TaskSettings, key: str) -> Task:
 def _rows(path: Path, named: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each row with its number, which is the line's as in an editor."""
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise DataError(f"{named}: expected at most {LARGEST_FILE:,} bytes")
         with path.open("rb") as file:
             number = 0
             while line := file.readline(LONGEST_ROW + 1):
                 number += 1
-                if len(line) > LONGEST_ROW or number > MOST_ROWS:
+                if len(line) > LONGEST_ROW:
                     raise DataError(
-                        f"{named}, row {number}: expected at most {MOST_ROWS:,} rows of "
-                        f"{LONGEST_ROW:,} bytes"
+                        f"{named}, row {number}: expected at most {LONGEST_ROW:,} bytes"
                     )
                 if line.strip():
                     yield number, _parsed(line, f"{named}, row {number}")
