@@ -20,7 +20,6 @@ from lamina.depth.surgery import layer_count, reduced_config, reduced_generation
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
 from lamina.errors import ConfigError, ModelError, did_you_mean, either, naming
 from lamina.runtime.console import stage
-from lamina.weights.header import StoredTensor
 from lamina.weights.reading import DTYPES, tensor_slices
 from lamina.weights.source import Source, read_json, refuse_mistyped
 
@@ -200,12 +199,10 @@ def refuse_not_finite(name: str, model: "PreTrainedModel", layer: int | None = N
 
     `layer` is the 0-based layer that the model's only one is of the whole model `name`.
     """
-    import torch
-
     for weight, tensor in model.named_parameters():
         if tensor.is_floating_point() and tensor.itemsize > 1:  # torch cannot add float8
             # One pass without a temporary tensor; the sum of finite weights may still overflow.
-            total = tensor.detach().sum(dtype=torch.float32)
+            total = tensor.detach().sum()
             if not total.isfinite() and not tensor.isfinite().all():
                 full = weight if layer is None else with_layer(weight, layer)
                 raise ModelError(
@@ -315,19 +312,18 @@ def _location(source: Source) -> dict[str, Any]:
     }
 
 
-def refuse_unfit(name: str, config: "PretrainedConfig", stored: Mapping[str, StoredTensor]) -> None:
-    """Refuse stored tensors that do not fit a model, by names and shapes alone."""
+def refuse_unfit(name: str, config: "PretrainedConfig", tensors: Mapping[str, Any]) -> None:
+    """Refuse tensors, read or written, that do not fit a model, by names and shapes alone."""
     import torch
 
-    model = blueprint(config)
-    tied = model.all_tied_weights_keys.keys() - stored.keys()
-    places = {k: tuple(v.shape) for k, v in model.state_dict().items() if k not in tied}
-    if {name: tensor.shape for name, tensor in stored.items()} == places:
+    model, shapes = blueprint(config), {key: each.stored.shape for key, each in tensors.items()}
+    tied = model.all_tied_weights_keys.keys() - shapes.keys()
+    if shapes == {k: tuple(v.shape) for k, v in model.state_dict().items() if k not in tied}:
         return  # nothing to rename or convert, so transformers need not try
     _, info = type(model).from_pretrained(
         None,
         config=config,
-        state_dict={k: torch.empty(v.shape, device="meta") for k, v in stored.items()},
+        state_dict={k: torch.empty(shape, device="meta") for k, shape in shapes.items()},
         device_map={"": "meta"},
         ignore_mismatched_sizes=True,
         output_loading_info=True,

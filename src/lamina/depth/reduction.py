@@ -74,10 +74,8 @@ def true_ties(model: Reduction, slices: Mapping[str, TensorSlice]) -> Reduction:
 
 
 def _are_equal(first: TensorSlice, second: TensorSlice) -> bool:
-    if first.stored != second.stored:
-        return False
     blocks = zip(byte_blocks(first, None), byte_blocks(second, None), strict=True)
-    return all(bytes(a) == bytes(b) for a, b in blocks)
+    return first.stored == second.stored and all(bytes(a) == bytes(b) for a, b in blocks)
 
 
 def whole_config(source: Source) -> "PretrainedConfig":

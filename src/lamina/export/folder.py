@@ -214,10 +214,8 @@ def write_weights(
     """
     from transformers import AutoConfig
 
-    stored = {key: tensor.stored for key, tensor in tensors.items()}
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    refuse_unfit(name, config, stored)
-
+    refuse_unfit(name, config, tensors)
     total = sum(tensor.stored.nbytes for tensor in tensors.values())
     with stage("writing weights", total, format=format_bytes) as shown:
         write_shards(folder, tensors, shown.advance, max_shard_bytes)

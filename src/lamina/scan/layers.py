@@ -138,8 +138,7 @@ class LayerStack:
         self.dtype, self.device = dtype, device
         needed = {k: v for k, v in slices.items() if not is_mtp_tensor(k, self.num_layers)}
         self._model = true_ties(reduction(source, range(self.num_layers)), needed)
-        stored = {name: piece.stored for name, piece in needed.items()}
-        refuse_unfit(f"model_name={source.name}", self._model.config, stored)
+        refuse_unfit(f"model_name={source.name}", self._model.config, needed)
         self._slices: dict[int | None, dict[str, Any]] = defaultdict(dict)
         for name, piece in needed.items():
             self._slices[layer_of(name)][name] = piece

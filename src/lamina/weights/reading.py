@@ -81,7 +81,6 @@ class WeightFile:
         """Copy a range to a file descriptor inside the kernel; return False where it cannot."""
         end = begin + nbytes if hasattr(os, "copy_file_range") else -1
         while begin < end:
-            self.prefetch(begin, min(2 * BLOCK_BYTES, end - begin))
             count = min(BLOCK_BYTES, end - begin)
             try:
                 count = os.copy_file_range(self.descriptor, target, count, begin)
@@ -97,8 +96,11 @@ class WeightFile:
 
     def prefetch(self, begin: int, nbytes: int) -> None:
         """Start fetching a range from the disk in the background."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
+        end = begin + nbytes if hasattr(os, "posix_fadvise") else begin
+        # At a call, Linux fetches no more than its readahead or the device's largest request.
+        for start in range(begin, end, 2**20):
+            count = min(2**20, end - start)
+            os.posix_fadvise(self.descriptor, start, count, os.POSIX_FADV_WILLNEED)
 
     def view(self, begin: int, nbytes: int) -> mmap.mmap | None:
         """Prefetch a range; return the map of the whole file, or None if it is not mapped."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.weights.header import BITS, StoredTensor
-from lamina.weights.reading import WeightFile
+from lamina.weights.reading import BLOCK_BYTES, WeightFile
 from lamina.weights.source import INDEX_FILE
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -60,9 +60,16 @@ def write_shards(
 
 def _write(path: Path, tensors: Mapping[str, Outgoing], progress: Callable[[int], object]) -> None:
     header = _header({name: tensor.stored for name, tensor in tensors.items()})
+    later, ahead = iter(tensors.values()), 0
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name, tensor in tensors.items():
+            # The disk reads the next tensors while the kernel copies this one.
+            while ahead < 4 * BLOCK_BYTES and (coming := next(later, None)):
+                ahead += coming.stored.nbytes
+                if coming.file:
+                    coming.file.prefetch(coming.stored.begin, coming.stored.nbytes)
+            ahead -= tensor.stored.nbytes
             file.flush()
             begin, size, source = file.tell(), tensor.stored.nbytes, tensor.file
             if not (source and source.copy_to(file.fileno(), tensor.stored.begin, size, progress)):
@@ -77,12 +84,7 @@ def _header(tensors: Mapping[str, StoredTensor]) -> bytes:
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors.items():
-        end = offset + tensor.nbytes
-        content[name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
+        span = [offset, offset := offset + tensor.nbytes]
+        content[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": span}
     header = json.dumps(content, separators=(",", ":")).encode()
     return header + b" " * (-len(header) % 8)
