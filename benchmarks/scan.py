@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.figures import Aim, at_least, finish, options, show
-from harness.measured import Run, measure
+from harness.measured import Run, prepared
 from harness.random_model import LAYERS, SHAPES, generate, place, tensors
 from harness.runs import in_turn
 
@@ -161,7 +161,8 @@ def scan_from_disk(model: Path, tokens: int) -> tuple[dict[str, Any], list[Aim]]
 def alone(job: str, model: Path, number: int) -> tuple[Run, dict[str, Any]]:
     """Do one of measured.py's jobs; return its cost and what it wrote."""
     with tempfile.TemporaryDirectory() as name:
-        run = measure(Path(sys.executable), job, model, number, Path(name))
+        with prepared(Path(sys.executable), job) as measure:
+            run = measure(model, number, Path(name))
         output = Path(name) / "out"
         wrote = json.loads(output.read_text()) if output.is_file() else {}
     if run.failure:

@@ -1,29 +1,33 @@
-"""One job of loading.py or scan.py in a fresh process, and the time, disk and memory it takes.
+"""Jobs of loading.py and scan.py in fresh processes, and the time, disk and memory they take.
 
-    python benchmarks/harness/measured.py RECORD.json JOB MODEL NUMBER OUTPUT
+    python benchmarks/harness/measured.py JOB
 
-NUMBER is how many of the first layers stay, or how many tokens a scan takes.
-
-`measure` starts this file as a command. RECORD.json then holds that process's counters after the
-imports and at the end, even if the job fails. Modules that a job imports later count as its own.
-Peak memory is the kernel's VmHWM, reset after the imports. ru_maxrss cannot be reset, and it
-survives exec, so a child would start with its parent's.
+`prepared` starts this file as a command. It imports what the job needs, forks for each line of its
+input, `[MODEL, NUMBER, FOLDER]`, and prints the exit status. NUMBER is how many of the first layers
+stay, or how many tokens a scan takes. The fork does the job, and leaves its counters before and
+after in FOLDER, even if it fails. Modules that a job imports later count as its own.
+Peak memory is the kernel's VmHWM, reset before the job; the pages of libraries' code that the job
+uses are part of it, as a fork maps them anew.
 
 mergekit's environment runs this file, too: the top imports the standard library alone.
 """
 
+import gc
 import importlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 PROC = Path("/proc/self")
+RECORD, LOG = "record.json", "log"
+"""Files in a job's folder: its counters, and what it printed."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,16 @@ class Run:
     """What a job took: seconds, bytes of disk and of memory."""
 
     seconds: float
-    """Of the whole process."""
+    """Of the imports and the job together."""
 
     seconds_alone: float
-    """From the end of the imports to the end of the job."""
+    """Of the job."""
 
     read: float
-    """From the disk, after the imports."""
+    """From the disk."""
 
     written: float
-    """After the imports."""
+    """To the disk."""
 
     peak: float
     """Of memory, above that after the imports."""
@@ -52,33 +56,54 @@ class Run:
     """The last line printed, if the job failed."""
 
 
-def measure(python: Path, job: str, model: Path, number: int, folder: Path) -> Run:
-    """Do a job in a fresh process, after evicting the model's files from the page cache.
+class Measure(Protocol):
+    """Does a job in a fresh process."""
 
-    Args:
-        python: The interpreter, possibly of another environment.
-        job: A key of `JOBS`.
-        model: Folder of the model.
-        number: How many of its first layers stay, or how many tokens a scan takes.
-        folder: An empty folder; the job writes to `out` in it.
-    """
-    evict(model)
-    record, log = folder / "record.json", folder / "log"
-    arguments = [str(argument) for argument in (record, job, model, number, folder / "out")]
+    def __call__(self, model: Path, number: int, folder: Path, *, warm: bool = False) -> Run:
+        """Start with the model's files out of the page cache, or, if warm, in it.
+
+        Args:
+            model: Folder of the model.
+            number: How many of its first layers stay, or how many tokens a scan takes.
+            folder: An empty folder; the job writes to `out` in it.
+            warm: Where the model's files are.
+        """
+
+
+@contextmanager
+def prepared(python: Path, job: str) -> Iterator[Measure]:
+    """Import what a job of `JOBS` needs once, in an interpreter possibly of another environment."""
     # With PYTHONPATH, another environment would mix its modules with this one's.
     left_out = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH" if python != Path(sys.executable) else ""}
     environment = {k: v for k, v in os.environ.items() if k not in left_out}
     environment["HF_HUB_OFFLINE"] = "1"
     started = time.perf_counter()
-    with log.open("w") as file:
-        done = subprocess.run(
-            [python, __file__, *arguments], cwd=folder, env=environment, stdout=file, stderr=file
-        )
-    seconds = time.perf_counter() - started
-    if not record.is_file():
-        sys.exit(f"error: {job} failed:\n{log.read_text()[-3000:]}")
-    failure = last_line(log.read_text()) if done.returncode != 0 else ""
-    return noted(json.loads(record.read_text()), seconds, failure)
+    with subprocess.Popen(
+        [python, __file__, job],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        orders, answers = process.stdin, process.stdout
+        if not answers.readline():
+            sys.exit(f"error: {job} failed: its imports did")
+        imports = time.perf_counter() - started
+
+        def measure(model: Path, number: int, folder: Path, *, warm: bool = False) -> Run:
+            (fill if warm else evict)(model)
+            orders.write(json.dumps([str(model), number, str(folder)]) + "\n")
+            code, record, log = answers.readline().strip(), folder / RECORD, folder / LOG
+            if not record.is_file():
+                sys.exit(f"error: {job} failed:\n{log.read_text()[-3000:]}")
+            failure = last_line(log.read_text()) if code != "0" else ""
+            return noted(json.loads(record.read_text()), imports, failure)
+
+        yield measure
+        orders.close()
 
 
 def evict(model: Path) -> None:
@@ -89,17 +114,26 @@ def evict(model: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def fill(model: Path) -> None:
+    """Bring a model's files into the page cache."""
+    for path in model.glob("*.safetensors"):
+        with path.open("rb") as file:
+            while file.read(2**24):
+                pass
+
+
 def last_line(text: str) -> str:
     """Return the last line that is not empty."""
     return (text.strip().splitlines() or ["no output"])[-1].strip()
 
 
-def noted(record: dict[str, dict[str, float]], seconds: float, failure: str) -> Run:
-    """Turn a process's counters into the job's figures."""
+def noted(record: dict[str, dict[str, float]], imports: float, failure: str) -> Run:
+    """Turn a process's counters into the job's figures; `imports` took so many seconds."""
     before, after = record["imported"], record["ended"]
+    alone = after["time"] - before["time"]
     return Run(
-        seconds=seconds,
-        seconds_alone=after["time"] - before["time"],
+        seconds=imports + alone,
+        seconds_alone=alone,
         read=after["read"] - before["read"],
         written=after["written"] - before["written"],
         peak=after["peak"] - before["memory"],
@@ -230,17 +264,33 @@ def fields(name: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Import, count, do the job, count again."""
-    record, name, model, number, output = sys.argv[1:]
-    job = JOBS[name]
+    """Import, then do the job in a fork for every line of the input."""
+    job = JOBS[sys.argv[1]]
     for module in job.imports:
         importlib.import_module(module)
-    imported = counters()
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page of the imports
+    print("ready", flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            perform(job, *json.loads(line))
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def perform(job: Job, model: str, number: int, folder: str) -> None:
+    """Count, do the job, count again."""
+    os.chdir(folder)
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    before = counters()
     (PROC / "clear_refs").write_text("5")  # sets VmHWM back to VmRSS
     try:
-        job.do(model, int(number), output)
+        job.do(model, number, str(Path(folder, "out")))
     finally:
-        Path(record).write_text(json.dumps({"imported": imported, "ended": counters()}))
+        Path(folder, RECORD).write_text(json.dumps({"imported": before, "ended": counters()}))
 
 
 if __name__ == "__main__":
