@@ -65,26 +65,29 @@ def predictions(
     """Return float32 logits (scored positions, vocabulary), and each source's index in them.
 
     The sources are those of all rows, in their order; each position is computed once. Either all
-    rows have a prefix, or none.
+    rows have a prefix, or none. What all prefixes begin with, such as solved examples, is computed
+    once for each line.
     """
     import torch
 
     device = torch.device("cpu") if model.device.type == "meta" else model.device
-    lines = _lines(rows)
-    length = max(sum(len(rows[number].ids) for number in line) for line in lines)
+    common = shared([row.ids[: row.prefix or 0] for row in rows])
+    lines = _lines(rows, common)
+    length = common + max(sum(len(rows[number].ids) - common for number in line) for line in lines)
     ids = torch.zeros((len(lines), length), dtype=torch.long)
+    ids[:, :common] = torch.tensor(rows[0].ids[:common])
     starts = {}
     for place, line in enumerate(lines):
-        begin = 0
+        begin = common
         for number in line:
-            end = begin + len(rows[number].ids)
-            ids[place, begin:end] = torch.tensor(rows[number].ids)
-            starts[number] = (place, begin)
-            begin = end
+            own = rows[number].ids[common:]
+            ids[place, begin : begin + len(own)] = torch.tensor(own)
+            starts[number] = (place * length, begin - common)
+            begin += len(own)
     flat = torch.tensor(
         [
-            place * length + begin + source
-            for (place, begin), row in ((starts[n], row) for n, row in enumerate(rows))
+            starts[number][0] + source + (starts[number][1] if source >= common else 0)
+            for number, row in enumerate(rows)
             for source in row.sources
         ]
     )
@@ -93,7 +96,7 @@ def predictions(
     selected[places] = True
     selected = selected.view(ids.shape).to(device)
     with torch.inference_mode(), _head_at(model, selected):
-        options = _mask(model, rows, lines, length)
+        options = _mask(model, rows, lines, common, length)
         options = {name: tensor.to(device) for name, tensor in options.items()}
         logits = model(input_ids=ids.to(device), use_cache=False, **options).logits
         if logits.shape[:2] == selected.shape:
@@ -176,13 +179,22 @@ def _head_at(model: "PreTrainedModel", selected: "torch.Tensor") -> Iterator[Non
             hook.remove()
 
 
-def _lines(rows: Sequence[Row]) -> list[list[int]]:
+def shared(texts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all texts begin with."""
+    first, *rest = texts
+    for place, token in enumerate(first):
+        if any(len(text) <= place or text[place] != token for text in rest):
+            return place
+    return len(first)
+
+
+def _lines(rows: Sequence[Row], common: int) -> list[list[int]]:
     """Return the rows, by number, that stand side by side: as many as fit, or one if padded."""
     lines: list[list[int]] = []
     room: list[int] = []
-    longest = max(LINE, *(len(row.ids) for row in rows))
+    longest = max(LINE, *(len(row.ids) - common for row in rows))
     for number in sorted(range(len(rows)), key=lambda n: -len(rows[n].ids)):
-        size = len(rows[number].ids)
+        size = len(rows[number].ids) - common
         fits = (place for place, left in enumerate(room) if size <= left)
         place = None if rows[number].prefix is None else next(fits, None)
         if place is None:
@@ -195,7 +207,11 @@ def _lines(rows: Sequence[Row]) -> list[list[int]]:
 
 
 def _mask(
-    model: "PreTrainedModel", rows: Sequence[Row], lines: Sequence[Sequence[int]], length: int
+    model: "PreTrainedModel",
+    rows: Sequence[Row],
+    lines: Sequence[Sequence[int]],
+    common: int,
+    length: int,
 ) -> "dict[str, torch.Tensor]":
     """Return the arguments that say what each token sees, and where it stands."""
     import torch
@@ -206,19 +222,21 @@ def _mask(
         return {"attention_mask": (places < lengths[:, None]).long()}
     positions = torch.zeros((len(lines), length), dtype=torch.long)
     owner, branch = positions - 1, torch.zeros_like(positions)
+    positions[:, :common] = torch.arange(common)
     for place, line in enumerate(lines):
-        begin = 0
+        begin = common
         for number in line:
             prefix = rows[number].prefix or 0
-            owner[place, begin : begin + len(rows[number].ids)] = number
-            positions[place, begin : begin + prefix] = torch.arange(prefix)
-            begin += prefix
+            owner[place, begin : begin + len(rows[number].ids) - common] = number
+            positions[place, begin : begin + prefix - common] = torch.arange(common, prefix)
+            begin += prefix - common
             for index, size in enumerate(rows[number].branches, 1):
                 branch[place, begin : begin + size] = index
                 positions[place, begin : begin + size] = torch.arange(size) + prefix
                 begin += size
     seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
-    seen &= (owner[:, None] == owner[:, :, None]) & (places[:, None] >= places)
+    seen &= (places < common) | (owner[:, None] == owner[:, :, None])
+    seen &= places[:, None] >= places
     hidden = torch.zeros(seen.shape, dtype=model.dtype)
     hidden.masked_fill_(~seen, torch.finfo(model.dtype).min)
     return {"attention_mask": hidden[:, None], "position_ids": positions}

@@ -16,6 +16,7 @@ from lamina.measure.tasks.forward import (
     log_likelihoods,
     longest_packed,
     packed,
+    shared,
 )
 from lamina.measure.tasks.items import Choices, Task
 from lamina.measure.tasks.prompts import Prompts, longest
@@ -70,7 +71,8 @@ class Likelihoods:
     def batches(self, encoded: Sequence[Encoded]) -> list[list[int]]:
         """Group items, by their numbers, into forward passes."""
         rows = [self._rows(each) for each in encoded]
-        sizes = [sum(len(row.ids) for row in each) for each in rows]
+        common = shared([row.ids for each in rows for row in each]) if self._packed else 0
+        sizes = [sum(len(row.ids) - common for row in each) for each in rows]
         most = self.prompts.settings.batch_tokens
         if not self._packed:
             return list(padded_batches(sizes, most))
@@ -124,10 +126,10 @@ class Likelihoods:
 
     def _rows(self, each: Encoded) -> list[Row]:
         """Return what the model reads for an item: one row, or one per choice."""
-        texts, begin, shared = each.texts, min(each.begins), _shared(each.texts)
-        if len({*each.begins}) == 1 and shared >= begin and self._packed:
-            shared = min(shared, max(map(len, texts)) - 1)
-            row = packed(texts[0][:shared], [text[shared:] for text in texts], begin)
+        texts, begin, same = each.texts, min(each.begins), shared(each.texts)
+        if len({*each.begins}) == 1 and same >= begin and self._packed:
+            same = min(same, max(map(len, texts)) - 1)
+            row = packed(texts[0][:same], [text[same:] for text in texts], begin)
             if len(row.ids) <= self._packed:
                 return [row]
         return [
@@ -160,15 +162,6 @@ class Likelihoods:
             log_likelihoods=sums,
             tokens=len(values),
         )
-
-
-def _shared(texts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all texts begin with."""
-    first, *rest = texts
-    for place, token in enumerate(first):
-        if any(len(text) <= place or text[place] != token for text in rest):
-            return place
-    return len(first)
 
 
 def _best(values: Sequence[float]) -> int:
