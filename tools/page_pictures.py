@@ -20,7 +20,7 @@ from lamina.report.reading import read_report
 ROOT = Path(__file__).resolve().parents[1]
 
 SIZES = {"phone": (360, 740), "desktop": (1280, 900)}
-README_SIZE = (1200, 1500)
+README_SIZE = (1200, 1600)
 
 
 def main() -> None:
