@@ -107,7 +107,7 @@ def test_verify_ends_with_1_outside_the_tolerance(moved: Finished, tmp_path: Pat
     path.write_text("".join(json.dumps({**row, "loss": row["loss"] + 1}) + "\n" for row in rows))
     given = ("verify", "out", "--engine", "transformers", "--run", moved.folder)
     done = lamina(*given, cwd=tmp_path)
-    assert (done.code, done.errors.count("\n")) == (1, 1)
+    assert (done.code, done.refusal.count("\n")) == (1, 1)
     assert "error: out: transformers 5." in done.errors
     assert "; OUTSIDE " in done.errors
     assert not json.loads((tmp_path / "out" / "verification.json").read_text())["transformers"][
@@ -144,24 +144,24 @@ def test_a_missing_engine_says_how_to_make_its_environment(
         "this environment lacks vllm, which vllm needs: make an environment of its own and pass "
         "it: python -m venv ENV; ENV/bin/pip install vllm; --python ENV/bin/python"
     )
-    assert (done.code, done.errors) == (1, f"error: {message}\n")
+    assert (done.code, done.refusal) == (1, f"error: {message}\n")
     python = tmp_path / "an environment" / "python"
     python.parent.mkdir()
     python.write_text('#!/bin/sh\necho \'{"missing": "it"}\' > "$2/answer.json"\n')
     python.chmod(0o755)
     done = lamina(*given, "--python", python, cwd=tmp_path)
     message = f"{python} lacks it, which vllm needs: '{python}' -m pip install vllm"
-    assert (done.code, done.errors) == (1, f"error: {message}\n")
+    assert (done.code, done.refusal) == (1, f"error: {message}\n")
     given = ("export", pruned.folder, "--output", "new", "--form", "gguf", "--python", python)
     done = lamina(*given, cwd=tmp_path)
     extra = " ".join(
         tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]["gguf"]
     )
     message = f"{python} lacks it, which convert needs: '{python}' -m pip install {extra}"
-    assert (done.code, done.errors) == (1, f"error: {message}\n")
+    assert (done.code, done.refusal) == (1, f"error: {message}\n")
     given = ("verify", "out", "--run", pruned.folder, "--engine", "vllm")
     done = lamina(*given, "--python", "gone", cwd=tmp_path)
-    assert (done.code, done.errors) == (1, "error: --python=gone: no such interpreter\n")
+    assert (done.code, done.refusal) == (1, "error: --python=gone: no such interpreter\n")
     done = lamina("verify", "out", "--engine", "vllm", cwd=tmp_path)
     message = "out has no eval.jsonl: pass --run RUN, the run it came from"
     assert (done.code, done.errors) == (1, f"error: {message}\n")
@@ -200,7 +200,7 @@ def test_a_moved_base_is_passed(moved: Finished, tmp_path: Path) -> None:
         given = ("export", moved.folder, "--form", form, "--output", f"out-{form}")
         done = lamina(*given, cwd=tmp_path)
         message = "/mnt/models/reference: no such folder; if the base has moved, pass --base PATH"
-        assert (done.code, done.errors) == (1, f"error: {message}\n")
+        assert (done.code, done.refusal) == (1, f"error: {message}\n")
         done = lamina(*given, "--base", REFERENCE, cwd=tmp_path)
         assert done.code == 0, done.errors
         assert "checked: loss" in done.output

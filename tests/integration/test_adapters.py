@@ -62,7 +62,7 @@ def test_dora_is_read_back_with_its_magnitudes(dora: Finished) -> None:
 
 def test_dora_is_merged_by_export(dora: Finished, tmp_path: Path) -> None:
     done = lamina("export", dora.folder, "--output", "out", cwd=tmp_path)
-    assert (done.code, done.errors) == (0, "")
+    assert (done.code, done.refusal) == (0, "")
     assert (logits(loaded(tmp_path / "out")) - logits(loaded(dora.final))).abs().max() < 1e-4
 
 
@@ -105,7 +105,7 @@ def test_qlora_is_merged_into_the_unquantized_base(qlora: Finished, tmp_path: Pa
     beside_whole = logits(loaded(qlora.final))
     assert (logits(merged) - beside_whole).abs().max() < 1e-4
     done = lamina("export", qlora.folder, "--output", "out", "--form", "merged", cwd=tmp_path)
-    assert (done.code, done.errors) == (0, "")
+    assert (done.code, done.refusal) == (0, "")
     assert (logits(loaded(tmp_path / "out")) - beside_whole).abs().max() < 1e-4
     measured = loss(qlora, loaded(tmp_path / "out"))
     assert measured == pytest.approx(loss(qlora, merged), abs=1e-6)

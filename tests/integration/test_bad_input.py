@@ -139,7 +139,7 @@ def test_weights_that_do_not_fit_are_refused_with_model_original(tmp_path: Path)
     assert done.errors.endswith(message)
     for variant in ("model=original", "model=pruned model.keep_layers=4"):
         given = (f"model_name={folder}", *variant.split(), "output=out")
-        assert lamina("cut", *given, cwd=tmp_path).errors == message
+        assert lamina("cut", *given, cwd=tmp_path).refusal == message
 
 
 POSITIONS = (

@@ -24,7 +24,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = lamina("cut", *given, cwd=folder)
     assert done.code == 0, done.errors
     assert done.output.startswith("out: 11 of 12 layers, [0, 2), [3, 12) (0-based, half-open)")
-    assert done.errors == ""
+    assert done.refusal == ""
     assert [path.name for path in folder.iterdir()] == ["out"]
     return folder / "out"
 
@@ -196,7 +196,7 @@ def test_a_non_empty_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out" / "mine").write_text("precious")
     done = lamina("cut", MODEL, "model.layer_to_drop=1", "output=out", cwd=tmp_path)
     assert done.code == 1
-    assert done.errors == "error: output=out is not empty: use a new or empty folder\n"
+    assert done.refusal == "error: output=out is not empty: use a new or empty folder\n"
     assert (tmp_path / "out" / "mine").read_text() == "precious"
 
 
@@ -221,7 +221,7 @@ def test_every_chat_template_is_copied(tmp_path: Path) -> None:
     (source / "additional_chat_templates" / "tool_use.jinja").write_text(further)
     given = (f"model_name={source}", "model=dropped", "model.layer_to_drop=2", "output=out")
     done = lamina("cut", *given, cwd=tmp_path)
-    assert (done.code, done.errors) == (0, "")
+    assert (done.code, done.refusal) == (0, "")
     templates = AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
     assert templates["tool_use"] == further
     assert templates == AutoTokenizer.from_pretrained(source).chat_template

@@ -47,7 +47,7 @@ def test_the_merged_form_stands_alone(pruned: Finished, tmp_path: Path) -> None:
     done = lamina("export", pruned.folder, "--output", "out", cwd=tmp_path)
     assert done.code == 0, done.errors
     assert done.output.splitlines()[0] == "out: merged, float32"
-    assert done.errors == ""
+    assert done.refusal == ""
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     adapter = AutoModelForCausalLM.from_pretrained(pruned.final, dtype=torch.float32)
     ids = torch.arange(3, 60)[None]
@@ -135,7 +135,7 @@ def test_the_adapter_of_a_merged_run_is_its_best_checkpoints(tmp_path: Path) -> 
 
 def refused(done: Finished, message: str, output: Path) -> None:
     assert done.code == 1
-    assert done.errors.count("\n") == 1
+    assert done.refusal.count("\n") == 1
     assert message in done.errors
     assert not output.exists()
     assert not list(output.parent.glob(".*partial"))
@@ -214,7 +214,7 @@ def test_an_export_with_another_loss_is_deleted(moved: Finished, form: str, tmp_
         r"error: \S+/final: loaded again, the export has a loss of [\d.]+, but the run recorded "
         r"[\d.]+ on the same rows: the export was deleted; please report this\n"
     )
-    assert re.fullmatch(line, done.errors)
+    assert re.fullmatch(line, done.refusal)
 
 
 def test_anything_but_a_finished_run_is_refused(moved: Finished, tmp_path: Path) -> None:

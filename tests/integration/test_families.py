@@ -96,7 +96,7 @@ def test_a_healed_model_is_exported_and_reloaded(
     assert (LEFT_OUT in notes) == (family.model_type in MULTIMODAL)
     if family.model_type == "qwen3_5":
         done = lamina("export", healed.folder, "--output", "no", "--form", "adapter", cwd=tmp_path)
-        assert done.errors == (
+        assert done.refusal == (
             "error: --form adapter: transformers would load the adapter onto the whole multimodal "
             "model; choose --form merged\n"
         )

@@ -56,7 +56,7 @@ def test_whole_weights_beside_an_adapter_are_in_final(
     config = json.loads((done.final / "config.json").read_text())
     assert config["tie_word_embeddings"] is tied
     export = lamina("export", done.folder, "--output", "out", cwd=tmp_path)
-    assert (export.code, export.errors) == (0, "")
+    assert (export.code, export.refusal) == (0, "")
     copy = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(copy[name], after[name]) for name in copy | after)
 
@@ -66,14 +66,14 @@ def test_export_refuses_an_adapter_that_would_lose_whole_weights(tmp_path: Path)
     done = train(tmp_path / "run", *SHORT, "evaluation=none", given)
     assert done.code == 0, done.errors
     export = lamina("export", done.folder, "--output", "o", "--form", "adapter", cwd=tmp_path)
-    assert export.errors == (
+    assert export.refusal == (
         "error: --form adapter: adapter.modules_to_save=['lm_head'] was trained, but "
         "transformers leaves it out when it loads an adapter; choose --form merged\n"
     )
     # An adapter as earlier versions wrote it to final/.
     shutil.copy(done.final.parent / "checkpoint-6" / "adapter_config.json", done.final)
     export = lamina("export", done.folder, "--output", "o", cwd=tmp_path)
-    assert export.errors == (
+    assert export.refusal == (
         f"error: {done.final}: adapter.modules_to_save=['lm_head'] was trained, but "
         "transformers leaves it out when it loads an adapter, so the run's losses are not this "
         "model's: run the same command with export.form=merged and the same hydra.run.dir\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHORT, Finished, run
+from tests.conftest import REFERENCE, SHORT, Finished, run
 
 TALKATIVE = """
 from lamina.runtime import console as stages
@@ -100,3 +100,66 @@ def test_a_terminal_of_80_columns_shows_step_loss_speed_and_time_left(tmp_path: 
     assert (first, len(line)) == (line, 79)
     assert last == "[..........] evaluating step 120: 0 of 60 sequences, 0 s"
     assert end == ""
+
+
+FIRST_OUTPUT = """
+import io, os, sys
+
+class First(io.StringIO):
+    def write(self, text):
+        if text.strip():
+            os.write(1, text.encode())
+            os._exit(3 * bool({"torch", "transformers", "trl"} & {*sys.modules}))
+
+sys.stdout = sys.stderr = First()
+sys.argv[0] = "lamina"
+from lamina.cli import main
+main()
+"""
+"""The `lamina` command up to its first output; the exit code is 3 if that was after an import."""
+
+QUICK = "experiment=quickstart"
+CUT = f"model_name={REFERENCE} model=dropped model.layer_to_drop=2"
+OLD = "model_type: original\n"
+
+COMMANDS = {
+    "train": (f"train {QUICK} hydra.run.dir=run", r"run folder: run; logs: .*"),
+    "a sweep": (
+        f"train {QUICK} --multirun model=dropped model.layer_to_drop=1,2 hydra.sweep.dir=sweep",
+        r"sweep folder: sweep, 2 jobs",
+    ),
+    "a dry run": (f"train {QUICK} dry_run=true hydra.run.dir=run", r"run folder: run; logs: .*"),
+    "scan": (f"scan {QUICK} hydra.run.dir=run", r"run folder: run"),
+    "shortlist": (f"shortlist {QUICK} hydra.run.dir=run", r"run folder: run"),
+    "cut": (f"cut {CUT} output=out", rf"runs: cut of model_name={REFERENCE} into out"),
+    "export": ("export RUN --output out", r"runs: export of RUN into out, merged"),
+    "verify": (
+        "verify RUN --engine transformers",
+        r"runs: verification of RUN in transformers",
+    ),
+    "show": (f"show {REFERENCE}", r"scratch: 12 of 12 layers, .*"),
+    "init": ("init mine max_steps=5", r"experiment/mine\.yaml"),
+    "migrate": ("migrate old.yaml", r"migrated/experiment/old\.yaml: from old\.yaml"),
+    "clean": ("clean RUN", r".*checkpoint-\d+"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_first_line_of_every_command_comes_before_slow_imports(
+    name: str, pruned: Finished, tmp_path: Path
+) -> None:
+    (tmp_path / "RUN").symlink_to(pruned.folder)
+    (tmp_path / "old.yaml").write_text(OLD)
+    command, first = COMMANDS[name]
+    done = run("-c", FIRST_OUTPUT, *command.split(), cwd=tmp_path, imports="command")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(first, done.stdout.splitlines()[0])
+
+
+def test_output_without_buffers_stays_so(tmp_path: Path) -> None:
+    code = (
+        "import sys; from lamina.runtime.console import prepare_console; prepare_console(); "
+        "print(sys.stdout.write_through, sys.stderr.write_through)"
+    )
+    done = run("-c", code, cwd=tmp_path, PYTHONUNBUFFERED="1")
+    assert (done.stdout, done.stderr) == ("True True\n", "")

@@ -12,6 +12,7 @@ from lamina.config.preflight import preflight
 from lamina.depth.plan import usable_source
 from lamina.depth.statistics import Statistics
 from lamina.errors import ConfigError
+from lamina.experiment import Experiment
 from lamina.measure.results import SCAN_FILE
 from lamina.runtime.console import console
 from lamina.runtime.files import write_json
@@ -46,14 +47,12 @@ keys, all described in docs/parameters.md:
 @app("config")
 def main(config: DictConfig) -> None:
     """Scan one model."""
-    scan(config, Path(HydraConfig.get().runtime.output_dir))
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    scan(prepare(config, folder), folder)
 
 
-def scan(config: DictConfig, folder: Path) -> Statistics:
-    """Scan a model; write scan.json, scan.csv and scan.png, and print the scores."""
-    from lamina.report.page.picture import draw_scan
-    from lamina.report.scan_report import scan_table, write_csv
-
+def prepare(config: DictConfig, folder: Path) -> Experiment:
+    """Check a config, and say what runs, before anything slow."""
     preflight(config)
     if config.dry_run:
         raise ConfigError(
@@ -63,6 +62,14 @@ def scan(config: DictConfig, folder: Path) -> Statistics:
     run.scan.refuse_less_than(run.max_seq_length)
     logger.info("run folder: %s", short_path(folder))
     logger.info("runs: scan of model_name=%s", config.model_name)
+    return run
+
+
+def scan(run: Experiment, folder: Path) -> Statistics:
+    """Scan a model; write scan.json, scan.csv and scan.png, and print the scores."""
+    from lamina.report.page.picture import draw_scan
+    from lamina.report.scan_report import scan_table, write_csv
+
     content = run.scores(usable_source(run.model_name), without_holdout(run.data)).scan()
     found = Statistics.from_dict(content)
     write_json(folder / SCAN_FILE, content)

@@ -9,8 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.app import app
-from lamina.commands.scan import scan
-from lamina.config.preflight import preflight
+from lamina.commands.scan import prepare, scan
 from lamina.config.quoting import quoted
 from lamina.depth.plan import protection_of, usable_source
 from lamina.depth.statistics import Statistics
@@ -43,14 +42,14 @@ def main(config: DictConfig) -> None:
     """Scan, choose, heal, compare."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    preflight(config)
-    source = usable_source(config.model_name)
+    run = prepare(config, folder)
+    source = usable_source(run.model_name)
     settings = OmegaConf.to_container(config.depth, resolve=True)
     protected = protection_of(source, settings["protect"])
     free = set(range(layer_count(source.config))) - protected.layers
     if not free:
         raise ConfigError(f"{protected.given} protects every layer: protect fewer")
-    scores = scan(config, folder)
+    scores = scan(run, folder)
     cheapest_first = sorted(free, key=scores.leave_one_out.loss.__getitem__)
     layers = cheapest_first[: config.scan.candidates]
     heal_without_each(layers, job.overrides.task, job.overrides.hydra, folder / "healing")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count, reduced_config
 from lamina.errors import ModelError, did_you_mean
+from lamina.runtime.console import stage
 from lamina.weights.reading import TensorSlice, byte_blocks
 from lamina.weights.source import Source
 
@@ -80,7 +81,8 @@ def _are_equal(first: TensorSlice, second: TensorSlice) -> bool:
 
 def whole_config(source: Source) -> "PretrainedConfig":
     """Return the larger model's config as transformers reads it; may raise a ModelError."""
-    from transformers import AutoConfig
+    with stage("importing transformers"):
+        from transformers import AutoConfig
 
     kind = config_class(f"model_name={source.name}: config.json's model_type", source.config)
     with source.reading("config.json"):

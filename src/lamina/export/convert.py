@@ -27,7 +27,7 @@ from lamina.export.folder import (
 )
 from lamina.export.gguf import KINDS, in_engine, write_gguf
 from lamina.export.verify import measured_in
-from lamina.runtime.console import quiet_libraries
+from lamina.runtime.console import announce, quiet_libraries, stage
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
 from lamina.weights.source import Source, made_of, resolve
 from lamina.weights.writing import Outgoing
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
 
+@stage("preparing the export")
 def export(
     run: str,
     output: str,
@@ -64,6 +65,7 @@ def export(
     if dtype and form == "adapter":
         raise ConfigError(f"--dtype={dtype} needs --form merged: an adapter keeps its own type")
     finished = finished_run(run, base)
+    announce(f"runs: export of {run} into {output}, {form}")
     sources = [finished.final, Path(run).expanduser()]
     if form != "adapter" and finished.final_is_adapter:
         sources.append(finished.base().folder)

@@ -9,6 +9,7 @@ from typing import Any
 from lamina.errors import ConfigError, ModelError
 from lamina.measure import engines
 from lamina.measure.separate import SeparateProcessError, ask
+from lamina.runtime.console import stage
 
 KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """llama.cpp's names of the types that a whole model may have."""
@@ -35,7 +36,8 @@ def in_engine(task: str, python: str | None, request: Mapping[str, Any]) -> dict
     engine refuses the model.
     """
     try:
-        found = ask([python or sys.executable, engines.__file__], {"task": task, **request})
+        with stage(f"{task} in a separate process"):
+            found = ask([python or sys.executable, engines.__file__], {"task": task, **request})
     except SeparateProcessError as error:
         if python and not Path(python).is_file():
             raise ConfigError(f"--python={python}: no such interpreter") from error

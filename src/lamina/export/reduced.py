@@ -18,7 +18,7 @@ from lamina.export.folder import (
     write_manifest,
     write_weights,
 )
-from lamina.runtime.console import quiet_libraries
+from lamina.runtime.console import announce, quiet_libraries, stage
 from lamina.weights.reading import tensor_slices
 from lamina.weights.writing import MAX_SHARD_BYTES
 
@@ -46,8 +46,10 @@ class Cut:
     output: str
     """New or empty folder for the reduced model."""
 
+    @stage("preparing the cut")
     def execute(self) -> Plan:
         """Write the reduced model and return its plan; may raise a LaminaError."""
+        announce(f"runs: cut of model_name={self.model_name} into {self.output}")
         try:
             plan = make_plan(self.model, self.model_name, lambda _: NoScores(), self.depth.protect)
         except ScoresNeededError:

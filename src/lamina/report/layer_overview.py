@@ -18,6 +18,7 @@ from lamina.errors import ConfigError
 from lamina.export.finished_run import FinishedRun, finished_run
 from lamina.export.folder import MANIFEST_FILE
 from lamina.measure.results import RESULT_FILE
+from lamina.runtime.console import stage
 from lamina.units import format_bytes
 from lamina.weights.header import StoredTensor
 from lamina.weights.source import ADAPTER_FILE, Source, resolve
@@ -37,6 +38,7 @@ class Part:
     """Entries of the config's per-layer lists, such as full_attention."""
 
 
+@stage("reading headers")
 def overview(given: str) -> RenderableType:
     """Return the layers of a hub id, a model or a run; raises ConfigError or ModelError."""
     folder = Path(given).expanduser()

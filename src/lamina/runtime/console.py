@@ -74,8 +74,8 @@ def guard_streams() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is getattr(sys, f"__{name}__"):  # else another program's own
             stream = getattr(sys, name) or os.fdopen(number, "w")
-            line = stream.line_buffering
-            made = Unfailing(stream.buffer, stream.encoding, "backslashreplace", None, line)
+            flushed = stream.line_buffering, stream.write_through
+            made = Unfailing(stream.buffer, stream.encoding, "backslashreplace", None, *flushed)
             setattr(sys, name, made)
 
 
@@ -152,10 +152,7 @@ class Stage:
     def say(self) -> None:
         """Print its line, which also goes to the log file."""
         self.said, _display.said_at = True, time.monotonic()
-        if logger.isEnabledFor(logging.INFO):
-            logger.info("%s", self.line())
-        else:
-            sys.stderr.write(f"{printable(self.line())}\n")  # a command without a log
+        announce(self.line())
 
 
 class _Display:
@@ -185,6 +182,14 @@ class _Display:
 
 
 _display = _Display()
+
+
+def announce(line: str) -> None:
+    """Print a line about the work that begins or goes on; it also goes to the log file."""
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%s", line)
+    else:
+        sys.stderr.write(f"{printable(line)}\n")  # a command without a log
 
 
 @contextmanager
