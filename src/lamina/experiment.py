@@ -218,6 +218,8 @@ class Experiment(Parameters):
 
     def context(self, record: Record, start: Start) -> Context:
         """Return what loggers and callbacks may know about the run."""
+        given = (override.lstrip("+") for override in record.own)
+        own = dict(each.partition("=")[::2] for each in given if not each.startswith(IN_NAME))
         return Context(
             run_dir=Path(self.run_dir).absolute(),
             logging_dir=Path(self.logging_dir).expanduser().absolute()
@@ -225,7 +227,8 @@ class Experiment(Parameters):
             / record.content["name"],
             run_name=record.content["name"],
             tags=(self.plan.model_type, self.adapter.name),
-            hyperparameters=self._hyperparameters(record.own),
+            hyperparameters=own | self._hyperparameters(),
+            changed={*own, "layers", "adapter"},
             config=asdict(self),
             resume_step=start.step,
             history=record.content["history"],
@@ -233,11 +236,9 @@ class Experiment(Parameters):
             tasks=record.content["evaluation"],
         )
 
-    def _hyperparameters(self, own: Sequence[str]) -> dict[str, Any]:
-        """Return what runs are compared by: the main settings, and a sweep job's own overrides."""
-        own_values = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in own)}
+    def _hyperparameters(self) -> dict[str, Any]:
+        """Return the main settings, by which runs are compared."""
         return {
-            **{key: value for key, value in own_values.items() if not key.startswith(IN_NAME)},
             "model_name": self.model_name,
             "layers": self.plan.name,
             "kept_layers": len(self.plan.kept_layers),

@@ -139,6 +139,8 @@ def test_tensorboards_hparams_tab_has_settings_and_final_figures(pruned: Finishe
     hparams = read["session_start_info"].session_start_info.hparams
     assert hparams["layers"].string_value == "keep-8-first"
     assert (hparams["adapter"].string_value, hparams["max_steps"].number_value) == ("lora", 6)
+    listed_first = [i.name for i in read["experiment"].experiment.hparam_infos if i.differs]
+    assert sorted(listed_first) == ["adapter", "layers"]
     metrics = {info.name.tag for info in read["experiment"].experiment.metric_infos}
     assert metrics == {"final/eval_loss", "final/perplexity", "final/tokens_per_second"}
 

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +79,22 @@ class TensorBoard:
                 writer.add_scalar(tag, value)
             for tag, value in context.figures_after().items():
                 writer.add_scalar(tag, value, context.last_step)
+            entries = hparams(context.hyperparameters, final)
+            _list_first(context.changed, entries[0])
             # add_hparams would open a writer, and so a run, of its own.
-            for entry in hparams(context.hyperparameters, final):
+            for entry in entries:
                 writer.file_writer.add_summary(entry)
+
+
+def _list_first(changed: Collection[str], experiment: Any) -> None:
+    """Have the HPARAMS tab list these settings first: it shows only five at first."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    data = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in changed
+    data.content = content.SerializeToString()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Settings of the callbacks, and what these may use of a run."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +29,8 @@ class Context:
     """Variant and adapter."""
     hyperparameters: dict[str, Any]
     """The settings that runs are compared by."""
+    changed: Collection[str]
+    """Names of those in which a sweep's jobs differ."""
     config: dict[str, Any]
     """The run's settings."""
     resume_step: int | None
