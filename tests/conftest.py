@@ -58,6 +58,9 @@ FIRST_LINES = (
     "run folder: ",
     "sweep folder: ",
     "runs: ",
+    "cutting ",
+    "exporting ",
+    "verifying ",
     "dry run: ",
     "no checkpoint to resume from: ",
 )

@@ -65,11 +65,11 @@ def export(
     if dtype and form == "adapter":
         raise ConfigError(f"--dtype={dtype} needs --form merged: an adapter keeps its own type")
     finished = finished_run(run, base)
-    announce(f"runs: export of {run} into {output}, {form}")
     sources = [finished.final, Path(run).expanduser()]
     if form != "adapter" and finished.final_is_adapter:
         sources.append(finished.base().folder)
     with new_folder("--output", Path(output), *sources) as folder:
+        announce(f"exporting {run} into {output}, {form}")
         quiet_libraries()
         if form == "adapter":
             losses, kind = _export_adapter(finished, folder), None

@@ -49,7 +49,6 @@ class Cut:
     @stage("preparing the cut")
     def execute(self) -> Plan:
         """Write the reduced model and return its plan; may raise a LaminaError."""
-        announce(f"runs: cut of model_name={self.model_name} into {self.output}")
         try:
             plan = make_plan(self.model, self.model_name, lambda _: NoScores(), self.depth.protect)
         except ScoresNeededError:
@@ -71,6 +70,7 @@ def write_cut(
     source, kept_layers = plan.source, plan.kept_layers
     assert source is not None
     with new_folder(key, output, source.folder) as folder:
+        announce(f"cutting {source.name} into {output}")
         quiet_libraries()
         mapping = kept_tensors(source.weight_map, kept_layers, source.config)
         reduced = reduction(source, kept_layers)

@@ -77,7 +77,7 @@ def verify(given: str, engine: str, python: str | None, run: str | None) -> str:
     _refuse_other_forms(given, engine, model, is_gguf=bool(files))
     path, dtype = (files[0], export.get("dtype")) if files else (folder, None)
     earlier = read_verification(folder)
-    announce(f"runs: verification of {given} in {engine}")
+    announce(f"verifying {given} in {engine}")
     found = measured_in(engine, python, path, dtype, rows)
     write_json(folder / VERIFICATION_FILE, {**earlier, engine: asdict(found)})
     with made_of(folder / MANIFEST_FILE):
