@@ -74,11 +74,12 @@ def test_a_gguf_has_the_runs_loss_in_llama_cpp(
     checked = r"checked: loss [\d.]+, the run recorded [\d.]+; \d+ of 60 rows, [\d.]+ allowed"
     assert re.fullmatch(checked, lines[1])
     assert lines[2] == f"loads in: llama.cpp (llama-server -m out/pruned-{kind}.gguf)."
-    assert lines[3] == "upload: hf upload YOUR_NAME/MODEL out"
+    verify = f"lamina verify out --engine llama.cpp --run {pruned.folder}"
+    assert lines[3:] == [f"verify: {verify}", "upload: hf upload YOUR_NAME/MODEL out"]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {f"pruned-{kind}.gguf", "README.md", "lamina.json"}
     assert about(tmp_path / "out")["export"]["dtype"] == dtype
-    done = lamina("verify", "out", "--engine", "llama.cpp", "--run", pruned.folder, cwd=tmp_path)
+    done = lamina(*verify.split()[1:], cwd=tmp_path)
     assert done.code == 0, done.errors
     assert re.fullmatch(LINE.format(engine=r"llama\.cpp", dtype=dtype), done.output.strip())
     assert f"Verified in {done.output.strip()}\n" in (tmp_path / "out" / "README.md").read_text()
@@ -88,9 +89,9 @@ def test_verify_compares_every_recorded_row_in_transformers(
     pruned: Finished, tmp_path: Path
 ) -> None:
     export = ("export", pruned.folder, "--output", "out", "--dtype", "bfloat16")
-    assert lamina(*export, cwd=tmp_path).code == 0
-    given = ("verify", "out", "--engine", "transformers", "--run", pruned.folder)
-    done = lamina(*given, cwd=tmp_path)
+    verify = f"lamina verify out --engine transformers --run {pruned.folder}"
+    assert f"\nverify: {verify}\n" in lamina(*export, cwd=tmp_path).output
+    done = lamina(*verify.split()[1:], cwd=tmp_path)
     assert done.code == 0, done.errors
     assert re.fullmatch(LINE.format(engine="transformers", dtype="bfloat16"), done.output.strip())
     found = json.loads((tmp_path / "out" / "verification.json").read_text())["transformers"]

@@ -1,6 +1,7 @@
 """`lamina export RUN --output DIR`: write a run's model in another form."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -68,6 +69,10 @@ def main() -> None:
         sys.stdout.write("checked: every tensor is in place; there are no rows to evaluate\n")
     path = next(map(str, output.expanduser().glob("*.gguf")), str(output))
     sys.stdout.write(f"loads in: {serving(given.form, path, given.base or 'BASE')}\n")
+    if loss:
+        engine = "llama.cpp" if given.form == "gguf" else "transformers"
+        verify = shlex.join(["lamina", "verify", f"{output}", "--engine", engine, "--run", run])
+        sys.stdout.write(f"verify: {verify}\n")
     sys.stdout.write(f"upload: hf upload YOUR_NAME/MODEL {output}\n")
 
 
