@@ -11,19 +11,28 @@ import pytest
 
 from tests.conftest import REFERENCE, SHORT, Finished, run
 
+QUICK = "experiment=quickstart"
+
 TALKATIVE = """
 from lamina.runtime import console as stages
 stages.LATE_S, stages.LINE_S, stages.REFRESH_S = 0.0, 0.05, 0.002
-from lamina.commands.train import main
+from lamina.cli import main
 main()
 """
-"""The command, with a line for each stage, however short, and one every 50 ms."""
+"""The `lamina` command, with a line for each stage, however short, and one every 50 ms."""
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("told") / "run"
-    given = (*SHORT, "generator.seed=17", "logger=both", "adapter=dora", f"hydra.run.dir={folder}")
+    given = (
+        "train",
+        *SHORT,
+        "generator.seed=17",
+        "logger=both",
+        "adapter=dora",
+        f"hydra.run.dir={folder}",
+    )
     done = run("-c", TALKATIVE, *given, cwd=folder.parent)
     return Finished(done.returncode, done.stdout, done.stderr, folder)
 
@@ -57,6 +66,18 @@ def test_every_stage_has_its_line_in_a_pipe_and_in_the_log(stage: str, told: Fin
     logged = (told.folder / "train.log").read_text().splitlines()
     texts = [line.partition("[INFO] ")[2] for line in logged]
     assert any(re.fullmatch(STAGES[stage], text) for text in texts)
+
+
+def test_a_scan_has_a_line_for_its_layers_and_one_for_its_predictions(tmp_path: Path) -> None:
+    given = ("scan", QUICK, "scan.tokens=3k", "hydra.run.dir=run")
+    done = run("-c", TALKATIVE, *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for line in (
+        r"preparing the scan: \d+ s",
+        r"scoring layers: \d+ of 78 forward passes, layer \d+ of 12, \d+ s( left)?",
+        r"scoring predictions: \d of \d windows, \d+ s( left)?",
+    ):
+        assert re.search(f"^{line}$", done.stderr, re.M), done.stderr
 
 
 def test_a_pipe_and_a_log_have_no_bars(told: Finished) -> None:
@@ -118,7 +139,6 @@ main()
 """
 """The `lamina` command up to its first output; the exit code is 3 if that was after an import."""
 
-QUICK = "experiment=quickstart"
 CUT = f"model_name={REFERENCE} model=dropped model.layer_to_drop=2"
 OLD = "model_type: original\n"
 

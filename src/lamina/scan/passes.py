@@ -163,7 +163,6 @@ def _one_pass(
         shown.notes = (f"layer {index + 1} of {stack.num_layers}",)
         streams.advance(index, block, shown.advance)
         progress.save(streams, index + 1, stack.num_layers)
-    shown.notes = ("predictions",)
     headed = time.monotonic()
     progress.scores.add_states(streams)
     progress.scores.add_predictions(streams, windows)

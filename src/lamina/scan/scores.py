@@ -9,6 +9,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.statistics import LeaveOneOut, Stability, Statistics
+from lamina.runtime.console import stage
 from lamina.scan.calibration import Windows
 from lamina.scan.streams import Removal, Streams
 
@@ -82,22 +83,24 @@ class Scores:
         """Add the scores of every stream's next-token predictions, after the last layer."""
         shell = streams.stack.shell
         rows = max(1, HEAD_BYTES // (16 * shell.model.config.vocab_size))
-        for window, ids in enumerate(windows.ids):
-            # A token's state predicts the next token.
-            before = windows.scored[window, 1:].nonzero()[:, 0]
-            self.counts.append(len(before))
-            losses: dict[Removal | None, list[float]] = defaultdict(list)
-            divergences: dict[Removal, list[float]] = defaultdict(list)
-            for part in before.split(rows):
-                targets = ids[part + 1, None].to(shell.device)
-                for removal, loss, divergence in _predictions(streams, window, part, targets):
-                    losses[removal].append(loss)
-                    if removal is not None:
-                        divergences[removal].append(divergence)
-            for removal, values in losses.items():
-                self.loss.setdefault(removal, []).append(math.fsum(values))
-            for removal, values in divergences.items():
-                self.kl.setdefault(removal, []).append(math.fsum(values))
+        with stage("scoring predictions", len(windows), "windows") as shown:
+            for window, ids in enumerate(windows.ids):
+                # A token's state predicts the next token.
+                before = windows.scored[window, 1:].nonzero()[:, 0]
+                self.counts.append(len(before))
+                losses: dict[Removal | None, list[float]] = defaultdict(list)
+                divergences: dict[Removal, list[float]] = defaultdict(list)
+                for part in before.split(rows):
+                    targets = ids[part + 1, None].to(shell.device)
+                    for removal, loss, divergence in _predictions(streams, window, part, targets):
+                        losses[removal].append(loss)
+                        if removal is not None:
+                            divergences[removal].append(divergence)
+                for removal, values in losses.items():
+                    self.loss.setdefault(removal, []).append(math.fsum(values))
+                for removal, values in divergences.items():
+                    self.kl.setdefault(removal, []).append(math.fsum(values))
+                shown.advance()
 
     def statistics(self, num_layers: int, sets: Sequence[range]) -> Statistics:
         """Average the sums of a scan that skipped no layer; `sets` are ranges of windows."""
