@@ -144,6 +144,7 @@ class Sweep(Callback):
 
     def close(self) -> str | None:
         """Print the sweep's table; return what went wrong, if anything."""
+        from lamina.report.page.document import PAGE_FILE
         from lamina.report.reading import read_report
         from lamina.report.report_files import write_report
         from lamina.report.sweep_table import sweep_table
@@ -154,6 +155,7 @@ class Sweep(Callback):
         console(file=sys.stdout).print(sweep_table(report.ranked))
         with self.ownership:
             write_report(report, self.folder)
+        sys.stdout.write(printable(f"{short_path(self.folder / PAGE_FILE)}\n"))
         wrong = [row for row in report.rows if not row.is_complete]
         if not wrong:
             return None

@@ -121,7 +121,7 @@ def markdown(report: Report) -> str:
     parts = [f"# {_escaped(report.title)}", _state(report)]
     for title, (header, lines, notes) in tables.items():
         if lines:
-            parts += [f"## {title}", _table(header, lines), *([notes] if notes else [])]
+            parts += [f"## {title}", _table(header, lines), *([_escaped(notes)] if notes else [])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lamina.measure.resumable import ROWS
 from lamina.report.runs import RunRow
 
 COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference")
@@ -17,10 +18,10 @@ LEFT_OUT = ("original", "reduced")
 MOST_TASKS = 3
 """Tasks in the table."""
 
-BEST, NEAR = "* ", "~ "
+BEST, NEAR = "*", "~"
 """Marks of the run with the lowest healed loss, and of those within noise of it."""
 
-LEGEND = f"{BEST}lowest healed loss; {NEAR}within noise of it (paired 95 % interval)"
+LEGEND = f"{BEST} lowest healed loss; {NEAR} within noise of it (paired 95 % interval)"
 TASK_LEGEND = "; tasks: % of the original's figure"
 
 
@@ -30,12 +31,13 @@ def sweep_table(rows: Sequence[RunRow]) -> RenderableType:
     names = [name for name in COLUMNS if not (tasks and name in LEFT_OUT)]
     names += [*tasks, "status"]
     table = Table(box=None, pad_edge=False)
+    table.add_column()
     table.add_column(names[0], style="bold", overflow="fold")
     for name in names[1:]:
         table.add_column(Text(name), justify="right")
     for row in rows:
-        shown = cells(row, tasks)
-        table.add_row(*(Text(shown[name]) for name in names))
+        shown = {**cells(row, tasks), names[0]: row.name}
+        table.add_row(_mark(row), *(Text(shown[name]) for name in names))
     reasons = [Text(f"{row.name}: {row.error}", style="dim") for row in rows if row.error]
     has_best = any(row.is_best for row in rows)
     legend = [Text(LEGEND + TASK_LEGEND * bool(tasks), style="dim")] if has_best else []
@@ -43,8 +45,9 @@ def sweep_table(rows: Sequence[RunRow]) -> RenderableType:
 
 
 def task_columns(rows: Sequence[RunRow]) -> list[str]:
-    """Return the tasks that have a column."""
-    return [*dict.fromkeys(name for row in rows for name in row.comparisons)][:MOST_TASKS]
+    """Return the tasks that have a column; the run's own rows have that of the healed loss."""
+    names = dict.fromkeys(name for row in rows for name in row.comparisons if name != ROWS)
+    return [*names][:MOST_TASKS]
 
 
 def cells(row: RunRow, tasks: Sequence[str]) -> dict[str, str]:
@@ -52,10 +55,14 @@ def cells(row: RunRow, tasks: Sequence[str]) -> dict[str, str]:
     healed = [row.healed_loss, row.difference] if row.is_complete else [None, None]
     losses = [row.baseline_loss, row.reduced_loss, *healed]
     shown = ["" if loss is None else f"{loss:.4g}" for loss in losses]
-    mark = BEST if row.is_best else NEAR if row.within_noise_of_best else ""
     layers = f"{row.layers} of {row.num_layers}" if row.layers else ""
-    first = dict(zip(COLUMNS, [mark + row.name, layers, *shown], strict=True))
+    name = f"{_mark(row)} {row.name}".lstrip()
+    first = dict(zip(COLUMNS, [name, layers, *shown], strict=True))
     return {**first, **{name: _retention(row, name) for name in tasks}, "status": row.status}
+
+
+def _mark(row: RunRow) -> str:
+    return BEST if row.is_best else NEAR if row.within_noise_of_best else ""
 
 
 def _retention(row: RunRow, task: str) -> str:
