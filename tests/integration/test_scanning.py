@@ -108,14 +108,15 @@ def test_a_sweep_over_selectors_scans_once_and_ends_in_a_table(tmp_path: Path) -
     assert kept[0]["kept_layers"] == list(range(8))
     assert all(len(result["kept_layers"]) == 8 for result in kept)
     assert all({0, 1} <= set(result["kept_layers"]) for result in kept)
-    *table, legend = done.output.splitlines()[-4:]
-    assert sorted(line.removeprefix("* ").split()[0] for line in table) == [
+    *table, legend, page = done.output.splitlines()[-5:]
+    assert sorted(line.lstrip("*~ ").split()[0] for line in table) == [
         "keep-8-block_influence-lora",
         "keep-8-first-lora",
         "keep-8-greedy-lora",
     ]
     assert table[0].startswith("* ")
-    assert legend == "* lowest healed loss"
+    assert legend == "* lowest healed loss; ~ within noise of it (paired 95 % interval)"
+    assert page == f"{tmp_path / 'sweep'}/report.html"
     note = json.loads((tmp_path / "sweep/2" / kept[2]["final"] / "lamina.json").read_text())
     assert note["selector"] == {"keep_layers": 8, "selector": {"name": "Greedy"}}
 
