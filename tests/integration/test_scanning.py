@@ -116,7 +116,7 @@ def test_a_sweep_over_selectors_scans_once_and_ends_in_a_table(tmp_path: Path) -
     ]
     assert table[0].startswith("* ")
     assert legend == "* lowest healed loss; ~ within noise of it (paired 95 % interval)"
-    assert page == f"{tmp_path / 'sweep'}/report.html"
+    assert page == "sweep/report.html"
     note = json.loads((tmp_path / "sweep/2" / kept[2]["final"] / "lamina.json").read_text())
     assert note["selector"] == {"keep_layers": 8, "selector": {"name": "Greedy"}}
 
