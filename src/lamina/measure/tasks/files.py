@@ -242,7 +242,8 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return {key: _typed(arguments[1], item, f"{name}: {key}") for key, item in value.items()}
     if origin is list and isinstance(value, list):
-        return [_typed(arguments[0], item, name) for item in value]
+        plain = arguments[0]
+        return [item if type(item) is plain else _typed(plain, item, name) for item in value]
     if origin in (Union, types.UnionType):
         for each in arguments:
             if type(value) is each:
