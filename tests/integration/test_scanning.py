@@ -135,6 +135,12 @@ def test_a_shortlist_heals_the_cheapest_layers_that_are_not_protected(tmp_path: 
     for job, layer in zip(jobs, cheapest, strict=True):
         assert job["kept_layers"] == [index for index in range(12) if index != layer]
     assert [line.split()[0] for line in done.output.splitlines()[-2:]] == list(map(str, cheapest))
+    reported = lamina("report", "run", "--output", "out", cwd=tmp_path)
+    assert (reported.code, reported.errors) == (0, "")
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    (scan,) = (line for line in lines if "/run | 12 layers, " in line)
+    assert scan.split(" | ")[2] == str(min(range(12), key=lambda layer: losses[layer]))
+    assert sum("| 11 of 12 |" in line for line in lines) == 2
 
 
 def test_a_shortlist_without_a_layer_to_drop_is_refused(tmp_path: Path) -> None:
