@@ -123,3 +123,22 @@ def test_seeds_have_a_spread(tmp_path: Path) -> None:
     )
     assert rows[0].seed_spread["arc/acc"] == pytest.approx({"runs": 3, "mean": 0.2, "spread": 0})
     assert [bool(row.seed_spread) for row in rows] == [True, True, True, False]
+
+
+def test_runs_have_a_standing_in_each_task(tmp_path: Path) -> None:
+    right = {"best": 40, "near": 38, "far": 10}
+    for name, number in right.items():
+        folder = write_result(tmp_path / name)
+        write(folder / "evaluation" / "final", [True] * number + [False] * (50 - number))
+    other = write_result(tmp_path / "other")
+    write(other / "evaluation" / "final", [True] * 3 + [False] * 47, protocol={"few_shot": 5})
+    rows = read_report([tmp_path / name for name in (*right, "other")]).rows
+    assert [row.standings.get("arc", {}).get("acc") for row in rows] == [
+        "best",
+        "within noise of the best",
+        None,
+        None,
+    ]
+    assert rows[0].standings["wiki"]["loss"] == "best"
+    assert rows[1].standings["wiki"]["loss"] == "within noise of the best"
+    assert read_report([tmp_path / "best"]).rows[0].standings == {}

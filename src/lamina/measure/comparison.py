@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ SIGNIFICANT = 0.05
 """Largest p-value of a difference that is more than noise."""
 
 LOSS = "loss"
+
+BEST, NEAR = "best", "within noise of the best"
 
 FIELDS = {"acc": "correct", "acc_norm": "correct_norm", "exact_match": "correct", LOSS: "nll"}
 """Metrics that are compared, and the fields of an item; all but the loss are a mean over items."""
@@ -123,7 +125,8 @@ def compare_all(pairs: Sequence[tuple[Evaluated, Evaluated]]) -> list[Comparison
 def refuse_incomparable(first: Evaluated, second: Evaluated) -> None:
     """Raise ConfigError if a task of both was not measured in the same way, on the same items."""
     for name in _shared(first, second):
-        _refuse_different(name, first.result.tasks[name], second.result.tasks[name])
+        if reason := _difference(first.result.tasks[name], second.result.tasks[name]):
+            raise ConfigError(f"{name}: not comparable: {reason}")
         before, after = (each.items[name]["tokens"] for each in (first, second))
         same = np.array_equal(before, after, equal_nan=True)
         if LOSS in first.result.tasks[name].metrics and not same:
@@ -134,15 +137,16 @@ def _shared(first: Evaluated, second: Evaluated) -> list[str]:
     return [name for name in first.items if name in second.items]
 
 
-def _refuse_different(name: str, first: TaskResult, second: TaskResult) -> None:
+def _difference(first: TaskResult, second: TaskResult) -> str:
+    """Return how two results of a task were not measured alike; empty if they were."""
     keys = sorted(first.protocol.keys() | second.protocol.keys())
     values = [(key, first.protocol.get(key), second.protocol.get(key)) for key in keys]
     values += [(key, getattr(first, key), getattr(second, key)) for key in ("kind", "items")]
-    if differing := [f"{key} is {a} and {b}" for key, a, b in values if a != b]:
-        raise ConfigError(f"{name}: not comparable: {', '.join(differing)}")
-    if first.items_hash != second.items_hash:
+    differing = [f"{key} is {a} and {b}" for key, a, b in values if a != b]
+    if not differing and first.items_hash != second.items_hash:
         hashes = f"{first.items_hash[:12]} and {second.items_hash[:12]}"
-        raise ConfigError(f"{name}: not comparable: the items or their tokens differ ({hashes})")
+        return f"the items or their tokens differ ({hashes})"
+    return ", ".join(differing)
 
 
 def _metrics(name: str, *sides: Evaluated) -> Iterator[str]:
@@ -153,6 +157,36 @@ def _metrics(name: str, *sides: Evaluated) -> Iterator[str]:
         is_known = all(metric in side.result.tasks[name].metrics for side in sides)
         if is_known and all(column.size and np.isfinite(column).all() for column in columns):
             yield metric
+
+
+def standings(given: Mapping[int, Evaluated]) -> dict[int, dict[tuple[str, str], str]]:
+    """Return the tasks and metrics in which an evaluation is `BEST`, or `NEAR` the best one.
+
+    Those that were not measured as the best one was have no standing.
+    """
+    found: dict[int, dict[tuple[str, str], str]] = {number: {} for number in given}
+    for name in dict.fromkeys(name for each in given.values() for name in each.items):
+        known = {number: each for number, each in given.items() if name in each.items}
+        for metric in dict.fromkeys(m for each in known.values() for m in _metrics(name, each)):
+            columns = {
+                number: each.items[name][FIELDS[metric]]
+                for number, each in known.items()
+                if metric in _metrics(name, each)
+                and math.isfinite(each.result.tasks[name].metrics[metric].value)
+            }
+            if len(columns) < 2:
+                continue
+            figures = {n: known[n].result.tasks[name].metrics[metric].value for n in columns}
+            best = (min if metric == LOSS else max)(figures, key=lambda n: figures[n])
+            first = known[best].result.tasks[name]
+            same = [n for n in columns if not _difference(first, known[n].result.tasks[name])]
+            after = np.column_stack([columns[number] for number in same])
+            before = np.repeat(columns[best][:, None], len(same), axis=1)
+            tokens = known[best].items[name]["tokens"] if metric == LOSS else None
+            for number, each in zip(same, compare_columns(before, after, tokens), strict=True):
+                if each.is_within_noise:
+                    found[number][name, metric] = BEST if number == best else NEAR
+    return found
 
 
 def compare_columns(first: Array, second: Array, tokens: Array | None = None) -> list[Comparison]:

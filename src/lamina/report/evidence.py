@@ -16,6 +16,7 @@ from lamina.measure.comparison import (
     compare_all,
     compare_columns,
     refuse_incomparable,
+    standings,
 )
 from lamina.measure.results import ROWS_FILE, read_rows
 from lamina.measure.statistics import Array
@@ -93,6 +94,19 @@ def with_comparisons(
                 if None not in [fields[key] for key in FIGURES]:
                     comparisons[clean(name)][metric] = fields
         yield replace(row, comparisons=dict(comparisons))
+
+
+def with_standings(
+    rows: Sequence[RunRow], found: Sequence[Mapping[str, Evaluated]]
+) -> Iterator[RunRow]:
+    """Compare the final models with the best one of each task and metric."""
+    completed = {n: each for n, each in enumerate(found) if rows[n].is_complete and FINAL in each}
+    standing = standings({number: each[FINAL] for number, each in completed.items()})
+    for number, row in enumerate(rows):
+        by_task: dict[str, dict[str, str]] = defaultdict(dict)
+        for (name, metric), place in standing.get(number, {}).items():
+            by_task[clean(name)][metric] = place
+        yield replace(row, standings=dict(by_task))
 
 
 def with_noise(

@@ -31,6 +31,7 @@ from lamina.report.evidence import (
     with_comparisons,
     with_noise,
     with_spread,
+    with_standings,
     with_tasks,
 )
 from lamina.report.runs import Report, RunRow, Scan, clean
@@ -66,6 +67,7 @@ def read_report(folders: Sequence[Path], planned: Planned | None = None) -> Repo
         for row, found in zip(reader.rows, reader.evaluations, strict=True)
     ]
     rows = [*with_comparisons([*_with_ranks(rows)], reader.evaluations, reader.list)]
+    rows = [*with_standings(rows, reader.evaluations)]
     rows = [*with_spread([*with_noise(rows, reader.folders, reader.list)])]
     title = ", ".join(printable(folder.absolute().name) for folder in folders)
     made_at = datetime.now(UTC).isoformat(timespec="seconds")

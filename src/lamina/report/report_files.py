@@ -27,7 +27,10 @@ FIELDS = (
 COMPARED = "difference low high p retention retention_low retention_high is_within_noise".split()
 """Fields of a comparison that are columns."""
 
-TASKS = ("run", "task", "metric", "n", "original", "final", "95 %", "p", "retention", "")
+TASKS = (
+    *("run", "task", "metric", "n", "original", "final", "95 %", "p", "retention"),
+    *("against original", "among runs"),
+)
 TASK_NOTES = (
     "95 %: of final minus original, a bootstrap interval over the same items; p: McNemar's exact "
     "test. The retention of a loss is that of a token's probability."
@@ -67,6 +70,8 @@ def figures(row: RunRow) -> Iterator[tuple[str, Any]]:
             for role, figure in roles.items():
                 yield f"{task}/{metric} {role}", figure["value"]
                 yield f"{task}/{metric} {role} stderr", figure["stderr"]
+            if place := row.standings.get(task, {}).get(metric):
+                yield f"{task}/{metric} standing", place
             compared = row.comparisons.get(task, {}).get(metric)
             for name in COMPARED if compared else ():
                 yield f"{task}/{metric} {name}", row.comparisons[task][metric][name]
@@ -140,7 +145,7 @@ def _tasks(row: RunRow) -> Iterator[Sequence[str]]:
             original, final = (_with_error(roles.get(role)) for role in ("original", "final"))
             if not compared:
                 *_, last = roles.values()
-                yield row.name, task, metric, str(last["n"]), original, _with_error(last), *[""] * 4
+                yield row.name, task, metric, str(last["n"]), original, _with_error(last), *[""] * 5
                 continue
             low, high, p = compared["low"], compared["high"], compared["p"]
             interval = f"{low:+.4g} to {high:+.4g}"
@@ -148,7 +153,9 @@ def _tasks(row: RunRow) -> Iterator[Sequence[str]]:
             noise = "within noise" if compared["is_within_noise"] else ""
             given = "" if p is None else f"{p:.2g}"
             size = str(compared["n"])
-            yield row.name, task, metric, size, original, final, interval, given, kept, noise
+            place = row.standings.get(task, {}).get(metric, "")
+            about = (interval, given, kept, noise, place)
+            yield row.name, task, metric, size, original, final, *about
 
 
 def _with_error(figure: dict[str, Any] | None) -> str:

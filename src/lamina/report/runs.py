@@ -73,6 +73,8 @@ class RunRow:
     """By task, metric and role: value, stderr, n, chance."""
     comparisons: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """By task and metric: the final model against the original."""
+    standings: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By task and metric: best, or within noise of the best run on the same items."""
     speed: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """By role."""
     decode_tokens_per_second: float | None = None
