@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -26,6 +27,10 @@ REFERENCE = ROOT / "src" / "lamina" / "assets" / "reference"
 
 CACHE = TemporaryDirectory(prefix="lamina-cache-")
 """The cache of one session of tests: none of a person's own is read or written."""
+
+# A shell in the background or nohup hands these on as ignored, and commands inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 os.environ["HF_DATASETS_CACHE"] = f"{CACHE.name}/datasets"  # datasets reads it when it is imported
 

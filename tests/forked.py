@@ -232,8 +232,6 @@ def fresh(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Proce
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        # A process that a shell starts in the background ignores Ctrl-C, and so do its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
     def wait(timeout: float) -> int | None:

@@ -100,7 +100,7 @@ def test_a_run_evaluates_its_three_models(sweep: Finished) -> None:
 
 
 def test_the_closing_table_has_retention_with_its_interval(sweep: Finished) -> None:
-    lines = [line.split(maxsplit=2) for line in sweep.output.splitlines()]
+    lines = [line.rstrip().split(maxsplit=2) for line in sweep.output.splitlines()]
     said = {(first, second): rest for first, second, rest in (x for x in lines if len(x) == 3)}
     for metric in ("acc", "acc_norm"):
         assert re.fullmatch(

@@ -10,18 +10,18 @@ from tests.forked import Process
 LONG = (*SHORT, "max_steps=500", "evaluation=none")
 
 
-def started(folder: Path, *overrides: str) -> Process:
+def started(folder: Path, checkpoints: str, *overrides: str) -> Process:
     """Start a long run and wait until it holds its checkpoint folder."""
     command = ("-m", "train", f"hydra.run.dir={folder}", *LONG, *overrides)
     process = start(*command, cwd=folder.parent)
-    while not list(folder.parent.rglob(f"pruned/{LOCK_FILE}")):
+    while not (folder.parent / checkpoints / "pruned" / LOCK_FILE).exists():
         assert process.poll() is None
         time.sleep(0.05)
     return process
 
 
 def test_a_second_process_is_refused_while_the_first_runs(tmp_path: Path) -> None:
-    with started(tmp_path / "run") as first:
+    with started(tmp_path / "run", "run/checkpoints") as first:
         try:
             second = train(tmp_path / "run", *LONG)
         finally:
@@ -36,7 +36,7 @@ def test_a_second_process_is_refused_while_the_first_runs(tmp_path: Path) -> Non
 
 
 def test_a_separate_checkpoint_folder_has_one_owner_too(tmp_path: Path) -> None:
-    with started(tmp_path / "one", "output_dir=shared") as first:
+    with started(tmp_path / "one", "shared", "output_dir=shared") as first:
         try:
             second = train(tmp_path / "two", *LONG, "output_dir=shared")
         finally:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,6 +104,19 @@ def opened(browser: Browser) -> Iterator[Open]:
 def drawn(page: Page) -> None:
     """Wait until all charts are there."""
     page.wait_for_selector("html[data-drawn]", timeout=20_000)
+
+
+def until(page: Page, condition: str, argument: Any = None) -> None:
+    """Wait until a condition holds; the browser's own wait needs eval, which the page forbids.
+
+    Raises:
+        TimeoutError: It does not hold after ten seconds.
+    """
+    deadline = time.monotonic() + 10
+    while not page.evaluate(condition, argument):
+        if time.monotonic() > deadline:
+            raise TimeoutError(condition)
+        page.wait_for_timeout(20)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from lamina.report.page.document import write_page
 from tests.conftest import CACHE
-from tests.report.page.conftest import DESKTOP, PHONE, Open, drawn, made
+from tests.report.page.conftest import DESKTOP, PHONE, Open, drawn, made, until
 
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
 
@@ -39,11 +39,12 @@ def test_every_measure_has_charts(written: Path, opened: Open) -> None:
     assert measures == ["Healed loss", "arc_easy acc", "piqa acc"]
     for measure in measures:
         found.page.select_option("#measure", measure)
-        found.page.wait_for_function(
+        until(
+            found.page,
             "name => [...document.querySelectorAll('#quality figure')].length === 4 &&"
             " [...document.querySelectorAll('#quality svg')].every("
             "svg => svg.getAttribute('aria-label')?.startsWith(name))",
-            arg=measure,
+            measure,
         )
         marks = found.page.locator("#quality figure").first.locator("svg .mark-symbol path")
         assert marks.count() == 10
@@ -119,8 +120,9 @@ def test_filtering_and_grouping_by_keyboard(written: Path, opened: Open) -> None
     assert {"keep" in name and "lora" in name for name in found.names()} == {True}
     count = len(found.names())
     assert page.locator("#count").inner_text() == f"{count} of 11 runs"
-    page.wait_for_function(
-        f"document.querySelectorAll('#chart-loss-layers .mark-symbol path').length === {count}"
+    until(
+        page,
+        f"document.querySelectorAll('#chart-loss-layers .mark-symbol path').length === {count}",
     )
     keyboard.press("Control+a")
     keyboard.press("Delete")
@@ -133,9 +135,7 @@ def test_filtering_and_grouping_by_keyboard(written: Path, opened: Open) -> None
     groups = page.locator("#ranking .group").all_inner_texts()
     assert groups == ["model=dropped: 8", "model=pruned: 3"]
     assert len(found.names()) == 11
-    page.wait_for_function(
-        "document.querySelectorAll('#chart-loss-layers .mark-symbol path').length === 10"
-    )
+    until(page, "document.querySelectorAll('#chart-loss-layers .mark-symbol path').length === 10")
     assert symbols.count() == 10
     assert found.complaints == []
 
@@ -146,7 +146,7 @@ def test_the_table_scrolls_by_arrow_keys(written: Path, opened: Open) -> None:
     region.focus()
     for _ in range(3):
         found.page.keyboard.press("ArrowRight")
-    found.page.wait_for_function("document.querySelector('#runs .wide').scrollLeft > 0")
+    until(found.page, "document.querySelector('#runs .wide').scrollLeft > 0")
 
 
 def test_the_best_and_what_is_close_to_it_are_marked(written: Path, opened: Open) -> None:
@@ -181,7 +181,7 @@ def test_an_unfinished_page_reloads_and_keeps_its_state(
     assert [url.partition("#")[0] for url in found.requests] == [path.as_uri()]
     assert page.input_value("#filter") == "lora"
     assert found.names() == names
-    page.wait_for_function("scrollY === 333 && document.activeElement.id === 'filter'")
+    until(page, "scrollY === 333 && document.activeElement.id === 'filter'")
 
 
 def test_a_finished_page_does_not_reload(written: Path, opened: Open) -> None:
