@@ -30,7 +30,7 @@ def test_the_files_of_a_sweep(tmp_path: Path) -> None:
     done = lamina("report", "jobs", cwd=tmp_path)
     assert done.code == 0, done.errors
     path = tmp_path / "jobs" / "0" / "result.json"
-    assert done.errors == f"cannot be used: {path}: expected a JSON object, found [1]\n"
+    assert done.refusal == f"cannot be used: {path}: expected a JSON object, found [1]\n"
     assert done.output.splitlines()[-1] == "jobs/report.html, report.png, report.md, report.csv"
     rows = parsed((tmp_path / "jobs" / "report.csv").read_text())
     assert [row["status"] for row in rows] == ["completed", "completed", "damaged", "failed"]

@@ -35,7 +35,7 @@ from lamina.report.evidence import (
     with_tasks,
 )
 from lamina.report.runs import Report, RunRow, Scan, clean
-from lamina.runtime.console import printable
+from lamina.runtime.console import printable, stage
 from lamina.runtime.files import disk_errors
 from lamina.weights.source import made_of, read_json, refuse_mistyped
 
@@ -53,6 +53,7 @@ Planned = Callable[[Path], Sequence[Sequence[str]]]
 """Returns the overrides of each job of a sweep; raises ModelError if its file is damaged."""
 
 
+@stage("reading the runs")
 def read_report(folders: Sequence[Path], planned: Planned | None = None) -> Report:
     """Read runs, sweeps and scans; what cannot be read is listed.
 

@@ -12,6 +12,7 @@ from lamina.report.page.document import write_page
 from lamina.report.runs import Report, RunRow, Scan
 from lamina.report.scan_report import increases, least_index, scored
 from lamina.report.sweep_table import COLUMNS, LEGEND, TASK_LEGEND, cells, task_columns
+from lamina.runtime.console import stage
 from lamina.runtime.files import write_text
 
 MARKDOWN_FILE, TABLE_FILE = "report.md", "report.csv"
@@ -40,6 +41,7 @@ MARKUP = re.compile(r"[\\`*_\[\]<>|~&#!$]|(?<=:)/(?=/)|(?<=www)\.")
 """What would be markup or a link."""
 
 
+@stage("writing the report")
 def write_report(report: Report, folder: Path) -> None:
     """Write a report into a folder; may raise an OutputError."""
     write_text(folder / TABLE_FILE, table(report))
