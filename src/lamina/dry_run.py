@@ -17,6 +17,7 @@ from lamina.experiment import Experiment
 from lamina.heal.memory import refuse_too_large
 from lamina.heal.packing import batch_size, packed, total_steps
 from lamina.measure.results import DRY_RUN_FILE
+from lamina.measure.resumable import refuse_unfit
 from lamina.run import feed, load, plan
 from lamina.runtime import distributed, sizes
 from lamina.runtime.console import console
@@ -76,6 +77,7 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
         tokenizer, rows = feed(experiment)
         packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
         model = load(experiment, tokenizer)
+        refuse_unfit(model, tokenizer, experiment.evaluation)
         parameters, longest = model.num_parameters(), longest_rows(experiment, rows)
         step_arguments = one_step.arguments(scratch)
         trainer = one_step.build_trainer(model, tokenizer, longest, step_arguments, [])

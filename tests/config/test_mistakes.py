@@ -182,6 +182,7 @@ MISTAKES = {
     "learning_rate=fast": "learning_rate=fast: expected a number",
     "learning_rate=null": "learning_rate=null: set a value",
     "learning_rate=inf": "learning_rate=inf: use a finite number",
+    "model=pruned model.target_parameters=inf": "model.target_parameters=inf: use a finite number",
     "seed=5000000000": "seed=5000000000: use 0 to 4294967295, as NumPy does",
     "lora=[1]": "lora=[1]: a group of keys; set lora.NAME=VALUE",
     "lora=null": "lora=null: a group of keys; set lora.NAME=VALUE",

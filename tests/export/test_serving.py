@@ -200,7 +200,10 @@ def test_a_moved_base_is_passed(moved: Finished, tmp_path: Path) -> None:
     for form in ("merged", "adapter"):
         given = ("export", moved.folder, "--form", form, "--output", f"out-{form}")
         done = lamina(*given, cwd=tmp_path)
-        message = "/mnt/models/reference: no such folder; if the base has moved, pass --base PATH"
+        message = (
+            "/mnt/models/reference: no such folder; if the base has moved, lamina export and "
+            "lamina verify take --base PATH"
+        )
         assert (done.code, done.refusal) == (1, f"error: {message}\n")
         done = lamina(*given, "--base", REFERENCE, cwd=tmp_path)
         assert done.code == 0, done.errors

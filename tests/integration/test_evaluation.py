@@ -131,7 +131,9 @@ def test_tensorboard_and_wandb_have_the_tasks_before_and_after(sweep: Finished) 
     reduced, final, original = (
         evaluated(sweep, 0, role).figures for role in ("reduced", "final", "original")
     )
-    for task, name in (("choose", "acc"), ("read", "loss"), ("read", "kl"), ("ask", "looped")):
+    for task, name in (
+        ("choose", "acc"), ("read", "loss"), ("read", "kl"), ("read", "top1"), ("ask", "looped"),
+    ):  # fmt: skip
         logged = [(e.step, e.value) for e in events.Scalars(f"eval_tasks/{task}/{name}")]
         assert logged == [
             (0, pytest.approx(reduced[task][name])), (6, pytest.approx(final[task][name])),
@@ -139,7 +141,12 @@ def test_tensorboard_and_wandb_have_the_tasks_before_and_after(sweep: Finished) 
     (before,) = events.Scalars("eval_tasks/choose/acc_original")
     assert before.value == pytest.approx(original["choose"]["acc"])
     (wandb,) = (sweep.folder / "0" / "wandb").glob("offline-run-*/*.wandb")
-    assert b"eval_tasks/read/kl" in wandb.read_bytes()
+    content = wandb.read_bytes()
+    for task, name in (("choose", "acc"), ("read", "kl"), ("read", "top1"), ("ask", "looped")):
+        # A name, the tag and the length of its value, and the value as JSON.
+        entry = rb"eval_tasks/%s/%s\x82\x01.([-+.\de]+)" % (task.encode(), name.encode())
+        values = re.findall(entry, content, re.DOTALL)
+        assert {*map(float, values)} == {reduced[task][name], final[task][name]}
 
 
 def test_a_sweep_evaluates_the_original_once(sweep: Finished) -> None:
@@ -272,6 +279,20 @@ def test_a_run_refuses_bad_items_before_it_chooses_layers(tmp_path: Path) -> Non
         assert done.code == 1
         assert "row 2: label is 2, expected 0 to 1" in done.refusal
         assert "loading" not in done.errors
+
+
+def test_what_does_not_fit_the_model_is_refused_before_the_training(tmp_path: Path) -> None:
+    path = write(tmp_path / "items.jsonl", [{"text": "one two three"}])
+    tasks = [f"evaluation.tasks=[{path}]", "evaluation.task_settings.window=4096"]
+    for mode in ("true", "false"):
+        given = [*SHORT, *tasks, "evaluation.baseline=false", "evaluation.reduced=false"]
+        done = train(tmp_path / mode, *given, f"dry_run={mode}")
+        assert done.code == 1
+        assert done.refusal == (
+            "error: evaluation.task_settings.window=4096: the model's longest sequence has 2048 "
+            "tokens\n"
+        )
+        assert not [*tmp_path.rglob("checkpoint-*")]
 
 
 def test_mistakes_on_the_command_line_are_named(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Sweeps: failing jobs, a second start, and the report."""
 
 import csv
+import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -243,6 +245,25 @@ def test_what_is_known_before_the_first_job_is_said_before_it(
     done = train(tmp_path / "run", "--multirun", *SHORT, *given, PATH="")
     assert (done.code, done.errors) == (1, f"error: {KNOWN_BEFORE[given]}\n")
     assert not list(tmp_path.rglob("result.json"))
+
+
+def test_bad_items_are_refused_before_a_job_is_queued(tmp_path: Path) -> None:
+    for tool in ("srun", "sbatch"):
+        path = tmp_path / tool
+        path.write_text(f"#!/bin/sh\ntouch {tmp_path / 'queued'}\nexit 1\n")
+        path.chmod(0o755)
+    item = {"context": "a", "choices": ["b", "c"], "label": 2}
+    (tmp_path / "items.jsonl").write_text(json.dumps(item))
+    given = ("hydra/launcher=slurm", "evaluation.tasks=[items.jsonl],[itms.jsonl]")
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = train(tmp_path / "run", "--multirun", *SHORT, *given, PATH=path)
+    assert done.code == 1
+    assert done.errors.splitlines()[1:] == [
+        "job 0 cannot run: evaluation.tasks=items.jsonl, row 1: label is 2, expected 0 to 1",
+        "job 1 cannot run: evaluation.tasks=itms.jsonl: no such file; did you mean items.jsonl?",
+        "error: no job of the sweep can run; nothing was submitted",
+    ]
+    assert not (tmp_path / "queued").exists()
 
 
 def test_jobs_of_two_variants_may_share_an_output_dir(tmp_path: Path) -> None:

@@ -80,17 +80,25 @@ def test_another_protocol_is_listed_with_the_difference(tmp_path: Path) -> None:
     assert report.broken == [
         (
             str(folder / "evaluation" / "final" / "evaluation.json"),
-            "arc: not comparable: few_shot is 0 and 5, file is arc.jsonl and None, "
+            f"{name}: not comparable: few_shot is 0 and 5, file is arc.jsonl and None, "
             "template is none and None",
         )
+        for name in ("arc", "wiki")
     ]
+    path = folder / "evaluation" / "original" / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["tasks"]["wiki"]["protocol"] = {"few_shot": 5}
+    path.write_text(json.dumps(content))
+    report = read_report([folder])
+    assert len(report.broken) == 1
+    assert report.rows[0].comparisons.keys() == {"wiki"}  # one task does not cost the others
 
 
 def test_an_evaluation_alone_is_a_row(tmp_path: Path) -> None:
     write(tmp_path / "measured", [True, False], role="model")
     (row,) = read_report([tmp_path / "measured"]).rows
     assert (row.name, row.status, row.layers, row.parameters) == ("m", "completed", 6, 9)
-    assert row.tasks["arc"]["acc"]["model"]["value"] == 0.5
+    assert row.tasks["arc"]["acc"]["final"]["value"] == 0.5
 
 
 def test_runs_within_noise_of_the_best_are_marked(tmp_path: Path) -> None:
@@ -132,12 +140,26 @@ def test_runs_have_a_standing_in_each_task(tmp_path: Path) -> None:
         write(folder / "evaluation" / "final", [True] * number + [False] * (50 - number))
     other = write_result(tmp_path / "other")
     write(other / "evaluation" / "final", [True] * 3 + [False] * 47, protocol={"few_shot": 5})
-    rows = read_report([tmp_path / name for name in (*right, "other")]).rows
+    write(tmp_path / "another", [False] * 50, role="model", protocol={"few_shot": 5})
+    write(tmp_path / "measured", [True] * 39 + [False] * 11, role="model")
+    names = (*right, "other", "another", "measured")
+    report = read_report([tmp_path / name for name in names])
+    rows = report.rows
     assert [row.standings.get("arc", {}).get("acc") for row in rows] == [
         "best",
         "within noise of the best",
         None,
         None,
+        None,
+        "within noise of the best",
+    ]
+    assert report.broken == [
+        (
+            str(other / "evaluation" / "final" / "evaluation.json"),
+            f"{name}: not comparable with the best one: few_shot is 0 and 5, file is arc.jsonl "
+            "and None, template is none and None (and 1 more)",
+        )
+        for name in ("arc", "wiki")
     ]
     assert rows[0].standings["wiki"]["loss"] == "best"
     assert rows[1].standings["wiki"]["loss"] == "within noise of the best"

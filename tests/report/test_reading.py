@@ -178,6 +178,13 @@ def test_a_damaged_file_of_a_sweep_is_listed(tmp_path: Path) -> None:
     assert report.broken == [(str(path), "damaged")]
 
 
+def test_a_folder_that_is_given_twice_is_read_once(tmp_path: Path) -> None:
+    write_result(tmp_path / "sweep" / "0")
+    (tmp_path / "link").symlink_to(tmp_path / "sweep")
+    given = ("sweep", "sweep/../sweep", "link", "link/0", "sweep/0")
+    assert len(read_report([tmp_path / name for name in given]).rows) == 1
+
+
 def test_a_damaged_scan_is_listed(tmp_path: Path) -> None:
     (tmp_path / "scan.json").write_text('{"num_layers": 3}')
     report = read_report([tmp_path])

@@ -83,6 +83,7 @@ def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iter
             continue
         if isinstance(value, float) and not isfinite(value):
             yield f"{key}={value}: use a finite number"
+            complete = False
             continue
         for limit in getattr(entry.type, "__metadata__", ()):
             if value is not None and not limit.fits(value):

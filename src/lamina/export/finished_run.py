@@ -85,7 +85,10 @@ class FinishedRun:
         if self.moved_base is not None:
             return resolve(self.moved_base, revision if self.moved_base == name else None)
         if revision is None and not Path(name).expanduser().is_dir():
-            raise ModelError(f"{name}: no such folder; if the base has moved, pass --base PATH")
+            raise ModelError(
+                f"{name}: no such folder; if the base has moved, lamina export and lamina verify "
+                "take --base PATH"
+            )
         return resolve(name, revision)
 
     def copy_adapter(self, folder: Path) -> None:

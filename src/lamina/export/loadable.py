@@ -10,7 +10,7 @@ from lamina.errors import ConfigError, ModelError
 from lamina.export.finished_run import finished_run
 from lamina.export.folder import MANIFEST_FILE
 from lamina.measure.protocol import ModelRef
-from lamina.measure.results import RESULT_FILE
+from lamina.measure.results import MULTIRUN_FILE, RESULT_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ def loadable(name: str, dtype: str) -> Loadable:
     folder = Path(name).expanduser()
     if any((folder / file).is_file() for file in (RESULT_FILE, MANIFEST_FILE)):
         return _written_by_lamina(name, dtype)
+    if (folder / MULTIRUN_FILE).is_file():
+        raise ConfigError(f"model_name={name}: a sweep: name one of its jobs, as {folder / '0'}")
     source = usable_source(name)
     stored = source.config.get("dtype") or source.config.get("torch_dtype") or "float32"
     ref = ModelRef(

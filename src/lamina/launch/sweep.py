@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -32,6 +33,8 @@ from lamina.depth.plan import make_plan
 from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.errors import Ended, LaminaError, OutputError, reason_of
 from lamina.measure.results import DRY_RUN_FILE, MULTIRUN_FILE, distinguishing
+from lamina.measure.tasks.items import read_tasks
+from lamina.measure.tasks.settings import TaskSettings
 from lamina.runtime.console import console, printable
 from lamina.runtime.files import disk_errors, refuse_unwritable, remove_links
 from lamina.runtime.lock import locked
@@ -223,12 +226,19 @@ def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str |
         preflight(job)
         run = bind(job)
         protect, dtype = run.depth.protect, run.saved_dtype
+        _check_tasks(tuple(run.evaluation.tasks), run.evaluation.task_settings)
         make_plan(run.model, run.model_name, lambda _: NoScores(), protect, dtype)
     except LaminaError as error:
         return str(error)
     except ScoresNeededError:
         pass  # the job itself scores the layers
     return None
+
+
+@cache
+def _check_tasks(names: tuple[str, ...], settings: TaskSettings) -> None:
+    """Read the items of a sweep's tasks, which are usually those of all its jobs."""
+    read_tasks(names, settings)
 
 
 def known_before(config: DictConfig, planned: Sequence[Sequence[str]], folder: Path) -> str | None:

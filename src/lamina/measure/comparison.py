@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,16 +101,21 @@ def compare(first: Evaluated, second: Evaluated) -> Comparisons:
 
     Raises ConfigError if a task's protocol or items differ, naming the difference.
     """
+    for name, reason in incomparable(first, second).items():
+        raise ConfigError(f"{name}: not comparable: {reason}")
     return compare_all([(first, second)])[0]
 
 
 def compare_all(pairs: Sequence[tuple[Evaluated, Evaluated]]) -> list[Comparisons]:
-    """Compare pairs of evaluations, at the cost of one where they share their items."""
+    """Compare pairs of evaluations, at the cost of one where they share their items.
+
+    Their `incomparable` tasks are left out.
+    """
     found: list[Comparisons] = [{} for _ in pairs]
     groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for number, (first, second) in enumerate(pairs):
-        refuse_incomparable(first, second)
-        for name in _shared(first, second):
+        differing = incomparable(first, second)
+        for name in filter(lambda name: name not in differing, _shared(first, second)):
             for metric in _metrics(name, first, second):
                 groups[name, metric, first.result.tasks[name].items_hash].append(number)
     for (name, metric, _), numbers in groups.items():
@@ -122,15 +127,18 @@ def compare_all(pairs: Sequence[tuple[Evaluated, Evaluated]]) -> list[Comparison
     return found
 
 
-def refuse_incomparable(first: Evaluated, second: Evaluated) -> None:
-    """Raise ConfigError if a task of both was not measured in the same way, on the same items."""
+def incomparable(first: Evaluated, second: Evaluated) -> dict[str, str]:
+    """Return how tasks of both differ that were not measured alike, on the same items."""
+    found = {}
     for name in _shared(first, second):
-        if reason := _difference(first.result.tasks[name], second.result.tasks[name]):
-            raise ConfigError(f"{name}: not comparable: {reason}")
+        reason = _difference(first.result.tasks[name], second.result.tasks[name])
         before, after = (each.items[name]["tokens"] for each in (first, second))
         same = np.array_equal(before, after, equal_nan=True)
-        if LOSS in first.result.tasks[name].metrics and not same:
-            raise ConfigError(f"{name}: not comparable: the items have other numbers of tokens")
+        if not reason and LOSS in first.result.tasks[name].metrics and not same:
+            reason = "the items have other numbers of tokens"
+        if reason:
+            found[name] = reason
+    return found
 
 
 def _shared(first: Evaluated, second: Evaluated) -> list[str]:
@@ -159,10 +167,13 @@ def _metrics(name: str, *sides: Evaluated) -> Iterator[str]:
             yield metric
 
 
-def standings(given: Mapping[int, Evaluated]) -> dict[int, dict[tuple[str, str], str]]:
+def standings(
+    given: Mapping[int, Evaluated], differing: Callable[[int, str, str], None]
+) -> dict[int, dict[tuple[str, str], str]]:
     """Return the tasks and metrics in which an evaluation is `BEST`, or `NEAR` the best one.
 
-    Those that were not measured as the best one was have no standing.
+    Those that were not measured as the best one was have no standing; `differing` gets the number,
+    the task and the difference.
     """
     found: dict[int, dict[tuple[str, str], str]] = {number: {} for number in given}
     for name in dict.fromkeys(name for each in given.values() for name in each.items):
@@ -179,7 +190,11 @@ def standings(given: Mapping[int, Evaluated]) -> dict[int, dict[tuple[str, str],
             figures = {n: known[n].result.tasks[name].metrics[metric].value for n in columns}
             best = (min if metric == LOSS else max)(figures, key=lambda n: figures[n])
             first = known[best].result.tasks[name]
-            same = [n for n in columns if not _difference(first, known[n].result.tasks[name])]
+            reasons = {n: _difference(first, known[n].result.tasks[name]) for n in columns}
+            for number, reason in reasons.items():
+                if reason:
+                    differing(number, name, reason)
+            same = [number for number, reason in reasons.items() if not reason]
             after = np.column_stack([columns[number] for number in same])
             before = np.repeat(columns[best][:, None], len(same), axis=1)
             tokens = known[best].items[name]["tokens"] if metric == LOSS else None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lamina.errors import LaminaError
 from lamina.measure.evaluate import Evaluation
-from lamina.measure.protocol import ModelRef, Protocol, figures
+from lamina.measure.protocol import Expected, ModelRef, Protocol, figures
 from lamina.measure.resumable import Place
 from lamina.measure.separate import ANSWER_FILE, REQUEST_FILE
 from lamina.measure.tasks.files import typed
@@ -22,11 +22,12 @@ def main() -> None:
     folder = Path(sys.argv[1])
     request = json.loads((folder / REQUEST_FILE).read_text())
     ref, how, place = ModelRef(**request["ref"]), request["protocol"], request["place"]
+    expected = request["expected"] and Expected(**request["expected"])
     how["wanted"] = typed(Evaluation, how["wanted"], "the request")
     how["original"] = how["original"] and ModelRef(**how["original"])
     protocol, place = Protocol(**how), place and Place(**place)
     try:
-        found = asdict(figures(ref, protocol, place))
+        found = asdict(figures(ref, protocol, place, expected))
     except (LaminaError, MemoryError, RuntimeError) as error:
         if not isinstance(error, LaminaError) and not is_memory_error(error):
             raise

@@ -2,9 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from lamina.errors import ModelError, TrainingError
 from lamina.measure import evaluate
 from lamina.measure.evaluate import Evaluation, RowLosses
 from lamina.measure.results import ROWS_FILE, Record
-from lamina.measure.resumable import Place, evaluate_into, fingerprint
+from lamina.measure.resumable import Place, evaluate_into, fingerprint, refuse_unfit
 from lamina.measure.separate import SeparateProcessError, ask
 from lamina.measure.tasks.files import (
     EVALUATION_FILE,
@@ -138,18 +139,40 @@ class Figures:
     """One per prompt; empty texts in all processes but the first."""
 
 
-def figures(ref: ModelRef, protocol: Protocol, place: Place | None = None) -> Figures:
+@dataclass(frozen=True)
+class Expected:
+    """The loss on the rows that a model must have, or nothing else of it is measured."""
+
+    loss: float
+    tolerance: float
+    """Largest difference, as a share of 1 + the loss."""
+
+    def refuse_other(self, ref: ModelRef, loss: float) -> None:
+        """Raise ModelError if a written model has another loss."""
+        allowed = self.tolerance * (1 + self.loss)
+        if not abs(loss - self.loss) <= allowed:
+            raise ModelError(
+                f"{ref.name}: loaded again, its eval_loss is {loss:.6g}, but the best checkpoint "
+                f"had {self.loss:.6g}, and rounding explains a difference of {allowed:.2g} at "
+                f"most: {ref.advice}"
+            )
+
+
+def figures(
+    ref: ModelRef, protocol: Protocol, place: Place | None = None, expected: Expected | None = None
+) -> Figures:
     """Load a model as plain transformers does, and measure it; tasks' results go to `place`.
 
-    Raises ModelError if its tensors do not fit, and TrainingError if the separate process of an
-    isolated protocol failed.
+    Raises ModelError if its tensors do not fit or its loss is not the expected one, and
+    TrainingError if the separate process of an isolated protocol failed.
     """
     if not protocol.rows and not protocol.prompts and place is None:
         return Figures(RowLosses((), ()), [])
     if protocol.isolated:
-        return _isolated_figures(ref, protocol, place)
+        return _isolated_figures(ref, protocol, place, expected)
     model = ref.load()
-    found = loaded_figures(model, ref.load_tokenizer(), protocol, place)
+    check = partial(expected.refuse_other, ref) if expected else None
+    found = loaded_figures(model, ref.load_tokenizer(), protocol, place, check)
     del model
     release_memory()
     return found
@@ -160,11 +183,17 @@ def loaded_figures(
     tokenizer: "PreTrainedTokenizerBase",
     protocol: Protocol,
     place: Place | None = None,
+    check: Callable[[float], None] | None = None,
 ) -> Figures:
-    """Measure a model in memory; processes share the work, but the first answers the prompts."""
+    """Measure a model in memory; processes share the work, but the first answers the prompts.
+
+    `check` gets its loss before tasks take their time.
+    """
     model, losses = model.to(compute_device()), RowLosses((), ())
     if protocol.rows:
         losses = evaluate.row_losses(model, protocol.rows, max_tokens=protocol.max_tokens)
+        if check:
+            check(losses.mean())
     if place is not None:
         original = protocol.original.load if protocol.original else None
         rows, wanted = protocol.rows, protocol.wanted
@@ -175,9 +204,12 @@ def loaded_figures(
     return Figures(losses, evaluate.answers(model, tokenizer, prompts, protocol.max_new_tokens))
 
 
-def _isolated_figures(ref: ModelRef, protocol: Protocol, place: Place | None) -> Figures:
+def _isolated_figures(
+    ref: ModelRef, protocol: Protocol, place: Place | None, expected: Expected | None
+) -> Figures:
     here = asdict(replace(protocol, isolated=False))
-    request = {"ref": asdict(ref), "protocol": here, "place": place and asdict(place)}
+    request: dict[str, Any] = {"ref": asdict(ref), "protocol": here}
+    request |= {"place": place and asdict(place), "expected": expected and asdict(expected)}
     try:
         with stage("evaluating in a separate process"):
             found = ask([sys.executable, "-m", "lamina.measure.isolated"], request)
@@ -204,6 +236,7 @@ def baseline(record: Record, protocol: Protocol, untouched: ModelRef) -> None:
     ]
     folder, first = folder_of("baselines", parts), distributed.is_first()
     with cached(folder, "baseline.json") if first else nullcontext(Entry(folder, None)) as entry:
+        distributed.wait_for_first()
         loss = distributed.from_first(entry.content["loss"] if entry.content else None)
         if loss is None:
             logger.info("evaluating %s, untouched", untouched.name)
@@ -231,6 +264,7 @@ def original(record: Record, protocol: Protocol) -> None:
     ]
     cache, first = folder_of("evaluations", parts), distributed.is_first()
     with cached(cache, "evaluation.cached") if first else nullcontext(Entry(cache, None)) as entry:
+        distributed.wait_for_first()
         if not distributed.gathered(entry.content is not None)[0]:
             logger.info("evaluating the tasks of %s, untouched", ref.name)
             alone = replace(protocol, prompts=(), wanted=wanted, original=None)
@@ -261,6 +295,8 @@ def reduced(
     and measured instead. Without metrics no loss is computed.
     """
     parameters, place = model.num_parameters(), _place(record, protocol, REDUCED)
+    if place is None:  # the tasks come after the training
+        refuse_unfit(model, tokenizer, protocol.wanted)
     protocol = protocol if metrics else replace(protocol, rows=())
     if ref:
         found = figures(ref, protocol, place)
@@ -283,21 +319,21 @@ def final(
     """Measure final/, loaded as a user would, and add its loss on each row to eval.jsonl.
 
     `tolerance` is the largest difference from the best checkpoint's eval_loss, as a share of 1 +
-    the loss; None allows any. Raises ModelError if its tensors do not fit, and TrainingError if its
-    loss is not the best checkpoint's, or the separate process of an isolated protocol failed.
+    the loss; None allows any. Raises ModelError if its tensors do not fit or its loss is not the
+    best checkpoint's, and TrainingError if the separate process of an isolated protocol failed.
     """
     logger.info("evaluating %s", ref.name)
-    place = _place(record, protocol, FINAL)
+    place, expected = _place(record, protocol, FINAL), None
+    if tolerance is not None:
+        if protocol.isolated:  # the backend's kernels round in their own way
+            tolerance = max(tolerance, evaluate.TOLERANCES["rounded"])
+        expected = Expected(record.content["metrics"]["eval_loss"], tolerance)
     try:
-        found = figures(ref, protocol, place)
+        found = figures(ref, protocol, place, expected)
     except ModelError:
         record.update(final=None)
         raise
     loss = found.losses.mean()
-    if tolerance is not None:
-        if protocol.isolated:  # the backend's kernels round in their own way
-            tolerance = max(tolerance, evaluate.TOLERANCES["rounded"])
-        refuse_other_loss(record, ref, loss, tolerance)
     sample_loss = found.losses.mean(evaluate.SAMPLE_ROWS)
     perplexity = evaluate.perplexity(loss)
     record.measured(eval_loss=loss, perplexity=perplexity, eval_sample_loss=sample_loss)
@@ -338,16 +374,3 @@ def _record_tasks(record: Record, place: Place | None) -> None:
         found = read_evaluation(Path(place.folder)).figures
         record.content["evaluation"][place.role] = found
         record.write()
-
-
-def refuse_other_loss(record: Record, ref: ModelRef, loss: float, tolerance: float) -> None:
-    """Refuse a loss of final/ that is not the trainer's within `tolerance`, a share of 1 + it."""
-    best = record.content["metrics"]["eval_loss"]
-    allowed = tolerance * (1 + best)
-    if not abs(loss - best) <= allowed:
-        record.update(final=None)
-        raise TrainingError(
-            f"{ref.name}: loaded again, its eval_loss is {loss:.6g}, but the best checkpoint had "
-            f"{best:.6g}, and rounding explains a difference of {allowed:.2g} at most: "
-            f"{ref.advice}"
-        )

@@ -16,6 +16,7 @@ from lamina.errors import ModelError
 from lamina.measure import serving_speed
 from lamina.measure.evaluate import Evaluation, RowLosses
 from lamina.measure.provenance import package_versions
+from lamina.measure.tasks import scoring
 from lamina.measure.tasks.figures import loss_metrics
 from lamina.measure.tasks.files import (
     EVALUATION_FILE,
@@ -29,8 +30,7 @@ from lamina.measure.tasks.files import (
     read_items,
     write_evaluation,
 )
-from lamina.measure.tasks.items import LibraryTask, Task, read_tasks
-from lamina.measure.tasks.scoring import evaluate_tasks
+from lamina.measure.tasks.items import ROWS, LibraryTask, Task, read_tasks
 from lamina.runtime import distributed
 from lamina.runtime.device import compute_device, device_name, memory_errors
 from lamina.runtime.files import finite, write_rows
@@ -38,9 +38,6 @@ from lamina.runtime.sizes import weight_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-ROWS = "eval_rows"
-"""The task of a data set's evaluation rows."""
 
 PROTOCOL = 1
 """Version of all tasks' figures: increment it when the same model would get others."""
@@ -93,7 +90,7 @@ def evaluate_into(
     tasks = read_tasks(wanted.tasks, wanted.task_settings)
     compares = wanted.agreement and any(isinstance(t, Task) and t.kind == "text" for t in tasks)
     with memory_errors("the evaluation", lambda: "lower evaluation.task_settings.batch_tokens"):
-        results = evaluate_tasks(
+        results = scoring.evaluate_tasks(
             model,
             tokenizer,
             tasks,
@@ -140,6 +137,15 @@ def _with_rows(
         seconds=0.0,
     )
     return {ROWS: result, **results}, [*own, *items]
+
+
+def refuse_unfit(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", wanted: Evaluation
+) -> None:
+    """Raise what `evaluate_into` would if a setting or an item does not fit a model."""
+    serving_speed.refuse_too_long(model, wanted.speed)
+    tasks = read_tasks(wanted.tasks, wanted.task_settings)
+    scoring.refuse_unfit(model, tokenizer, tasks, wanted.task_settings)
 
 
 def fingerprint(wanted: Evaluation) -> str:

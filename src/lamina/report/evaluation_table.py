@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lamina.measure.comparison import Comparison, compare, load_evaluation
+from lamina.measure.comparison import Comparison, compare_all, incomparable, load_evaluation
 from lamina.measure.serving_speed import share_of_ideal
 from lamina.measure.tasks.figures import SHARES, as_text, with_interval
 from lamina.measure.tasks.files import (
@@ -39,7 +39,9 @@ def comparison_rows(folder: Path) -> Iterator[Row]:
         return
     original, final = (load_evaluation(there[role]) for role in ("original", "final"))
     reduced = read_evaluation(there["reduced"]).tasks if "reduced" in there else {}
-    for task, comparisons in compare(original, final).items():
+    for task, reason in incomparable(original, final).items():
+        yield task, "", f"not comparable with the original's: {reason}"
+    for task, comparisons in compare_all([(original, final)])[0].items():
         before = reduced[task].metrics if task in reduced else {}
         for metric, each in comparisons.items():
             about = _beside(metric, each)

@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from lamina.errors import LaminaError
+from lamina.errors import ConfigError, LaminaError
 from lamina.measure.comparison import (
     Evaluated,
     compare_all,
     compare_columns,
-    refuse_incomparable,
+    incomparable,
     standings,
 )
 from lamina.measure.results import ROWS_FILE, read_rows
 from lamina.measure.statistics import Array
 from lamina.measure.tasks.figures import ratio_metric
 from lamina.measure.tasks.files import EVALUATION_FILE, TaskResult
+from lamina.measure.tasks.items import ROWS
 from lamina.report.runs import RunRow, clean
 from lamina.weights.source import made_of
 
@@ -50,8 +51,7 @@ def with_tasks(row: RunRow, found: Mapping[str, Evaluated]) -> RunRow:
         for role, evaluated in found.items()
         if evaluated.result.speed
     }
-    # The last role is the final model, or the only one.
-    fastest = [each["decode_tokens_per_second"] for each in speed.get([*found][-1], ())[:1]]
+    fastest = [each["decode_tokens_per_second"] for each in speed.get(FINAL, ())[:1]]
     sizes = [clean(evaluated.result.model.bytes) for evaluated in found.values()]
     return replace(
         row,
@@ -78,13 +78,10 @@ def with_comparisons(
     pairs = {}
     for number, evaluations in enumerate(found):
         if {ORIGINAL, FINAL} <= evaluations.keys():
-            pair = evaluations[ORIGINAL], evaluations[FINAL]
-            try:
-                refuse_incomparable(*pair)
-            except LaminaError as error:
+            pairs[number] = pair = evaluations[ORIGINAL], evaluations[FINAL]
+            for name, reason in incomparable(*pair).items():
+                error = ConfigError(f"{name}: not comparable: {reason}")
                 listing(pair[1].path / EVALUATION_FILE, error)
-            else:
-                pairs[number] = pair
     compared = dict(zip(pairs, compare_all([*pairs.values()]), strict=True))
     for number, row in enumerate(rows):
         comparisons: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -97,11 +94,21 @@ def with_comparisons(
 
 
 def with_standings(
-    rows: Sequence[RunRow], found: Sequence[Mapping[str, Evaluated]]
+    rows: Sequence[RunRow], found: Sequence[Mapping[str, Evaluated]], listing: Listing
 ) -> Iterator[RunRow]:
     """Compare the final models with the best one of each task and metric."""
-    completed = {n: each for n, each in enumerate(found) if rows[n].is_complete and FINAL in each}
-    standing = standings({number: each[FINAL] for number, each in completed.items()})
+    measured = {
+        number: each[FINAL]
+        for number, each in enumerate(found)
+        if FINAL in each and rows[number].is_complete
+    }
+    apart: dict[tuple[str, str], dict[int, None]] = defaultdict(dict)
+    standing = standings(measured, lambda n, name, reason: apart[name, reason].setdefault(n))
+    for (name, reason), (number, *others) in apart.items():
+        if name != ROWS:  # the report says so of the losses
+            more = f" (and {len(others)} more)" if others else ""
+            error = ConfigError(f"{name}: not comparable with the best one: {reason}{more}")
+            listing(measured[number].path / EVALUATION_FILE, error)
     for number, row in enumerate(rows):
         by_task: dict[str, dict[str, str]] = defaultdict(dict)
         for (name, metric), place in standing.get(number, {}).items():

@@ -61,14 +61,14 @@ def read_report(folders: Sequence[Path], planned: Planned | None = None) -> Repo
     nothing of Lamina's.
     """
     reader = _Reader(planned or (lambda _: ()))
-    for folder in dict.fromkeys(map(Path.absolute, folders)):
+    for folder in map(Path.absolute, folders):
         reader.read(folder)
     rows = [
         with_tasks(row, found) if found else row
         for row, found in zip(reader.rows, reader.evaluations, strict=True)
     ]
     rows = [*with_comparisons([*_with_ranks(rows)], reader.evaluations, reader.list)]
-    rows = [*with_standings(rows, reader.evaluations)]
+    rows = [*with_standings(rows, reader.evaluations, reader.list)]
     rows = [*with_spread([*with_noise(rows, reader.folders, reader.list)])]
     title = ", ".join(printable(folder.absolute().name) for folder in folders)
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -83,6 +83,8 @@ class _Reader:
         self.rows: list[RunRow] = []
         self.folders: list[Path] = []
         """Of the rows."""
+        self.seen: set[Path] = set()
+        """Folders that were read; the same ones may be given twice."""
         self.evaluations: list[dict[str, Evaluated]] = []
         """Of the rows, by role."""
         self.originals: dict[str, Evaluated] = {}
@@ -94,11 +96,13 @@ class _Reader:
         """Read what a folder holds: one run, a scan, a sweep, or a scan with a sweep in it."""
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder")
+        if self._is_read(folder):
+            return
         is_scan = (folder / SCAN_FILE).exists()
         if is_scan:
             self._scan(folder)
         if (folder / RESULT_FILE).exists():
-            self._add(folder, self._run(folder))
+            self._append(folder, self._run(folder))
         elif (folder / EVALUATION_FILE).exists():
             self._evaluation(folder)
         elif is_scan:
@@ -107,9 +111,14 @@ class _Reader:
             what = "run, sweep, scan or evaluation"
             raise ConfigError(f"{folder}: holds no {what}: pass the folder of one")
 
-    def _add(self, folder: Path, row: RunRow) -> None:
-        if folder in self.folders:
-            return
+    def _is_read(self, folder: Path) -> bool:
+        """Whether a folder was read before, and remember that it is now."""
+        place = folder.resolve()
+        is_read = place in self.seen
+        self.seen.add(place)
+        return is_read
+
+    def _append(self, folder: Path, row: RunRow) -> None:
         self.rows.append(row)
         self.folders.append(folder)
         places = {role: folder / EVALUATION_FOLDER / role for role in ROLES}
@@ -143,7 +152,7 @@ class _Reader:
         return replace(self.originals[key], path=folder, result=result)
 
     def _evaluation(self, folder: Path) -> None:
-        """Read what `lamina evaluate` wrote."""
+        """Read what `lamina evaluate` wrote: its model stands beside those that runs made."""
         place: dict[str, Any] = {"name": printable(folder.name), "folder": printable(str(folder))}
         if (found := self._evaluated(folder, FINAL)) is None:
             self.rows.append(RunRow(**place, status="damaged", error=self.broken[-1][1]))
@@ -152,7 +161,7 @@ class _Reader:
             shown = {key: model[key] for key in ("name", "kept_layers", "layers", "parameters")}
             self.rows.append(RunRow(**{**place, **shown}, status="completed"))
         self.folders.append(folder)
-        self.evaluations.append({found.result.role: found} if found else {})
+        self.evaluations.append({FINAL: found} if found else {})
 
     def _sweep(self, folder: Path) -> bool:
         """Read a sweep's jobs, in their order; return whether there are any."""
@@ -168,7 +177,8 @@ class _Reader:
         owns = distinguishing([row.overrides for row in rows])
         for job, row, own in zip(jobs, rows, owns, strict=True):
             name = row.name or " ".join(own or row.overrides) or row.job
-            self._add(folder / job, replace(row, name=name, own=own))
+            if not self._is_read(folder / job):
+                self._append(folder / job, replace(row, name=name, own=own))
         return bool(rows)
 
     def _run(

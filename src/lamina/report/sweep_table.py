@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamina.measure.resumable import ROWS
+from lamina.measure.tasks.items import ROWS
 from lamina.report.runs import RunRow
 
 COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference")

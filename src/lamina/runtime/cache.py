@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from lamina.runtime.console import stage
 from lamina.runtime.files import refuse_unwritable, remove_links, remove_litter, write_bytes
 
 
@@ -24,17 +25,22 @@ class Entry:
 
 @contextmanager
 def cached(folder: Path, filename: str) -> Iterator[Entry]:
-    """Yield a file's content and save what the body sets; one process at a time.
+    """Yield a file's content and save what the body sets; one process at a time, others wait.
 
     Its first line is the checksum of the second, which is JSON: a damaged file is made again.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     refuse_unwritable(folder, "LAMINA_CACHE")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / filename
+    path, lock = folder / filename, FileLock(folder / ".lock")
     remove_links(folder, ".lock*")
-    with FileLock(folder / ".lock"):
+    try:
+        owned = lock.acquire(blocking=False)
+    except Timeout:
+        with stage(f"waiting for another process, which computes {filename.partition('.')[0]}"):
+            owned = lock.acquire()
+    with owned:
         remove_litter(folder)
         check, _, text = path.read_bytes().partition(b"\n") if path.is_file() else (b"",) * 3
         before = json.loads(text) if check == _checksum(text) else None

@@ -4,12 +4,16 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 REQUEUE_SIGNAL = signal.SIGUSR2
 """The signal submitit has SLURM send before a job times out or is preempted."""
 
 T = TypeVar("T")
+
+_WAITS = count()
+"""Numbers the waits of this process."""
 
 
 def rank() -> int:
@@ -41,6 +45,19 @@ def first_process_first(name: str, make: Callable[[], T]) -> T:
     if is_first():
         store().set(f"lamina/{name}", "")
     return made
+
+
+def wait_for_first() -> None:
+    """Wait until the first process is here, too, however long it works; a collective times out.
+
+    All processes must call it.
+    """
+    if world_size() > 1:
+        key = f"lamina/wait/{next(_WAITS)}"
+        if is_first():
+            store().set(key, "")
+        else:
+            store().wait([key], timedelta(days=7))
 
 
 def store() -> Any:

@@ -1,6 +1,7 @@
 """Items are data from strangers: what is wrong with a file is said with its row and field."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,11 +123,30 @@ def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
     assert str(raised.value) == (f"evaluation.tasks={name}: no such file; did you mean piqa.jsonl?")
 
 
-def test_two_tasks_have_two_names(tmp_path: Path) -> None:
-    read(tmp_path, lines(CHOICE))
-    path = str(tmp_path / "items.jsonl")
-    with pytest.raises(DataError, match=r"evaluation.tasks: two tasks are called items: rename"):
-        read_tasks([path, path], SETTINGS)
+@pytest.mark.parametrize(
+    ("given", "wrong", "said"),
+    [
+        (["a.jsonl", "a.jsonl"], "a.jsonl", "a is the name of another task: rename the file"),
+        (["a.jsonl", "b/a.jsonl"], "b/a.jsonl", "a is the name of another task: rename the file"),
+        (["piqa", "piqa"], "piqa", "piqa is the name of another task: rename the file"),
+        (["eval_rows.jsonl"], "eval_rows.jsonl", "eval_rows is the name of the rows of data: re"),
+        (["dir.jsonl"], "dir.jsonl", "no such file"),
+        (["a" * 300], "a" * 300, "File name too long"),
+        (["~nobody-at-all/a.jsonl"], "~nobody-at-all/a.jsonl", "Could not determine home direct"),
+    ],
+)
+def test_a_task_has_a_file_and_a_name_of_its_own(
+    given: list[str], wrong: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("b", "dir.jsonl", "piqa"):  # a folder hides no task of the library
+        Path(folder).mkdir()
+    for name in ("a", "b/a", "eval_rows"):
+        Path(f"{name}.jsonl").write_text(lines(CHOICE))
+    with pytest.raises(DataError, match=f"^evaluation.tasks={re.escape(wrong)}: {said}"):
+        read_tasks(given, SETTINGS)
+    with pytest.raises(DataError, match="tasks by name need lm-eval"):
+        read_tasks(["piqa"], SETTINGS)
 
 
 def test_a_name_needs_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

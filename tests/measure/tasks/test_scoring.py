@@ -251,6 +251,16 @@ def test_a_setting_that_the_model_cannot_meet_is_refused(
     assert str(raised.value) == f"evaluation.task_settings.{said.replace('2048', longest)}"
 
 
+def test_a_later_task_is_refused_before_the_first_one_is_scored(
+    model: Any, tokenizer: Any, files: dict[str, str]
+) -> None:
+    settings, written = replace(SETTINGS, window=4096), list[Any]()
+    tasks = read_tasks([files["choices"], files["text"]], settings)
+    with pytest.raises(ConfigError, match=r"window=4096: the model's longest sequence has 2048"):
+        evaluate_tasks(model, tokenizer, tasks, settings, write=written.append)
+    assert written == []
+
+
 def test_an_answer_longer_than_the_model_reads_is_refused(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:

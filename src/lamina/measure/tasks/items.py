@@ -14,6 +14,9 @@ from lamina.measure.tasks.settings import TaskSettings
 KEY = "evaluation.tasks"
 SUFFIX = ".jsonl"
 
+ROWS = "eval_rows"
+"""The task of a data set's evaluation rows, which is no file."""
+
 LARGEST_FILE, LONGEST_ROW, MOST_CHOICES = 1_000_000_000, 10_000_000, 100
 """Bytes of a file and of a row, choices of an item."""
 
@@ -99,12 +102,14 @@ def read_tasks(
     """
     tasks: list[Task | LibraryTask] = []
     for name in names:
-        path = Path(name).expanduser()
-        is_file = path.suffix == SUFFIX or path.exists()
-        tasks.append(_read(path, name, settings, key) if is_file else LibraryTask(name=name))
-        if len({task.name for task in tasks}) < len(tasks):
+        path = _file(name, key)
+        tasks.append(_read(path, name, settings, key) if path else LibraryTask(name=name))
+        called = [ROWS, *(task.name for task in tasks)]
+        if len({*called}) < len(called):
+            other = "the rows of data" if called[-1] == ROWS else "another task"
             raise DataError(
-                f"{key}: two tasks are called {tasks[-1].name}: rename one of the files"
+                f"{key}={name}: {called[-1]} is the name of {other}: rename the file, or leave it "
+                "out"
             )
     if library := [task.name for task in tasks if isinstance(task, LibraryTask)]:
         from lamina.measure.tasks.lm_eval_tasks import refuse_unknown
@@ -113,12 +118,24 @@ def read_tasks(
     return tasks
 
 
+def _file(name: str, key: str) -> Path | None:
+    """Return the path of a file; None for a name in the lm-eval library."""
+    try:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError) as error:  # a name too long, or ~ and no user
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{key}={name}: {reason}") from error
+    if path.suffix != SUFFIX:
+        return None
+    near = path.parent.glob(f"*{SUFFIX}") if path.parent.is_dir() else ()
+    hint = did_you_mean(path.name, (each.name for each in near if each.is_file()))
+    raise DataError(f"{key}={name}: no such file{hint}")
+
+
 def _read(path: Path, name: str, settings: TaskSettings, key: str) -> Task:
     named = f"{key}={name}"
-    if not path.is_file():
-        near = path.parent.glob(f"*{SUFFIX}") if path.parent.is_dir() else ()
-        hint = did_you_mean(path.name, (each.name for each in near))
-        raise DataError(f"{named}: no such file{hint}")
     form, items = "", list[Item]()
     for number, row in _rows(path, named):
         place = f"{named}, row {number}"

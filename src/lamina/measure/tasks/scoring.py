@@ -45,6 +45,7 @@ def evaluate_tasks(
     does not.
     """
     model.eval()
+    refuse_unfit(model, tokenizer, tasks[1:], settings)  # not after hours with the first
     before = {(each.task, each.id): each for each in done}
     results = {}
     for task in tasks:
@@ -55,11 +56,40 @@ def evaluate_tasks(
             if distributed.is_first():
                 mine, items = evaluate_library_task(model, tokenizer, task, settings)
                 write([each for each in items if (each.task, each.id) not in before])
+            distributed.wait_for_first()
             results[task.name] = next(each for each in distributed.gathered(mine) if each)
         else:
             prompts = Prompts(tokenizer, settings)
             results[task.name] = _evaluate(model, task, prompts, before, write, original)
     return results
+
+
+def refuse_unfit(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    tasks: Sequence[Task | LibraryTask],
+    settings: TaskSettings,
+) -> None:
+    """Raise what `evaluate_tasks` would if a setting or an item does not fit the model."""
+    for task in tasks:
+        if isinstance(task, Task):
+            scorer = _scorer(model, task, Prompts(tokenizer, settings))
+            scorer.protocol()
+            for item in task.items:
+                scorer.encode(item)
+
+
+def _scorer(
+    model: "PreTrainedModel",
+    task: Task,
+    prompts: Prompts,
+    original: "PreTrainedModel | None" = None,
+) -> Any:
+    if task.kind == "choices":
+        return Likelihoods(model, task, prompts)
+    if task.kind == "text":
+        return Losses(model, task, prompts, original)
+    return Answers(model, task, prompts)
 
 
 def _evaluate(
@@ -71,13 +101,7 @@ def _evaluate(
     original: "PreTrainedModel | None",
 ) -> TaskResult:
     began = time.monotonic()
-    scorer: Any
-    if task.kind == "choices":
-        scorer = Likelihoods(model, task, prompts)
-    elif task.kind == "text":
-        scorer = Losses(model, task, prompts, original)
-    else:
-        scorer = Answers(model, task, prompts)
+    scorer = _scorer(model, task, prompts, original)
     encoded = [scorer.encode(item) for item in task.items]
     compared = original is not None and task.kind == "text"
     known = {}
