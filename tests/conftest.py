@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from lamina.data.answers.settings import AnswerSettings
 from lamina.depth.selection import NoScores
 from lamina.heal.backends.unsloth import is_installed
 from tests.forked import Process, Server, fresh, needs_fresh
@@ -46,16 +47,25 @@ SHORT = (
 )
 """The quickstart cut to a few seconds of training."""
 
+GENERATED: dict[str, Any] = {
+    "loss_on": "auto",
+    "chat_template": None,
+    "max_dropped": 0.01,
+    "answers": "given",
+    "answer_settings": AnswerSettings(
+        temperature=0.0, seed=1, max_new_tokens=256, batch_tokens=16384
+    ),
+}
+"""Settings that all data sources have."""
+
 FOREIGN: dict[str, Any] = {
+    **GENERATED,
     "eval": None,
     "eval_fraction": 0.5,
     "max_train_samples": None,
     "max_eval_samples": None,
     "columns": {},
-    "loss_on": "auto",
-    "chat_template": None,
     "on_bad_row": "error",
-    "max_dropped": 0.01,
 }
 """Settings that all data sources but the generator have."""
 

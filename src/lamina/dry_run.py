@@ -74,6 +74,8 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
         arguments = experiment.arguments(scratch)
         if experiment.plan.source is not None:
             refuse_too_large(experiment.planned_memory, free)
+        if experiment.answering:
+            logger.info("data.answers=original: the dry run counts the given answers instead")
         tokenizer, rows = feed(experiment)
         packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
         model = load(experiment, tokenizer)

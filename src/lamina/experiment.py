@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.config.parameters import Parameters
+from lamina.data.answers.answered import Original
 from lamina.data.feed import Feed
 from lamina.data.sources import DataSource
 from lamina.depth import loading
@@ -286,6 +287,13 @@ class Experiment(Parameters):
     def untouched(self) -> ModelRef:
         """The model that layers are removed from, with all of them."""
         return self._ref(range(self.plan.num_layers))
+
+    @property
+    def answering(self) -> Original | None:
+        """The model that answers the training prompts; None if the rows have the answers."""
+        if self.data.answers == "given":
+            return None
+        return Original(ref=self.untouched, isolated=self.backend.patches_model_classes)
 
     @property
     def reduced(self) -> ModelRef | None:

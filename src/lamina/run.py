@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.data import feed as data
+from lamina.data.answers.answered import Original
 from lamina.data.byte_tokenizer import build_tokenizer
 from lamina.depth import loading
 from lamina.depth.reduction import reduction
@@ -48,7 +49,7 @@ def run(experiment: Experiment, record: Record) -> None:
         start = resume(experiment, record)
         with experiment.prepared():
             arguments = experiment.arguments(folder)
-            tokenizer, rows = feed(experiment)
+            tokenizer, rows = feed(experiment, experiment.answering)
             record_data(experiment, record, rows, start)
             protocol = experiment.protocol(rows)
             if wanted.baseline and experiment.plan.is_reduced:
@@ -82,7 +83,8 @@ def plan(experiment: Experiment) -> None:
         if isinstance(callback, UserCallback):
             callback.load()
     distributed.first_process_first("plan", lambda: experiment.plan)
-    if wanted.baseline and (experiment.plan.is_reduced or wanted.goes_further):
+    measured = wanted.baseline and (experiment.plan.is_reduced or wanted.goes_further)
+    if measured or experiment.data.answers == "original":
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")
     experiment.data.find()  # before transformers is imported
     if source := experiment.plan.source:
@@ -109,14 +111,22 @@ def resume(experiment: Experiment, record: Record) -> Start:
     return start
 
 
-def feed(experiment: Experiment) -> "tuple[PreTrainedTokenizerBase, data.Feed]":
-    """Tokenize the data."""
+def feed(
+    experiment: Experiment, original: Original | None = None
+) -> "tuple[PreTrainedTokenizerBase, data.Feed]":
+    """Tokenize the data, with the answers of the `original` to the training prompts, if given."""
     source = experiment.plan.source
     if source:  # here transformers is silent on settings that it ignores
         loading.generation_config(source)
     tokenizer = loading.load_tokenizer(source) if source else build_tokenizer()
     length, prompts = experiment.max_seq_length, experiment.evaluation.num_samples
-    rows = data.feed(experiment.data, tokenizer, max_seq_length=length, num_prompts=prompts)
+    rows = data.feed(
+        experiment.data,
+        tokenizer,
+        max_seq_length=length,
+        num_prompts=prompts,
+        original=original,
+    )
     if source:
         ids = (row["input_ids"] for split in (rows.train, rows.eval) for row in split.rows)
         loading.refuse_unknown_tokens(source, tokenizer, ids)

@@ -16,7 +16,7 @@ from lamina.data.cache import cached_rows
 from lamina.data.feed import feed
 from lamina.data.sources import Disk, Files, Synthetic
 from lamina.errors import OutputError
-from tests.conftest import FOREIGN, run, start
+from tests.conftest import FOREIGN, GENERATED, run, start
 
 TURNS = [{"role": "user", "content": "copy AB"}, {"role": "assistant", "content": "AB"}]
 
@@ -86,7 +86,7 @@ def test_a_file_changed_without_a_new_size_or_time_is_read_again(rows: Path) -> 
 def test_generated_rows_are_cached_by_number_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def generated(**changes: Any) -> list[str]:
         given = {"train_rows": 20, "eval_rows": 10, "seed": 1, **changes}
-        return made(Synthetic(**given, loss_on="auto", chat_template=None, max_dropped=0.01))
+        return made(Synthetic(**given, **GENERATED))
 
     first = generated()
     monkeypatch.setattr(synthetic, "generate", None)
@@ -105,7 +105,8 @@ from lamina.data.sources import Synthetic
 from lamina.data.feed import feed
 from lamina.data.byte_tokenizer import build_tokenizer
 own = dict(train_rows=300, eval_rows=30, seed=1)
-data = Synthetic(**own, loss_on="auto", chat_template=None, max_dropped=0.01)
+own |= dict(loss_on="auto", chat_template=None, max_dropped=0.01)
+data = Synthetic(**own, answers="given", answer_settings=None)
 fed = feed(data, build_tokenizer(), max_seq_length=64, num_prompts=1)
 print([file["filename"] for side in (fed.train, fed.eval) for file in side.rows.cache_files])
 """
@@ -149,9 +150,7 @@ def test_a_killed_process_leaves_no_partial_rows(tmp_path: Path) -> None:
     for name, after in (("synthetic.split_of", 100), ("tokenization.Tokenization.row", 250)):
         dying = FEED.replace("data =", DIE.format(name=name, after=after) + "data =")
         assert ended(dying) == (-signal.SIGKILL, [])
-    data = Synthetic(
-        train_rows=300, eval_rows=30, seed=1, loss_on="auto", chat_template=None, max_dropped=0.01
-    )
+    data = Synthetic(train_rows=300, eval_rows=30, seed=1, **GENERATED)
     fed = feed(data, build_tokenizer(), max_seq_length=64, num_prompts=1)
     assert ended(FEED) == (0, [row["input_ids"] for row in fed.train.rows])
 

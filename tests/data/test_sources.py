@@ -13,7 +13,7 @@ from lamina.data.sources import Disk, Files, Hub, Synthetic
 from lamina.data.splits import Split
 from lamina.data.tokenization import Tokenization
 from lamina.errors import DataError
-from tests.conftest import FOREIGN
+from tests.conftest import FOREIGN, GENERATED
 
 
 def jsonl(path: Path, *lines: str) -> str:
@@ -171,9 +171,7 @@ def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_generator_gives_disjoint_splits_in_equal_shares() -> None:
-    splits = Synthetic(
-        train_rows=1000, eval_rows=200, seed=3, loss_on="auto", chat_template=None, max_dropped=0
-    ).load()
+    splits = Synthetic(train_rows=1000, eval_rows=200, seed=3, **GENERATED).load()
     questions = [
         {row["messages"][0]["content"] for row in s.rows} for s in (splits.train, splits.eval)
     ]

@@ -74,7 +74,7 @@ said = []
 for name, config, split in json.loads(sys.argv[1]):
     keys = dict(name=name, config=config, train=split, eval=None, eval_fraction=0.2, loss_on="auto")
     keys |= dict(max_train_samples=None, max_eval_samples=None, columns={}, on_bad_row="error")
-    keys |= dict(chat_template=None, max_dropped=0.01)
+    keys |= dict(chat_template=None, max_dropped=0.01, answers="given", answer_settings=None)
     try:
         said.append(f"{len(Hub(**keys).load().eval.rows)} rows")
     except DataError as error:

@@ -41,8 +41,23 @@ def problems(run: Parameters) -> Iterator[str]:
     if run.kernels == "liger":
         yield from kernels.liger_problems(arguments)
     yield from backend_choice.problems(run)
+    yield from _answer_problems(run)
     yield from _published(run)
     yield from scan_problems(run)
+
+
+def _answer_problems(run: Parameters) -> Iterator[str]:
+    """Name what keeps the original model from answering the prompts of training rows."""
+    if run.data.answers != "original":
+        return
+    if isinstance(run.model, Scratch):
+        yield "data.answers=original: model=scratch has no original: use data.answers=given"
+    new = run.data.answer_settings.max_new_tokens
+    if new >= run.max_seq_length:
+        yield (
+            f"data.answer_settings.max_new_tokens={new}: max_seq_length={run.max_seq_length} "
+            "leaves no room for a prompt: lower it"
+        )
 
 
 def _published(run: Parameters) -> Iterator[str]:

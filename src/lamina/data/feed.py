@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.accounting import TokenizedSplit, pack_fill
+from lamina.data.answers.answered import AnswerCount, Original, answered, refuse_plain_text
 from lamina.data.chat.template import choose_template
 from lamina.data.sources import DataSource
 from lamina.data.tokenization import Tokenization
@@ -30,6 +31,8 @@ class Feed:
     prompts: tuple[tuple[str, list[int], str], ...]
     """Questions of the first evaluation rows: readable text, all tokens before the answer, and the
     expected answer."""
+    answers: AnswerCount | None = None
+    """How the original's answers to the training prompts ended; None with data.answers=given."""
 
     def eval_rows(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the first `limit` tokenized evaluation rows, or all of them."""
@@ -43,15 +46,16 @@ class Feed:
             write_rows(folder / SKIPPED_FILE, skipped)
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Return each split's token counts."""
-        return {"train": asdict(self.train.count), "eval": asdict(self.eval.count)}
+        """Return each split's token counts, and those of the original's answers."""
+        answers = {"answers": asdict(self.answers)} if self.answers else {}
+        return {"train": asdict(self.train.count), "eval": asdict(self.eval.count), **answers}
 
     def packed(self, made: "Mapping[str, Dataset]", length: int) -> dict[str, dict[str, Any]]:
         """Return the counts and pack_fill; raises ConfigError if `made`, TRL's rows, are cut."""
-        return {
-            name: {**asdict(split.count), "pack_fill": pack_fill(made[name], split.count, length)}
-            for name, split in (("train", self.train), ("eval", self.eval))
-        }
+        counts = self.counts()
+        for name, split in (("train", self.train), ("eval", self.eval)):
+            counts[name]["pack_fill"] = pack_fill(made[name], split.count, length)
+        return counts
 
 
 SHOWN = 3
@@ -59,28 +63,41 @@ SHOWN = 3
 
 
 def feed(
-    data: DataSource, tokenizer: "PreTrainedTokenizerBase", *, max_seq_length: int, num_prompts: int
+    data: DataSource,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_seq_length: int,
+    num_prompts: int,
+    original: Original | None = None,
 ) -> Feed:
     """Load a data set and tokenize it; rows are cut to max_seq_length tokens.
 
-    The tokenizer gets the template of data.chat_template, which is saved with it. Raises DataError
-    if the data set is missing, empty or has an unusable row, or truncation drops too many tokens,
-    and ConfigError if the rows or the chat template do not support data.loss_on.
+    The tokenizer gets the template of data.chat_template, which is saved with it. The
+    answers of `original`, if given, to the questions of the training rows are trained. Raises
+    DataError if the data set is missing, empty or has an unusable row, or truncation drops too many
+    tokens, and ConfigError if the rows or the chat template do not support data.loss_on.
     """
     choose_template(tokenizer, data.chat_template)
-    splits = data.load()
+    splits, count = data.load(), None
+    if original:
+        refuse_plain_text(splits.train)
     tokenize = Tokenization(tokenizer, data.loss_on, max_seq_length, splits.train)
     conversion = splits.train.conversion
     if conversion.form != conversion.columns:
         logger.info("reading %s as %s", conversion.description, " and ".join(conversion.columns))
-    train, held = tokenize(splits.train), tokenize(splits.eval)
+    rows = splits.train
+    if original:
+        # First what can be refused at once.
+        tokenize(splits.eval).check_truncation(data.max_dropped, max_seq_length)
+        rows, count = answered(rows, tokenize, data.answer_settings, original)
+    train, held = tokenize(rows), tokenize(splits.eval)
     for split in (train, held):
         split.check_truncation(data.max_dropped, max_seq_length)
         _warn_of_skipped(split)
     # A row that starts with the assistant can be trained on, but asks nothing.
     asking = replace(splits.eval, skips=True).each(tokenize.prompt)
     prompts = tuple(islice(asking, num_prompts))
-    return Feed(train=train, eval=held, prompts=prompts)
+    return Feed(train=train, eval=held, prompts=prompts, answers=count)
 
 
 def _warn_of_skipped(split: TokenizedSplit) -> None:

@@ -23,7 +23,7 @@ from lamina.data.forms import FORMS
 from lamina.errors import DataError, either, reason_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a pair, which is not UTF-8; also what a byte that is not UTF-8 is read as."""
@@ -51,16 +51,20 @@ def read_files(
     if the row is broken) and problem, and the files' names. Raises DataError if there is no such
     file, or one cannot be read as a whole.
     """
-    from datasets import Features, Value
-
     paths = find_files(key, name, kind)
-    # As text: the library's own Json loses digits of numbers and fails beyond 64 bits.
-    content = {"file": Value("int32"), "row": Value("int64"), "content": Value("string")}
-    features = Features({**content, "problem": Value("string")})
     found = ((path, path.stat()) for path in paths)
     stamps = tuple((str(p), str(p.resolve()), of.st_size, of.st_ctime_ns) for p, of in found)
-    rows = cached_rows(_rows, features, key=key, kind=kind, stamps=stamps, columns=columns)
+    rows = cached_rows(_rows, row_features(), key=key, kind=kind, stamps=stamps, columns=columns)
     return rows, tuple(map(str, paths))
+
+
+def row_features() -> "Features":
+    """Return the columns of `read_files`."""
+    from datasets import Features, Value
+
+    # As text: the library's own Json loses digits of numbers and fails beyond 64 bits.
+    content = {"file": Value("int32"), "row": Value("int64"), "content": Value("string")}
+    return Features({**content, "problem": Value("string")})
 
 
 def find_files(key: str, name: str, kind: str) -> list[Path]:

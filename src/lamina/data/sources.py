@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typing_extensions import override
 
+from lamina.data.answers.settings import Answers, AnswerSettings
 from lamina.data.cache import is_whole, refuse_unwritable_cache
 from lamina.data.compression import ENDINGS
 from lamina.data.files import READERS, find_files, read_files
@@ -68,6 +69,8 @@ class Rows:
     """Name of one of the tokenizer's templates, chatml, or a jinja file; None: the tokenizer's."""
     on_bad_row: Annotated[str, one_of("error", "skip")]
     max_dropped: MaxDropped
+    answers: Answers
+    answer_settings: AnswerSettings
 
     def problems(self) -> Iterator[str]:
         """Refuse a hold-out that leaves one side empty, and names of columns that are none."""
@@ -245,6 +248,8 @@ class Synthetic:
     loss_on: LossOn
     chat_template: Template
     max_dropped: MaxDropped
+    answers: Answers
+    answer_settings: AnswerSettings
 
     def find(self) -> None:
         """Do nothing: the rows are generated."""
@@ -259,7 +264,7 @@ class Synthetic:
 
 
 DataSource = Files | Hub | Disk | Synthetic
-"""Anything with `find`, `load`, `loss_on`, `chat_template` and `max_dropped`."""
+"""Anything with `find`, `load`, and the settings of `Synthetic` from `loss_on` on."""
 
 
 def _first(split: Split, limit: int | None) -> Split:

@@ -62,6 +62,13 @@ class Split:
             return self.files[row["file"]], row["row"]
         return self.origin, (index if self.positions is None else self.positions[index]) + 1
 
+    def numbers(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Return each row's 0-based file, 0 if there are none, and its 1-based number there."""
+        if self.files:
+            return self.rows["file"][:], self.rows["row"][:]
+        positions = range(len(self.rows)) if self.positions is None else self.positions
+        return [0] * len(self.rows), [position + 1 for position in positions]
+
     def place(self, index: int) -> str:
         """Return `where` as text."""
         origin, number = self.where(index)

@@ -1,5 +1,6 @@
 """Rows to token ids and labels: a label is the token's id where it is trained, -100 elsewhere."""
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from lamina.data.splits import Split, convert
 from lamina.errors import BadRowError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from datasets import Features
+    from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
@@ -64,20 +65,37 @@ class Tokenization:
                 f"{split.origin} has {split.conversion.description}, the training rows "
                 f"{' and '.join(self.columns)}: give both the same columns"
             )
+        tokenized = self._mapped(split, self._encoded, _features(), f"tokenizing {split.origin}")
+        self._refuse_unended(split, tokenized["unended"][:])
+        return account(split, tokenized, self.max_seq_length)
+
+    def questions(self, split: Split) -> "Dataset":
+        """Return each row's question, the token ids up to its answer, and its trained columns.
+
+        These are JSON and lack the answer; `problem` says why a row is unusable. Raises DataError
+        as `__call__` does.
+        """
+        from datasets import Features, List, Value
+
+        texts = dict.fromkeys(("question", "content", "problem"), Value("string"))
+        features = Features(prompt_ids=List(Value("int32")), **texts)
+        return self._mapped(split, self._asked, features, f"reading prompts of {split.origin}")
+
+    def _mapped(
+        self, split: Split, make: Callable[..., Any], features: "Features", desc: str
+    ) -> "Dataset":
         try:
-            tokenized = cached_map(
+            return cached_map(
                 split.rows,
-                self._encoded,
-                features=_features(),
-                desc=f"tokenizing {split.origin}",
+                make,
+                features=features,
+                desc=desc,
                 conversion=split.conversion,
                 from_files=bool(split.files),
                 skips=split.skips,
             )
         except _RefusedError as refused:
             raise split.error(*refused.args) from refused
-        self._refuse_unended(split, tokenized["unended"][:])
-        return account(split, tokenized, self.max_seq_length)
 
     def prompt(self, row: dict[str, Any]) -> tuple[str, list[int], str]:
         """Return a question as text, all tokens before its answer, and the expected answer.
@@ -85,9 +103,7 @@ class Tokenization:
         Raises BadRowError if the row does not start with a question.
         """
         if "messages" in self.columns:
-            turns = list(takewhile(lambda m: m["role"] != "assistant", row["messages"]))
-            if not turns:
-                raise BadRowError("the first message is the assistant's; expected another before")
+            turns = _before_answer(row)
             text, rest = turns[-1]["content"], row["messages"][len(turns) :]
             expected = str(rest[0].get("content") or "") if rest else ""
             return text, self._prompt_ids(turns, row.get("tools")), expected
@@ -138,6 +154,27 @@ class Tokenization:
                 raise _RefusedError(index, error) from error
             none = {"trained": 0, "length": 0, "start": 0, "unended": False}
             return {"input_ids": [], "labels": [], **none, "problem": str(error)}
+
+    def _asked(
+        self, row: dict[str, Any], index: int, conversion: Conversion, from_files: bool, skips: bool
+    ) -> dict[str, Any]:
+        try:
+            read = convert(row, conversion, from_files)
+            text, ids, _ = self.prompt(read)
+        except BadRowError as error:
+            if not skips:
+                raise _RefusedError(index, error) from error
+            return {"question": "", "prompt_ids": [], "content": "{}", "problem": str(error)}
+        if "messages" in read:
+            content = {"messages": _before_answer(read), "tools": read["tools"]}
+        else:
+            content = {"prompt": read["prompt"]}
+        return {
+            "question": text,
+            "prompt_ids": ids,
+            "content": json.dumps(content),
+            "problem": None,
+        }
 
     def _messages(self, row: dict[str, Any]) -> tuple[list[int], Sequence[int]]:
         messages, tools, chat = row["messages"], row.get("tools"), self._chat
@@ -214,6 +251,14 @@ class Tokenization:
                 "a model whose tokenizer or chat template ends an answer with it, or set "
                 "data.chat_template"
             )
+
+
+def _before_answer(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages up to the first answer."""
+    turns = list(takewhile(lambda message: message["role"] != "assistant", row["messages"]))
+    if not turns:
+        raise BadRowError("the first message is the assistant's; expected another before")
+    return turns
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

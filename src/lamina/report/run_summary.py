@@ -61,6 +61,9 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("trained", f"{content['trainable_parameters']:,}", ""),
         _data(content["data"]["train"]),
     ]
+    if answers := content["data"].get("answers"):
+        others = ", ".join(f"{answers[name]:,} {name}" for name in answers if name != "kept")
+        rows.append(("answers", f"{answers['kept']:,} of the original", others))
     before = "after removal" if dropped else "before training"
     losses = (
         ("baseline loss", metrics["baseline_eval_loss"], "the untouched model"),

@@ -172,21 +172,31 @@ def read_evaluation(folder: Path) -> EvaluationResult:
 
 
 def append_items(folder: Path, items: Sequence[ItemResult]) -> None:
-    """Append lines to a folder's items.jsonl, after its last whole one."""
-    path = folder / ITEMS_FILE
-    lines = "".join(json.dumps(finite(asdict(item))) + "\n" for item in items)
-    with disk_errors(path), path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(_whole(file.read()))
-        file.write(lines.encode())
+    """Append lines to a folder's items.jsonl."""
+    append_rows(folder / ITEMS_FILE, [asdict(item) for item in items])
 
 
 def read_items(folder: Path) -> list[ItemResult]:
-    """Read a folder's items.jsonl, if there is one, but not a line that was not finished.
+    """Read a folder's items.jsonl, as `read_appended` does."""
+    return read_appended(ItemResult, folder / ITEMS_FILE)
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append one JSON object per line, after the last whole one."""
+    lines = "".join(json.dumps(finite(row)) + "\n" for row in rows)
+    with disk_errors(path), path.open("a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        if file.read() not in (b"", b"\n"):
+            file.seek(0)
+            file.truncate(_whole(file.read()))
+        file.write(lines.encode())
+
+
+def read_appended(kind: type[T], path: Path) -> list[T]:
+    """Read a file's lines as a dataclass, if there is one, but not a line that was not finished.
 
     Raises ModelError for any other that is broken.
     """
-    path = folder / ITEMS_FILE
     if not path.is_file():
         return []
     with disk_errors(path):
@@ -194,7 +204,7 @@ def read_items(folder: Path) -> list[ItemResult]:
     lines = content[: _whole(content)].decode(errors="replace").split("\n")[:-1]
     named = [f"{path}, row {number}" for number in range(1, len(lines) + 1)]
     found = zip(named, lines, strict=True)
-    return [typed(ItemResult, parse_json(name, line), name) for name, line in found]
+    return [typed(kind, parse_json(name, line), name) for name, line in found]
 
 
 def _whole(content: bytes) -> int:

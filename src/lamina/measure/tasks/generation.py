@@ -67,22 +67,21 @@ class Answers:
         return Encoded(item, ids[-(most - new) :])
 
     def batches(self, encoded: Sequence[Encoded]) -> list[list[int]]:
-        """Group items, by their numbers, into batches; recurrent models get no padding."""
+        """Group items, by their numbers, into batches."""
         settings = self.prompts.settings
         lengths = [len(each.ids) + settings.max_new_tokens for each in encoded]
-        found = list(padded_batches(lengths, settings.batch_tokens))
-        if not getattr(self.model, "_is_stateful", False):
-            return found
-        return [[*group] for each in found for _, group in groupby(each, key=lengths.__getitem__)]
+        return answer_batches(self.model, lengths, settings.batch_tokens)
 
     def score(self, batch: Sequence[Encoded]) -> list[ItemResult]:
         """Answer some questions."""
         tokenizer, stop = self.prompts.tokenizer, self.prompts.stop
-        results = []
-        for each, ids in zip(batch, self._generated([each.ids for each in batch]), strict=True):
+        new, ends = self.prompts.settings.max_new_tokens, end_tokens(self.model, tokenizer)
+        prompts, results = [each.ids for each in batch], []
+        generated = generate(self.model, tokenizer, prompts, max_new_tokens=new, stop=stop)
+        for each, ids in zip(batch, generated, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
             answer = text.split(stop)[0] if stop else text
-            ends = answer != text or len(ids) < self.prompts.settings.max_new_tokens
+            ended = answer != text or len(ids) < new or ids[-1] in ends
             results.append(
                 ItemResult(
                     task=self.task.name,
@@ -90,7 +89,7 @@ class Answers:
                     correct=is_right(answer, each.item.answer),
                     tokens=len(ids),
                     answer=answer,
-                    ended=ends or ids[-1:] in [[end] for end in self._ends],
+                    ended=ended,
                     looped=loops(ids),
                 )
             )
@@ -100,36 +99,55 @@ class Answers:
         """Return the task's figures."""
         return {"exact_match": mean_metric([float(bool(each.correct)) for each in results])}
 
-    @property
-    def _ends(self) -> list[int]:
-        return end_tokens(self.model, self.prompts.tokenizer)
 
-    def _generated(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return the tokens of each answer, up to and with the one that ends it."""
-        import torch
+def answer_batches(
+    model: "PreTrainedModel", lengths: Sequence[int], max_tokens: int
+) -> list[list[int]]:
+    """Group prompts, by their numbers, into batches; recurrent models get no padding.
 
-        tokenizer, new = self.prompts.tokenizer, self.prompts.settings.max_new_tokens
-        length, ends = max(map(len, prompts)), self._ends
-        padding = tokenizer.pad_token_id
-        if padding is None:
-            padding = ends[0] if ends else 0
-        padded = [[padding] * (length - len(ids)) + [*ids] for ids in prompts]
-        mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
-        device = self.model.device
-        with torch.inference_mode():
-            output = self.model.generate(
-                input_ids=torch.tensor(padded, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                max_new_tokens=new,
-                pad_token_id=padding,
-                eos_token_id=ends or None,
-                stopping_criteria=_stopping(tokenizer, self.prompts.stop, length),
-            )
-        return [_until(ids, ends) for ids in output[:, length:].tolist()]
+    `lengths` are in tokens and include the answers, as `max_tokens` does.
+    """
+    found = list(padded_batches(lengths, max_tokens))
+    if not getattr(model, "_is_stateful", False):
+        return found
+    return [[*group] for each in found for _, group in groupby(each, key=lengths.__getitem__)]
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: str = "",
+    temperature: float = 0.0,
+) -> list[list[int]]:
+    """Return the tokens of each prompt's answer, up to and with the one that ends it.
+
+    `stop` is a text that ends an answer, too. A temperature above 0 samples from all tokens.
+    """
+    import torch
+
+    length, ends = max(map(len, prompts)), end_tokens(model, tokenizer)
+    padding = tokenizer.pad_token_id
+    if padding is None:
+        padding = ends[0] if ends else 0
+    padded = [[padding] * (length - len(ids)) + [*ids] for ids in prompts]
+    mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
+    greedy: dict[str, Any] = dict.fromkeys(("temperature", "top_p", "top_k"))
+    sampled = {"temperature": temperature, "top_p": 1.0, "top_k": 0}
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            do_sample=temperature > 0,
+            **(sampled if temperature else greedy),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=padding,
+            eos_token_id=ends or None,
+            stopping_criteria=_stopping(tokenizer, stop, length),
+        )
+    return [_until(ids, ends) for ids in output[:, length:].tolist()]
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> list[int]:

@@ -1,0 +1,1 @@
+"""data.answers: training rows whose answers the original model writes."""

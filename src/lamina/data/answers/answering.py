@@ -1,0 +1,109 @@
+"""The original model answers prompts, batch by batch, into a file that a later start goes on with.
+
+Batches depend on all prompts and their samples on the batch's number, so a pass that was
+interrupted ends with the answers of an undisturbed one.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from lamina.data.answers.settings import AnswerSettings
+from lamina.errors import ModelError
+from lamina.measure.evaluate import end_tokens
+from lamina.measure.protocol import ModelRef
+from lamina.measure.tasks.files import append_rows, read_appended
+from lamina.measure.tasks.generation import answer_batches, generate, loops
+from lamina.runtime.console import stage
+from lamina.runtime.device import memory_errors, release_memory
+
+Question = tuple[str, Sequence[int]]
+"""Readable text, and the token ids up to the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A line of answers.jsonl."""
+
+    prompt: int
+    """0-based number of the prompt."""
+    question: str
+    answer: str
+    tokens: int
+    outcome: str
+    """kept, cut (at max_new_tokens), looping or empty; only the kept ones are trained."""
+
+
+def answer_questions(
+    path: Path, ref: ModelRef, settings: AnswerSettings, questions: Sequence[Question]
+) -> None:
+    """Append the model's answers that a file lacks, in order of length.
+
+    Raises what loading the model does, and TrainingError if memory runs out.
+    """
+    known = {each.prompt for each in read_answers(path)}
+    if len(known) == len(questions):
+        return
+    with memory_errors("the untouched model", lambda: "lower data.answer_settings.batch_tokens"):
+        model, tokenizer = ref.load().eval(), ref.load_tokenizer()
+        ends, new = end_tokens(model, tokenizer), settings.max_new_tokens
+        lengths = [len(ids) + new for _, ids in questions]
+        batches = answer_batches(model, lengths, settings.batch_tokens)
+        with stage("answering", len(questions), "prompts", first=len(known)) as shown:
+            for number, batch in enumerate(batches):
+                missing = {*batch} - known
+                if not missing:
+                    continue
+                with _seeded(f"{settings.seed} {number}"):
+                    generated = generate(
+                        model,
+                        tokenizer,
+                        [questions[prompt][1] for prompt in batch],
+                        max_new_tokens=new,
+                        temperature=settings.temperature,
+                    )
+                found = [
+                    Answer(
+                        prompt=prompt,
+                        question=questions[prompt][0],
+                        answer=(text := tokenizer.decode(ids, skip_special_tokens=True)),
+                        tokens=len(ids),
+                        outcome=_outcome(text, ids, ends),
+                    )
+                    for prompt, ids in zip(batch, generated, strict=True)
+                    if prompt in missing
+                ]
+                append_rows(path, [asdict(each) for each in found])
+                shown.advance(len(found))
+    del model
+    release_memory()
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Return a file's answers, in the order of the prompts; none if it is damaged or missing."""
+    try:
+        found = {each.prompt: each for each in read_appended(Answer, path)}
+    except ModelError:
+        path.unlink()
+        return []
+    return [found[prompt] for prompt in sorted(found)]
+
+
+def _outcome(text: str, ids: Sequence[int], ends: Sequence[int]) -> str:
+    if loops(ids):
+        return "looping"
+    if ids[-1] not in ends:
+        return "cut"
+    return "kept" if text.strip() else "empty"
+
+
+@contextmanager
+def _seeded(text: str) -> Iterator[None]:
+    """Seed torch's generators in the body, by a text, and leave them as they were."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(int.from_bytes(sha256(text.encode()).digest()[:7]))
+        yield
