@@ -20,6 +20,7 @@ from lamina.depth.variants import Pruned
 from lamina.errors import LaminaError
 from lamina.export.finished_run import finished_run
 from lamina.measure.results import load_result, read_rows
+from lamina.report.page.content import content as page_content
 from lamina.report.reading import read_report
 from lamina.report.report_files import markdown, table
 from lamina.report.sweep_table import sweep_table
@@ -192,6 +193,7 @@ def reported(folder: Path) -> None:
     with Path(os.devnull).open("w") as file:
         console(file=file).print(sweep_table(report.ranked))
     json.dumps([row.to_dict() for row in report.rows], allow_nan=False)
+    json.dumps(page_content(report), allow_nan=False)
     assert CONTROL.search(markdown(report) + table(report)) is None
 
 

@@ -18,6 +18,7 @@ from lamina.measure.comparison import (
     compare_columns,
     load_evaluation,
 )
+from lamina.measure.tasks.figures import loss_metrics
 from lamina.measure.tasks.files import (
     EvaluatedModel,
     EvaluationResult,
@@ -106,6 +107,15 @@ def test_five_lost_of_five_are_within_noise_by_the_exact_test() -> None:
     assert found.is_within_noise
 
 
+def test_a_document_without_scored_tokens_does_not_count() -> None:
+    first, tokens = np.array([[4.0], [6.0], [0.0]]), np.array([2.0, 3.0, 0.0])
+    (found,) = compare_columns(first, first + 0.2 * tokens[:, None], tokens)
+    (expected,) = compare_columns(first[:2], first[:2] + 0.2 * tokens[:2, None], tokens[:2])
+    assert found == expected
+    assert (found.n, found.low) == (2, pytest.approx(0.2))
+    assert loss_metrics([4.0, 6.0, 0.0], [2, 3, 0]) == loss_metrics([4.0, 6.0], [2, 3])
+
+
 def test_many_pairs_get_what_one_pair_gets(tmp_path: Path) -> None:
     before = write(tmp_path / "original", [True] * 8 + [False] * 2, role="original")
     others = [write(tmp_path / str(n), [True] * n + [False] * (10 - n)) for n in range(1, 4)]
@@ -121,6 +131,10 @@ OTHER = {
     "a key that one lacks": (
         {"protocol": {**PROTOCOL, "thinking": True}},
         "arc: not comparable: thinking is None and True",
+    ),
+    "blank texts": (
+        {"protocol": {**PROTOCOL, "stop": "\n\n", "template": " "}},
+        'arc: not comparable: stop is None and "\\n\\n", template is none and " "',
     ),
     "kind": ({"kind": "generation"}, "arc: not comparable: kind is choices and generation"),
     "items": (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lamina.report.reading import read_report
+from lamina.report.report_files import markdown
 from tests.measure.test_comparison import write
 from tests.report.test_reading import write_result
 
@@ -96,8 +97,10 @@ def test_another_protocol_is_listed_with_the_difference(tmp_path: Path) -> None:
 
 def test_an_evaluation_alone_is_a_row(tmp_path: Path) -> None:
     write(tmp_path / "measured", [True, False], role="model")
-    (row,) = read_report([tmp_path / "measured"]).rows
-    assert (row.name, row.status, row.layers, row.parameters) == ("m", "completed", 6, 9)
+    report = read_report([tmp_path / "measured"])
+    (row,) = report.rows
+    assert (row.name, row.status, row.layers, row.parameters) == ("measured: m", "completed", 6, 9)
+    assert "| measured: m | 6 |  |  |  |  | acc 50.0 % | loss 2 | completed |" in markdown(report)
     assert row.tasks["arc"]["acc"]["final"]["value"] == 0.5
 
 

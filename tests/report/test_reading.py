@@ -178,6 +178,14 @@ def test_a_damaged_file_of_a_sweep_is_listed(tmp_path: Path) -> None:
     assert report.broken == [(str(path), "damaged")]
 
 
+def test_a_logged_entry_without_a_step_is_left_out(tmp_path: Path) -> None:
+    logged = {"step": 3, "tokens": 9, "loss": 1.5, "learning_rate": 0.1, "eval_loss": 2.0}
+    entries = [{"eval_loss": 1.0}, {"step": 2, "eval_loss": None}, logged]
+    (row,) = read_report([write_result(tmp_path / "run", history=entries)]).rows
+    empty = dict.fromkeys(("tokens", "loss", "learning_rate", "eval_loss"))
+    assert row.history == [{"step": 2, **empty}, logged]
+
+
 def test_a_folder_that_is_given_twice_is_read_once(tmp_path: Path) -> None:
     write_result(tmp_path / "sweep" / "0")
     (tmp_path / "link").symlink_to(tmp_path / "sweep")

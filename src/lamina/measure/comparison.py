@@ -1,5 +1,6 @@
 """Compares two evaluations on the same items: difference, interval, test, retention."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from lamina.measure.statistics import Array, mcnemar, paired_intervals
 from lamina.measure.tasks.files import (
     ITEMS_FILE,
     EvaluationResult,
+    Flat,
     ItemResult,
     TaskResult,
     read_evaluation,
@@ -150,11 +152,17 @@ def _difference(first: TaskResult, second: TaskResult) -> str:
     keys = sorted(first.protocol.keys() | second.protocol.keys())
     values = [(key, first.protocol.get(key), second.protocol.get(key)) for key in keys]
     values += [(key, getattr(first, key), getattr(second, key)) for key in ("kind", "items")]
-    differing = [f"{key} is {a} and {b}" for key, a, b in values if a != b]
+    differing = [f"{key} is {_shown(a)} and {_shown(b)}" for key, a, b in values if a != b]
     if not differing and first.items_hash != second.items_hash:
         hashes = f"{first.items_hash[:12]} and {second.items_hash[:12]}"
         return f"the items or their tokens differ ({hashes})"
     return ", ".join(differing)
+
+
+def _shown(value: Flat) -> str:
+    """Return a value as text; a blank one or a line break in quotes."""
+    is_plain = not isinstance(value, str) or (value.strip() == value != "" and value.isprintable())
+    return f"{value}" if is_plain else json.dumps(value)
 
 
 def _metrics(name: str, *sides: Evaluated) -> Iterator[str]:
@@ -163,7 +171,8 @@ def _metrics(name: str, *sides: Evaluated) -> Iterator[str]:
         used = (field, "tokens") if metric == LOSS else (field,)
         columns = [side.items[name][each] for side in sides for each in used]
         is_known = all(metric in side.result.tasks[name].metrics for side in sides)
-        if is_known and all(column.size and np.isfinite(column).all() for column in columns):
+        is_whole = all(column.size and np.isfinite(column).all() for column in columns)
+        if is_known and is_whole and (metric != LOSS or (columns[-1] > 0).any()):
             yield metric
 
 
@@ -209,6 +218,8 @@ def compare_columns(first: Array, second: Array, tokens: Array | None = None) ->
 
     `tokens` are those of each item.
     """
+    if tokens is not None:  # a document of one token has no loss
+        first, second, tokens = (values[tokens > 0] for values in (first, second, tokens))
     weights = np.ones(len(first)) if tokens is None else tokens
     means = [values.sum(axis=0) / weights.sum() for values in (first, second)]
     bounds = paired_intervals(first, second, weights)

@@ -158,7 +158,8 @@ class _Reader:
             self.rows.append(RunRow(**place, status="damaged", error=self.broken[-1][1]))
         else:
             model = clean(asdict(found.result.model))
-            shown = {key: model[key] for key in ("name", "kept_layers", "layers", "parameters")}
+            shown = {key: model[key] for key in ("kept_layers", "layers", "parameters")}
+            shown["name"] = f"{place['name']}: {model['name']}"
             self.rows.append(RunRow(**{**place, **shown}, status="completed"))
         self.folders.append(folder)
         self.evaluations.append({FINAL: found} if found else {})
@@ -264,7 +265,11 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
         train_seconds=metrics.get("train_seconds"),
         peak_memory_bytes=metrics.get("peak_memory_bytes"),
         trained_tokens=metrics.get("train_tokens"),
-        history=result["history"] or [],
+        history=[
+            {key: entry.get(key) for key in LOGGED}
+            for entry in result["history"] or ()
+            if entry.get("step") is not None
+        ],
         samples=[{key: sample.get(key) for key in SAMPLE} for sample in result["samples"] or ()],
         config={**settings, **{key: value for key, _, value in pairs}},
         provenance=provenance,

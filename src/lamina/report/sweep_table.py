@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lamina.measure.tasks.figures import as_text
 from lamina.measure.tasks.items import ROWS
 from lamina.report.runs import RunRow
 
@@ -46,7 +47,8 @@ def sweep_table(rows: Sequence[RunRow]) -> RenderableType:
 
 def task_columns(rows: Sequence[RunRow]) -> list[str]:
     """Return the tasks that have a column; the run's own rows have that of the healed loss."""
-    names = dict.fromkeys(name for row in rows for name in row.comparisons if name != ROWS)
+    tasks = [*(row.comparisons for row in rows), *(row.tasks for row in rows)]
+    names = dict.fromkeys(name for each in tasks for name in each if name != ROWS)
     return [*names][:MOST_TASKS]
 
 
@@ -55,16 +57,21 @@ def cells(row: RunRow, tasks: Sequence[str]) -> dict[str, str]:
     healed = [row.healed_loss, row.difference] if row.is_complete else [None, None]
     losses = [row.baseline_loss, row.reduced_loss, *healed]
     shown = ["" if loss is None else f"{loss:.4g}" for loss in losses]
-    layers = f"{row.layers} of {row.num_layers}" if row.layers else ""
+    layers = f"{row.layers} of {row.num_layers}" if row.num_layers else f"{row.layers or ''}"
     name = f"{_mark(row)} {row.name}".lstrip()
     first = dict(zip(COLUMNS, [name, layers, *shown], strict=True))
-    return {**first, **{name: _retention(row, name) for name in tasks}, "status": row.status}
+    return {**first, **{name: _figure(row, name) for name in tasks}, "status": row.status}
 
 
 def _mark(row: RunRow) -> str:
     return BEST if row.is_best else NEAR if row.within_noise_of_best else ""
 
 
-def _retention(row: RunRow, task: str) -> str:
-    found = next(iter(row.comparisons.get(task, {}).values()), None)  # by the task's first metric
-    return "" if found is None or found["retention"] is None else f"{found['retention']:.0f} %"
+def _figure(row: RunRow, task: str) -> str:
+    """Return the retention in a task's first metric, or without an original its figure."""
+    for compared in row.comparisons.get(task, {}).values():
+        return "" if compared["retention"] is None else f"{compared['retention']:.0f} %"
+    for metric, roles in row.tasks.get(task, {}).items():
+        value = roles.get("final", {}).get("value")
+        return "" if value is None else f"{metric} {as_text(metric, value)}"
+    return ""

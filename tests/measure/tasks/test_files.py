@@ -120,3 +120,10 @@ def test_a_broken_item_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as raised:
         read_items(tmp_path)
     assert str(raised.value) == f'{path}, row 2: id is "1", expected int'
+
+
+def test_a_number_beyond_floats_is_refused(tmp_path: Path) -> None:
+    row = {"task": "piqa", "id": 0, "log_likelihoods": [10**400]}
+    (tmp_path / ITEMS_FILE).write_text(json.dumps(row) + "\n")
+    with pytest.raises(ModelError, match=r"row 1: log_likelihoods is 1000+, expected float"):
+        read_items(tmp_path)

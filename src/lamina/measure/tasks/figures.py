@@ -23,8 +23,11 @@ def mean_metric(values: Sequence[float], chance: float | None = None) -> Metric:
 
 
 def ratio_metric(totals: Sequence[float], tokens: Sequence[int]) -> Metric:
-    """Return a sum per token; its standard error is over documents, whose lengths vary, too."""
-    count, size = len(totals), sum(tokens)
+    """Return a sum per token; its standard error is over documents, whose lengths vary, too.
+
+    A document without tokens is none.
+    """
+    count, size = sum(length > 0 for length in tokens), sum(tokens)
     ratio = math.fsum(totals) / size if size else math.nan
     pairs = zip(totals, tokens, strict=True)
     squares = math.fsum((total - ratio * length) ** 2 for total, length in pairs)

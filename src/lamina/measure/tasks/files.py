@@ -4,6 +4,7 @@ import json
 import math
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -260,7 +261,8 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
                 return value
         return _typed(arguments[0], value, name)
     if kind is float and (value is None or type(value) in (int, float)):
-        return math.nan if value is None else float(value)
+        with suppress(OverflowError):  # a whole number may have any size
+            return math.nan if value is None else float(value)
     if type(value) is kind:
         return value
     expected = getattr(kind, "__name__", str(kind))
