@@ -8,9 +8,8 @@ from typing import Any
 from lamina import __version__
 from lamina.depth.layer_sets import format_layers
 from lamina.depth.plan import Plan
-from lamina.measure.protocol import FINAL, ROLES
 from lamina.measure.tasks.figures import as_text, with_interval
-from lamina.measure.tasks.files import TaskResult, typed
+from lamina.measure.tasks.files import FINAL, ROLES, TaskResult, typed
 from lamina.weights.reading import weights_fingerprint
 
 HEALING = (

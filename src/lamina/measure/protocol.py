@@ -23,7 +23,10 @@ from lamina.measure.separate import SeparateProcessError, ask
 from lamina.measure.tasks.files import (
     EVALUATION_FILE,
     EVALUATION_FOLDER,
+    FINAL,
     ITEMS_FILE,
+    ORIGINAL,
+    REDUCED,
     read_evaluation,
 )
 from lamina.runtime import distributed
@@ -38,9 +41,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-ROLES = ORIGINAL, REDUCED, FINAL = "original", "reduced", "final"
-"""Of a run's models; also the names of their evaluations' folders."""
 
 FILES = (EVALUATION_FILE, ITEMS_FILE)
 

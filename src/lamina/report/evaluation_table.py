@@ -9,6 +9,10 @@ from lamina.measure.tasks.figures import SHARES, as_text, with_interval
 from lamina.measure.tasks.files import (
     EVALUATION_FILE,
     EVALUATION_FOLDER,
+    FINAL,
+    ORIGINAL,
+    REDUCED,
+    ROLES,
     EvaluationResult,
     Speed,
     TaskResult,
@@ -30,15 +34,15 @@ def evaluation_rows(found: EvaluationResult) -> Iterator[Row]:
 
 def comparison_rows(folder: Path) -> Iterator[Row]:
     """Yield a run's figures in its tasks beside the original's; none of a run without tasks."""
-    roles = {role: folder / EVALUATION_FOLDER / role for role in ("original", "reduced", "final")}
+    roles = {role: folder / EVALUATION_FOLDER / role for role in ROLES}
     there = {role: path for role, path in roles.items() if (path / EVALUATION_FILE).is_file()}
-    if "final" not in there:
+    if FINAL not in there:
         return
-    if "original" not in there:
-        yield from evaluation_rows(read_evaluation(there["final"]))
+    if ORIGINAL not in there:
+        yield from evaluation_rows(read_evaluation(there[FINAL]))
         return
-    original, final = (load_evaluation(there[role]) for role in ("original", "final"))
-    reduced = read_evaluation(there["reduced"]).tasks if "reduced" in there else {}
+    original, final = (load_evaluation(there[role]) for role in (ORIGINAL, FINAL))
+    reduced = read_evaluation(there[REDUCED]).tasks if REDUCED in there else {}
     for task, reason in incomparable(original, final).items():
         yield task, "", f"not comparable with the original's: {reason}"
     for task, comparisons in compare_all([(original, final)])[0].items():

@@ -21,16 +21,10 @@ from lamina.measure.comparison import (
 from lamina.measure.results import ROWS_FILE, read_rows
 from lamina.measure.statistics import Array
 from lamina.measure.tasks.figures import ratio_metric
-from lamina.measure.tasks.files import EVALUATION_FILE, TaskResult
+from lamina.measure.tasks.files import EVALUATION_FILE, FINAL, ORIGINAL, TaskResult
 from lamina.measure.tasks.items import ROWS
-from lamina.report.runs import RunRow, clean
+from lamina.report.runs import SEED, RunRow, clean, without_seed
 from lamina.weights.source import made_of
-
-ORIGINAL, FINAL = "original", "final"
-ROLES = (ORIGINAL, "reduced", FINAL)
-
-SEED = "seed="
-"""The override in which the runs of one setting differ."""
 
 FIGURES = ("first", "second", "difference", "low", "high")
 """Of a comparison; without one of them, it says nothing."""
@@ -185,16 +179,11 @@ def _setting(row: RunRow) -> Any:
     return row.sweep, *without_seed(row.own)
 
 
-def without_seed(overrides: Sequence[str]) -> list[str]:
-    """Return overrides but the seed's."""
-    return [override for override in overrides if not override.startswith(SEED)]
-
-
 def _final_figures(row: RunRow) -> Iterator[tuple[str, float]]:
     """Yield a run's healed loss and the final model's figures, by name."""
     if row.healed_loss is not None:
         yield "healed_loss", row.healed_loss
     for name, metrics in row.tasks.items():
-        for metric, roles in metrics.items():
-            if (value := roles.get(FINAL, {}).get("value")) is not None:
+        for metric in metrics:
+            if (value := row.figure(name, metric).get("value")) is not None:
                 yield f"{name}/{metric}", value

@@ -20,21 +20,21 @@ from lamina.measure.results import (
 from lamina.measure.tasks.files import (
     EVALUATION_FILE,
     EVALUATION_FOLDER,
+    FINAL,
     ITEMS_FILE,
+    ORIGINAL,
+    ROLES,
     EvaluationResult,
     read_evaluation,
 )
 from lamina.report.evidence import (
-    FINAL,
-    ORIGINAL,
-    ROLES,
     with_comparisons,
     with_noise,
     with_spread,
     with_standings,
     with_tasks,
 )
-from lamina.report.runs import Report, RunRow, Scan, clean
+from lamina.report.runs import Report, RunRow, Scan, clean, override_values
 from lamina.runtime.console import printable, stage
 from lamina.runtime.files import disk_errors
 from lamina.weights.source import made_of, read_json, refuse_mistyped
@@ -237,7 +237,6 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
     baseline, reduced, healed = losses
     parameters, dtype = result["num_parameters"], result["dtype"]
     known = None not in (baseline, reduced, healed) and reduced > baseline
-    pairs = (override.lstrip("+").partition("=") for override in result["overrides"])
     return RunRow(
         **{**place, "name": result["name"] or place["name"]},
         status=result["status"],
@@ -271,7 +270,7 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
             if entry.get("step") is not None
         ],
         samples=[{key: sample.get(key) for key in SAMPLE} for sample in result["samples"] or ()],
-        config={**settings, **{key: value for key, _, value in pairs}},
+        config={**settings, **override_values(result["overrides"])},
         provenance=provenance,
         eval_fingerprint=result["eval_fingerprint"],
     )

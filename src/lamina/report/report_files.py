@@ -7,11 +7,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamina.report.evidence import without_seed
 from lamina.report.page.document import write_page
-from lamina.report.runs import Report, RunRow, Scan
+from lamina.report.runs import Report, RunRow, Scan, override_values
 from lamina.report.scan_report import increases, least_index, scored
 from lamina.report.sweep_table import COLUMNS, LEGEND, TASK_LEGEND, cells, task_columns
+from lamina.report.tables import (
+    PROVENANCE,
+    SEEDS,
+    TASKS,
+    TASKS_NOTE,
+    provenance_lines,
+    seed_lines,
+    task_lines,
+)
 from lamina.runtime.console import stage
 from lamina.runtime.files import write_text
 
@@ -27,15 +35,6 @@ FIELDS = (
 
 COMPARED = "difference low high p retention retention_low retention_high is_within_noise".split()
 """Fields of a comparison that are columns."""
-
-TASKS = (
-    *("run", "task", "metric", "n", "original", "final", "95 %", "p", "retention"),
-    *("against original", "among runs"),
-)
-TASK_NOTES = (
-    "95 %: of final minus original, a bootstrap interval over the same items; p: McNemar's exact "
-    "test. The retention of a loss is that of a token's probability."
-)
 
 MARKUP = re.compile(r"[\\`*_\[\]<>|~&#!$]|(?<=:)/(?=/)|(?<=www)\.")
 """What would be markup or a link."""
@@ -64,9 +63,7 @@ def figures(row: RunRow) -> Iterator[tuple[str, Any]]:
     """Yield a run's columns and their values."""
     fields = {name: getattr(row, name) for name in FIELDS if name != "overrides"}
     yield from {**fields, "overrides": " ".join(row.own or row.overrides)}.items()
-    for key, _, value in (override.lstrip("+").partition("=") for override in row.own):
-        if key not in FIELDS:
-            yield key, value
+    yield from ((key, v) for key, v in override_values(row.own).items() if key not in FIELDS)
     for task, metrics in row.tasks.items():
         for metric, roles in metrics.items():
             for role, figure in roles.items():
@@ -91,11 +88,6 @@ def _cell(value: Any) -> Any:
 def markdown(report: Report) -> str:
     """Return a report's tables as Markdown."""
     ranked, wrong = report.ranked, [row for row in report.rows if not row.is_complete]
-    spreads = {
-        (" ".join(without_seed(row.own)), figure): found
-        for row in ranked
-        for figure, found in row.seed_spread.items()
-    }
     tasks = task_columns(ranked)
     tables: dict[str, tuple[Sequence[str], Sequence[Sequence[str]], str]] = {
         "Runs": (
@@ -103,15 +95,12 @@ def markdown(report: Report) -> str:
             [[*cells(row, tasks).values()] for row in ranked],
             LEGEND + TASK_LEGEND * bool(tasks),
         ),
-        "Tasks": (TASKS, [line for row in ranked for line in _tasks(row)], TASK_NOTES),
-        "Between seeds": (
-            ("runs", "figure", "seeds", "mean", "standard deviation"),
-            [
-                (*key, f"{found['runs']}", f"{found['mean']:.4g}", f"{found['spread']:.2g}")
-                for key, found in spreads.items()
-            ],
-            "",
+        "Tasks": (
+            ("run", *TASKS),
+            [[row.name, *line] for row in ranked for line in task_lines(row)],
+            TASKS_NOTE,
         ),
+        "Between seeds": (SEEDS, seed_lines(ranked), ""),
         "Scans": (
             ("folder", "scored", "cheapest layer", "increase of the loss"),
             [_scan(scan) for scan in report.scans],
@@ -123,7 +112,7 @@ def markdown(report: Report) -> str:
             "",
         ),
         "Files that cannot be used": (("file", "reason"), report.broken, ""),
-        "Made with": (("", ""), list(_provenance(report.rows)), ""),
+        "Made with": (PROVENANCE, [*provenance_lines(report.provenances)], ""),
     }
     parts = [f"# {_escaped(report.title)}", _state(report)]
     for title, (header, lines, notes) in tables.items():
@@ -139,58 +128,10 @@ def _state(report: Report) -> str:
     return f"{ended}; made at {report.made_at}.{differ}"
 
 
-def _tasks(row: RunRow) -> Iterator[Sequence[str]]:
-    """Yield a line for each metric of each task."""
-    for task, metrics in row.tasks.items():
-        for metric, roles in metrics.items():
-            compared = row.comparisons.get(task, {}).get(metric, {})
-            original, final = (_with_error(roles.get(role)) for role in ("original", "final"))
-            if not compared:
-                *_, last = roles.values()
-                yield row.name, task, metric, str(last["n"]), original, _with_error(last), *[""] * 5
-                continue
-            low, high, p = compared["low"], compared["high"], compared["p"]
-            interval = f"{low:+.4g} to {high:+.4g}"
-            kept = _percents(*(compared[f"retention{end}"] for end in ("", "_low", "_high")))
-            noise = "within noise" if compared["is_within_noise"] else ""
-            given = "" if p is None else f"{p:.2g}"
-            size = str(compared["n"])
-            place = row.standings.get(task, {}).get(metric, "")
-            about = (interval, given, kept, noise, place)
-            yield row.name, task, metric, size, original, final, *about
-
-
-def _with_error(figure: dict[str, Any] | None) -> str:
-    if figure is None or figure["value"] is None:
-        return ""
-    error = "" if figure["stderr"] is None else f" ± {figure['stderr']:.2g}"
-    chance = "" if figure["chance"] is None else f" (chance {figure['chance']:.3g})"
-    return f"{figure['value']:.4g}{error}{chance}"
-
-
-def _percents(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return ""
-    interval = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
-    return f"{value:.3g} %{interval}"
-
-
 def _scan(scan: Scan) -> Sequence[str]:
     rises = increases(scan.statistics)
     layer = least_index(rises)
     return scan.folder, scored(scan.statistics), str(layer), f"{rises[layer]:+.3g}"
-
-
-def _provenance(rows: Iterable[RunRow]) -> Iterator[Sequence[str]]:
-    """Yield what runs were made with; several values where they differ."""
-    found: dict[str, dict[str, None]] = {}
-    for row in rows:
-        versions = row.provenance.get("versions")
-        given = {**row.provenance, **(versions if isinstance(versions, dict) else {})}
-        for name, value in given.items():
-            if isinstance(value, str):
-                found.setdefault(name, {})[value] = None
-    return ((name, ", ".join(values)) for name, values in found.items())
 
 
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -1,16 +1,20 @@
 """What a report holds: runs as rows, scans, and what cannot be read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lamina.depth.statistics import Statistics
+from lamina.measure.tasks.files import FINAL
 from lamina.runtime.console import printable
 
 LARGEST = 2**63
 """Numbers from here on, and infinity, are no figures of a run."""
+
+SEED = "seed="
+"""The override in which the runs of one setting differ."""
 
 UNFINISHED = ("missing", "running", "requeued")
 """A job's status while the sweep may still run it."""
@@ -99,6 +103,10 @@ class RunRow:
         """Whether it completed."""
         return self.status == "completed"
 
+    def figure(self, task: str, metric: str, role: str = FINAL) -> dict[str, Any]:
+        """Return a figure (value, stderr, n, chance); empty if it was not measured."""
+        return self.tasks.get(task, {}).get(metric, {}).get(role) or {}
+
     def to_dict(self) -> dict[str, Any]:
         """Return its fields by name."""
         return asdict(self)
@@ -145,6 +153,22 @@ class Report:
     def ranked(self) -> list[RunRow]:
         """The rows by healed loss; those without a rank come last."""
         return sorted(self.rows, key=lambda row: math.inf if row.rank is None else row.rank)
+
+    @property
+    def provenances(self) -> list[dict[str, Any]]:
+        """What each run and scan was made with."""
+        return [row.provenance for row in self.ranked] + [scan.provenance for scan in self.scans]
+
+
+def override_values(overrides: Iterable[str]) -> dict[str, str]:
+    """Return the values of overrides by their keys."""
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    return {key: value for key, _, value in pairs}
+
+
+def without_seed(overrides: Iterable[str]) -> list[str]:
+    """Return overrides but the seed's."""
+    return [override for override in overrides if not override.startswith(SEED)]
 
 
 def clean(value: Any) -> Any:

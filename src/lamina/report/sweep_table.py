@@ -71,7 +71,7 @@ def _figure(row: RunRow, task: str) -> str:
     """Return the retention in a task's first metric, or without an original its figure."""
     for compared in row.comparisons.get(task, {}).values():
         return "" if compared["retention"] is None else f"{compared['retention']:.0f} %"
-    for metric, roles in row.tasks.get(task, {}).items():
-        value = roles.get("final", {}).get("value")
+    for metric in row.tasks.get(task, {}):
+        value = row.figure(task, metric).get("value")
         return "" if value is None else f"{metric} {as_text(metric, value)}"
     return ""

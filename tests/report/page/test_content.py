@@ -14,18 +14,12 @@ from PIL import Image
 from lamina.errors import OutputError
 from lamina.report.page.charts import charts
 from lamina.report.page.columns import columns, measures
-from lamina.report.page.content import (
-    MOST_POINTS,
-    between_seeds,
-    curve,
-    differing,
-    origins,
-    task_lines,
-)
+from lamina.report.page.content import MOST_POINTS, curve, differing
 from lamina.report.page.document import write_page
 from lamina.report.page.drawing import lowest_end, scaled
 from lamina.report.page.vega import png
 from lamina.report.runs import Report, RunRow
+from lamina.report.tables import provenance_lines, seed_lines, task_lines
 
 
 def row(**given: Any) -> RunRow:
@@ -73,11 +67,14 @@ def test_columns_without_figures_are_left_out() -> None:
 
 def test_a_comparison_is_shown_beside_its_figures() -> None:
     compared = {"difference": -0.1, "low": -0.2, "high": 0.05, "p": 0.3, "retention": 90.0}
-    given = {"arc": {"acc": {**compared, "is_within_noise": True}}}
-    figures = ["arc acc", "0.25", "1 ± 0.2", "", "0.9 ± 0.2"]
-    compared_text = ["-0.1 (-0.2 to +0.05)", "0.3", "90 %", "within noise"]
-    assert [*task_lines(row(tasks=FIGURES, comparisons=given))] == [[*figures, *compared_text]]
-    assert [*task_lines(row(tasks=FIGURES))] == [[*figures, "", "", "", ""]]
+    compared |= {"retention_low": 80.0, "retention_high": 105.0, "is_within_noise": True}
+    found = row(
+        tasks=FIGURES, comparisons={"arc": {"acc": compared}}, standings={"arc": {"acc": "best"}}
+    )
+    figures = ["arc acc", "9", "0.25", "1 ± 0.2", "", "0.9 ± 0.2"]
+    compared_text = ["-0.1 (-0.2 to +0.05)", "0.3", "90 % (80 to 105)", "within noise"]
+    assert [*task_lines(found)] == [[*figures, *compared_text, "best"]]
+    assert [*task_lines(row(tasks=FIGURES))] == [[*figures, "", "", "", "", ""]]
 
 
 def test_a_curve_begins_with_the_reduced_model_and_is_thinned_out() -> None:
@@ -112,7 +109,7 @@ def test_a_cost_that_all_runs_share_has_no_chart() -> None:
 def test_the_spread_between_seeds() -> None:
     spread = {"healed_loss": {"runs": 2, "mean": 2.5, "spread": 0.123}}
     rows = [row(own=["rate=1", f"seed={seed}"], seed_spread=spread) for seed in (1, 2)]
-    assert between_seeds(rows) == [["rate=1", "healed_loss", "2", "2.5", "0.12"]]
+    assert seed_lines(rows) == [["rate=1", "healed_loss", "2", "2.5", "0.12"]]
 
 
 def test_settings_that_differ() -> None:
@@ -120,7 +117,7 @@ def test_settings_that_differ() -> None:
     assert differing(configs) == [["rate", "1 (2), 3 (1)"]]
     many = [{"seed": number} for number in range(20)]
     assert differing(many)[0][1].endswith("11 (1), and 8 more")
-    assert origins([{"torch": "2"}, {}, {"torch": "2", "gpu": "a"}, {"gpu": "b"}]) == [
+    assert [*provenance_lines([{"torch": "2"}, {}, {"torch": "2", "gpu": "a"}, {"gpu": "b"}])] == [
         ["torch", "2"],
         ["gpu", "a (1), b (1)"],
     ]

@@ -151,9 +151,13 @@ def test_the_table_scrolls_by_arrow_keys(written: Path, opened: Open) -> None:
 
 def test_the_best_and_what_is_close_to_it_are_marked(written: Path, opened: Open) -> None:
     found = opened(written / "report.html")
-    marks = found.page.locator("#ranking .mark")
+    marks = found.page.locator("#ranking .name .mark")
     labels = [mark.get_attribute("aria-label") for mark in marks.all()]
     assert labels == ["best", "within noise"]
+    of_tasks = found.page.locator("#ranking td .mark")
+    labels = [mark.get_attribute("aria-label") for mark in of_tasks.all()]
+    assert labels.count("best") == 2  # one for each task
+    assert set(labels) == {"best", "within noise of the best"}
     assert found.page.locator("#headline").inner_text().startswith("Best: ")
 
 

@@ -18,6 +18,9 @@ FORMAT = 1
 EVALUATION_FOLDER = "evaluation"
 EVALUATION_FILE, ITEMS_FILE = "evaluation.json", "items.jsonl"
 
+ROLES = ORIGINAL, REDUCED, FINAL = "original", "reduced", "final"
+"""Of a run's models; also the names of their evaluations' folders."""
+
 LARGEST = 100_000_000
 """Bytes of the largest evaluation.json that is read."""
 
@@ -117,7 +120,7 @@ class EvaluationResult:
 
     format: int = FORMAT
     role: str
-    """original, reduced or final, in a run; else model."""
+    """One of `ROLES`; model, if `lamina evaluate` measured it."""
     model: EvaluatedModel
     tasks: dict[str, TaskResult]
     speed: list[Speed] | None

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lamina.report.page.columns import COSTS, Column, measures, value_of
+from lamina.report.page.columns import COSTS, NATS, Column, measures, value_of
 from lamina.report.page.drawing import (
     BLUE,
     GREEN,
@@ -30,8 +30,6 @@ from lamina.report.runs import Report, RunRow
 
 MOST_CURVES = 24
 """More healing curves cannot be told apart."""
-
-NATS = "nats per token"
 
 
 def charts(report: Report) -> list[Spec]:

@@ -1,20 +1,19 @@
 """The columns of the page's table, which are also the measures and costs of its charts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from lamina.depth.layer_sets import format_layers
-from lamina.report.runs import RunRow
+from lamina.measure.tasks.figures import HALF_WIDTH, SHARES
+from lamina.measure.tasks.files import ORIGINAL
+from lamina.report.runs import RunRow, override_values
 
-Z = 1.96
-"""Standard errors to either side of a figure that make its 95 % interval."""
-
-SHARES = ("acc", "acc_norm", "exact_match", "top1", "ended", "looped", "capped")
+NATS = "nats per token"
 LOWER_IS_BETTER = ("loss", "perplexity", "kl", "looped", "capped")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """A column of the ranked table, which charts can also draw."""
 
@@ -24,13 +23,16 @@ class Column:
     """text, override, integer, number, signed, share, count or bytes: how the page formats it."""
     of: Callable[[RunRow], Any]
     """A number, a text or an interval; None if it is not known."""
-    is_higher_better: bool = False
+    _: KW_ONLY
     about: str = ""
     """Its unit, or what else a reader may want to know."""
+    is_higher_better: bool = False
     reference: Callable[[RunRow], float | None] = lambda _: None
     """The same figure of the original model."""
     chance: Callable[[RunRow], float | None] = lambda _: None
     """What guessing reaches."""
+    standing: Callable[[RunRow], str | None] = lambda _: None
+    """Whether the figure is the best of all runs, or within noise of it."""
 
     @property
     def axis_title(self) -> str:
@@ -44,79 +46,50 @@ class Column:
         return {**about, "order": order, "about": self.about or None}
 
 
+FIRST = (
+    Column("rank", "#", "integer", lambda row: row.rank, about="by healed loss"),
+    Column("name", "Run", "text", lambda row: row.name),
+)
+
 COSTS = (
-    Column(key="layers", label="Layers", kind="integer", of=lambda row: row.layers),
-    Column(key="parameters", label="Parameters", kind="count", of=lambda row: row.parameters),
+    Column("layers", "Layers", "integer", lambda row: row.layers),
+    Column("parameters", "Parameters", "count", lambda row: row.parameters),
+    Column("bytes", "Size", "bytes", lambda row: row.bytes, about="bytes of the weights"),
     Column(
-        key="bytes",
-        label="Size",
-        kind="bytes",
-        of=lambda row: row.bytes,
-        about="bytes of the weights",
-    ),
-    Column(
-        key="decode",
-        label="Decode",
-        kind="count",
-        of=lambda row: row.decode_tokens_per_second,
-        is_higher_better=True,
+        "decode",
+        "Decode",
+        "count",
+        lambda row: row.decode_tokens_per_second,
         about="tokens per second",
+        is_higher_better=True,
     ),
 )
 
 LOSS = Column(
-    key="loss",
-    label="Healed loss",
-    kind="number",
-    of=lambda row: _interval({"value": row.healed_loss, "stderr": row.healed_stderr}),
-    about="nats per token",
+    "loss",
+    "Healed loss",
+    "number",
+    lambda row: _interval({"value": row.healed_loss, "stderr": row.healed_stderr}),
+    about=NATS,
     reference=lambda row: row.baseline_loss,
 )
 
-FIRST = (
-    Column(key="rank", label="#", kind="integer", of=lambda row: row.rank, about="by healed loss"),
-    Column(key="name", label="Run", kind="text", of=lambda row: row.name),
-)
-
 OTHERS = (
-    Column(
-        key="reduced",
-        label="Reduced loss",
-        kind="number",
-        of=lambda row: row.reduced_loss,
-        about="before healing, nats per token",
-    ),
-    Column(
-        key="difference",
-        label="Above original",
-        kind="signed",
-        of=lambda row: row.difference,
-        about="nats per token",
-    ),
+    Column("reduced", "Reduced loss", "number", lambda row: row.reduced_loss, about=NATS),
+    Column("difference", "Above original", "signed", lambda row: row.difference, about=NATS),
 )
 
 LAST = (
     Column(
-        key="dropped",
-        label="Dropped",
-        kind="text",
-        of=lambda row: format_layers(row.dropped_layers) if row.dropped_layers else None,
+        "dropped",
+        "Dropped",
+        "text",
+        lambda row: format_layers(row.dropped_layers) if row.dropped_layers else None,
         about="0-based layers, half-open ranges",
     ),
-    Column(
-        key="trained",
-        label="Trained tokens",
-        kind="count",
-        of=lambda row: row.trained_tokens,
-    ),
-    Column(
-        key="seconds",
-        label="Training",
-        kind="number",
-        of=lambda row: row.train_seconds,
-        about="seconds",
-    ),
-    Column(key="status", label="Status", kind="text", of=lambda row: row.status),
+    Column("trained", "Trained tokens", "count", lambda row: row.trained_tokens),
+    Column("seconds", "Training", "number", lambda row: row.train_seconds, about="seconds"),
+    Column("status", "Status", "text", lambda row: row.status),
 )
 
 
@@ -131,19 +104,17 @@ def measures(rows: Sequence[RunRow]) -> list[Column]:
 
 
 def _score(number: int, task: str, metric: str) -> Column:
-    def role(row: RunRow, name: str) -> Mapping[str, Any]:
-        return row.tasks.get(task, {}).get(metric, {}).get(name) or {}
-
     is_share = metric in SHARES
     return Column(
-        key=f"score{number}",
-        label=f"{task} {metric}",
-        kind="share" if is_share else "number",
-        of=lambda row: _interval(role(row, "final"), is_share),
-        is_higher_better=not any(metric.endswith(name) for name in LOWER_IS_BETTER),
+        f"score{number}",
+        f"{task} {metric}",
+        "share" if is_share else "number",
+        lambda row: _interval(row.figure(task, metric), is_share),
         about="with 95 % interval",
-        reference=lambda row: role(row, "original").get("value"),
-        chance=lambda row: role(row, "final").get("chance"),
+        is_higher_better=not metric.endswith(LOWER_IS_BETTER),
+        reference=lambda row: row.figure(task, metric, ORIGINAL).get("value"),
+        chance=lambda row: row.figure(task, metric).get("chance"),
+        standing=lambda row: row.standings.get(task, {}).get(metric),
     )
 
 
@@ -153,7 +124,7 @@ def _interval(figure: Mapping[str, Any], is_share: bool = False) -> dict[str, fl
         return None
     if stderr is None:
         return {"value": value}
-    low, high = value - Z * stderr, value + Z * stderr
+    low, high = value - HALF_WIDTH * stderr, value + HALF_WIDTH * stderr
     ends = (max(0.0, low), min(1.0, high)) if is_share else (low, high)
     return {"value": value, "low": ends[0], "high": ends[1]}
 
@@ -166,19 +137,13 @@ def columns(rows: Sequence[RunRow]) -> list[Column]:
 
 
 def _override(number: int, key: str) -> Column:
-    of = lambda row: overrides(row).get(key)  # noqa: E731
-    return Column(key=f"override{number}", label=key, kind="override", of=of)
-
-
-def overrides(row: RunRow) -> dict[str, str]:
-    """Return the values of a run's overrides by key."""
-    pairs = (override.lstrip("+").partition("=") for override in row.overrides)
-    return {key: value for key, _, value in pairs}
+    of = lambda row: override_values(row.overrides).get(key)  # noqa: E731
+    return Column(f"override{number}", key, "override", of)
 
 
 def override_keys(rows: Sequence[RunRow]) -> list[str]:
     """Return the keys of the overrides in which runs differ, in the order given."""
-    given = [overrides(row) for row in rows]
+    given = [override_values(row.overrides) for row in rows]
     keys = dict.fromkeys(key for each in given for key in each)
     return [key for key in keys if len({each.get(key) for each in given}) > 1]
 

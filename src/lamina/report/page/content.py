@@ -1,22 +1,29 @@
 """What the page shows, as JSON can hold it: rows, charts, settings and provenance."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lamina.report.evidence import without_seed
 from lamina.report.page.charts import charts
-from lamina.report.page.columns import Column, Z, columns, override_keys, overrides
-from lamina.report.runs import Report, RunRow
+from lamina.report.page.columns import Column, columns, override_keys
+from lamina.report.runs import Report, RunRow, override_values
+from lamina.report.tables import (
+    PROVENANCE,
+    SEEDS,
+    TASKS,
+    TASKS_NOTE,
+    counted_values,
+    listed,
+    provenance_lines,
+    seed_lines,
+    task_lines,
+)
 from lamina.runtime.files import finite
 
 MOST_POINTS = 200
 """Points of a healing curve; more cannot be told apart."""
 
-MOST_VALUES = 12
-"""Distinct values of a setting that are listed."""
-
-ROLES = ("original", "reduced", "final")
+SETTINGS, PROBLEMS = ("setting", "values (runs)"), ("run", "status", "reason")
 PARTS = ("prompt", "expected", "before", "after")
 
 
@@ -26,7 +33,6 @@ def content(report: Report) -> dict[str, Any]:
     shown = columns(rows)
     settings = differing([row.config for row in rows])
     keys = [key for key, _ in settings]
-    provenance = [row.provenance for row in rows] + [scan.provenance for scan in report.scans]
     found: dict[str, Any] = finite(
         {
             "progress": progress(report),
@@ -36,10 +42,12 @@ def content(report: Report) -> dict[str, Any]:
             "keys": override_keys(rows),
             "rows": [_row(place, row, shown, keys) for place, row in enumerate(rows)],
             "charts": charts(report),
-            "seeds": between_seeds(rows),
-            "settings": settings,
-            "problems": problems(report),
-            "provenance": origins([flat(each) for each in provenance]),
+            "tasks": TASKS,
+            "tasksNote": TASKS_NOTE,
+            "seeds": [SEEDS, *seed_lines(rows)],
+            "settings": [SETTINGS, *settings],
+            "problems": [PROBLEMS, *problems(report)],
+            "provenance": [PROVENANCE, *provenance_lines(report.provenances)],
         }
     )
     return found
@@ -64,55 +72,19 @@ def _row(
         "status": row.status,
         "text": " ".join([row.name, row.status, *row.overrides]).lower(),
         "values": {c.key: value for c in shown if (value := c.of(row)) is not None},
+        "standings": {c.key: found for c in shown if (found := c.standing(row))},
         "layer": dropped[0] if len(dropped) == 1 else None,
         "curve": curve(row),
-        "overrides": overrides(row),
-        "config": {key: text for key in settings if (text := _text(row.config.get(key)))},
+        "overrides": override_values(row.overrides),
+        "config": {
+            key: str(value) for key in settings if (value := row.config.get(key)) is not None
+        },
         "tasks": list(task_lines(row)),
         "samples": [
             [[part, sample[part]] for part in PARTS if sample.get(part) is not None]
             for sample in row.samples
         ],
     }
-
-
-def task_lines(row: RunRow) -> Iterator[list[str]]:
-    """Yield a line per task and metric: each role's figure, and the final one's comparison."""
-    for task, metrics in row.tasks.items():
-        for metric, roles in metrics.items():
-            found = row.comparisons.get(task, {}).get(metric) or {}
-            chance = next((_figure({"value": role["chance"]}) for role in roles.values()), "")
-            compared = ["", "", ""]
-            if found:
-                kept = found["retention"]
-                compared = [
-                    f"{found['difference']:+.3g} ({found['low']:+.3g} to {found['high']:+.3g})",
-                    "" if found["p"] is None else f"{found['p']:.2g}",
-                    "" if kept is None else f"{kept:.4g} %",
-                ]
-            noise = "within noise" if found.get("is_within_noise") else ""
-            figures = [_figure(roles.get(name)) for name in ROLES]
-            yield [f"{task} {metric}", chance, *figures, *compared, noise]
-
-
-def _figure(figure: Mapping[str, Any] | None) -> str:
-    if figure is None or figure["value"] is None:
-        return ""
-    error = figure.get("stderr")
-    return f"{figure['value']:.4g}" + ("" if error is None else f" ± {Z * error:.2g}")
-
-
-def between_seeds(rows: Sequence[RunRow]) -> list[list[str]]:
-    """Return how much the figures of runs vary that differ in their seed alone."""
-    found = {
-        (" ".join(without_seed(row.own)) or "all runs", figure): spread
-        for row in rows
-        for figure, spread in row.seed_spread.items()
-    }
-    return [
-        [*key, f"{spread['runs']}", f"{spread['mean']:.4g}", f"{spread['spread']:.2g}"]
-        for key, spread in found.items()
-    ]
 
 
 def curve(row: RunRow) -> dict[str, list[Any]]:
@@ -128,46 +100,8 @@ def curve(row: RunRow) -> dict[str, list[Any]]:
 
 def differing(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return each key whose values differ, with the values and how many runs have them."""
-    counted = [(key, Counter(_text(each.get(key)) for each in found)) for key in _keys(found)]
-    return [[key, _listed(counts)] for key, counts in counted if len(counts) > 1]
-
-
-def origins(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return each key with its values, and how many have them where they differ."""
-    counted = [
-        (key, Counter(text for each in found if (text := _text(each.get(key)))))
-        for key in _keys(found)
-    ]
-    return [
-        [key, *counts] if len(counts) == 1 else [key, _listed(counts)]
-        for key, counts in counted
-        if counts
-    ]
-
-
-def _keys(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for each in found for key in each))
-
-
-def _listed(counts: Counter[str]) -> str:
-    values = [f"{value or 'not given'} ({n})" for value, n in counts.most_common(MOST_VALUES)]
-    rest = len(counts) - len(values)
-    return ", ".join(values) + (f", and {rest} more" if rest else "")
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    counted = counted_values(found)
+    return [[key, listed(counts)] for key, counts in counted.items() if len(counts) > 1]
 
 
 def progress(report: Report) -> str:

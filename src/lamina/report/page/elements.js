@@ -18,8 +18,9 @@ function fillSelect(select, options, chosen) {
   );
 }
 
-function fillTable(table, header, rows) {
-  table.replaceChildren(
+// Shows lines of text, of which the first is the header; returns whether there are others.
+function fillTable(id, [header, ...rows]) {
+  find(id).replaceChildren(
     element("thead", {}, element("tr", {}, ...header.map((text) => element("th", { scope: "col" }, text)))),
     element(
       "tbody",
@@ -29,4 +30,5 @@ function fillTable(table, header, rows) {
       ),
     ),
   );
+  return rows.length > 0;
 }

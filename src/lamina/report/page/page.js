@@ -8,14 +8,14 @@ async function drawPage() {
     runs: content.rows.length > 0,
     quality: chartsOf("quality").length > 0,
     tasks: drawTasks(content),
-    seeds: drawSeeds(content),
+    seeds: fillTable("spreads", content.seeds),
     dropped: chartsOf("dropped").length > 0,
     healing: chartsOf("healing").length > 0,
     scan: chartsOf("scan").length > 0,
     samples: drawSamples(content),
     configuration: drawSettings(content),
-    problems: drawProblems(content),
-    provenance: drawProvenance(content),
+    problems: fillTable("reasons", content.problems),
+    provenance: fillTable("origins", content.provenance),
   };
   for (const [id, isShown] of Object.entries(has)) {
     if (!isShown) find(id).remove();

@@ -1,5 +1,10 @@
 // The ranked table: sorted, filtered and grouped by the keyboard or a pointer.
-const MARKS = { best: "\u25c6", "within noise": "\u25cf" };
+const MARKS = { best: "\u25c6", "within noise": "\u25cf", "within noise of the best": "\u25cf" };
+
+function markOf(standing) {
+  const mark = MARKS[standing];
+  return mark && element("span", { class: `mark ${standing.split(" ")[0]}`, role: "img", "aria-label": standing, title: standing }, mark);
+}
 
 const SHOWN = {
   all: () => true,
@@ -40,10 +45,8 @@ function headerCell(column, onsort) {
 function bodyRow(content, row) {
   const cells = content.columns.map((column) => {
     const text = formatted(row.values[column.key], column.kind);
-    if (column.key !== "name") return element("td", { class: column.kind }, text);
-    const mark = MARKS[row.standing] ?? "";
-    const label = mark && element("span", { class: "mark", role: "img", "aria-label": row.standing, title: row.standing }, mark);
-    return element("th", { scope: "row", class: "name" }, label, text);
+    if (column.key === "name") return element("th", { scope: "row", class: "name" }, markOf(row.standing), text);
+    return element("td", { class: column.kind }, markOf(row.standings[column.key]), text);
   });
   return element("tr", { class: row.standing.replace(" ", "-") }, ...cells);
 }
@@ -94,9 +97,10 @@ function drawRanking(content, onchange) {
     });
   }
   find("controls").addEventListener("submit", (event) => event.preventDefault());
-  const marked = content.rows.some((row) => row.standing === "within noise");
-  find("legend").textContent = content.headline
-    ? `${MARKS.best} best` + (marked ? `   ${MARKS["within noise"]} within noise of the best` : "")
+  const places = content.rows.flatMap((row) => [row.standing, ...Object.values(row.standings)]);
+  const near = places.some((place) => place.startsWith("within noise"));
+  find("legend").textContent = places.includes("best")
+    ? `${MARKS.best} best, by healed loss and in each task` + (near ? `   ${MARKS["within noise"]} within noise of it` : "")
     : "";
   draw();
 }

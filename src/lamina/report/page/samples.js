@@ -16,8 +16,8 @@ function drawSamples(content) {
 }
 
 function drawTasks(content) {
-  const header = ["task", "chance", "original", "reduced", "healed", "difference (95 %)", "p", "retained", "verdict"];
+  find("tasks-note").textContent = content.tasksNote;
   return chooseRun(find("evaluated"), content.rows.filter((row) => row.tasks.length), ({ tasks }) => {
-    fillTable(find("scores"), header, tasks);
+    fillTable("scores", [content.tasks, ...tasks]);
   });
 }

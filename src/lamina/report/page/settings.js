@@ -1,4 +1,4 @@
-// What differs between runs: settings, seeds, failures and provenance.
+// How the settings of runs differ.
 function drawPair(content) {
   const [first, second] = [find("first"), find("second")];
   const rows = content.rows;
@@ -7,9 +7,9 @@ function drawPair(content) {
   fillSelect(second, options, "1");
   const draw = () => {
     const [one, two] = [rows[Number(first.value)], rows[Number(second.value)]];
-    const keys = content.settings.map(([key]) => key).filter((key) => one.config[key] !== two.config[key]);
-    const header = ["setting", one.name, two.name];
-    fillTable(find("pair"), header, keys.map((key) => [key, one.config[key] ?? "–", two.config[key] ?? "–"]));
+    const keys = content.settings.slice(1).map(([key]) => key).filter((key) => one.config[key] !== two.config[key]);
+    const values = keys.map((key) => [key, one.config[key] ?? "–", two.config[key] ?? "–"]);
+    fillTable("pair", [["setting", one.name, two.name], ...values]);
   };
   first.addEventListener("input", draw);
   second.addEventListener("input", draw);
@@ -17,23 +17,7 @@ function drawPair(content) {
 }
 
 function drawSettings(content) {
-  if (!content.settings.length) return false;
-  drawPair(content);
-  fillTable(find("settings"), ["setting", "values (runs)"], content.settings);
-  return true;
-}
-
-function drawSeeds(content) {
-  fillTable(find("spreads"), ["runs", "figure", "seeds", "mean", "standard deviation"], content.seeds);
-  return content.seeds.length > 0;
-}
-
-function drawProblems(content) {
-  fillTable(find("reasons"), ["run", "status", "reason"], content.problems);
-  return content.problems.length > 0;
-}
-
-function drawProvenance(content) {
-  fillTable(find("origins"), ["what", "values (runs)"], content.provenance);
-  return content.provenance.length > 0;
+  const differ = fillTable("settings", content.settings);
+  if (differ) drawPair(content);
+  return differ;
 }

@@ -1,0 +1,103 @@
+"""The tables that report.md and the page share: tasks, the spread between seeds, provenance."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lamina.measure.tasks.figures import HALF_WIDTH
+from lamina.measure.tasks.files import ROLES
+from lamina.report.runs import RunRow, without_seed
+
+TASKS = (
+    *("task", "items", "chance", *ROLES, "difference (95 %)", "p", "retention"),
+    *("against original", "among runs"),
+)
+TASKS_NOTE = (
+    "Figures with half of their 95 % interval. Difference: final minus original, with its paired "
+    "bootstrap interval over the same items; p: McNemar's exact test. Retention: final in % of "
+    "original, of a loss that of a token's probability."
+)
+SEEDS = ("runs", "figure", "seeds", "mean", "standard deviation")
+PROVENANCE = ("what", "values (runs)")
+
+MOST_VALUES = 12
+"""Distinct values that are listed."""
+
+
+def task_lines(row: RunRow) -> Iterator[list[str]]:
+    """Yield a line for each metric of each task."""
+    for task, metrics in row.tasks.items():
+        for metric in metrics:
+            figures = [row.figure(task, metric, role) for role in ROLES]
+            known = next((figure for figure in figures if figure), {})
+            chance = _figure({"value": known.get("chance")})
+            line = [f"{task} {metric}", str(known.get("n", "")), chance, *map(_figure, figures)]
+            compared = _compared(row.comparisons.get(task, {}).get(metric))
+            yield [*line, *compared, row.standings.get(task, {}).get(metric, "")]
+
+
+def _figure(figure: Mapping[str, Any]) -> str:
+    if (value := figure.get("value")) is None:
+        return ""
+    stderr = figure.get("stderr")
+    return f"{value:.4g}" + ("" if stderr is None else f" ± {HALF_WIDTH * stderr:.2g}")
+
+
+def _compared(found: Mapping[str, Any] | None) -> list[str]:
+    """Return the difference, p, the retention, and whether the difference is within noise."""
+    if found is None:
+        return [""] * 4
+    interval = f"{found['difference']:+.3g} ({found['low']:+.3g} to {found['high']:+.3g})"
+    p = "" if found["p"] is None else f"{found['p']:.2g}"
+    kept, low, high = (found[f"retention{end}"] for end in ("", "_low", "_high"))
+    retention = "" if kept is None else f"{kept:.4g} %"
+    if None not in (kept, low, high):
+        retention += f" ({low:.3g} to {high:.3g})"
+    return [interval, p, retention, "within noise" if found["is_within_noise"] else ""]
+
+
+def seed_lines(rows: Iterable[RunRow]) -> list[list[str]]:
+    """Return how much the figures of runs vary that differ in their seed alone."""
+    found = {
+        (" ".join(without_seed(row.own)) or "all runs", figure): spread
+        for row in rows
+        for figure, spread in row.seed_spread.items()
+    }
+    return [
+        [*key, f"{spread['runs']}", f"{spread['mean']:.4g}", f"{spread['spread']:.2g}"]
+        for key, spread in found.items()
+    ]
+
+
+def provenance_lines(found: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Yield each key of provenances with its values, and how many have them where they differ."""
+    for key, counts in counted_values([_flat(each) for each in found]).items():
+        del counts[""]
+        if counts:
+            yield [key, *counts] if len(counts) == 1 else [key, listed(counts)]
+
+
+def counted_values(found: Sequence[Mapping[str, Any]]) -> dict[str, Counter[str]]:
+    """Return how often each key has each value; an empty text counts those without one."""
+    keys = dict.fromkeys(key for each in found for key in each)
+    given = {key: [each.get(key) for each in found] for key in keys}
+    return {
+        key: Counter("" if value is None else str(value) for value in values)
+        for key, values in given.items()
+    }
+
+
+def listed(counts: Counter[str]) -> str:
+    """Return the values with how many runs have them, the most frequent first."""
+    values = [f"{value or 'not given'} ({n})" for value, n in counts.most_common(MOST_VALUES)]
+    rest = len(counts) - len(values)
+    return ", ".join(values) + (f", and {rest} more" if rest else "")
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        nested = isinstance(value, Mapping)
+        found |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
