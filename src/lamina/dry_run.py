@@ -77,6 +77,7 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
         if experiment.answering:
             logger.info("data.answers=original: the dry run counts the given answers instead")
         tokenizer, rows = feed(experiment)
+        experiment.budget.set_steps(arguments, rows.train.rows, processes)
         packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
         model = load(experiment, tokenizer)
         refuse_unfit(model, tokenizer, experiment.evaluation)

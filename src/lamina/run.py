@@ -50,6 +50,8 @@ def run(experiment: Experiment, record: Record) -> None:
         with experiment.prepared():
             arguments = experiment.arguments(folder)
             tokenizer, rows = feed(experiment, experiment.answering)
+            experiment.budget.set_steps(arguments, rows.train.rows, distributed.world_size())
+            start.warn_if_reached(arguments.max_steps, experiment.budget.tokens)
             record_data(experiment, record, rows, start)
             protocol = experiment.protocol(rows)
             if wanted.baseline and experiment.plan.is_reduced:
@@ -101,7 +103,6 @@ def resume(experiment: Experiment, record: Record) -> Start:
     folder, run_dir = experiment.folder, Path(experiment.run_dir).absolute()
     before, now = record.previous or {}, identity | settings
     start = find_start(folder, run_dir, experiment.resume, before, now)
-    start.warn_if_reached(experiment.trainer.args["max_steps"])
     if settings.get(ONLY_MODEL):
         logger.warning("%s=true: if this run is interrupted, it cannot be resumed", ONLY_MODEL)
     chosen = {"num_layers": experiment.plan.num_layers, "selector": experiment.plan.selector_name}

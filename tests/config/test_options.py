@@ -199,6 +199,7 @@ TINY = (
     "max_seq_length=128",
     "bf16=false",
     "max_steps=2",
+    "budget.tokens=null",
     "eval_steps=2",
     "save_steps=2",
     "gradient_accumulation_steps=1",

@@ -19,7 +19,8 @@ LOGS = "logs/pruned/keep-8-first-lora"
 
 METRIC_KEYS = {
     "baseline_eval_loss", "reduced_eval_loss", "eval_loss", "perplexity", "eval_sample_loss",
-    "tokens_per_second", "flops_per_second", "mfu", "train_tokens", "train_seconds", "seconds",
+    "tokens_per_second", "flops_per_second", "mfu", "train_tokens", "trained_tokens",
+    "train_seconds", "seconds",
     "peak_memory_bytes",
 }  # fmt: skip
 

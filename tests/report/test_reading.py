@@ -36,7 +36,7 @@ RESULT: dict[str, Any] = {
         "perplexity": 4.48,
         "tokens_per_second": 100.0,
         "train_seconds": 2.0,
-        "train_tokens": 200,
+        "trained_tokens": 200,
         "seconds": {"data": 1.0},
         "peak_memory_bytes": 4096,
     },

@@ -9,6 +9,7 @@ from lamina.depth.variants import DepthDefaults, Variant
 from lamina.export.final import Export
 from lamina.heal.adapters import Adapter
 from lamina.heal.backends.transformers import Backend
+from lamina.heal.budget import Budget
 from lamina.heal.callbacks.loggers import LoggerSettings
 from lamina.heal.callbacks.settings import CallbackSettings
 from lamina.heal.sft import SFT
@@ -87,6 +88,7 @@ class Parameters:
     kernels: Annotated[str, one_of("none", "liger")]
     torch_compile: bool
     optim: str
+    budget: Budget
     lora: LoraParameters
     depth: DepthDefaults
     generator: GeneratorParameters

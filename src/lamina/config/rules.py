@@ -27,6 +27,7 @@ def problems(run: Parameters) -> Iterator[str]:
     arguments = run.trainer.args
     if run.max_steps == -1 and run.num_train_epochs <= 0:
         yield f"num_train_epochs={run.num_train_epochs}: use a value above 0"
+    yield from run.budget.conflicts(arguments)
     yield from packing.conflicts(arguments, run.max_seq_length, run.attention)
     yield from run.adapter.conflicts(run.model, run.export.form)
     if not isinstance(run.selector, First) and not isinstance(run.model, Pruned):

@@ -88,8 +88,12 @@ def _license(path: Path) -> str | None:
 
 def healing(parameters: dict[str, Any]) -> dict[str, Any]:
     """Return the main parameters; a value in trainer.args is the one the trainer used."""
-    given = parameters["trainer"]["args"]
-    return {key: given.get(key, parameters[key]) for key in HEALING}
+    given, budget = parameters["trainer"]["args"], parameters["budget"]["tokens"]
+    found = {key: given.get(key, parameters[key]) for key in HEALING}
+    if budget is not None:
+        del found["max_steps"], found["num_train_epochs"]
+        found["budget.tokens"] = budget
+    return found
 
 
 def portable(content: Any, base: str | None = None) -> Any:

@@ -139,11 +139,17 @@ class Start:
         """The checkpoint's optimizer step; None at the first step of a training."""
         return saved_step(self.checkpoint) if self.checkpoint else None
 
-    def warn_if_reached(self, max_steps: int) -> None:
-        """Warn if the checkpoint has reached max_steps: the run then only measures it."""
+    def warn_if_reached(self, max_steps: int, budget: Any) -> None:
+        """Warn if the checkpoint has reached the last step: the run then only measures it.
+
+        `budget` is budget.tokens, which decided max_steps, or None.
+        """
         if self.step is not None and 0 < max_steps <= self.step:
-            reached = f"max_steps={max_steps}, but {self.checkpoint} has reached step {self.step}"
-            further = "nothing is left to train; set a larger max_steps to continue"
+            key, given = "max_steps", f"max_steps={max_steps}"
+            if budget is not None:
+                key, given = "budget.tokens", f"budget.tokens={budget} takes {max_steps} steps"
+            reached = f"{given}, but {self.checkpoint} has reached step {self.step}"
+            further = f"nothing is left to train; set a larger {key} to continue"
             logger.warning("%s: %s", reached, further)
 
     def has_eval_rows(self, fingerprint: str) -> bool:

@@ -192,7 +192,7 @@ class SFT:
         before = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
         return {
             key: value
-            for key, value in {**before, **self.args}.items()
+            for key, value in {**before, **self.args, "max_steps": arguments.max_steps}.items()
             if backend.preserves(key, training, given=key in self.args)
         }
 

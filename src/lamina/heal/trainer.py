@@ -17,7 +17,7 @@ from typing_extensions import override
 from lamina.data.tokenization import IGNORED
 from lamina.depth.reduction import blueprint
 from lamina.errors import OutputError
-from lamina.heal.callbacks.clock import SPEED, STEP, StepClock
+from lamina.heal.callbacks.clock import SPEED, STEP, TRAINED, StepClock
 from lamina.heal.callbacks.saving import Checkpointing, EndAfterStep, saved_best
 from lamina.heal.kernels import MASKED, undoing_patches
 from lamina.heal.sampling import ShuffledThenPadding, set_epoch, with_padding_rows
@@ -81,6 +81,7 @@ class TokenLossTrainer(SFTTrainer):
             "eval_loss": self.state.best_metric,
             "perplexity": perplexity(self.state.best_metric),
             "train_tokens": self.state.num_input_tokens_seen,
+            TRAINED: self.clock.trained_tokens(),
             "train_seconds": sum(seconds[phase] for phase in STEP),
             "seconds": seconds,
             **self.speed(),
@@ -120,7 +121,8 @@ class TokenLossTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self.clock.spent())
-            logs.update({name: value for name, value in self.speed().items() if value is not None})
+            counted = {**self.speed(), TRAINED: self.clock.trained_tokens()}
+            logs.update({name: value for name, value in counted.items() if value is not None})
         # Given a start, transformers adds tokens/s of another definition: over all time so far.
         super().log(logs)
 
@@ -214,6 +216,7 @@ class TokenLossTrainer(SFTTrainer):
             loss = distributed.summed([self._tr_loss.item()])[0] / distributed.world_size()
             unlogged = {"loss": loss, "since": self._globalstep_last_logged}
             self.state.stateful_callbacks[UNLOGGED] = unlogged
+            self.state.stateful_callbacks[TRAINED] = self.clock.trained_tokens()
             with attributes(self, _saving_in=partial.parent):
                 super()._save_checkpoint(model, trial)
             self.state.best_model_checkpoint = saved_best(self.state, folder, target)

@@ -220,6 +220,8 @@ _OTHER_NAMES = {
     "evaluation.task_settings.few_shot=NUMBER on the command line": "num_fewshot few_shot",
     "keep_layers, or give model.target_parameters on the command line": "target_parameters",
     "keep_layers, or give model.target_bytes on the command line": "target_bytes",
+    "max_steps, or give budget.tokens=NUMBER on the command line": "max_tokens train_tokens "
+    "token_budget",
 }
 ANSWERS = {name: answer for answer, names in _OTHER_NAMES.items() for name in names.split()}
 """What other names for the keys of the older form, and for its values, are written as."""

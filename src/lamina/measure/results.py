@@ -38,7 +38,7 @@ ROW: dict[str, Any] = {"input_ids": list, "labels": list, "loss": int | float | 
 
 METRICS = (
     "baseline_eval_loss reduced_eval_loss eval_loss perplexity eval_sample_loss tokens_per_second "
-    "flops_per_second mfu train_tokens train_seconds seconds peak_memory_bytes"
+    "flops_per_second mfu train_tokens trained_tokens train_seconds seconds peak_memory_bytes"
 ).split()
 """Every metric of a run; None until it is measured."""
 

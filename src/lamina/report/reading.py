@@ -263,7 +263,7 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
         tokens_per_second=metrics.get("tokens_per_second"),
         train_seconds=metrics.get("train_seconds"),
         peak_memory_bytes=metrics.get("peak_memory_bytes"),
-        trained_tokens=metrics.get("train_tokens"),
+        trained_tokens=metrics.get("trained_tokens"),
         history=[
             {key: entry.get(key) for key in LOGGED}
             for entry in result["history"] or ()

@@ -77,6 +77,8 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
     if metrics["tokens_per_second"]:
         about = f"over steady steps; {metrics['train_tokens']:,} tokens in all"
+        if (trained := metrics.get("trained_tokens")) is not None:
+            about += f", {trained:,} of them trained"
         rows.append(("tokens/s", f"{metrics['tokens_per_second']:,.0f}", about))
     if metrics["mfu"]:
         rows.append(("MFU", f"{metrics['mfu']:.1%}", "of the accelerator's peak"))

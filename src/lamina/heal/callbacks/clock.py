@@ -21,6 +21,9 @@ PHASES = ("data", "forward_backward", "optimizer", "evaluation", "save", "other"
 SECONDS = "seconds/"
 """Prefix of the phases' names in the logs."""
 
+TRAINED = "trained_tokens"
+"""Key in a checkpoint's state, in the logs and in result.json of the trained tokens so far."""
+
 STEP = ("data", "forward_backward", "optimizer")
 """The phases of an optimizer step."""
 
@@ -83,6 +86,7 @@ class StepClock(TrainerCallback):
         self._phase: str | None = None
         self._since = 0.0
         self._counted = torch.zeros(1 + len(flops.per_pair), dtype=torch.int64)
+        self._trained_before: Any = 0
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -123,6 +127,15 @@ class StepClock(TrainerCallback):
             flops=self.flops.of(tokens, targets, by_window),
         )
 
+    def trained_tokens(self) -> int | None:
+        """Return the tokens with a label so far, those before a resume included.
+
+        None if the checkpoint does not say; all processes must call it.
+        """
+        if type(self._trained_before) is not int:
+            return None
+        return self._trained_before + int(distributed.summed([int(self._counted[0])])[0])
+
     def spent(self) -> dict[str, float]:
         """Return each phase's seconds and the peak memory so far, by their names in the logs."""
         seconds = {f"{SECONDS}{phase}": taken for phase, taken in self.seconds.items()}
@@ -133,6 +146,10 @@ class StepClock(TrainerCallback):
         # A resumed training counts only its own steps.
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._phase, self._since = "other", time.monotonic()
+        self._counted = torch.zeros_like(self._counted)
+        self._trained_before = state.stateful_callbacks.get(
+            TRAINED, None if state.global_step else 0
+        )
         self._steady_from = state.global_step + warm_up_steps(state.max_steps - state.global_step)
         self._steady: _Mark | None = None
         self._mark(state)
