@@ -262,7 +262,7 @@ MISTAKES = {
     "warmup_ratio=1": "warmup_ratio=1.0: use a fraction of all steps, 0 to below 1",
     "learning_rate=0": "learning_rate=0.0: use a value above 0",
     "max_steps=0": "max_steps=0: use 1 or more, or -1 for no limit",
-    "budget.tokens=4kb": "budget.tokens=4kb: use a number such as 4096, 16k or 1.6M",
+    "budget.tokens=4kb max_steps=-1": "budget.tokens=4kb: use a number such as 4096, 16k or 1.6M",
     "budget.tokens=16k": "budget.tokens=16k and max_steps=200: set only one of them; max_steps=-1 "
     "leaves the length to the budget",
     "budget.tokens=16k max_steps=-1 trainer.args.train_sampling_strategy=group_by_length "
