@@ -55,7 +55,7 @@ def test_the_files_of_a_sweep(tmp_path: Path) -> None:
     (task,) = (line for line in lines if line.startswith("| seed-1 | arc acc |"))
     cells = task.split(" | ")
     assert cells[2:7] == ["10", "0.25", "0.8 ± 0.2", "", "0.2 ± 0.2"]
-    assert cells[8] == "0.031"
+    assert cells[10] == "0.031"
     assert "| experiment=quickstart | healed\\_loss | 2 | 1.5 | 0 |" in lines
 
 

@@ -9,8 +9,8 @@ from lamina.measure.tasks.files import ROLES
 from lamina.report.runs import RunRow, without_seed
 
 TASKS = (
-    *("task", "items", "chance", *ROLES, "difference (95 %)", "p", "retention"),
-    *("against original", "among runs"),
+    *("task", "items", "chance", *ROLES, "against original", "among runs"),
+    *("difference (95 %)", "p", "retention"),
 )
 TASKS_NOTE = (
     "Figures with half of their 95 % interval. Difference: final minus original, with its paired "
@@ -32,8 +32,10 @@ def task_lines(row: RunRow) -> Iterator[list[str]]:
             known = next((figure for figure in figures if figure), {})
             chance = _figure({"value": known.get("chance")})
             line = [f"{task} {metric}", str(known.get("n", "")), chance, *map(_figure, figures)]
-            compared = _compared(row.comparisons.get(task, {}).get(metric))
-            yield [*line, *compared, row.standings.get(task, {}).get(metric, "")]
+            found = row.comparisons.get(task, {}).get(metric)
+            noise = "within noise" if found and found["is_within_noise"] else ""
+            standing = row.standings.get(task, {}).get(metric, "")
+            yield [*line, noise, standing, *(_compared(found) if found else [""] * 3)]
 
 
 def _figure(figure: Mapping[str, Any]) -> str:
@@ -43,17 +45,15 @@ def _figure(figure: Mapping[str, Any]) -> str:
     return f"{value:.4g}" + ("" if stderr is None else f" ± {HALF_WIDTH * stderr:.2g}")
 
 
-def _compared(found: Mapping[str, Any] | None) -> list[str]:
-    """Return the difference, p, the retention, and whether the difference is within noise."""
-    if found is None:
-        return [""] * 4
+def _compared(found: Mapping[str, Any]) -> list[str]:
+    """Return the difference, p and the retention, with intervals."""
     interval = f"{found['difference']:+.3g} ({found['low']:+.3g} to {found['high']:+.3g})"
     p = "" if found["p"] is None else f"{found['p']:.2g}"
     kept, low, high = (found[f"retention{end}"] for end in ("", "_low", "_high"))
     retention = "" if kept is None else f"{kept:.4g} %"
     if None not in (kept, low, high):
         retention += f" ({low:.3g} to {high:.3g})"
-    return [interval, p, retention, "within noise" if found["is_within_noise"] else ""]
+    return [interval, p, retention]
 
 
 def seed_lines(rows: Iterable[RunRow]) -> list[list[str]]:

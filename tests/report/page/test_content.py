@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lamina.errors import OutputError
+from lamina.measure.tasks.items import ROWS
 from lamina.report.page.charts import charts
 from lamina.report.page.columns import columns, measures
 from lamina.report.page.content import MOST_POINTS, curve, differing
@@ -53,9 +55,15 @@ def test_a_task_is_a_measure_with_an_interval() -> None:
     assert accuracy.of(row()) is accuracy.reference(row()) is None
 
 
-def test_a_perplexity_is_left_out_beside_its_loss() -> None:
+def test_what_another_loss_says_is_left_out() -> None:
     assert [each.label for each in measures([row(tasks=LOSSES)])] == ["Healed loss", "text loss"]
     alone = {"text": {"perplexity": LOSSES["text"]["perplexity"]}}
+    own = row(tasks={ROWS: LOSSES["text"]}, healed_loss=0.9)  # its loss is the healed one
+    assert [each.label for each in measures([own])] == ["Healed loss"]
+    assert [each.label for each in measures([replace(own, healed_loss=None)])] == [
+        "Healed loss",
+        "eval_rows loss",
+    ]
     (_, perplexity) = measures([row(tasks=alone)])
     assert (perplexity.label, perplexity.is_higher_better) == ("text perplexity", False)
 
@@ -72,8 +80,8 @@ def test_a_comparison_is_shown_beside_its_figures() -> None:
         tasks=FIGURES, comparisons={"arc": {"acc": compared}}, standings={"arc": {"acc": "best"}}
     )
     figures = ["arc acc", "9", "0.25", "1 ± 0.2", "", "0.9 ± 0.2"]
-    compared_text = ["-0.1 (-0.2 to +0.05)", "0.3", "90 % (80 to 105)", "within noise"]
-    assert [*task_lines(found)] == [[*figures, *compared_text, "best"]]
+    compared_text = ["within noise", "best", "-0.1 (-0.2 to +0.05)", "0.3", "90 % (80 to 105)"]
+    assert [*task_lines(found)] == [[*figures, *compared_text]]
     assert [*task_lines(row(tasks=FIGURES))] == [[*figures, "", "", "", "", ""]]
 
 

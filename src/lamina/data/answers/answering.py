@@ -12,10 +12,10 @@ from pathlib import Path
 
 from lamina.data.answers.settings import AnswerSettings
 from lamina.errors import ModelError
-from lamina.measure.evaluate import end_tokens
+from lamina.measure.evaluate import answer_batches, end_tokens, generate
 from lamina.measure.protocol import ModelRef
 from lamina.measure.tasks.files import append_rows, read_appended
-from lamina.measure.tasks.generation import answer_batches, generate, loops
+from lamina.measure.tasks.generation import loops
 from lamina.runtime.console import stage
 from lamina.runtime.device import memory_errors, release_memory
 

@@ -4,19 +4,17 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lamina.errors import ConfigError
-from lamina.measure.evaluate import end_tokens, padded_batches
+from lamina.measure.evaluate import answer_batches, end_tokens, generate
 from lamina.measure.tasks.figures import mean_metric
 from lamina.measure.tasks.files import Flat, Health, ItemResult, Metric
 from lamina.measure.tasks.items import Question, Task
 from lamina.measure.tasks.prompts import Prompts, longest
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 LOOP_TOKENS, LOOP_TIMES = 8, 4
 """An answer loops if some run of so many tokens occurs in it so many times."""
@@ -98,81 +96,6 @@ class Answers:
     def metrics(self, _: Sequence[Encoded], results: Sequence[ItemResult]) -> dict[str, Metric]:
         """Return the task's figures."""
         return {"exact_match": mean_metric([float(bool(each.correct)) for each in results])}
-
-
-def answer_batches(
-    model: "PreTrainedModel", lengths: Sequence[int], max_tokens: int
-) -> list[list[int]]:
-    """Group prompts, by their numbers, into batches; recurrent models get no padding.
-
-    `lengths` are in tokens and include the answers, as `max_tokens` does.
-    """
-    found = list(padded_batches(lengths, max_tokens))
-    if not getattr(model, "_is_stateful", False):
-        return found
-    return [[*group] for each in found for _, group in groupby(each, key=lengths.__getitem__)]
-
-
-def generate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    stop: str = "",
-    temperature: float = 0.0,
-) -> list[list[int]]:
-    """Return the tokens of each prompt's answer, up to and with the one that ends it.
-
-    `stop` is a text that ends an answer, too. A temperature above 0 samples from all tokens.
-    """
-    import torch
-
-    length, ends = max(map(len, prompts)), end_tokens(model, tokenizer)
-    padding = tokenizer.pad_token_id
-    if padding is None:
-        padding = ends[0] if ends else 0
-    padded = [[padding] * (length - len(ids)) + [*ids] for ids in prompts]
-    mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
-    greedy: dict[str, Any] = dict.fromkeys(("temperature", "top_p", "top_k"))
-    sampled = {"temperature": temperature, "top_p": 1.0, "top_k": 0}
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=torch.tensor(padded, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            do_sample=temperature > 0,
-            **(sampled if temperature else greedy),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=padding,
-            eos_token_id=ends or None,
-            stopping_criteria=_stopping(tokenizer, stop, length),
-        )
-    return [_until(ids, ends) for ids in output[:, length:].tolist()]
-
-
-def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """Return an answer without the padding behind its end."""
-    place = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
-    return ids[: place + 1]
-
-
-def _stopping(tokenizer: "PreTrainedTokenizerBase", stop: str, length: int) -> Any:
-    """Return what ends a row of a batch once its answer contains `stop`."""
-    from transformers import StoppingCriteria, StoppingCriteriaList
-
-    if not stop:
-        return None
-    # Two more tokens than the text has: an answer may spell it in other ones.
-    recent = len(tokenizer(stop, add_special_tokens=False)["input_ids"]) + 2
-
-    class Stop(StoppingCriteria):
-        def __call__(self, ids: "torch.Tensor", scores: Any, **_: Any) -> Any:
-            import torch
-
-            texts = tokenizer.batch_decode(ids[:, length:][:, -recent:])
-            return torch.tensor([stop in text for text in texts], device=ids.device)
-
-    return StoppingCriteriaList([Stop()])
 
 
 def health(results: Sequence[ItemResult]) -> Health:

@@ -7,6 +7,7 @@ from typing import Any
 from lamina.depth.layer_sets import format_layers
 from lamina.measure.tasks.figures import HALF_WIDTH, SHARES
 from lamina.measure.tasks.files import ORIGINAL
+from lamina.measure.tasks.items import ROWS
 from lamina.report.runs import RunRow, override_values
 
 NATS = "nats per token"
@@ -98,8 +99,10 @@ def measures(rows: Sequence[RunRow]) -> list[Column]:
     names = {
         (task, metric): None for row in rows for task in row.tasks for metric in row.tasks[task]
     }
-    # A perplexity says the same as its loss.
+    # A perplexity says the same as its loss, and the loss on a run's own rows is the healed one.
     shown = [pair for pair in names if pair[1] != "perplexity" or (pair[0], "loss") not in names]
+    if all(row.healed_loss is not None for row in rows if ROWS in row.tasks):
+        shown = [pair for pair in shown if pair != (ROWS, "loss")]
     return [LOSS, *(_score(number, *pair) for number, pair in enumerate(shown))]
 
 

@@ -100,7 +100,7 @@ function drawRanking(content, onchange) {
   const places = content.rows.flatMap((row) => [row.standing, ...Object.values(row.standings)]);
   const near = places.some((place) => place.startsWith("within noise"));
   find("legend").textContent = places.includes("best")
-    ? `${MARKS.best} best, by healed loss and in each task` + (near ? `   ${MARKS["within noise"]} within noise of it` : "")
+    ? `${MARKS.best}\u00a0best, by healed loss and in each task` + (near ? `   ${MARKS["within noise"]}\u00a0within noise of it` : "")
     : "";
   draw();
 }
