@@ -1,16 +1,13 @@
 """What counts as right, and as a loop; batches of answers."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from lamina.measure.tasks.generation import Answers, Encoded, is_right, loops
-from lamina.measure.tasks.items import Question, Task
-from lamina.measure.tasks.prompts import Prompts
+from lamina.measure.evaluate import answer_batches, generate
+from lamina.measure.tasks.generation import is_right, loops
 from tests.architectures import ARCHITECTURES, build
-from tests.measure.tasks.conftest import SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -48,21 +45,16 @@ def test_an_answer_loops(ids: list[int], found: bool) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_answers_do_not_depend_on_their_batch(name: str) -> None:
     """Padding on the left must not be seen; recurrent models get none."""
-    tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=2)
-    settings = replace(SETTINGS, template="chat", max_new_tokens=8)
-    answers = Answers(build(name), cast(Task, None), Prompts(tokenizer, settings))
-    encoded = [
-        Encoded(Question(n, "", ""), [5 + n, *range(20 + n, 20 + 3 * n), 9]) for n in range(5)
-    ]
-    encoded += [Encoded(Question(5, "", ""), [40, 9])]
-    alone = [answers._generated([each.ids])[0] for each in encoded]
-    batches = answers.batches(encoded)
+    model, tokenizer = build(name), cast(Any, SimpleNamespace(pad_token_id=0, eos_token_id=2))
+    prompts = [[5 + n, *range(20 + n, 20 + 3 * n), 9] for n in range(5)] + [[40, 9]]
+
+    def answered(batch: list[int]) -> list[list[int]]:
+        return generate(model, tokenizer, [prompts[n] for n in batch], max_new_tokens=8)
+
+    alone = [answered([number])[0] for number in range(6)]
+    batches = answer_batches(model, [len(prompt) + 8 for prompt in prompts], 4096)
     together = {
-        number: ids
-        for batch in batches
-        for number, ids in zip(
-            batch, answers._generated([encoded[number].ids for number in batch]), strict=True
-        )
+        number: ids for batch in batches for number, ids in zip(batch, answered(batch), strict=True)
     }
     assert [together[number] for number in range(6)] == alone
     assert (len(batches) == 1) == (name not in {"mamba2", "qwen3_next", "falcon_h1"})
