@@ -63,6 +63,7 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
             continue
         given = [f"experiment={experiment}", f"model={model}", f"adapter={adapter}"]
         given += [f"logger={logger}", *(["model.keep=[0,1]"] if model == "layers" else [])]
+        given += [] if model == "pruned" else ["selector=first"]  # it is the default
         config = composed(*given)
         preflight(config)
         run = instantiate(config)
@@ -218,7 +219,7 @@ def test_every_experiment_runs(tmp_path: Path) -> None:
         result = json.loads((tmp_path / str(number) / "result.json").read_text())
         assert result["status"] == "completed", name
         assert result["adapter"] == (
-            "lora" if name.endswith("_lora") or name == "quickstart" else "full"
+            "lora" if name.endswith(("_lora", "quickstart", "answers")) else "full"
         )
         assert result["metrics"]["eval_loss"] > 0
         assert (tmp_path / str(number) / result["final"]).is_dir()
