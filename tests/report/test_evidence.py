@@ -1,6 +1,7 @@
 """What a report adds to the figures of runs: comparisons, noise, the spread of seeds."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_a_run_is_compared_with_the_original(tmp_path: Path) -> None:
     assert found["is_within_noise"] is False
     assert row.comparisons["wiki"]["loss"]["difference"] == pytest.approx(0.1)
     assert row.bytes == 36
-    json.dumps(row.to_dict(), allow_nan=False)
+    json.dumps(asdict(row), allow_nan=False)
 
 
 BROKEN = {

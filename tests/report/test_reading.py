@@ -1,6 +1,7 @@
 """A report's rows, read from files that may be half-written, damaged or hostile."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_a_row_has_the_figures_of_its_result(tmp_path: Path) -> None:
         "rank": 1,
         "is_best": True,
     }
-    found = row.to_dict()
+    found = asdict(row)
     assert {key: found[key] for key in shown} == shown
     assert row.config == {
         "adapter.r": 16,
@@ -155,8 +156,8 @@ def test_no_text_of_a_row_has_control_characters(tmp_path: Path) -> None:
     folder = write_result(tmp_path / "run", name=escape, settings={escape: [escape]})
     (row,) = read_report([folder]).rows
     assert row.name == r"\x1b[31m\ud800<script>"
-    assert "\\\\x1b" in json.dumps(row.to_dict())
-    assert "\\u001b" not in json.dumps(row.to_dict())
+    assert "\\\\x1b" in json.dumps(asdict(row))
+    assert "\\u001b" not in json.dumps(asdict(row))
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 10**400])

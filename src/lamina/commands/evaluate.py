@@ -30,7 +30,7 @@ usage: lamina evaluate model_name=MODEL [GROUP=OPTION ...] [KEY=VALUE ...]
 
 Run a model of the hub or of a folder, or what a run made of one, through tasks, and measure its
 speed. Writes evaluation.json and items.jsonl, which lamina report compares, and prints the figures.
-A command that was stopped goes on when it is started again with the same hydra.run.dir.
+Started again with the same hydra.run.dir, a command that was stopped resumes.
 
 usual calls:
   lamina evaluate model_name=PATH 'evaluation.tasks=[items.jsonl]'       items of your own

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lamina.errors import ConfigError, ModelError
+from lamina.errors import ModelError
 from lamina.measure.statistics import Array, mcnemar, paired_intervals
 from lamina.measure.tasks.files import (
     ITEMS_FILE,
@@ -96,16 +96,6 @@ def load_evaluation(folder: Path, result: EvaluationResult | None = None) -> Eva
 
 def _columns(items: Sequence[ItemResult]) -> dict[str, Array]:
     return {field: np.array([getattr(item, field) for item in items], float) for field in USED}
-
-
-def compare(first: Evaluated, second: Evaluated) -> Comparisons:
-    """Compare two evaluations in every task that both have.
-
-    Raises ConfigError if a task's protocol or items differ, naming the difference.
-    """
-    for name, reason in incomparable(first, second).items():
-        raise ConfigError(f"{name}: not comparable: {reason}")
-    return compare_all([(first, second)])[0]
 
 
 def compare_all(pairs: Sequence[tuple[Evaluated, Evaluated]]) -> list[Comparisons]:

@@ -1,4 +1,4 @@
-"""A model's evaluation in a folder: finished items stay there, so that a later start goes on."""
+"""A model's evaluation in a folder: finished items stay there, so that a later start resumes."""
 
 import json
 import shutil

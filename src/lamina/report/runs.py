@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,6 @@ class RunRow:
     def figure(self, task: str, metric: str, role: str = FINAL) -> dict[str, Any]:
         """Return a figure (value, stderr, n, chance); empty if it was not measured."""
         return self.tasks.get(task, {}).get(metric, {}).get(role) or {}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return its fields by name."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,11 +35,8 @@ def divergences(
             kl.append((p.exp() * (p - q)).sum(-1))
             same.append(p.argmax(-1) == q.argmax(-1))
         counts = [len(row.sources) for row in rows]
-        each_kl, each_same = (
-            torch.cat(kl)[where].split(counts),
-            torch.cat(same)[where].split(counts),
-        )
-        pairs = zip(each_kl, each_same, strict=True)
+        parts = (torch.cat(each)[where].split(counts) for each in (kl, same))
+        pairs = zip(*parts, strict=True)
         return [(kl.double().sum().item(), int(same.sum())) for kl, same in pairs]
 
 

@@ -82,19 +82,19 @@ class Losses:
 
     def score(self, batch: Sequence[Encoded]) -> list[ItemResult]:
         """Score some documents, whose windows share forward passes."""
-        rows, owners = [], []
-        for number, each in enumerate(batch):
-            for row in windows(each.ids, self.window, self.stride):
-                rows.append(row)
-                owners.append(number)
+        owned = [
+            (number, row)
+            for number, each in enumerate(batch)
+            for row in windows(each.ids, self.window, self.stride)
+        ]
         nll, kl, top1 = ([[0.0] for _ in batch] for _ in range(3))
         vocabulary = self.model.config.get_text_config().vocab_size
         most = min(self.prompts.settings.batch_tokens, MOST_LOGITS // vocabulary)
-        for numbers in padded_batches([len(row.ids) for row in rows], most):
-            own = [rows[number] for number in numbers]
-            for number, found in zip(numbers, self._losses(own), strict=True):
+        for numbers in padded_batches([len(row.ids) for _, row in owned], most):
+            losses = self._losses([owned[number][1] for number in numbers])
+            for number, found in zip(numbers, losses, strict=True):
                 for sums, value in zip((nll, kl, top1), found, strict=True):
-                    sums[owners[number]].append(value)
+                    sums[owned[number][0]].append(value)
         return [
             ItemResult(
                 task=self.task.name,

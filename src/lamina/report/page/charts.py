@@ -111,13 +111,13 @@ def _dropped(rows: Sequence[RunRow]) -> Iterable[Spec]:
     x = layers("layer", "layer dropped, 0-based", min(dropped), max(dropped))
     y = numbers("values.loss.value", f"loss, {NATS}", **scaled(known))
     stages = {"domain": ["after removal", "healed"], "range": [ORANGE, BLUE]}
-    tip = tips(
-        run="name", layer="layer", after_removal="values.reduced", healed="values.loss.value"
+    fields = {"after_removal": "values.reduced", "healed": "values.loss.value"}
+    tip = tips(run="name", layer="layer", **fields)
+    after, healed = (
+        {"color": {"datum": stage, "scale": stages}, "tooltip": tip} for stage in stages["domain"]
     )
-    after = {"color": {"datum": "after removal", "scale": stages}, "tooltip": tip}
-    healed = {"color": {"datum": "healed", "scale": stages}, "tooltip": tip}
     drawn = [
-        intervals(x, y, "values.reduced", "values.loss.value"),
+        intervals(x, y, *fields.values()),
         points(x, {**y, "field": "values.reduced"}, after, shape="triangle-up"),
         points(x, y, healed),
         *level("original", references, {**y, "field": "y"}),

@@ -90,26 +90,15 @@ def _blocks(scores: Statistics) -> Spec:
         for size, distance in enumerate(row)
         if size and math.isfinite(distance)
     ]
-    sparse: Spec = {
-        "type": "ordinal",
-        "axis": {"labelOverlap": "greedy", "grid": False, "labelAngle": 0},
-    }
+    ticks = {"labelOverlap": "greedy", "grid": False, "labelAngle": 0}
+    sparse: Spec = {"type": "ordinal", "axis": ticks}
     x = {"field": "start", "title": "start, first layer of the block", **sparse}
     y = {"field": "n", "title": "n, layers in the block", "sort": "descending", **sparse}
-    legend: Spec = {
-        "title": f"angular distance / {PI}; dots: the least for each n",
-        "orient": "top",
-    }
-    legend |= {"gradientLength": 200, "titleLimit": 400}
+    title = f"angular distance / {PI}; dots: the least for each n"
+    legend = {"title": title, "orient": "top", "gradientLength": 200, "titleLimit": 400}
     colour = numbers("distance", "", scale={"scheme": "viridis"}, legend=legend)
     tip = tips(start="start", n="n", distance="distance")
-    dot: Spec = {
-        "type": "point",
-        "filled": True,
-        "size": 22,
-        "fill": "#FFFFFF",
-        "stroke": "#000000",
-    }
+    dot = {"type": "point", "filled": True, "size": 22, "fill": "#FFFFFF", "stroke": "#000000"}
     return {
         "data": {"values": cells},
         "encoding": {"x": x, "y": y},
