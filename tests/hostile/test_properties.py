@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def reported(folder: Path) -> None:
     report = read_report([folder])
     with Path(os.devnull).open("w") as file:
         console(file=file).print(sweep_table(report.ranked))
-    json.dumps([row.to_dict() for row in report.rows], allow_nan=False)
+    json.dumps([asdict(row) for row in report.rows], allow_nan=False)
     json.dumps(page_content(report), allow_nan=False)
     assert CONTROL.search(markdown(report) + table(report)) is None
 
