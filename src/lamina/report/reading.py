@@ -245,7 +245,7 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
         model_type=result["model_type"],
         kept_layers=kept,
         dropped_layers=kept and sorted({*range(total)} - {*kept}),
-        layers=kept and len(kept),
+        layers=None if kept is None else len(kept),
         num_layers=total,
         adapter=result["adapter"],
         selector=result["selector"],
