@@ -81,7 +81,7 @@ FIRST_LINES = (
 )
 """How the lines begin that say where a run is and what it does."""
 
-STAGE_LINE = re.compile(r"(?!error)[a-z][\w -]*: (\d[\d,.]* \w* ?of .*|\d+ s)\n?")
+STAGE_LINE = re.compile(r"(?!error)[a-z][\w ,-]*: (\d[\d,.]* \w* ?of .*|\d+ s)\n?")
 """A stage that takes more than two seconds, on a busy machine even a short one."""
 
 NEEDS_BITSANDBYTES = pytest.mark.skipif(

@@ -175,7 +175,7 @@ def test_a_disk_full_at_the_end_costs_no_training(disk: Path, tmp_path: Path) ->
     assert (final / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("pages", "file"), [(5, "result.json"), (9, "eval.jsonl")])
+@pytest.mark.parametrize(("pages", "file"), [(7, "result.json"), (10, "eval.jsonl")])
 def test_the_file_that_does_not_fit_is_named(
     disk: Path, tmp_path: Path, pages: int, file: str
 ) -> None:
@@ -466,7 +466,8 @@ usual = getattr(module, name)
 def slow(*arguments, **options):
     if at is None or arguments[0].state.global_step == at:
         open("slow", "w").close()
-        time.sleep(100)
+        for _ in range(1000):
+            time.sleep(0.1)  # a signal right before one long sleep would wait for its end
     return usual(*arguments, **options)
 setattr(module, name, slow)
 train.main()

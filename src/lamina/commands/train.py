@@ -43,11 +43,12 @@ keys, all described in docs/parameters.md:
               data=synthetic    generator.train_rows, generator.eval_rows, generator.seed
               data.eval_fraction, data.max_train_samples, data.max_eval_samples, data.columns
               data.loss_on, data.chat_template, data.on_bad_row, data.max_dropped
+              data.answers, data.answer_settings
               max_seq_length, packing
   adapter     adapter=lora|dora|qlora|full    lora.r, lora.alpha, adapter.dropout
               adapter.target_modules
   training    learning_rate, lr_scheduler_type, warmup_ratio, weight_decay, optim, seed
-              max_steps, num_train_epochs, per_device_train_batch_size
+              max_steps, num_train_epochs, budget.tokens, per_device_train_batch_size
               gradient_accumulation_steps; any field of TRL's SFTConfig as trainer.args
   evaluation  eval_steps, per_device_eval_batch_size, evaluation=default|none
               evaluation.baseline, evaluation.num_samples, evaluation.max_new_tokens
