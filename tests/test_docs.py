@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -63,7 +64,8 @@ def _hydra() -> object:
 
 def composed(name: str, overrides: list[str]) -> Any:
     """Compose the first job of a command line."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    loader = GlobalHydra.instance().config_loader()  # expands a glob over a group's options
+    parsed = OverridesParser.create(loader).parse_overrides(overrides)
     first = [
         f"{each.get_key_element()}={next(each.sweep_string_iterator())}"
         if each.is_sweep_override()
