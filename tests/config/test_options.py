@@ -84,6 +84,7 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
 )
 def test_an_option_composes_and_builds(group: str, option: str) -> None:
     files = {name: ["data.train=rows"] for name in ("csv", "json", "jsonl", "parquet")}
+    files["blend"] = ["data.sources={a: {train: rows, weight: 1}}"]
     needed = {**files, "disk": ["data.path=rows"], "tasks": ["evaluation.tasks=[items.jsonl]"]}
     config = composed(f"{group}={option}", *needed.get(option, []))
     preflight(config)

@@ -40,6 +40,7 @@ keys, all described in docs/parameters.md:
   data        data=hub          data.name, data.config, data.train, data.eval
               data=disk         data.path, data.train, data.eval
               data=jsonl        data.train, data.eval; also json, csv, parquet
+              data=blend        data.sources: rows of several files, by weight
               data=synthetic    generator.train_rows, generator.eval_rows, generator.seed
               data.eval_fraction, data.max_train_samples, data.max_eval_samples, data.columns
               data.loss_on, data.chat_template, data.on_bad_row, data.max_dropped

@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, type]] = {
     "selector": _by_name(*selection.Selector.__subclasses__()),
     "adapter": _by_name(adapters.Lora, adapters.Dora, adapters.QLora, adapters.Full),
     "backend": _by_name(unsloth.Auto, transformers.Transformers, unsloth.Unsloth),
-    "data": _by_name(sources.Files, sources.Hub, sources.Disk, sources.Synthetic),
+    "data": _by_name(sources.Files, sources.Blend, sources.Hub, sources.Disk, sources.Synthetic),
     "trainer": {"sft": sft.SFT},
     "logger": {"tensorboard": loggers.TensorBoard, "wandb": loggers.WandB},
     "callbacks": _by_name(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,9 @@ class Feed:
     answers: AnswerCount | None = None
     """How the original's answers to the training prompts ended; None with data.answers=given."""
 
+    sources: dict[str, int] = field(default_factory=dict)
+    """Of a blend: training rows drawn from each source."""
+
     def eval_rows(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the first `limit` tokenized evaluation rows, or all of them."""
         rows = self.eval.rows
@@ -46,9 +49,11 @@ class Feed:
             write_rows(folder / SKIPPED_FILE, skipped)
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Return each split's token counts, and those of the original's answers."""
-        answers = {"answers": asdict(self.answers)} if self.answers else {}
-        return {"train": asdict(self.train.count), "eval": asdict(self.eval.count), **answers}
+        """Return each split's token counts, and those of a blend and of the original's answers."""
+        more: dict[str, dict[str, Any]] = {"sources": self.sources} if self.sources else {}
+        if self.answers:
+            more["answers"] = asdict(self.answers)
+        return {"train": asdict(self.train.count), "eval": asdict(self.eval.count), **more}
 
     def packed(self, made: "Mapping[str, Dataset]", length: int) -> dict[str, dict[str, Any]]:
         """Return the counts and pack_fill; raises ConfigError if `made`, TRL's rows, are cut."""
@@ -85,7 +90,9 @@ def feed(
     conversion = splits.train.conversion
     if conversion.form != conversion.columns:
         logger.info("reading %s as %s", conversion.description, " and ".join(conversion.columns))
-    rows = splits.train
+    rows, sources = splits.train, splits.train.per_source()
+    if sources:
+        logger.info("training rows: %s", ", ".join(f"{n:,} of {s}" for s, n in sources.items()))
     if original:
         # First what can be refused at once.
         tokenize(splits.eval).check_truncation(data.max_dropped, max_seq_length)
@@ -97,7 +104,7 @@ def feed(
     # A row that starts with the assistant can be trained on, but asks nothing.
     asking = replace(splits.eval, skips=True).each(tokenize.prompt)
     prompts = tuple(islice(asking, num_prompts))
-    return Feed(train=train, eval=held, prompts=prompts, answers=count)
+    return Feed(train=train, eval=held, prompts=prompts, answers=count, sources=sources)
 
 
 def _warn_of_skipped(split: TokenizedSplit) -> None:

@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typing_extensions import override
 
 from lamina.data.answers.settings import Answers, AnswerSettings
+from lamina.data.blend import blended, source_problems
 from lamina.data.cache import is_whole, refuse_unwritable_cache
 from lamina.data.compression import ENDINGS
 from lamina.data.files import READERS, find_files, read_files
@@ -51,6 +52,9 @@ EVAL_SPLITS = ("eval", "validation", "test")
 HELD_OUT = "data.eval=null to hold out data.eval_fraction of the training rows"
 
 MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "use a fraction from 0 to 1")]
+
+
+Format = Annotated[str, one_of(*READERS, note=f"; all but parquet also with {ENDINGS}")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +125,7 @@ class Rows:
 class Files(Rows):
     """Local files of rows."""
 
-    format: Annotated[str, one_of(*READERS, note=f"; all but parquet also with {ENDINGS}")]
+    format: Format
     train: str
 
     @override
@@ -138,6 +142,44 @@ class Files(Rows):
     def _read(self, key: str, name: str) -> Split:
         rows, files = read_files(key, name, self.format, self.names)
         return self.split(rows, name, files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Rows):
+    """Local files of several sources, from which rows are drawn by weight."""
+
+    format: Format
+    sources: dict[str, Any]
+    """By name: `train`, a file or folder, and `weight`, above 0."""
+    seed: int
+
+    @override
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from source_problems(self.sources)
+
+    @override
+    def find(self) -> None:
+        for key, name in self._places:
+            find_files(key, name, self.format)
+
+    def load(self) -> Splits:
+        """Read the files and draw rows; raises DataError as `Files` does, or if none are drawn."""
+        found = [
+            self.split(rows, name, files)
+            for key, name in self._places
+            for rows, files in [read_files(key, name, self.format, self.names)]
+        ]
+        parts = dict(zip(self.sources, found, strict=False))
+        weights = {name: float(source["weight"]) for name, source in self.sources.items()}
+        train = blended(parts, weights, self.seed)
+        return self.splits(train, found[-1] if self.eval else None)
+
+    @property
+    def _places(self) -> list[tuple[str, str]]:
+        """Config key and path of each source, and of the evaluation rows, if given."""
+        places = [(f"data.sources.{name}.train", s["train"]) for name, s in self.sources.items()]
+        return [*places, ("data.eval", self.eval)] if self.eval else places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +305,7 @@ class Synthetic:
         return Splits(Split(train, "synthetic train"), Split(held, "synthetic eval"))
 
 
-DataSource = Files | Hub | Disk | Synthetic
+DataSource = Files | Blend | Hub | Disk | Synthetic
 """Anything with `find`, `load`, and the settings of `Synthetic` from `loss_on` on."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,6 +28,8 @@ class Split:
     """Name of the split, for errors."""
     files: tuple[str, ...] = ()
     """Names of the files that `lamina.data.files` read; empty if `rows` has columns of its own."""
+    sources: tuple[str, ...] = ()
+    """Of a blend: each file's source."""
     positions: Sequence[int] | None = None
     """0-based places of the rows in the source's data set; None if `rows` is all of it."""
     names: Mapping[str, str] = field(default_factory=dict)
@@ -61,6 +64,12 @@ class Split:
             row = self.rows[index]
             return self.files[row["file"]], row["row"]
         return self.origin, (index if self.positions is None else self.positions[index]) + 1
+
+    def per_source(self) -> dict[str, int]:
+        """Return how many rows of a blend come from each source; nothing for other data."""
+        if not self.sources:
+            return {}
+        return dict(Counter(self.sources[file] for file in self.rows["file"][:]))
 
     def numbers(self) -> tuple[Sequence[int], Sequence[int]]:
         """Return each row's 0-based file, 0 if there are none, and its 1-based number there."""

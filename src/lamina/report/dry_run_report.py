@@ -30,7 +30,12 @@ def dry_run_report(content: dict[str, Any], config: str, console: Console) -> Re
     parts: list[RenderableType] = [Text(config.rstrip()), Text()]
     parts += [Text(f"{strip}  {len(kept)} of {total} layers: {format_layers(kept)}")]
     parts += [Text(content["chosen"] or "")] + [Text()] * bool(content["chosen"])
-    parts += [_figures(content), Text(), _data(content["data"]), Text()]
+    parts += [
+        _figures(content),
+        Text(),
+        _data({split: content["data"][split] for split in ("train", "eval")}),
+        Text(),
+    ]
     legend = Text("training rows; trained: ").append(*_styled("so", True, marks))
     parts += [legend.append(", read: ").append(*_styled("so", False, marks))]
     parts += [_row(row, marks) for row in content["sample"]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from lamina.data.chat.template import choose_template
-from lamina.data.sources import DataSource, Synthetic
+from lamina.data.sources import Blend, DataSource, Synthetic
 from lamina.depth import loading
 from lamina.depth.reduction import decoder_stack
 from lamina.depth.selection import LayerScores
@@ -155,8 +155,11 @@ class CachedScores(LayerScores):
 
 
 def without_holdout(data: DataSource) -> DataSource:
-    """Return a data set with nothing held out: a scan trains nothing, so it uses every row."""
-    return data if isinstance(data, Synthetic) else replace(data, eval=data.train)
+    """Return a data set with nothing held out: a scan trains nothing, so it uses every row.
+
+    Of a blend, which has no one file to evaluate on, it uses the training part.
+    """
+    return data if isinstance(data, Synthetic | Blend) else replace(data, eval=data.train)
 
 
 def taylor_importance(source: Source, windows: Windows, device: str) -> tuple[float, ...]:
