@@ -308,6 +308,9 @@ def test_mistakes_on_the_command_line_are_named(tmp_path: Path) -> None:
         "command; use data or evaluation",
         (model, f"evaluation.tasks=[{path}]", "evaluation.speed.repeats=0"): "evaluation.speed."
         "repeats=0: use 1 or more",
+        (model, "evaluation.tasks=[]", "evaluation.speed.prompt_tokens=[]"): "evaluation.speed."
+        "prompt_tokens=[]: use one length or more",
+        (model, f"evaluation.tasks={path}"): f"evaluation.tasks={path}: expected a list\n",
         ("model_name=nowhere/at-all", f"evaluation.tasks=[{path}]"): "model_name=nowhere/at-all: "
         "the hub cannot be reached and the model is not in the cache",
     }.items():

@@ -187,6 +187,13 @@ def test_a_logged_entry_without_a_step_is_left_out(tmp_path: Path) -> None:
     assert row.history == [{"step": 2, **empty}, logged]
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for place in ("first/0", "second/0", "second/1"):
+        write_result(tmp_path / place, name="drop-0" if place.endswith("0") else "drop-1")
+    rows = read_report([tmp_path / "first", tmp_path / "second"]).rows
+    assert [row.name for row in rows] == ["drop-0 (first/0)", "drop-0 (second/0)", "drop-1"]
+
+
 def test_a_folder_that_is_given_twice_is_read_once(tmp_path: Path) -> None:
     write_result(tmp_path / "sweep" / "0")
     (tmp_path / "link").symlink_to(tmp_path / "sweep")

@@ -61,7 +61,10 @@ def problems(arguments: Sequence[str], config_name: str) -> list[str]:
         (refuse_incomplete if config_name == "cut" else preflight)(content)
     except (LaminaError, *COMPOSITION_ERRORS) as found:
         loader.problems.append(messages.describe(found))
-    return list(dict.fromkeys(loader.problems))
+    lines = dict.fromkeys("\n".join(loader.problems).splitlines())
+    # A key whose value was refused is not missing, too.
+    missing = {f"{(key := line.partition('=')[0])} is missing: set {key}=VALUE" for line in lines}
+    return [line for line in lines if line not in missing]
 
 
 class _Repository(CachingConfigRepository):

@@ -86,7 +86,8 @@ def setting_problem(
         value = (argument or "").partition("=")[2] or "null"
     if isinstance(node, DictConfig):
         return not_a_group(key, value)
-    if isinstance(node, ListConfig):
+    # A list without a value is no node.
+    if isinstance(node, ListConfig) or "is not a ListConfig" in str(error):
         return f"{key}={value}: expected a list"
     if key in EXPECTED_AT:
         return f"{key}={value}: {EXPECTED_AT[key]}"

@@ -34,7 +34,7 @@ class SpeedSettings:
 
     batch_sizes: Annotated[list[int], POSITIVE]
     """Without any, no speed is measured."""
-    prompt_tokens: Annotated[list[int], POSITIVE]
+    prompt_tokens: Annotated[list[int], POSITIVE, Limit(bool, "use one length or more")]
     new_tokens: Annotated[int, Limit(lambda value: value >= 2, "use 2 or more")]
     repeats: Annotated[int, AT_LEAST_ONE]
 

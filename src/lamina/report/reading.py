@@ -1,9 +1,11 @@
 """Reads runs, sweeps, scans and evaluations into a report, without torch."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,8 @@ def read_report(folders: Sequence[Path], planned: Planned | None = None) -> Repo
         with_tasks(row, found) if found else row
         for row, found in zip(reader.rows, reader.evaluations, strict=True)
     ]
-    rows = [*with_comparisons([*_with_ranks(rows)], reader.evaluations, reader.list)]
+    rows = [*_with_ranks([*_distinct(rows, reader.folders)])]
+    rows = [*with_comparisons(rows, reader.evaluations, reader.list)]
     rows = [*with_standings(rows, reader.evaluations, reader.list)]
     rows = [*with_spread([*with_noise(rows, reader.folders, reader.list)])]
     title = ", ".join(printable(folder.absolute().name) for folder in folders)
@@ -274,6 +277,20 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
         provenance=provenance,
         eval_fingerprint=result["eval_fingerprint"],
     )
+
+
+def _distinct(rows: Sequence[RunRow], folders: Sequence[Path]) -> Iterator[RunRow]:
+    """Yield the rows; of several with one name, each is told apart by its folder."""
+    named: dict[str, list[Path]] = defaultdict(list)
+    for row, folder in zip(rows, folders, strict=True):
+        named[row.name].append(folder)
+    for row, folder in zip(rows, folders, strict=True):
+        same = named[row.name]
+        if len(same) == 1:
+            yield row
+        else:
+            place = printable(str(folder.relative_to(commonpath(same))))
+            yield replace(row, name=f"{row.name} ({place})")
 
 
 def _with_ranks(rows: Sequence[RunRow]) -> Iterator[RunRow]:
