@@ -73,8 +73,8 @@ MISTAKES = {
     # Options.
     "model=prunned": f"model=prunned: no such option; did you mean pruned?\n{VARIANTS}",
     "experiment=quikstart": "experiment=quikstart: no such option; did you mean quickstart?\n"
-    "The options are dropped, dropped_lora, original, original_lora, pruned, pruned_lora, "
-    "quickstart, reference.",
+    "The options are dropped, dropped_lora, heal_answers, heal_sft_full, heal_sft_lora, original, "
+    "original_lora, pruned, pruned_lora, quickstart, reference.",
     "adapter=null": "adapter=null: choose dora, full, lora or qlora",
     "callbacks=null": "callbacks=null: choose default, early_stopping or none",
     "backend=transformer": "backend=transformer: no such option; did you mean transformers?\n"
