@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
+from lamina.data.byte_tokenizer import build_tokenizer
 from lamina.depth.loading import load_model, load_tokenizer
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.selection import First
-from lamina.depth.variants import Pruned
+from lamina.depth.variants import Original, Pruned
 from lamina.errors import ConfigError
 from lamina.heal.adapters import Full, Lora
 from lamina.heal.backends.transformers import Training, Transformers, excluded
 from lamina.heal.backends.unsloth import Unsloth
 from lamina.heal.memory import ALL_LOSSES_CHUNKED
 from lamina.heal.sft import SFT, balance_experts
+from tests.architectures import save
 from tests.conftest import REFERENCE, no_scores
 
 ARGUMENTS: dict[str, Any] = {
@@ -224,6 +226,24 @@ def test_experts_are_balanced_as_the_model_does(
     else:
         balance_experts(model, arguments)
         assert arguments.router_aux_loss_coef == expected
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_the_loss_is_that_of_the_model_s_own_logits(factor: float, tmp_path: Path) -> None:
+    """Falcon-H1 multiplies logits after the head, which TRL's chunked loss does not know."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    save("falcon_h1", tmp_path / "model", lm_head_multiplier=factor)
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    plan = make_plan(Original(), str(tmp_path / "model"), no_scores)
+    given = {"bf16": False, "max_length": 64, "use_cpu": True}
+    trainer = build(plan, tmp_path, given, {**ADAPTER, "layers_to_transform": [0]})
+    ids = torch.tensor([[5, 6, 7]])
+    logits = trainer.model(input_ids=ids).logits[0, :-1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        cross_entropy(logits, ids[0, 1:]).item(), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("given", [None, ["q_proj"], r".*\.q_proj"])

@@ -19,7 +19,7 @@ from lamina.runtime.attributes import attributes
 from lamina.runtime.device import installed, visible_devices
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 FLASH = {"flash-attn-3": "flash_attention_3", "flash-attn": "flash_attention_2"}
 """Packages of flash attention, the fastest first, with transformers' names for them."""
@@ -33,6 +33,9 @@ SUPPORTS = {
 
 MASKED = ("sdpa", "eager")
 """Implementations that need a mask of one byte per pair of a batch's tokens."""
+
+SCALED_LOGITS = ("logits_scaling", "lm_head_multiplier")
+"""Fields of configs by which Granite, HyperCLOVA X and Falcon-H1 scale logits after the head."""
 
 BITSANDBYTES = (
     "adamw_bnb_8bit adamw_8bit ademamix ademamix_8bit lion_8bit lion_32bit rmsprop_bnb "
@@ -235,3 +238,9 @@ def undoing_patches(model: "PreTrainedModel") -> AbstractContextManager[None]:
     """
     module = sys.modules[type(model).__module__]
     return attributes(module, **vars(module))
+
+
+def scales_logits(config: "PretrainedConfig") -> bool:
+    """Return whether a model scales its logits in a way that TRL 1.14's chunked loss ignores."""
+    text = config.get_text_config()
+    return any(getattr(text, name, 1) != 1 for name in SCALED_LOGITS)

@@ -25,7 +25,7 @@ from packaging.version import Version
 from lamina.depth.quantization import QUANTIZED_BYTES, expected_bytes, linear_weights, scale_bytes
 from lamina.errors import ConfigError, naming
 from lamina.heal.adapters import Adapter
-from lamina.heal.kernels import MASKED
+from lamina.heal.kernels import MASKED, scales_logits
 from lamina.runtime.device import visible_devices
 from lamina.runtime.sizes import trained_weights, weight_bytes
 from lamina.units import format_bytes
@@ -120,7 +120,10 @@ class MemoryEstimate:
             offloading=arguments["activation_offloading"],
             chunked_loss=liger
             or Version(version("trl")) >= ALL_LOSSES_CHUNKED
-            or arguments.get("loss_type") in (None, "chunked_nll"),
+            or (
+                arguments.get("loss_type") in (None, "chunked_nll")
+                and not scales_logits(model.config)
+            ),
             masked=arguments["packing"] and attention in MASKED,
             gpus=visible_devices(),
             sharded=sharded,

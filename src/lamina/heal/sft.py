@@ -15,7 +15,7 @@ from lamina.depth.plan import Plan
 from lamina.errors import ConfigError, naming
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
 from lamina.heal.backends.transformers import Backend, Training
-from lamina.heal.kernels import missing_requirements, refuse_adapted_head
+from lamina.heal.kernels import missing_requirements, refuse_adapted_head, scales_logits
 from lamina.heal.packing import refuse_leaking_packs
 from lamina.limits import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, one_of
 from lamina.runtime import distributed
@@ -164,6 +164,8 @@ class SFT:
         from lamina.heal.trainer import TokenLossTrainer
 
         balance_experts(model, arguments)
+        if arguments.loss_type == "chunked_nll" and scales_logits(model.config):
+            arguments.loss_type = "nll"
         expected = self._expected(arguments, backend, training)
         with naming("trainer.args, adapter", ValueError):
             adapted, left_to_trl = backend.add_adapter(model, training)
