@@ -103,8 +103,8 @@ class Target:
 def sizes_of(source: Source, unit: str, dtype: str | None) -> Sizes:
     """Return the sizes of a model's parts in a unit of `UNITS`, without reading its weights.
 
-    `dtype` is torch's name for the type that the model is saved in, as transformers does it; None
-    for a copy of the tensors as they are stored. May raise a ModelError.
+    `dtype` is torch's name for the type in which transformers saves the model; None keeps each
+    tensor's stored type. May raise a ModelError.
     """
     others, layers = 0, [0] * layer_count(source.config)
     with source.reading("config.json"):

@@ -1,7 +1,7 @@
 """How sure a difference is: paired bootstrap intervals, McNemar's exact test.
 
-scipy.stats.bootstrap draws anew for each pair, which takes seconds for one and minutes for the
-report of a sweep. Here all pairs on the same items share the draws: two products of matrices.
+scipy.stats.bootstrap resamples separately for each pair: seconds for one, minutes for a sweep's
+report. Here all pairs on the same items share their resamples, in two matrix products.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""The original model answers prompts, batch by batch, into a file that a later start goes on with.
+"""The original model answers prompts in batches, into a file from which a later start resumes.
 
-Batches depend on all prompts and their samples on the batch's number, so a pass that was
-interrupted ends with the answers of an undisturbed one.
+All prompts decide the batches, and a batch's number seeds its samples: a resumed pass ends with the
+answers of an undisturbed one.
 """
 
 from collections.abc import Iterator, Sequence

@@ -227,7 +227,7 @@ def typed(kind: type[T], content: Any, name: str) -> T:
 
 @cache
 def _expected(kind: Any) -> list[tuple[str, Any, tuple[Any, ...], bool]]:
-    """Return each field's name, type, the classes of values to take as they are, and its need."""
+    """Return each field's name, type, accepted classes, and whether it is required."""
     hints = get_type_hints(kind)
     plain = {
         name: get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
