@@ -1,11 +1,15 @@
 """Whether a sweep whose processes are killed again and again ends like an undisturbed one.
 
-    python benchmarks/chaos.py [--jobs 12] [--kills 20] [--seed 0] [--json FILE] [--check]
+    python benchmarks/chaos.py [--jobs 12] [--kills 20] [--pause 8] [--seed 0] [--json FILE]
+        [--check] [OVERRIDE ...]
 
 Shows: every few seconds SIGKILL ends one process of a sweep; each time the command ends it is
 started again, until its exit code is 0. Each job heals the embedded reference model without one
 layer for a few steps, with a checkpoint every second one, and with data workers, which are
-processes, too.
+processes, too. Overrides make another sweep, of --jobs jobs:
+
+    python benchmarks/chaos.py --jobs 9 'experiment=glob(heal_*)' budget.tokens=null max_steps=20
+
     --seed decides the pauses and the victims. A start that adds no checkpoint makes the following
     pauses longer; jobs that complete before their share of the kills make them shorter, so that the
     kills cover the whole sweep.
@@ -34,9 +38,6 @@ from lamina.measure.results import read_result
 
 LAYERS = 12
 """Of the reference model."""
-
-PAUSE = 8.0
-"""Seconds between two kills on average, at first."""
 
 JOB = (
     "experiment=quickstart",
@@ -86,8 +87,13 @@ class Chaos:
     kills: int
     """After that many the sweep is left alone."""
 
+    overrides: Sequence[str]
+    """What the sweep is."""
+
     rng: random.Random
-    pause: float = PAUSE
+    pause: float
+    """Seconds between two kills on average, at first."""
+
     tally: Tally = field(default_factory=Tally)
 
     def run(self) -> Tally:
@@ -110,11 +116,13 @@ class Chaos:
     def started(self) -> subprocess.Popen[bytes]:
         """Start the command."""
         caches = {"LAMINA_CACHE": str(self.cache), "HF_DATASETS_CACHE": str(self.cache / "data")}
-        layers = f"model.layer_to_drop={','.join(map(str, range(self.jobs)))}"
         command = [sys.executable, "-m", "train", "--multirun", f"hydra.sweep.dir={self.folder}"]
         with self.log.open("ab") as file:
             return subprocess.Popen(
-                [*command, *JOB, layers], env={**os.environ, **caches}, stdout=file, stderr=file
+                [*command, *self.overrides],
+                env={**os.environ, **caches},
+                stdout=file,
+                stderr=file,
             )
 
     def disturb(self, process: subprocess.Popen[bytes]) -> None:
@@ -191,16 +199,28 @@ def main() -> None:
     parser.add_argument(
         "--jobs", type=int, choices=range(1, LAYERS + 1), default=LAYERS, help="of the sweep"
     )
+    parser.add_argument("overrides", nargs="*", help="of another sweep")
     parser.add_argument("--kills", type=at_least(1), default=20, help="at least")
+    parser.add_argument("--pause", type=float, default=8.0, help="seconds between kills, at first")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     given = parser.parse_args()
+    layers = f"model.layer_to_drop={','.join(map(str, range(given.jobs)))}"
+    overrides = given.overrides or [*JOB, layers]
     with tempfile.TemporaryDirectory() as name:
         rng = random.Random(given.seed)
         folders = [Path(name) / side for side in ("undisturbed", "disturbed")]
         tallies, done = [], []
         for folder, kills in zip(folders, (0, given.kills), strict=True):
             cache = Path(f"{folder}-cache")
-            chaos = Chaos(folder=folder, cache=cache, jobs=given.jobs, kills=kills, rng=rng)
+            chaos = Chaos(
+                folder=folder,
+                cache=cache,
+                jobs=given.jobs,
+                kills=kills,
+                overrides=overrides,
+                rng=rng,
+                pause=given.pause,
+            )
             tallies.append(chaos.run())
             done.append(min(chaos.completed(), chaos.summed_up()))
         equal = equal_jobs(folders, given.jobs)
@@ -220,7 +240,7 @@ def main() -> None:
         Aim(name="jobs with other losses", value=equal.count(False), limit=0),
     ]
     figures = {"undisturbed": vars(undisturbed), "disturbed": vars(disturbed), "equal": equal}
-    finish({**figures, "seed": given.seed}, aims, given.json, given.check)
+    finish({**figures, "seed": given.seed, "overrides": overrides}, aims, given.json, given.check)
 
 
 if __name__ == "__main__":
