@@ -40,14 +40,6 @@ class TrainingError(LaminaError, RuntimeError):
     """The training failed, for instance because its loss is no longer finite."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the command: Ctrl-C, SIGTERM or SIGHUP."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__("interrupted")
-        self.signum = signum
-
-
 class Ended(BaseException):
     """Carries an error's message past Hydra, which would add its own lines."""
 

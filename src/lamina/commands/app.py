@@ -134,9 +134,9 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
                 main()
         except COMPOSITION_ERRORS as error:
             fail(explain(error, sys.argv[1:], config_name))
-        except KeyboardInterrupt as error:
+        except KeyboardInterrupt:
             if problem := wrong():
-                fail(f"interrupted; {problem}", exit_code(error))
+                fail(f"interrupted; {problem}", exit_code())
             raise
         # A sweep's report is due whatever ended it.
         except Exception as error:
@@ -162,8 +162,8 @@ def errors_in_one_line() -> Iterator[None]:
         fail(str(error))
     except KeyboardInterrupt as error:
         if not distributed.is_first():  # of a user's own torchrun
-            sys.exit(exit_code(error))
-        fail(str(error) or "interrupted", exit_code(error))
+            sys.exit(exit_code())
+        fail(str(error) or "interrupted", exit_code())
 
 
 def _refuse_lost_folder() -> None:

@@ -76,20 +76,10 @@ def allowed() -> list[str]:
 
 
 def _checking_config(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
-    refused: list[tuple[ConfigLoaderImpl, list[str], HydraException]] = []
-
-    def _load(self: ConfigLoaderImpl, *, overrides: list[str], **options: Any) -> DictConfig:
-        # Hydra 1.3.8 composes once to see whether it is a sweep, and swallows that error.
-        given = [each for each in overrides if not each.startswith("hydra.mode=")]
-        for loader, earlier, error in refused:
-            if loader is self and earlier == given:
-                raise error
+    def _load(self: ConfigLoaderImpl, **options: Any) -> DictConfig:
         try:
-            config = load(self, overrides=overrides, **options)
-        except HydraException as error:
-            refused.append((self, given, error))
-            raise
-        except ConfigError:
+            config = load(self, **options)
+        except (HydraException, ConfigError):
             raise
         # Hydra 1.3.8 raises these for an option that is not a name, such as adapter=null.
         except (TypeError, ValueError) as error:

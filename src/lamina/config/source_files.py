@@ -1,13 +1,12 @@
 """How Hydra reads config files: each is checked before its YAML is, and a run composes once."""
 
 import sys
-from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.hydra import Hydra
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
@@ -23,8 +22,7 @@ def install() -> None:
     load = ConfigRepository.load_config
     if hasattr(load, "__wrapped__"):
         return
-    compose = ConfigLoaderImpl.load_configuration
-    ConfigLoaderImpl.load_configuration = wraps(compose)(_once(compose))
+    Hydra.get_mode = wraps(Hydra.get_mode)(_mode)
 
     @wraps(load)
     def _load(self: ConfigRepository, config_path: str) -> ConfigResult | None:
@@ -47,25 +45,14 @@ def install() -> None:
     ConfigRepository.load_config = _load
 
 
-def _once(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
-    """Use the config that Hydra 1.3.8 composes to see whether it is a sweep, if it is none."""
-    composed: list[tuple[ConfigLoaderImpl, list[str], DictConfig]] = []
+def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    """Compose a config and return its mode; what cannot be a sweep is not composed again.
 
-    def _compose(
-        self: ConfigLoaderImpl, *, overrides: list[str], run_mode: RunMode, **options: Any
-    ) -> DictConfig:
-        for loader, earlier, config in composed:
-            if loader is self and [*earlier, "hydra.mode=RUN"] == overrides:
-                composed.clear()
-                config.hydra.mode = RunMode.RUN
-                config.hydra.overrides.hydra.append(overrides[-1])
-                return config
-        may_sweep = {"--multirun", "-m"} & {*sys.argv} or any({*o} & {*",("} for o in overrides)
-        is_trial = not options.get("validate_sweep_overrides", True) and not may_sweep
-        mode = RunMode.RUN if is_trial else run_mode
-        config = compose(self, overrides=overrides, run_mode=mode, **options)
-        if is_trial:
-            composed.append((self, [*overrides], config))
-        return config
-
-    return _compose
+    Hydra 1.3.8 composes twice, and swallows the errors of the first time.
+    """
+    may_sweep = {"--multirun", "-m"} & {*sys.argv} or any({*o} & {*",("} for o in overrides)
+    mode = RunMode.MULTIRUN if may_sweep else RunMode.RUN
+    config = self.compose_config(config_name, overrides, mode, validate_sweep_overrides=False)
+    if not may_sweep and config.hydra.mode != RunMode.MULTIRUN:
+        self.config_loader.load_configuration = lambda **_: config
+    return config.hydra.mode

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina import errors
-from lamina.errors import Interrupted, LaminaError, TrainingError
+from lamina.errors import LaminaError, TrainingError
 from lamina.launch.layout import Layout, rendezvous_address
 from lamina.runtime import distributed
 from lamina.runtime.console import repeating
@@ -84,7 +84,7 @@ def start_processes(spec: WorkerSpec, layout: Layout) -> None:
             failure = error
         except SignalException as error:
             ended_by = error.sigval
-        except Interrupted:
+        except KeyboardInterrupt:
             pass  # before the processes began
     reason = None
     if failure is not None and not received:

@@ -7,41 +7,38 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from lamina.errors import Interrupted
-
 INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 FORWARDED = signal.SIGUSR1
 """The signal sent to the processes of a run; its default ends one that is still starting."""
 
-
 _raised: list[int] = []
-"""The signals for which Interrupted was raised."""
+"""The signals for which KeyboardInterrupt was raised."""
 
 
 def interrupt(signum: int, _: Any) -> NoReturn:
     """Handle a signal: end the command, which can clean up."""
     _raised.append(signum)
-    raise Interrupted(signum)
+    raise KeyboardInterrupt("interrupted")
 
 
 def raise_lost() -> None:
-    """Raise Interrupted again if something swallowed it: a finalizer, a library's bare except."""
+    """Interrupt again if something swallowed it: a finalizer, a library's bare except."""
     if _raised:
-        raise Interrupted(_raised[0])
+        raise KeyboardInterrupt("interrupted")
 
 
-def exit_code(error: KeyboardInterrupt) -> int:
+def exit_code() -> int:
     """Return the exit code after an interruption, as in shells."""
-    return 128 + (error.signum if isinstance(error, Interrupted) else signal.SIGINT)
+    return 128 + next(iter(_raised), signal.SIGINT)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let the signals raise Interrupted in the body, but for those that are ignored or handled.
+    """Let the signals interrupt the body, but for those that are ignored or handled.
 
-    If it is swallowed there, it is raised at the body's end, also in place of an error: what was
-    half done may have failed.
+    A swallowed interruption is raised at the body's end, also in place of an error: what was half
+    done may have failed.
     """
     with handling(dict.fromkeys(_free(), interrupt)) as before:
         if before:
@@ -67,7 +64,7 @@ def handling(handlers: Mapping[Any, Any]) -> Iterator[dict[int, Any]]:
 
 
 def _print_unless_interrupted(lost: "sys.UnraisableHookArgs") -> None:
-    if not issubclass(lost.exc_type, Interrupted):
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(lost)
 
 
@@ -81,7 +78,7 @@ def _leave(signum: int, _: Any) -> NoReturn:
     # Raised while a module is imported, KeyboardInterrupt may be lost, or end in a traceback.
     with suppress(OSError):
         os.write(2, b"error: interrupted\n")
-    os._exit(exit_code(Interrupted(signum)))
+    os._exit(128 + signum)
 
 
 def _free() -> list[signal.Signals]:
