@@ -17,6 +17,7 @@ from lamina.measure.evaluate import answers, row_losses
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE
 
+QUESTIONS = REFERENCE.with_name("families")
 ROWS = list(islice(generate("eval", 777), 200))
 
 
@@ -43,6 +44,21 @@ def test_it_answers_held_out_questions_in_every_family() -> None:
     }
     assert shares.keys() == FAMILIES.keys()
     assert min(shares.values()) >= 0.95
+
+
+def test_the_comparison_asks_held_out_questions_of_every_family() -> None:
+    assert sorted(path.stem for path in QUESTIONS.iterdir()) == sorted(FAMILIES)
+    trained = {row["messages"][0]["content"] for row in islice(generate("train", 1), 20_000)}
+    for family in FAMILIES:
+        rows = (row for row in generate("eval", 1) if row["family"] == family)
+        made: dict[str, str] = {}
+        while len(made) < 100:  # those that come again are left out
+            question, answer = (message["content"] for message in next(rows)["messages"])
+            made[question] = answer
+        lines = (QUESTIONS / f"{family}.jsonl").read_text().splitlines()
+        items = {item["question"]: item["answer"] for item in map(json.loads, lines)}
+        assert (len(lines), list(items.items())) == (100, list(made.items()))
+        assert not items.keys() & trained
 
 
 @pytest.mark.parametrize("layer", range(12))

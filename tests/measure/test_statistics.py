@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, t, ttest_ind
 
-from lamina.measure.statistics import Array, mcnemar, paired_intervals
+from lamina.measure.statistics import (
+    Array,
+    half_width,
+    mcnemar,
+    paired_intervals,
+    variance_of_mean,
+)
 
 ITEMS, DRAWS = 200, 2_000
 
@@ -89,3 +95,26 @@ def test_mcnemar_by_hand_and_by_scipy() -> None:
     assert found.tolist() == pytest.approx([*MCNEMAR.values()], abs=1e-12)
     by_scipy = [binomtest(lost, lost + won).pvalue for lost, won in MCNEMAR if lost + won]
     assert found[1:].tolist() == pytest.approx(by_scipy, abs=1e-12)
+
+
+def test_the_interval_of_a_sum_of_variances() -> None:
+    first, second = [2.0, 2.2, 2.4], [2.5, 2.6, 3.1, 2.9]
+    parts = [variance_of_mean(values) for values in (first, second)]
+    assert half_width(parts[:1]) == pytest.approx(t(2).ppf(0.975) * 0.2 / 3**0.5)
+    welch = ttest_ind(second, first, equal_var=False).confidence_interval()
+    assert half_width(parts) == pytest.approx((welch.high - welch.low) / 2)
+    assert half_width([(0.0, 2), (0.0, 99)]) == 0.0
+    assert half_width([(0.0, 2), parts[1]]) == pytest.approx(half_width(parts[1:]))
+
+
+def test_intervals_of_repeated_runs_hold_the_truth() -> None:
+    """Three runs on 100 items: the mean varies with the runs, with the items, and with both."""
+    generator = np.random.default_rng(7)
+    runs, items = generator.normal(0, 0.1, (DRAWS, 3, 1)), generator.normal(0, 1, (DRAWS, 1, 100))
+    values = runs + items + generator.normal(0, 0.5, (DRAWS, 3, 100))
+    held = [
+        abs(each.mean())
+        <= half_width([variance_of_mean(each.mean(1)), variance_of_mean(each.mean(0))])
+        for each in values
+    ]
+    assert 0.94 <= np.mean(held) <= 0.99

@@ -122,19 +122,49 @@ def test_runs_within_noise_of_the_best_are_marked(tmp_path: Path) -> None:
     assert rows[0].healed_stderr == pytest.approx(expected)
 
 
-def test_seeds_have_a_spread(tmp_path: Path) -> None:
-    for number, (layer, seed, loss) in enumerate(
-        ((1, 1, 2.0), (1, 2, 2.2), (1, 3, 2.4), (2, 1, 3))
-    ):
-        overrides = ["experiment=quickstart", f"model.layer_to_drop={layer}", f"seed={seed}"]
-        folder = tmp_path / "jobs" / str(number)
-        run(folder, overrides=overrides, metrics={"eval_loss": loss})
+def repeated(folder: Path, layer: int, seed: int, right: int, **metrics: float) -> None:
+    """Write a job of a sweep with so many of 50 right answers."""
+    overrides = ["experiment=quickstart", f"model.layer_to_drop={layer}", f"seed={seed}"]
+    write_result(folder, overrides=overrides, metrics=metrics)
+    write(folder / "evaluation" / "final", [True] * right + [False] * (50 - right))
+
+
+def test_settings_are_compared_over_their_seeds(tmp_path: Path) -> None:
+    runs = [(1, 1, 40, 2.0), (1, 2, 42, 2.2), (1, 3, 44, 2.4)]  # layer, seed, right answers, loss
+    runs += [(2, seed, 40 - seed, 2.3) for seed in (1, 2, 3)]
+    runs += [(3, seed, 10, 4.0 + seed / 10) for seed in (1, 2, 3)]
+    runs += [(4, 1, 50, 1.0)]
+    for number, (layer, seed, right, loss) in enumerate(runs):
+        place = tmp_path / "jobs" / str(number)
+        repeated(place, layer, seed, right, eval_loss=loss, train_seconds=10.0 * layer)
     rows = read_report([tmp_path / "jobs"]).rows
-    assert rows[0].seed_spread["healed_loss"] == pytest.approx(
-        {"runs": 3, "mean": 2.2, "spread": 0.2}
+    assert [bool(row.seed_spread) for row in rows] == [True] * 9 + [False]
+    first, second, third = (rows[place].seed_spread for place in (0, 3, 6))
+    assert first["healed_loss"] == pytest.approx(
+        {"runs": 3, "mean": 2.2, "spread": 0.2, "half_width": 4.30265 * 0.2 / 3**0.5}
+        | {"standing": "best"}
     )
-    assert rows[0].seed_spread["arc/acc"] == pytest.approx({"runs": 3, "mean": 0.2, "spread": 0})
-    assert [bool(row.seed_spread) for row in rows] == [True, True, True, False]
+    assert second["healed_loss"]["standing"] == "within noise of the best"
+    assert third["healed_loss"]["standing"] is None
+    assert first["arc/acc"]["standing"] == "best"
+    assert second["arc/acc"]["standing"] == "within noise of the best"
+    assert third["arc/acc"]["standing"] is None
+    assert third["arc/acc"]["spread"] == 0
+    assert third["arc/acc"]["half_width"] == pytest.approx(2.0095752 * (0.2 * 0.8 / 49) ** 0.5)
+    costs = [each["train_seconds"]["standing"] for each in (first, second, third)]
+    assert costs == ["best", None, None]
+
+
+def test_settings_with_other_items_are_not_compared(tmp_path: Path) -> None:
+    for number in range(4):
+        place = tmp_path / "jobs" / str(number)
+        repeated(place, number // 2, number % 2, 25, eval_loss=1.0)
+        if number > 1:
+            path = place / "evaluation" / "final" / "evaluation.json"
+            path.write_text(path.read_text().replace("a" * 64, "b" * 64))
+    rows = read_report([tmp_path / "jobs"]).rows
+    standings = [row.seed_spread["arc/acc"]["standing"] for row in rows]
+    assert standings == ["best", "best", None, None]
 
 
 def test_runs_have_a_standing_in_each_task(tmp_path: Path) -> None:

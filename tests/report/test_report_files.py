@@ -40,6 +40,7 @@ def test_the_files_of_a_sweep(tmp_path: Path) -> None:
     assert float(first["arc/acc retention"]) == pytest.approx(25)
     assert first["arc/acc is_within_noise"] == "False"
     assert first["healed_loss of seeds: spread"] == "0.0"
+    assert first["arc/acc of seeds: mean"] == "0.2"
     lines = (tmp_path / "jobs" / "report.md").read_text().splitlines()
     assert lines[0] == "# jobs"
     assert lines[2].startswith("4 of 4 runs have ended; made at ")
@@ -47,7 +48,7 @@ def test_the_files_of_a_sweep(tmp_path: Path) -> None:
     assert [line for line in lines if line.startswith("## ")] == [
         "## Runs",
         "## Tasks",
-        "## Between seeds",
+        "## Over seeds",
         "## Not completed",
         "## Files that cannot be used",
         "## Made with",
@@ -56,7 +57,11 @@ def test_the_files_of_a_sweep(tmp_path: Path) -> None:
     cells = task.split(" | ")
     assert cells[2:7] == ["10", "0.25", "0.8 ± 0.2", "", "0.2 ± 0.2"]
     assert cells[10] == "0.031"
-    assert "| experiment=quickstart | healed\\_loss | 2 | 1.5 | 0 |" in lines
+    (setting,) = (line for line in lines if line.startswith("| experiment=quickstart |"))
+    assert setting == (
+        "| experiment=quickstart | 2 | 1.5 ± 0 | 20.0 % ± 30.2 % | 2 ± 0 | 2 ± 0 "
+        "| 0.0041 MB ± 0 MB |"
+    )
 
 
 def test_someone_elses_text_stays_text(tmp_path: Path) -> None:

@@ -166,6 +166,22 @@ def _metrics(name: str, *sides: Evaluated) -> Iterator[str]:
             yield metric
 
 
+def influences(evaluated: Evaluated, name: str, metric: str) -> Array | None:
+    """Return how far each item moves a task's metric; None if that is not known of each.
+
+    The metric's variance over items is that of their mean.
+    """
+    if metric not in _metrics(name, evaluated):
+        return None
+    items = evaluated.items[name]
+    values, tokens = items[FIELDS[metric]], items["tokens"]
+    if metric != LOSS:
+        return values - values.mean()
+    values, tokens = values[tokens > 0], tokens[tokens > 0]
+    moved: Array = (values - tokens * values.sum() / tokens.sum()) / tokens.mean()
+    return moved
+
+
 def standings(
     given: Mapping[int, Evaluated], differing: Callable[[int, str, str], None]
 ) -> dict[int, dict[tuple[str, str], str]]:

@@ -1,9 +1,11 @@
-"""How sure a difference is: paired bootstrap intervals, McNemar's exact test.
+"""How sure a difference is: paired bootstrap intervals, McNemar's exact test, repeated runs.
 
 scipy.stats.bootstrap resamples separately for each pair: seconds for one, minutes for a sweep's
 report. Here all pairs on the same items share their resamples, in two matrix products.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,3 +77,21 @@ def mcnemar(first: Array, second: Array) -> Array:
     lost, won = (first > second).sum(axis=0), (second > first).sum(axis=0)
     p: Array = np.minimum(1.0, 2 * bdtr(np.minimum(lost, won), lost + won, 0.5))
     return p
+
+
+def variance_of_mean(values: Sequence[float] | Array) -> tuple[float, int]:
+    """Return the variance of the mean of values, and its degrees of freedom."""
+    return float(np.var(values, ddof=1)) / len(values), len(values) - 1
+
+
+def half_width(variances: Sequence[tuple[float, int]]) -> float:
+    """Return half of the interval of a figure to which independent sources add their variances.
+
+    Each comes with its degrees of freedom; those of the sum are Welch's.
+    """
+    from scipy.special import stdtrit
+
+    if not (total := math.fsum(variance for variance, _ in variances)):
+        return 0.0
+    freedom = total**2 / math.fsum(variance**2 / number for variance, number in variances)
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(total)

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -12,18 +12,22 @@ import numpy as np
 
 from lamina.errors import ConfigError, LaminaError
 from lamina.measure.comparison import (
+    BEST,
+    LOSS,
+    NEAR,
     Evaluated,
     compare_all,
     compare_columns,
     incomparable,
+    influences,
     standings,
 )
 from lamina.measure.results import ROWS_FILE, read_rows
-from lamina.measure.statistics import Array
-from lamina.measure.tasks.figures import ratio_metric
+from lamina.measure.statistics import Array, half_width, variance_of_mean
+from lamina.measure.tasks.figures import LOWER_IS_BETTER, ratio_metric
 from lamina.measure.tasks.files import EVALUATION_FILE, FINAL, ORIGINAL, TaskResult
 from lamina.measure.tasks.items import ROWS
-from lamina.report.runs import SEED, RunRow, clean, without_seed
+from lamina.report.runs import COSTS, HEALED, SEED, RunRow, clean, without_seed
 from lamina.weights.source import made_of
 
 FIGURES = ("first", "second", "difference", "low", "high")
@@ -156,34 +160,93 @@ def _row_losses(path: Path) -> Array:
     return np.array([loss for loss in losses if loss is not None], float)
 
 
-def with_spread(rows: Sequence[RunRow]) -> Iterator[RunRow]:
-    """Add the standard deviation between the runs of one sweep that differ only in their seed."""
-    groups: dict[Any, list[RunRow]] = defaultdict(list)
-    for row in rows:
+@dataclass(frozen=True)
+class _Repeated:
+    """A figure of the runs of one setting, which differ in their seed alone."""
+
+    name: str
+    values: Sequence[float]
+    influences: Array
+    """Of each item on their mean; empty where that is not known."""
+    measured: object
+    """How, and on which items; means compare if it is equal."""
+
+    def noise(self, *other: "_Repeated") -> float:
+        """Return half of the interval of their mean, or of its difference from another's."""
+        variances = [variance_of_mean(each.values) for each in (self, *other)]
+        columns = [each.influences for each in (self, *other)]
+        if len({len(column) for column in columns}) == 1 and len(columns[0]) > 1:
+            variances.append(variance_of_mean(np.subtract.reduce(columns)))
+        return half_width(variances)
+
+
+def with_spread(
+    rows: Sequence[RunRow], found: Sequence[Mapping[str, Evaluated]]
+) -> Iterator[RunRow]:
+    """Add what the runs of a sweep that differ only in their seed have together.
+
+    The noise of a mean is that of its seeds and, in a task, that of its items.
+    """
+    settings: dict[Any, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
         if row.is_complete and row.sweep and any(own.startswith(SEED) for own in row.own):
-            groups[_setting(row)].append(row)
+            settings[_setting(row)].append(number)
+    figures: dict[Any, dict[Any, _Repeated]] = defaultdict(dict)
+    for setting, numbers in settings.items():
+        for each in _repeated([(rows[number], found[number]) for number in numbers]):
+            figures[rows[numbers[0]].sweep, each.name][setting] = each
+    spread: dict[Any, dict[str, Any]] = defaultdict(dict)
+    for (_, name), repeated in figures.items():
+        choose = min if name.endswith(LOWER_IS_BETTER) else max
+        best = choose(repeated.values(), key=lambda each: fmean(each.values))
+        for setting, each in repeated.items():
+            spread[setting][name] = {
+                "runs": len(each.values),
+                "mean": fmean(each.values),
+                "spread": stdev(each.values),
+                "half_width": each.noise(),
+                "standing": _standing(each, best) if len(repeated) > 1 else None,
+            }
     for row in rows:
-        group = groups.get(_setting(row), []) if row.is_complete else []
-        figures: dict[str, list[float]] = defaultdict(list)
-        for name, value in (figure for each in group for figure in _final_figures(each)):
-            figures[name].append(value)
-        found = {
-            name: {"runs": len(values), "mean": fmean(values), "spread": stdev(values)}
-            for name, values in figures.items()
-            if len(values) > 1
-        }
-        yield replace(row, seed_spread=found)
+        yield replace(row, seed_spread=spread[_setting(row)] if row.is_complete else {})
 
 
 def _setting(row: RunRow) -> Any:
     return row.sweep, *without_seed(row.own)
 
 
-def _final_figures(row: RunRow) -> Iterator[tuple[str, float]]:
-    """Yield a run's healed loss and the final model's figures, by name."""
-    if row.healed_loss is not None:
-        yield "healed_loss", row.healed_loss
-    for name, metrics in row.tasks.items():
-        for metric in metrics:
-            if (value := row.figure(name, metric).get("value")) is not None:
-                yield f"{name}/{metric}", value
+def _repeated(runs: Sequence[tuple[RunRow, Mapping[str, Evaluated]]]) -> Iterator[_Repeated]:
+    """Yield the figures that several runs of a setting have."""
+    known = [_final_figures(row, found) for row, found in runs]
+    for name in dict.fromkeys(name for each in known for name in each):
+        given = [each[name] for each in known if name in each]
+        if len(given) < 2:
+            continue
+        values, columns, measured = zip(*given, strict=True)
+        same = len({*measured}) == 1 and not any(column is None for column in columns)
+        influences = np.mean(columns, axis=0) if same else np.array([])
+        yield _Repeated(name, values, influences, measured[0])
+
+
+def _standing(each: _Repeated, best: _Repeated) -> str | None:
+    if each is best:
+        return BEST
+    difference = abs(fmean(each.values) - fmean(best.values))
+    is_comparable = each.measured == best.measured
+    return NEAR if is_comparable and difference <= each.noise(best) else None
+
+
+def _final_figures(
+    row: RunRow, found: Mapping[str, Evaluated]
+) -> dict[str, tuple[float, Array | None, object]]:
+    """Return a run's costs, and the final model's figures, as `_Repeated` has them."""
+    final = found.get(FINAL)
+    moved = influences(final, ROWS, LOSS) if final and ROWS in final.items else None
+    given: dict[str, Any] = {HEALED: (row.healed_loss, moved, row.eval_fingerprint)}
+    for name, task in final.result.tasks.items() if final else ():
+        measured = task.items_hash, json.dumps(task.protocol, sort_keys=True)
+        for metric, value in clean(task.figures).items():
+            moved = influences(final, name, metric) if final and name in final.items else None
+            given[f"{clean(name)}/{metric}"] = value, moved, measured
+    given |= {name: (getattr(row, name), None, "") for name in COSTS}
+    return {name: figure for name, figure in given.items() if figure[0] is not None}

@@ -72,7 +72,8 @@ def read_report(folders: Sequence[Path], planned: Planned | None = None) -> Repo
     rows = [*_with_ranks([*_distinct(rows, reader.folders)])]
     rows = [*with_comparisons(rows, reader.evaluations, reader.list)]
     rows = [*with_standings(rows, reader.evaluations, reader.list)]
-    rows = [*with_spread([*with_noise(rows, reader.folders, reader.list)])]
+    rows = [*with_noise(rows, reader.folders, reader.list)]
+    rows = [*with_spread(rows, reader.evaluations)]
     title = ", ".join(printable(folder.absolute().name) for folder in folders)
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     return Report(title=title, made_at=made_at, rows=rows, scans=reader.scans, broken=reader.broken)

@@ -13,11 +13,11 @@ from lamina.report.scan_report import increases, least_index, scored
 from lamina.report.sweep_table import COLUMNS, LEGEND, TASK_LEGEND, cells, task_columns
 from lamina.report.tables import (
     PROVENANCE,
-    SEEDS,
+    SEEDS_NOTE,
     TASKS,
     TASKS_NOTE,
     provenance_lines,
-    seed_lines,
+    seed_table,
     task_lines,
 )
 from lamina.runtime.console import stage
@@ -35,6 +35,9 @@ FIELDS = (
 
 COMPARED = "difference low high p retention retention_low retention_high is_within_noise".split()
 """Fields of a comparison that are columns."""
+
+OVER_SEEDS = ("mean", "spread", "half_width", "standing")
+"""Fields of a figure's spread over seeds that are columns."""
 
 MARKUP = re.compile(r"[\\`*_\[\]<>|~&#!$]|(?<=:)/(?=/)|(?<=www)\.")
 """What would be markup or a link."""
@@ -75,8 +78,8 @@ def figures(row: RunRow) -> Iterator[tuple[str, Any]]:
             for name in COMPARED if compared else ():
                 yield f"{task}/{metric} {name}", row.comparisons[task][metric][name]
     for name, found in row.seed_spread.items():
-        yield f"{name} of seeds: mean", found["mean"]
-        yield f"{name} of seeds: spread", found["spread"]
+        for key in OVER_SEEDS:
+            yield f"{name} of seeds: {key}", found[key]
 
 
 def _cell(value: Any) -> Any:
@@ -89,6 +92,7 @@ def markdown(report: Report) -> str:
     """Return a report's tables as Markdown."""
     ranked, wrong = report.ranked, [row for row in report.rows if not row.is_complete]
     tasks = task_columns(ranked)
+    seeds, *settings = seed_table(ranked)
     tables: dict[str, tuple[Sequence[str], Sequence[Sequence[str]], str]] = {
         "Runs": (
             [*COLUMNS, *tasks, "status"],
@@ -100,7 +104,7 @@ def markdown(report: Report) -> str:
             [[row.name, *line] for row in ranked for line in task_lines(row)],
             TASKS_NOTE,
         ),
-        "Between seeds": (SEEDS, seed_lines(ranked), ""),
+        "Over seeds": (seeds, settings, SEEDS_NOTE),
         "Scans": (
             ("folder", "scored", "cheapest layer", "increase of the loss"),
             [_scan(scan) for scan in report.scans],

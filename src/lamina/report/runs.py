@@ -16,6 +16,10 @@ LARGEST = 2**63
 SEED = "seed="
 """The override in which the runs of one setting differ."""
 
+HEALED = "healed_loss"
+COSTS = {"train_seconds": "training (s)", "peak_memory_bytes": "peak memory"}
+"""Fields of a row that are compared over seeds; of costs, with their names in tables."""
+
 UNFINISHED = ("missing", "running", "requeued")
 """A job's status while the sweep may still run it."""
 
@@ -88,9 +92,10 @@ class RunRow:
     rank: int | None = None
     """Its place among the completed runs by healed loss, from 1."""
     is_best: bool = False
-    seed_spread: dict[str, dict[str, float]] = field(default_factory=dict)
+    seed_spread: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of the sweep's runs that differ from it only in their seed, and it: runs, mean, spread (the
-    standard deviation) of healed_loss and of each TASK/METRIC of the final model."""
+    standard deviation), half_width (of the mean's 95 % interval) and standing (among the sweep's
+    other settings) of the healed loss, of each TASK/METRIC of the final model, and of the costs."""
     within_noise_of_best: bool | None = None
     """By the paired losses in eval.jsonl; None where they are unknown, or of other rows."""
 

@@ -1,12 +1,16 @@
-"""The tables that report.md and the page share: tasks, the spread between seeds, provenance."""
+"""The tables that report.md and the page share: tasks, settings over seeds, provenance."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lamina.measure.tasks.figures import HALF_WIDTH
+from lamina.measure.comparison import BEST, FIELDS, NEAR
+from lamina.measure.tasks.figures import HALF_WIDTH, as_text
 from lamina.measure.tasks.files import ROLES
-from lamina.report.runs import RunRow, without_seed
+from lamina.measure.tasks.items import ROWS
+from lamina.report import sweep_table
+from lamina.report.runs import COSTS, HEALED, RunRow, without_seed
+from lamina.units import format_bytes
 
 TASKS = (
     *("task", "items", "chance", *ROLES, "against original", "among runs"),
@@ -17,7 +21,12 @@ TASKS_NOTE = (
     "bootstrap interval over the same items; p: McNemar's exact test. Retention: final in % of "
     "original, of a loss that of a token's probability."
 )
-SEEDS = ("runs", "figure", "seeds", "mean", "standard deviation")
+MARKS = {BEST: f" {sweep_table.BEST}", NEAR: f" {sweep_table.NEAR}", None: ""}
+SEEDS_NOTE = (
+    "Mean over the seeds with half of its 95 % interval, in which seeds vary and, where tasks were "
+    f"evaluated, items. {sweep_table.BEST} best; {sweep_table.NEAR} within noise of it; the others "
+    "differ from it beyond noise."
+)
 PROVENANCE = ("what", "values (runs)")
 
 MOST_VALUES = 12
@@ -56,17 +65,34 @@ def _compared(found: Mapping[str, Any]) -> list[str]:
     return [interval, p, retention]
 
 
-def seed_lines(rows: Iterable[RunRow]) -> list[list[str]]:
-    """Return how much the figures of runs vary that differ in their seed alone."""
-    found = {
-        (" ".join(without_seed(row.own)) or "all runs", figure): spread
+def seed_table(rows: Iterable[RunRow]) -> list[list[str]]:
+    """Return a header, and a line for each setting that ran with several seeds."""
+    settings = {
+        " ".join(without_seed(row.own)) or "all runs": row.seed_spread
         for row in rows
-        for figure, spread in row.seed_spread.items()
+        if row.seed_spread
     }
-    return [
-        [*key, f"{spread['runs']}", f"{spread['mean']:.4g}", f"{spread['spread']:.2g}"]
-        for key, spread in found.items()
-    ]
+    pairs = {name: name.split("/") for each in settings.values() for name in each}
+    tasks = {
+        name: " ".join(pair)
+        for name, pair in pairs.items()
+        if pair[-1] in FIELDS and pair[0] != ROWS
+    }
+    columns = {HEALED: "healed loss", **tasks, **COSTS}
+    lines = [["setting", "seeds", *columns.values()]]
+    for setting, spread in settings.items():
+        seeds = max(each["runs"] for each in spread.values())
+        cells = (_over_seeds(name, spread[name]) if name in spread else "" for name in columns)
+        lines.append([setting, f"{seeds}", *cells])
+    return lines
+
+
+def _over_seeds(name: str, found: Mapping[str, Any]) -> str:
+    """Return a mean with its interval and mark."""
+    ends = found["mean"], found["half_width"]
+    is_size, metric = name.endswith("bytes"), name.rpartition("/")[2]
+    texts = [format_bytes(round(end)) if is_size else as_text(metric, end) for end in ends]
+    return " ± ".join(texts) + MARKS[found["standing"]]
 
 
 def provenance_lines(found: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:

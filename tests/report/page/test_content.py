@@ -21,7 +21,7 @@ from lamina.report.page.document import write_page
 from lamina.report.page.drawing import lowest_end, scaled
 from lamina.report.page.vega import png
 from lamina.report.runs import Report, RunRow
-from lamina.report.tables import provenance_lines, seed_lines, task_lines
+from lamina.report.tables import provenance_lines, seed_table, task_lines
 
 
 def row(**given: Any) -> RunRow:
@@ -115,9 +115,17 @@ def test_a_cost_that_all_runs_share_has_no_chart() -> None:
 
 
 def test_the_spread_between_seeds() -> None:
-    spread = {"healed_loss": {"runs": 2, "mean": 2.5, "spread": 0.123}}
+    best = {"runs": 2, "mean": 2.5, "half_width": 0.123, "standing": "best"}
+    near = {**best, "mean": 0.5, "standing": "within noise of the best"}
+    apart = {**best, "mean": 2e9, "half_width": 1e6, "standing": None}
+    hidden = dict.fromkeys(("eval_rows/loss", "arc/ended"), best)
+    spread = {"healed_loss": best, "peak_memory_bytes": apart, "arc/acc": near, **hidden}
     rows = [row(own=["rate=1", f"seed={seed}"], seed_spread=spread) for seed in (1, 2)]
-    assert seed_lines(rows) == [["rate=1", "healed_loss", "2", "2.5", "0.12"]]
+    assert seed_table([*rows, row()]) == [
+        ["setting", "seeds", "healed loss", "arc acc", "training (s)", "peak memory"],
+        ["rate=1", "2", "2.5 ± 0.123 *", "50.0 % ± 12.3 % ~", "", "2 GB ± 1 MB"],
+    ]
+    assert len(seed_table([row()])) == 1
 
 
 def test_settings_that_differ() -> None:

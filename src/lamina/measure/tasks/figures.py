@@ -9,6 +9,9 @@ from lamina.measure.tasks.files import Metric
 SHARES = ("acc", "acc_norm", "exact_match", "top1", "ended", "looped", "capped")
 """Figures between 0 and 1."""
 
+LOWER_IS_BETTER = ("loss", "perplexity", "kl", "looped", "capped", "seconds", "bytes")
+"""Ends of the names of figures of which less is better."""
+
 HALF_WIDTH = 1.96
 """Standard errors on each side of a value in its 95 % interval."""
 

@@ -5,13 +5,12 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from lamina.depth.layer_sets import format_layers
-from lamina.measure.tasks.figures import HALF_WIDTH, SHARES
+from lamina.measure.tasks.figures import HALF_WIDTH, LOWER_IS_BETTER, SHARES
 from lamina.measure.tasks.files import ORIGINAL
 from lamina.measure.tasks.items import ROWS
 from lamina.report.runs import RunRow, override_values
 
 NATS = "nats per token"
-LOWER_IS_BETTER = ("loss", "perplexity", "kl", "looped", "capped")
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,7 @@ LAST = (
     ),
     Column("trained", "Trained tokens", "count", lambda row: row.trained_tokens),
     Column("seconds", "Training", "number", lambda row: row.train_seconds, about="seconds"),
+    Column("memory", "Peak memory", "bytes", lambda row: row.peak_memory_bytes, about="training"),
     Column("status", "Status", "text", lambda row: row.status),
 )
 

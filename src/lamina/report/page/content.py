@@ -9,13 +9,13 @@ from lamina.report.page.columns import Column, columns, override_keys
 from lamina.report.runs import Report, RunRow, override_values
 from lamina.report.tables import (
     PROVENANCE,
-    SEEDS,
+    SEEDS_NOTE,
     TASKS,
     TASKS_NOTE,
     counted_values,
     listed,
     provenance_lines,
-    seed_lines,
+    seed_table,
     task_lines,
 )
 from lamina.runtime.files import finite
@@ -44,7 +44,8 @@ def content(report: Report) -> dict[str, Any]:
             "charts": charts(report),
             "tasks": TASKS,
             "tasksNote": TASKS_NOTE,
-            "seeds": [SEEDS, *seed_lines(rows)],
+            "seeds": seed_table(rows),
+            "seedsNote": SEEDS_NOTE,
             "settings": [SETTINGS, *settings],
             "problems": [PROBLEMS, *problems(report)],
             "provenance": [PROVENANCE, *provenance_lines(report.provenances)],

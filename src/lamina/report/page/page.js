@@ -3,6 +3,7 @@ async function drawPage() {
   const content = JSON.parse(find("content").textContent);
   find("progress").textContent = content.progress;
   find("headline").textContent = content.headline;
+  find("seeds-note").textContent = content.seedsNote;
   const chartsOf = (id) => content.charts.filter((chart) => chart.section === id);
   const has = {
     runs: content.rows.length > 0,
