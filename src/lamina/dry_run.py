@@ -16,6 +16,7 @@ from lamina.errors import ConfigError
 from lamina.experiment import Experiment
 from lamina.heal.memory import refuse_too_large
 from lamina.heal.packing import batch_size, packed, total_steps
+from lamina.heal.untrained import Untrained
 from lamina.measure.results import DRY_RUN_FILE
 from lamina.measure.resumable import refuse_unfit
 from lamina.run import feed, load, plan
@@ -84,6 +85,7 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
         parameters, longest = model.num_parameters(), longest_rows(experiment, rows)
         step_arguments = one_step.arguments(scratch)
         trainer = one_step.build_trainer(model, tokenizer, longest, step_arguments, [])
+        assert not isinstance(trainer, Untrained)  # refused before
         step = take_step(experiment, trainer)
         steps = total_steps(len(packs["train"]), arguments, processes)
         shown = rows.train.rows.select(range(min(SAMPLE_ROWS, len(rows.train.rows))))

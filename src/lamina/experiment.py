@@ -27,6 +27,7 @@ from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice
 from lamina.heal.packing import describe_batch
 from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start
+from lamina.heal.untrained import Untrained
 from lamina.measure.protocol import ModelRef, Protocol
 from lamina.measure.results import Record
 from lamina.runtime import distributed
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IN_NAME = tuple("model= model. selector= adapter= depth.keep_layers= depth.layer_to_drop=".split())
+IN_NAME = tuple(
+    "model= model. selector= adapter= trainer=none depth.keep_layers= depth.layer_to_drop=".split()
+)
 """Overrides that a plan's and an adapter's name express."""
 
 MAX_NAME = 120
@@ -90,8 +93,13 @@ class Experiment(Parameters):
         """
         further = (override.lstrip("+") for override in own if not override.startswith(IN_NAME))
         settings = (re.sub(r"^[^=]*\.(?=\w*=)", "", override) for override in further)
-        parts = "-".join([self.plan.name, self.adapter.name, *settings])
+        parts = "-".join([self.plan.name, self.trained or "untrained", *settings])
         return re.sub(r"[^\w.,=-]+", "_", parts, flags=re.ASCII)[:MAX_NAME]
+
+    @property
+    def trained(self) -> str | None:
+        """The adapter's name; None if nothing is trained."""
+        return self.adapter.name if self.trainer.trains else None
 
     @property
     def torch_dtype(self) -> "torch.dtype":
@@ -124,15 +132,18 @@ class Experiment(Parameters):
     def identity(self) -> dict[str, Any]:
         """What result.json records about the model; a resumed run must not change it."""
         kept_layers, model_type = list(self.plan.kept_layers), self.plan.model_type
-        return {"model_type": model_type, "adapter": self.adapter.name, "kept_layers": kept_layers}
+        return {"model_type": model_type, "adapter": self.trained, "kept_layers": kept_layers}
 
     @property
     def settings(self) -> dict[str, Any]:
         """What else trained weights depend on, by config key; a resumed run must not change it."""
+        always = {"dtype": self.dtype, "trainer": self.trainer.name}
+        if not self.trainer.trains:
+            return always
         kept = {k: v for k, v in self.trainer.args.items() if k not in MAY_CHANGE_ON_RESUME}
         adapter = {k: v for k, v in asdict(self.adapter).items() if k != "learning_rate"}
         return {
-            "dtype": self.dtype,
+            **always,
             "attention": self.attention,
             "kernels": self.kernels,
             "distributed": distributed.world_size(),
@@ -185,10 +196,10 @@ class Experiment(Parameters):
             yield
 
     def memory_advice(
-        self, trainer: "TokenLossTrainer | None" = None
+        self, trainer: "TokenLossTrainer | Untrained | None" = None
     ) -> AbstractContextManager[None]:
         """Advise on settings if memory runs out: in training or, without a trainer, in loading."""
-        if trainer is not None:
+        if trainer is not None and self.trainer.trains:
             return memory_errors("the training", lambda: advice(self._memory(trainer.model)))
         if self.plan.source is None:
             return memory_errors("the model", lambda: "use a smaller model.architecture")
@@ -209,7 +220,8 @@ class Experiment(Parameters):
     @cached_property
     def form(self) -> Form:
         """What final/ holds; raises ConfigError if that would not be exact."""
-        has_adapter, is_loadable = isinstance(self.adapter, Lora), self.adapter.is_loadable
+        has_adapter = isinstance(self.adapter, Lora) and self.trainer.trains
+        is_loadable = self.adapter.is_loadable
         return self.export.form_of(self.plan, has_adapter=has_adapter, is_loadable=is_loadable)
 
     def load_unquantized(self) -> "PreTrainedModel":
@@ -227,7 +239,7 @@ class Experiment(Parameters):
             / self.plan.model_type
             / record.content["name"],
             run_name=record.content["name"],
-            tags=(self.plan.model_type, self.adapter.name),
+            tags=(self.plan.model_type, self.trained or "untrained"),
             hyperparameters=own | self._hyperparameters(),
             changed={*own, "layers", "adapter"},
             config=asdict(self),
@@ -243,8 +255,8 @@ class Experiment(Parameters):
             "model_name": self.model_name,
             "layers": self.plan.name,
             "kept_layers": len(self.plan.kept_layers),
-            "adapter": self.adapter.name,
-            **healing(asdict(self)),
+            "adapter": self.trained or "none",
+            **(healing(asdict(self)) if self.trainer.trains else {}),
         }
 
     @stage("preparing the training")
@@ -255,8 +267,16 @@ class Experiment(Parameters):
         rows: Feed,
         arguments: "SFTConfig",
         callbacks: Sequence[Any],
-    ) -> "TokenLossTrainer":
+    ) -> "TokenLossTrainer | Untrained":
         """Set the model's attention, add its adapter and build its trainer."""
+        if not self.trainer.trains:
+            return Untrained(
+                model=model,
+                processing_class=tokenizer,
+                train_dataset=rows.train.rows,
+                eval_dataset=rows.eval.rows,
+                max_tokens=self.max_seq_length,
+            )
         if "attention" not in self.backend.decides:
             kernels.use_attention(self.attention, model, self.weights_dtype)
         return self.trainer.build(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lamina.heal.trainer import TokenLossTrainer
+    from lamina.heal.untrained import Untrained
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def run(experiment: Experiment, record: Record) -> None:
         with experiment.prepared():
             arguments = experiment.arguments(folder)
             tokenizer, rows = feed(experiment, experiment.answering)
-            experiment.budget.set_steps(arguments, rows.train.rows, distributed.world_size())
+            if experiment.trainer.trains:
+                experiment.budget.set_steps(arguments, rows.train.rows, distributed.world_size())
             start.warn_if_reached(arguments.max_steps, experiment.budget.tokens)
             record_data(experiment, record, rows, start)
             protocol = experiment.protocol(rows)
@@ -160,10 +162,10 @@ def heal(
     experiment: Experiment,
     record: Record,
     rows: data.Feed,
-    trainer: "TokenLossTrainer",
+    trainer: "TokenLossTrainer | Untrained",
     start: Start,
 ) -> None:
-    """Train; afterwards the trainer's model has the best weights."""
+    """Train, unless trainer=none; afterwards the trainer's model has the best weights."""
     record.content["provenance"]["attention"] = trainer.model.config._attn_implementation
     made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
     packed = rows.packed(made, experiment.max_seq_length)
@@ -174,12 +176,14 @@ def heal(
     record.measured(**trainer.figures(), peak_memory_bytes=peak_memory_bytes())
 
 
-def keep(experiment: Experiment, record: Record, trainer: "TokenLossTrainer") -> measure.ModelRef:
+def keep(
+    experiment: Experiment, record: Record, trainer: "TokenLossTrainer | Untrained"
+) -> measure.ModelRef:
     """Write the best weights to final/."""
-    adapter, settings = experiment.adapter, asdict(experiment)
+    settings = asdict(experiment)
     content = manifest(
         experiment.plan,
-        adapter=adapter.name,
+        adapter=experiment.trained,
         parameters=settings,
         record=record.content,
         saved=experiment.form != "adapter",
@@ -192,7 +196,7 @@ def keep(experiment: Experiment, record: Record, trainer: "TokenLossTrainer") ->
         form=experiment.form,
         dtype=experiment.export_dtype,
         manifest=content,
-        unquantized=experiment.load_unquantized if adapter.in_4bit else None,
+        unquantized=experiment.load_unquantized if experiment.adapter.in_4bit else None,
     )
     record.update(final=relpath(final.name, record.path.parent), dtype=final.dtype)
     return final

@@ -304,6 +304,11 @@ MISTAKES = {
     "both to the same value",
     "adapter=full export.form=adapter": "export.form=adapter needs adapter=lora: adapter=full has "
     "no adapter",
+    "trainer=none export.form=both": "export.form=both: trainer=none trains no adapter: leave it "
+    "out",
+    "trainer=none data.answers=original dry_run=true": "data.answers=original: trainer=none trains "
+    "no answers: use data.answers=given\n"
+    "dry_run=true takes a training step, and trainer=none has none: leave out one of them",
     "packing=false trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs "
     "packing=true: without it TRL lets packed documents see each other",
     "bf16=true trainer.args.fp16=true": "trainer.args.fp16=true and bf16=true: set only one of "

@@ -91,7 +91,12 @@ def experiment(overrides: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-SHARED = {"adapter": ["low_rank"], "data": ["tokenization", "rows"], "evaluation": ["tasks"]}
+SHARED = {
+    "adapter": ["low_rank"],
+    "data": ["tokenization", "rows"],
+    "trainer": ["training_arguments"],
+    "evaluation": ["tasks"],
+}
 """Files that the options of a group include."""
 
 

@@ -48,7 +48,8 @@ keys, all described in docs/parameters.md:
               max_seq_length, packing
   adapter     adapter=lora|dora|qlora|full    lora.r, lora.alpha, adapter.dropout
               adapter.target_modules
-  training    learning_rate, lr_scheduler_type, warmup_ratio, weight_decay, optim, seed
+  training    trainer=sft|none
+              learning_rate, lr_scheduler_type, warmup_ratio, weight_decay, optim, seed
               max_steps, num_train_epochs, budget.tokens, per_device_train_batch_size
               gradient_accumulation_steps; any field of TRL's SFTConfig as trainer.args
   evaluation  eval_steps, per_device_eval_batch_size, evaluation=default|none

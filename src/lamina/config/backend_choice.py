@@ -81,5 +81,7 @@ def _obstacle_to_unsloth(run: Parameters, processes: int) -> str | None:
 
 
 def _unsupported(run: Parameters) -> Iterator[str]:
+    if not run.trainer.trains:
+        yield "trainer=none trains nothing that Unsloth could speed up: choose backend=transformers"
     decided = {key: getattr(run, key) for key in Unsloth.decides}
-    return unsloth.unsupported(run.model, run.adapter, run.trainer.args, decided)
+    yield from unsloth.unsupported(run.model, run.adapter, run.trainer.args, decided)

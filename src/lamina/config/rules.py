@@ -15,7 +15,7 @@ from lamina.depth.variants import Pruned, Scratch
 from lamina.errors import LaminaError
 from lamina.heal import kernels, packing
 from lamina.heal.callbacks.loggers import WandB
-from lamina.heal.resume import given_checkpoint
+from lamina.heal.resume import KEYWORDS, given_checkpoint
 from lamina.weights.source import resolve
 
 MANY_LAYERS = 10_000
@@ -43,6 +43,7 @@ def problems(run: Parameters) -> Iterator[str]:
         yield from kernels.liger_problems(arguments)
     yield from backend_choice.problems(run)
     yield from _answer_problems(run)
+    yield from _untrained_problems(run)
     yield from _published(run)
     yield from scan_problems(run)
 
@@ -59,6 +60,22 @@ def _answer_problems(run: Parameters) -> Iterator[str]:
             f"data.answer_settings.max_new_tokens={new}: max_seq_length={run.max_seq_length} "
             "leaves no room for a prompt: lower it"
         )
+
+
+def _untrained_problems(run: Parameters) -> Iterator[str]:
+    """Name what trainer=none leaves nothing to do for."""
+    if run.trainer.trains:
+        return
+    if run.export.form in ("adapter", "both"):
+        yield f"export.form={run.export.form}: trainer=none trains no adapter: leave it out"
+    if run.adapter.in_4bit:
+        yield "adapter=qlora: trainer=none trains no adapter beside 4-bit weights: leave it out"
+    if run.data.answers == "original":
+        yield "data.answers=original: trainer=none trains no answers: use data.answers=given"
+    if run.resume not in KEYWORDS:
+        yield f"resume={run.resume}: trainer=none resumes no training: leave it out"
+    if run.dry_run:
+        yield "dry_run=true takes a training step, and trainer=none has none: leave out one of them"
 
 
 def _published(run: Parameters) -> Iterator[str]:

@@ -19,7 +19,7 @@ from lamina.data import sources
 from lamina.depth import selection, variants
 from lamina.depth.plan import option_name
 from lamina.export.reduced import Cut
-from lamina.heal import adapters, sft
+from lamina.heal import adapters, sft, untrained
 from lamina.heal.backends import transformers, unsloth
 from lamina.heal.callbacks import loggers, settings
 from lamina.measure.evaluate import Evaluation
@@ -36,7 +36,7 @@ OPTIONS: dict[str, dict[str, type]] = {
     "adapter": _by_name(adapters.Lora, adapters.Dora, adapters.QLora, adapters.Full),
     "backend": _by_name(unsloth.Auto, transformers.Transformers, unsloth.Unsloth),
     "data": _by_name(sources.Files, sources.Blend, sources.Hub, sources.Disk, sources.Synthetic),
-    "trainer": {"sft": sft.SFT},
+    "trainer": {"sft": sft.SFT, "none": untrained.NoTraining},
     "logger": {"tensorboard": loggers.TensorBoard, "wandb": loggers.WandB},
     "callbacks": _by_name(
         settings.Progress, settings.FiniteLoss, settings.History, settings.EarlyStopping

@@ -50,8 +50,8 @@ def manifest(
 ) -> dict[str, Any]:
     """Return the content of lamina.json: where a model comes from.
 
-    After a run, `adapter` is the option's name and `record` the content of result.json so far;
-    for `saved` see `Plan.notes`.
+    After a run, `adapter` is the option's name, None if nothing was trained, and `record` the
+    content of result.json so far; for `saved` see `Plan.notes`.
     """
     source = plan.source
     # On the hub, a commit identifies the weights.
@@ -68,7 +68,7 @@ def manifest(
         "kept_layers": list(plan.kept_layers),
         "notes": plan.notes(saved=saved),
         "adapter": adapter,
-        "healing": healing(parameters) if parameters else None,
+        "healing": healing(parameters) if parameters and adapter else None,
         "data_fingerprint": record["provenance"]["data_fingerprint"] if record else None,
         "datasets": [name] if name else None,
         "license": _license(source.folder / CARD_FILE) if source else None,

@@ -188,10 +188,10 @@ def find_start(
         resumed_from=str(source) if source else None,
         started_from=given.path if given else before_from,
     )
-    if source is None:
-        logger.info("no checkpoint to resume from: starting at the first step")
-    else:
+    if source is not None:
         logger.info("resuming from %s, after step %d", source, start.step)
+    elif now.get("trainer") != "none":
+        logger.info("no checkpoint to resume from: starting at the first step")
     return start
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lamina.data.cache import cache_errors
 from lamina.depth.layer_sets import half_open_ranges
@@ -69,6 +69,8 @@ class SFT:
 
     args: dict[str, Any]
     """Fields of TRL's SFTConfig, except where outputs and reports go."""
+    name: ClassVar[str] = "sft"
+    trains: ClassVar[bool] = True
 
     def problems(self) -> Iterator[str]:
         """Refuse arguments that contradict each other, or that this machine does not support."""

@@ -65,10 +65,11 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         others = ", ".join(f"{answers[name]:,} {name}" for name in answers if name != "kept")
         rows.append(("answers", f"{answers['kept']:,} of the original", others))
     before = "after removal" if dropped else "before training"
+    is_healed = dropped and content["trainable_parameters"]
     losses = (
         ("baseline loss", metrics["baseline_eval_loss"], "the untouched model"),
         ("reduced loss", metrics["reduced_eval_loss"], before),
-        ("healed loss", metrics["eval_loss"], _recovered(metrics) if dropped else "final/"),
+        ("healed loss", metrics["eval_loss"], _recovered(metrics) if is_healed else "final/"),
     )
     rows += [
         (name, f"{loss:.4g}", f"perplexity {perplexity(loss):.4g}, {about}")
@@ -82,9 +83,10 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("tokens/s", f"{metrics['tokens_per_second']:,.0f}", about))
     if metrics["mfu"]:
         rows.append(("MFU", f"{metrics['mfu']:.1%}", "of the accelerator's peak"))
-    seconds = metrics["seconds"]
-    rows.append(("training", f"{sum(seconds.values()):.1f} s", format_time_split(seconds)))
-    rows.append(("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB", "of training"))
+    if seconds := metrics["seconds"]:
+        peak = f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB"
+        rows.append(("training", f"{sum(seconds.values()):.1f} s", format_time_split(seconds)))
+        rows.append(("peak memory", peak, "of training"))
     return rows
 
 
