@@ -170,3 +170,9 @@ def test_memory_of_an_earlier_job_is_not_counted() -> None:
     before = peak_memory_bytes()
     reset_peak_memory()
     assert peak_memory_bytes() < before - size / 2
+    blocks = [b"x" * 100_000 for _ in range(size // 100_000)]  # of a size that stays in the heap
+    before, last = peak_memory_bytes(), blocks[-1]
+    del blocks
+    reset_peak_memory()
+    assert peak_memory_bytes() < before - size / 2
+    assert last

@@ -1,5 +1,6 @@
 """The devices of this machine: their number, names and memory, and errors for want of it."""
 
+import ctypes
 import gc
 import os
 import platform
@@ -103,6 +104,8 @@ def reset_peak_memory() -> None:
 
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+    with suppress(AttributeError):  # glibc keeps what earlier jobs freed; others have no such call
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):  # not Linux, or not allowed: the peak then includes earlier jobs
         (PROCESS / "clear_refs").write_text("5")
 
