@@ -33,8 +33,6 @@ def install() -> None:
             found = load(self, config_path)
             if found is not None and not isinstance(found.config, DictConfig):
                 raise ValueError("expected a mapping of keys to values")
-        except RecursionError as error:
-            raise ConfigError(f"conf file {config_path}: nested too deeply") from error
         except OmegaConfBaseException as error:
             reason = f"{reason_of(error)}: write keys as text"
             raise ConfigError(f"conf file {config_path}: {reason}") from error

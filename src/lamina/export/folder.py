@@ -4,9 +4,10 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from lamina.depth.loading import refuse_unfit
 from lamina.depth.reduction import Reduction
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "lamina.json"
 VERIFICATION_FILE = "verification.json"
 
-VERIFICATION: dict[str, Any] = {
-    **dict.fromkeys(("version", "dtype"), str),
-    **dict.fromkeys(("loss", "recorded", "allowed"), int | float),
-    **{"rows": int, "within": bool},
-}
-"""Fields of an engine in verification.json, and their types."""
-
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json vocab.json "
     "vocab.txt merges.txt added_tokens.json spiece.model sentencepiece.bpe.model tekken.json "
@@ -52,6 +46,22 @@ SET_IN_TRAINING = "bos_token_id eos_token_id pad_token_id tie_word_embeddings us
 """Fields of a config that a training, or the merging of its adapter, may change."""
 
 
+@dataclass(frozen=True)
+class Verification:
+    """A model's loss in an engine beside the recorded one, in nats per token on the same rows."""
+
+    version: str
+    """Of the engine."""
+    dtype: str
+    """Of the weights in the engine."""
+    rows: int
+    loss: float
+    recorded: float
+    allowed: float
+    """The largest difference that the type explains."""
+    within: bool
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write lamina.json (see `lamina.export.card.manifest`) and the model card."""
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -66,7 +76,7 @@ def read_verification(folder: Path) -> dict[str, Any]:
     content = read_json(path, dict.fromkeys(ENGINES, dict | None))
     found = {engine: content[engine] for engine in ENGINES if content[engine] is not None}
     for engine, each in found.items():
-        refuse_mistyped(f"{path}: {engine}", each, VERIFICATION)
+        refuse_mistyped(f"{path}: {engine}", each, get_type_hints(Verification))
     return found
 
 

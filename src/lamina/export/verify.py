@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lamina.export.finished_run import FinishedRun, finished_run, recorded_loss,
 from lamina.export.folder import (
     MANIFEST_FILE,
     VERIFICATION_FILE,
+    Verification,
     read_verification,
     write_manifest,
 )
@@ -21,22 +22,6 @@ from lamina.measure.results import RESULT_FILE, ROWS_FILE
 from lamina.runtime.console import announce
 from lamina.runtime.files import write_json
 from lamina.weights.source import made_of
-
-
-@dataclass(frozen=True)
-class Verification:
-    """A model's loss in an engine beside the recorded one, in nats per token on the same rows."""
-
-    version: str
-    """Of the engine."""
-    dtype: str
-    """Of the weights in the engine."""
-    rows: int
-    loss: float
-    recorded: float
-    allowed: float
-    """The largest difference that the type explains."""
-    within: bool
 
 
 def measured_in(

@@ -95,7 +95,7 @@ def _read(path: Path) -> OlderFile:
         refuse_unreadable(path)
         text = path.read_text(encoding="utf-8-sig")
         root = parser.load(text)
-    except (YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError) as error:
         raise ConfigError(f"{path}{_reason(error)}") from error
     if root is None:
         return OlderFile(path=path, entries={})
@@ -113,8 +113,6 @@ def _read(path: Path) -> OlderFile:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return ": nested too deeply"
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return f", line {error.problem_mark.line + 1}: invalid YAML: {error.problem}"
     return f": {' '.join(str(error).split())}"

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +147,8 @@ class Record:
         if isinstance(error, LaminaError | KeyboardInterrupt):
             reason = str(error) or "interrupted"
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        try:
+        with suppress(OutputError):  # a full disk must not hide the reason, which will be printed
             self.update(status=status, error=reason)
-        except OutputError:
-            return  # a full disk must not hide the reason, which the console will show
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

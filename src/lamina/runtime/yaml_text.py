@@ -11,8 +11,8 @@ LARGEST_FILE = 100_000
 MOST_VALUES = 5_000
 """Values of a config file, counted again wherever an alias repeats them; Hydra takes a second."""
 
-DEEPEST = 100
-"""Mappings and lists within each other."""
+DEEPEST = 50
+"""Mappings and lists within each other; OmegaConf exhausts Python's stack at about 100."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by far the faster, where it is built
 
@@ -33,16 +33,16 @@ def _refuse_expanding(text: str) -> None:
     count = 0
     with suppress(yaml.YAMLError):  # which the real reader reports
         for event in yaml.parse(text, LOADER):
-            if isinstance(event, yaml.AliasEvent):
-                count += counted.get(event.anchor, 0)
+            if isinstance(event, yaml.CollectionStartEvent):
+                counted[event.anchor] = MOST_VALUES  # until its values are counted
+                opened.append((event.anchor, count))
+                count += 1
             elif isinstance(event, yaml.CollectionEndEvent):
                 anchor, before = opened.pop()
                 counted[anchor] = count - before
-            elif isinstance(event, yaml.NodeEvent):
-                counted[event.anchor] = 1
-                if isinstance(event, yaml.CollectionStartEvent):
-                    counted[event.anchor] = MOST_VALUES  # until its values are counted
-                    opened.append((event.anchor, count))
+            elif isinstance(event, yaml.AliasEvent):
+                count += counted.get(event.anchor, 1)
+            elif isinstance(event, yaml.ScalarEvent):
                 count += 1
             if len(opened) > DEEPEST:
                 raise ValueError("nested too deeply")
