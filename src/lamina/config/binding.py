@@ -45,9 +45,7 @@ class Binding:
         if target == MISSING:
             below = get_args(kind)[1] if get_origin(kind) is dict else None
             return {key: self.build(value, f"{path}{key}.", below) for key, value in node.items()}
-        given = dict(node)
-        del given["_target_"]
-        given.pop("_convert_", None)
+        given = {key: node[key] for key in node if key not in ("_target_", "_convert_")}
         if settings := self._class(target, kind):
             return self._settings(settings, given, path)
         if kind is CallbackSettings and target in allowed():

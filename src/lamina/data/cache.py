@@ -79,9 +79,8 @@ def cached_map(
     folder = _datasets_cache() / "lamina" / fingerprint
     place = {"cache_file_name": str(folder / "rows.arrow")}
     with cache_errors(), stage(desc, len(rows), "rows") as shown:
-        for path in folder.glob("*.arrow"):
-            if not is_whole(path):
-                path.unlink()
+        if not all(map(is_whole, folder.glob("*.arrow"))):
+            shutil.rmtree(folder)
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
 

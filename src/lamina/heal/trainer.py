@@ -67,7 +67,7 @@ class TokenLossTrainer(SFTTrainer):
         has_dora = any(getattr(module, "lora_variant", None) for module in self.model.modules())
         no_cast = (self.args.bf16 or self.args.fp16) and not has_dora
         casts = disable_input_dtype_casting(self.model, active=no_cast)
-        with kernels, casts, self._ending.restored():
+        with kernels, casts, self._ending.watching():
             return super().train(*arguments, **options)
 
     def trainable_parameters(self) -> int:

@@ -88,14 +88,13 @@ class Sweep(Callback):
         self.done = 0
         self.is_dry_run = config.dry_run
         self.ownership = ExitStack()
-        with _refusals():
+        with _refusals(), disk_errors(self.folder, "hydra.sweep.dir"):
             self.ownership.enter_context(locked(self.folder, "hydra.sweep.dir"))
             jobs = (f"*/{name}" for name in WRITTEN_BY_HYDRA)
             remove_links(self.folder, *WRITTEN_BY_HYDRA, *jobs)
             if self.is_dry_run:  # an earlier command, perhaps of another version, left some
-                with disk_errors(self.folder, "hydra.sweep.dir"):
-                    for path in self._reports().values():
-                        path.unlink(missing_ok=True)
+                for path in self.folder.glob(f"*/{DRY_RUN_FILE}"):
+                    path.unlink()
         self.began = time.monotonic()
         line = f"sweep folder: {short_path(self.folder)}, {len(self.planned)} jobs\n"
         sys.stderr.write(printable(line))
@@ -170,20 +169,16 @@ class Sweep(Callback):
             f"only these again: {command}"
         )
 
-    def _reports(self) -> dict[str, Path]:
-        names = map(str, range(len(self.planned)))
-        return {name: self.folder / name / DRY_RUN_FILE for name in names}
-
     def _close_dry_run(self) -> str | None:
         """Print what all jobs take; return which cannot run: those without a dry-run report."""
         from lamina.report.dry_run_report import sweep_totals
 
         self.ownership.close()
-        found = self._reports()
-        done = [json.loads(path.read_text()) for path in found.values() if path.is_file()]
-        sys.stdout.write(f"{sweep_totals(done, len(found))}\n")
-        wrong = [name for name, path in found.items() if not path.is_file()]
-        summary = f"{len(wrong)} of {len(found)} jobs cannot run: {', '.join(wrong)}; see above"
+        found = {path.parent.name: path for path in self.folder.glob(f"*/{DRY_RUN_FILE}")}
+        done, jobs = [json.loads(path.read_text()) for path in found.values()], len(self.planned)
+        sys.stdout.write(f"{sweep_totals(done, jobs)}\n")
+        wrong = [name for name in map(str, range(jobs)) if name not in found]
+        summary = f"{len(wrong)} of {jobs} jobs cannot run: {', '.join(wrong)}; see above"
         return summary if wrong else None
 
 

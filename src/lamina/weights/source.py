@@ -175,11 +175,7 @@ class Source:
         except Exception as error:
             if isinstance(error, OSError) and error.errno:
                 raise
-            from huggingface_hub.errors import StrictDataclassError
-
-            # Its first line names the field, its cause the value.
-            cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
-            reason = reason_of(cause or error)
+            reason = reason_of(error.__cause__ or error)  # the hub names the value in the cause
             if isinstance(error, LookupError | AttributeError):  # often the bare name
                 reason = f"{type(error).__name__}: {reason}"
             raise ModelError(f"{named}: {filename}: {reason}") from error

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lamina.runtime import distributed
 from lamina.runtime.checkpoints import rotate
-from lamina.runtime.interruption import FORWARDED, INTERRUPTING, interrupt, raise_lost
+from lamina.runtime.interruption import FORWARDED, INTERRUPTING, handling, interrupt, raise_lost
 
 NOTICE = b"\ninterrupted: saving at the end of this step; Ctrl-C again leaves at once\n"
 
@@ -69,15 +69,16 @@ class EndAfterStep(TrainerCallback):
         self._received: int | None = None
         self._agreed: int | None = None
 
-    @override
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Train in the body; give the signals back their handlers, whatever ended it."""
         raise_lost()
-        for signum in self.WATCHED:
-            handler = signal.getsignal(signum)
-            is_requeue = signum == distributed.REQUEUE_SIGNAL
-            if callable(handler) and (is_requeue or handler is interrupt):
-                self._handlers[signum] = handler
-                signal.signal(signum, self._note)
+        requeue = distributed.REQUEUE_SIGNAL
+        watched = [signum for signum in self.WATCHED if signal.getsignal(signum) is interrupt]
+        watched += [requeue] if callable(signal.getsignal(requeue)) else []
+        with handling(dict.fromkeys(watched, self._note)) as self._handlers:
+            yield
+        self._end(self._received)  # the next start does the steps after training
 
     @override
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
@@ -94,16 +95,6 @@ class EndAfterStep(TrainerCallback):
     @override
     def on_save(self, *_: Any, **__: Any) -> None:
         self._end(self._agreed)
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Train in the body; give the signals back their handlers, whatever ended it."""
-        try:
-            yield
-        finally:
-            for signum, handler in self._handlers.items():
-                signal.signal(signum, handler)
-        self._end(self._received)  # the next start does the steps after training
 
     def _end(self, signum: int | None) -> None:
         if signum is not None:
