@@ -5,7 +5,6 @@ class, all values missing, and a `_target_`. A YAML file includes its schema wit
 `- /schema/GROUP/OPTION@_here_`, so that a wrong key or type fails at composition.
 """
 
-from collections.abc import Iterator
 from dataclasses import Field, field, fields, is_dataclass, make_dataclass
 from functools import cache, partial
 from types import NoneType
@@ -70,16 +69,12 @@ def _name(settings: type) -> str:
 @cache
 def registered() -> dict[str, Any]:
     """Return all that a config may name as its target: the settings classes of the schemas."""
-
-    def below(settings: type) -> Iterator[tuple[str, Any]]:
-        yield _name(settings), settings
-        for each in fields(settings):
-            if isinstance(each.type, type) and is_dataclass(each.type):
-                yield from below(each.type)
-
-    options = [option for group in OPTIONS.values() for option in group.values()]
-    roots = (Parameters, EvaluationParameters, Cut)
-    found = dict(pair for each in (*options, *roots) for pair in below(each))
+    found: dict[str, Any] = {}
+    left: list[Any] = [Parameters, EvaluationParameters, Cut]
+    left += [option for group in OPTIONS.values() for option in group.values()]
+    for kind in left:  # grows by the settings within settings
+        found[_name(kind)] = kind
+        left += [each.type for each in fields(kind) if is_dataclass(each.type)]
     del found[_name(Parameters)]  # the Experiment derives from it
     return found
 

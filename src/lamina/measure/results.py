@@ -153,10 +153,9 @@ class Record:
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return a run folder's result.json; None if it is missing or damaged."""
-    try:
+    with suppress(ModelError):
         return load_result(folder)
-    except ModelError:
-        return None
+    return None
 
 
 def load_result(folder: Path) -> dict[str, Any]:
@@ -176,18 +175,14 @@ def with_settings(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_of(folder: Path) -> str | None:
     """Return the run folder that a folder of checkpoints outside of it names, if any."""
-    try:
+    with suppress(ModelError):
         return str(read_json(folder / RUN_FILE, {"run": str})["run"])
-    except ModelError:
-        return None
+    return None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of eval.jsonl, if there is one, that have a loss; may raise a ModelError."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    lines = path.read_bytes().splitlines() if path.is_file() else []
     rows = [parse_json(f"{path}, row {n}", line, ROW) for n, line in enumerate(lines, 1)]
     for number, row in enumerate(rows, 1):
         for field, least in (("input_ids", 0), ("labels", -100)):

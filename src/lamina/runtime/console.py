@@ -167,7 +167,8 @@ class _Display:
         """Show the innermost stage."""
         for stage in self.stages[-1:]:
             if sys.stderr.isatty():
-                sys.stderr.write(f"{CLEAR}{printable(stage.line(_columns() - 1))}")
+                width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+                sys.stderr.write(f"{CLEAR}{printable(stage.line(width - 1))}")
                 sys.stderr.flush()
                 self.has_bar = True
                 continue
@@ -233,13 +234,6 @@ def repeating(action: Callable[[], object], seconds: float) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except OSError:
-        return 80
 
 
 class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]

@@ -257,7 +257,9 @@ def read_json(
     return parse_json(str(path), text, types)
 
 
-def parse_json(name: str, text: str, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def parse_json(
+    name: str, text: str | bytes, types: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Parse a JSON object called `name`; fields that it lacks become None if their type allows it.
 
     `types` has the class, or union of classes, of its fields. Raises ModelError for another.
