@@ -53,7 +53,7 @@ Choose an option with `GROUP=OPTION`; it decides what is built. The default is i
 """
 
 SHARED = {
-    "adapter": {"low_rank.yaml": "all but `full`"},
+    "adapter": {"low_rank.yaml": "all but `full` and `partial`"},
     "data": {"tokenization.yaml": "all", "rows.yaml": "all but `synthetic`"},
     "trainer": {"training_arguments.yaml": "all"},
     "evaluation": {"tasks.yaml": "all"},

@@ -20,7 +20,7 @@ from lamina.depth.variants import Scratch
 from lamina.export.card import healing
 from lamina.export.final import Form
 from lamina.heal import kernels
-from lamina.heal.adapters import Full, Lora
+from lamina.heal.adapters import Lora
 from lamina.heal.backends.transformers import Training
 from lamina.heal.callbacks.settings import Context
 from lamina.heal.libraries import prepared
@@ -159,8 +159,7 @@ class Experiment(Parameters):
 
         if distributed.world_size() == 1 or self.parallel == "ddp":
             return False
-        is_full = isinstance(self.adapter, Full)
-        return self.parallel == "fsdp" or (is_full and torch.cuda.is_available())
+        return self.parallel == "fsdp" or (self.adapter.trains_all and torch.cuda.is_available())
 
     def arguments(self, folder: Path) -> "SFTConfig":
         """Return TRL's arguments for training with checkpoints in `folder`.

@@ -170,6 +170,8 @@ def heal(
     made = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
     packed = rows.packed(made, experiment.max_seq_length)
     record.update(data=packed, trainable_parameters=trainer.trainable_parameters())
+    if experiment.form == "model":  # an untied head adds weights
+        record.update(num_parameters=trainer.model.num_parameters())
     reset_peak_memory()
     with disk_errors(experiment.folder, "output_dir"), experiment.memory_advice(trainer):
         trainer.train(resume_from_checkpoint=start.checkpoint and str(start.checkpoint))

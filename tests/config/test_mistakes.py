@@ -10,12 +10,13 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lamina.config.quoting import as_text, typed
-from tests.conftest import Finished, environment
+from tests.conftest import ROOT, Finished, environment
 from tests.forked import Server
 
 TRL, PEFT = (f"{name} {version(name)}" for name in ("trl", "peft"))
 
 OURS = "not allowed; only Lamina's own settings are, at the keys of their groups"
+EXPERIMENTS = ", ".join(sorted(file.stem for file in ROOT.glob("conf/experiment/*.yaml")))
 VARIANTS = "The options are dropped, layers, original, pruned, scratch."
 
 MISTAKES = {
@@ -73,9 +74,8 @@ MISTAKES = {
     # Options.
     "model=prunned": f"model=prunned: no such option; did you mean pruned?\n{VARIANTS}",
     "experiment=quikstart": "experiment=quikstart: no such option; did you mean quickstart?\n"
-    "The options are dropped, dropped_lora, heal_answers, heal_sft_full, heal_sft_lora, original, "
-    "original_lora, pruned, pruned_lora, quickstart, reference.",
-    "adapter=null": "adapter=null: choose dora, full, lora or qlora",
+    f"The options are {EXPERIMENTS}.",
+    "adapter=null": "adapter=null: choose dora, full, lora, partial or qlora",
     "callbacks=null": "callbacks=null: choose default, early_stopping or none",
     "backend=transformer": "backend=transformer: no such option; did you mean transformers?\n"
     "The options are auto, transformers, unsloth.",
@@ -226,7 +226,7 @@ MISTAKES = {
     "seed=range(3,3)": "seed=range(3,3): an empty range; range(START,STOP,STEP) ends before "
     "STOP: use another STOP",
     "adapter=glob(x*)": "adapter=glob(x*): matches no option\n"
-    "The options are dora, full, lora, qlora.",
+    "The options are dora, full, lora, partial, qlora.",
     "wandb_project=glob(*)": "wandb_project=glob(*): glob chooses options of a group; list the "
     "values, separated by commas",
     # Values that need quotes.
@@ -290,6 +290,8 @@ MISTAKES = {
     # Contradictions.
     "parallel=fsdp": "parallel=fsdp shards trained weights, but adapter=lora trains few: set "
     "parallel=ddp, or adapter=full",
+    "parallel=fsdp adapter=partial": "parallel=fsdp shards trained weights, but adapter=partial "
+    "trains few: set parallel=ddp, or adapter=full",
     "parallel=fsdp adapter=full distributed=none": "parallel=fsdp needs several processes: leave "
     "out distributed=none, or parallel",
     "parallel=fsdp adapter=full distributed=2": "parallel=fsdp shards the weights over several "
@@ -309,6 +311,10 @@ MISTAKES = {
     "trainer=none data.answers=original dry_run=true": "data.answers=original: trainer=none trains "
     "no answers: use data.answers=given\n"
     "dry_run=true takes a training step, and trainer=none has none: leave out one of them",
+    "adapter=partial export.form=both": "export.form=both needs adapter=lora: adapter=partial has "
+    "no adapter",
+    "adapter=partial adapter.layers=0": "adapter.layers=0: use 1 or more",
+    "adapter=partial adapter.head=tied": "adapter.head=tied: use auto or untied",
     "packing=false trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs "
     "packing=true: without it TRL lets packed documents see each other",
     "bf16=true trainer.args.fp16=true": "trainer.args.fp16=true and bf16=true: set only one of "

@@ -50,7 +50,7 @@ LOGGERS = {
 
 def test_every_promised_option_exists() -> None:
     assert {"original", "dropped", "pruned", "scratch"} <= set(options("model"))
-    assert {"lora", "dora", "qlora", "full"} <= set(options("adapter"))
+    assert {"lora", "dora", "qlora", "full", "partial"} <= set(options("adapter"))
     assert set(LOGGERS) == set(options("logger"))
     six = {f"{model}{end}" for model in ("original", "dropped", "pruned") for end in ("", "_lora")}
     assert six | {"quickstart", "reference"} <= set(options("experiment"))
@@ -220,9 +220,8 @@ def test_every_experiment_runs(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         result = json.loads((tmp_path / str(number) / "result.json").read_text())
         assert result["status"] == "completed", name
-        assert result["adapter"] == (
-            "lora" if name.endswith(("_lora", "quickstart", "answers")) else "full"
-        )
+        expected = composed(f"experiment={name}").adapter._target_.rpartition(".")[2].lower()
+        assert result["adapter"] == expected
         assert result["metrics"]["eval_loss"] > 0
         assert (tmp_path / str(number) / result["final"]).is_dir()
 

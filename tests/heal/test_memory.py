@@ -26,6 +26,7 @@ LORA = MemoryEstimate(
     hidden=4096,
     intermediate=12288,
     layers=24,
+    differentiated=24,
     vocabulary=151936,
     computed_bytes=2,
     batch=4,
@@ -97,6 +98,12 @@ def test_each_trained_weight_has_a_gradient_and_two_optimizer_values() -> None:
     assert saved["optim=paged_adamw_8bit"] == count * 4
     assert saved["adapter=lora"] == count * 6
     assert "adapter=qlora" not in saved
+
+
+def test_layers_before_the_first_trained_one_keep_nothing() -> None:
+    partial = replace(LORA, adapter="partial", differentiated=3)
+    assert partial.activations == LORA.activations // 8
+    assert "adapter=qlora" not in settings(partial)
 
 
 def test_an_8_bit_optimizer_takes_two_bytes_per_weight() -> None:

@@ -25,13 +25,14 @@ def killed_after(folder: Path, checkpoint: str, *overrides: str) -> None:
         assert process.poll() == -signal.SIGKILL, "the run ended before it could be killed"
 
 
-@pytest.fixture(scope="module", params=["lora", "full"])
+@pytest.fixture(scope="module", params=["lora", "full", "partial"])
 def twins(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Finished, Finished]:
     """An undisturbed run, and one that was killed at a checkpoint and resumed."""
     folder = tmp_path_factory.mktemp(request.param)
-    overrides = (*SHORT, *STEPS, f"adapter={request.param}", "logger=both")
+    more = ["adapter.head=untied"] if request.param == "partial" else []
+    overrides = (*SHORT, *STEPS, f"adapter={request.param}", *more, "logger=both")
     whole = train(folder / "whole", *overrides)
     killed_after(folder / "killed", "checkpoint-4", *overrides)
     assert json.loads((folder / "killed" / "result.json").read_text())["status"] == "running"

@@ -46,8 +46,8 @@ keys, all described in docs/parameters.md:
               data.loss_on, data.chat_template, data.on_bad_row, data.max_dropped
               data.answers, data.answer_settings
               max_seq_length, packing
-  adapter     adapter=lora|dora|qlora|full    lora.r, lora.alpha, adapter.dropout
-              adapter.target_modules
+  adapter     adapter=lora|dora|qlora lora.r, lora.alpha, adapter.dropout, adapter.target_modules
+              adapter=full|partial    adapter.layers, adapter.head
   training    trainer=sft|none
               learning_rate, lr_scheduler_type, warmup_ratio, weight_decay, optim, seed
               max_steps, num_train_epochs, budget.tokens, per_device_train_batch_size

@@ -32,7 +32,9 @@ def _by_name(*options: type) -> dict[str, type]:
 OPTIONS: dict[str, dict[str, type]] = {
     "model": _by_name(*variants.Variant.__subclasses__()),
     "selector": _by_name(*selection.Selector.__subclasses__()),
-    "adapter": _by_name(adapters.Lora, adapters.Dora, adapters.QLora, adapters.Full),
+    "adapter": _by_name(
+        adapters.Lora, adapters.Dora, adapters.QLora, adapters.Full, adapters.Partial
+    ),
     "backend": _by_name(unsloth.Auto, transformers.Transformers, unsloth.Unsloth),
     "data": _by_name(sources.Files, sources.Blend, sources.Hub, sources.Disk, sources.Synthetic),
     "trainer": {"sft": sft.SFT, "none": untrained.NoTraining},

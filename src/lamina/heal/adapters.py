@@ -1,11 +1,13 @@
 """Adapters: which weights are trained."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typing_extensions import override
 
+from lamina.depth.reduction import decoder_stack
 from lamina.depth.variants import Scratch, Variant
 from lamina.errors import naming
 from lamina.export.merge import LEFT_OUT, NON_LORA_TRAINABLES
@@ -14,6 +16,9 @@ from lamina.runtime.device import installed
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 """PEFT's name for every linear layer except the output head."""
@@ -40,6 +45,7 @@ class Lora:
     """Other fields of PEFT's LoraConfig."""
     name: ClassVar[str] = "lora"
     in_4bit: ClassVar[bool] = False
+    trains_all: ClassVar[bool] = False
 
     @property
     def is_loadable(self) -> bool:
@@ -147,11 +153,12 @@ class Full:
     name: ClassVar[str] = "full"
     in_4bit: ClassVar[bool] = False
     is_loadable: ClassVar[bool] = False
+    trains_all: ClassVar[bool] = True
 
     def conflicts(self, model: Variant, form: str) -> Iterator[str]:
         """Refuse an export form that holds an adapter."""
         if form in ("adapter", "both"):
-            yield f"export.form={form} needs adapter=lora: adapter=full has no adapter"
+            yield f"export.form={form} needs adapter=lora: adapter={self.name} has no adapter"
 
     def settings(self) -> dict[str, Any]:
         """Return nothing: PEFT is not used."""
@@ -161,5 +168,50 @@ class Full:
         """Return None: PEFT is not used."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Partial(Full):
+    """Train the output head and the last layers (Lu et al. 2024, arXiv:2411.15558)."""
+
+    layers: Annotated[int, AT_LEAST_ONE]
+    head: Annotated[str, one_of("auto", "untied")]
+    name: ClassVar[str] = "partial"
+    trains_all: ClassVar[bool] = False
+
+    def freeze(self, model: "PreTrainedModel") -> None:
+        """Freeze all but what is trained, and separate a tied head if `head` asks for it."""
+        depth = model.config.get_text_config().num_hidden_layers
+        trained = [*decoder_stack(model, depth)[1]][-self.layers :]
+        if self.head == "untied":
+            untie_head(model)
+        model.requires_grad_(False)
+        if not is_tied(model):
+            trained.append(model.get_output_embeddings())
+        elif model.device.type != "meta":
+            logger.info(
+                "the output head is tied to the embedding and stays frozen; adapter.head=untied "
+                "trains a copy of it"
+            )
+        for part in trained:
+            part.requires_grad_(True)
+
+
+def is_tied(model: "PreTrainedModel") -> bool:
+    """Whether the output head shares its weight with the embedding."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def untie_head(model: "PreTrainedModel") -> None:
+    """Give a tied output head a copy of the embedding's weight."""
+    if not is_tied(model):
+        return
+    from torch.nn import Parameter
+
+    head = model.get_output_embeddings()
+    head.weight = Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}
+
+
 Adapter = Lora | Full
-"""Anything with `name`, `in_4bit`, `is_loadable`, `conflicts`, `settings` and `peft_config`."""
+"""Anything with `name`, `in_4bit`, `is_loadable`, `trains_all`, `conflicts`, `settings` and
+`peft_config`."""

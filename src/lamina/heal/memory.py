@@ -5,8 +5,8 @@ An estimate ranks settings; for a figure to rely on, dry_run=true measures one s
     weights       their bytes; four bits and their scales with adapter=qlora
     gradients     of each trained weight, in its type
     optimizer     two values for each trained weight, in its type; one byte each with 8-bit AdamW
-    activations   8 x hidden + 4 x intermediate values per token and layer; with
-                  gradient_checkpointing the hidden ones, and all of one layer
+    activations   8 x hidden + 4 x intermediate values per token and layer, from the first trained
+                  layer on; with gradient_checkpointing the hidden ones, and all of one layer
     logits        the vocabulary per token, as computed and in float32 with its gradient; none
                   with TRL's chunked loss or liger-kernel's
     mask          a byte per pair of a batch's tokens, with packing and attention=sdpa or eager
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import Version
 
 from lamina.depth.quantization import QUANTIZED_BYTES, expected_bytes, linear_weights, scale_bytes
+from lamina.depth.reduction import decoder_stack
 from lamina.errors import ConfigError, naming
-from lamina.heal.adapters import Adapter
+from lamina.heal.adapters import Adapter, Partial
 from lamina.heal.kernels import MASKED, scales_logits
 from lamina.runtime.device import visible_devices
 from lamina.runtime.sizes import trained_weights, weight_bytes
@@ -68,6 +69,8 @@ class MemoryEstimate:
     intermediate: int
     """Values per token inside a layer's MLP."""
     layers: int
+    differentiated: int
+    """Layers that keep values for the backward pass: those from the first trained weight on."""
     vocabulary: int
     computed_bytes: int
     """Bytes of one computed value: 2 with bfloat16."""
@@ -134,7 +137,8 @@ class MemoryEstimate:
     def activations(self) -> int:
         """Bytes kept for the backward pass."""
         layer = 8 * self.hidden + 4 * self.intermediate
-        kept = self.layers * self.hidden + layer if self.checkpointing else self.layers * layer
+        count = self.differentiated
+        kept = count * self.hidden + layer if self.checkpointing else count * layer
         return self.tokens * kept * self.computed_bytes
 
     @property
@@ -192,6 +196,8 @@ def refuse_too_large(estimate: MemoryEstimate, free: int) -> None:
 def _sizes(model: "PreTrainedModel", adapter: Adapter, dtype: "torch.dtype") -> dict[str, Any]:
     """Return the fields of a MemoryEstimate that the model and its adapter decide."""
     config, is_planned = model.config.get_text_config(), model.device.type == "meta"
+    if is_planned and isinstance(adapter, Partial):
+        adapter.freeze(model)
     sizes = {
         "parameters": model.num_parameters(),
         "weights": _weight_bytes(model, adapter, dtype),
@@ -203,10 +209,20 @@ def _sizes(model: "PreTrainedModel", adapter: Adapter, dtype: "torch.dtype") -> 
         "vocabulary": config.vocab_size,
     }
     # Last: it adds the adapter's weights to the model.
-    trained = trained_weights(_adapted(model, adapter) if is_planned else model)
+    model = _adapted(model, adapter) if is_planned else model
+    trained = trained_weights(model)
+    sizes["differentiated"] = _differentiated(model, config.num_hidden_layers)
     sizes["trained"] = sum(parameter.numel() for parameter in trained)
     sizes["trained_bytes"] = dtype.itemsize if is_planned else trained[0].itemsize
     return sizes
+
+
+def _differentiated(model: "PreTrainedModel", depth: int) -> int:
+    """Return how many of the model's layers the backward pass reaches."""
+    if trained_weights(model.get_input_embeddings()):
+        return depth
+    stack = decoder_stack(model, depth)[1]
+    return depth - next((at for at, layer in enumerate(stack) if trained_weights(layer)), depth)
 
 
 def _weight_bytes(model: "PreTrainedModel", adapter: Adapter, dtype: "torch.dtype") -> int:
@@ -259,7 +275,7 @@ def _settings(e: MemoryEstimate) -> Iterator[tuple[str, float]]:
         yield "optim=paged_adamw_8bit", e.optimizer
     if e.adapter == "full":
         yield "adapter=lora", e.gradients + e.optimizer
-    else:
+    elif e.adapter != "partial":
         yield from _quantized(e)
     yield f"max_seq_length={e.length // 2}", e.saved_by(length=e.length // 2)
     yield "one layer fewer", (e.held + e.activations) / e.layers

@@ -13,7 +13,7 @@ from lamina.data.cache import cache_errors
 from lamina.depth.layer_sets import half_open_ranges
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError, naming
-from lamina.heal.adapters import ALL_LINEAR, Adapter, Full
+from lamina.heal.adapters import ALL_LINEAR, Adapter
 from lamina.heal.backends.transformers import Backend, Training
 from lamina.heal.kernels import missing_requirements, refuse_adapted_head, scales_logits
 from lamina.heal.packing import refuse_leaking_packs
@@ -104,7 +104,7 @@ class SFT:
             yield f"trainer.args.optim_args={self.args['optim_args']}: expected KEY=VALUE,KEY=VALUE"
         if parallel != "fsdp":
             return
-        if not isinstance(adapter, Full):
+        if not adapter.trains_all:
             yield (
                 f"parallel=fsdp shards trained weights, but adapter={adapter.name} trains few: "
                 "set parallel=ddp, or adapter=full"

@@ -238,7 +238,9 @@ class TokenLossTrainer(SFTTrainer):
 
     def _checkpoint_bytes(self) -> int:
         """Return the approximate bytes of one checkpoint."""
-        return weight_bytes(trained_weights(self.model)) + state_bytes(self.optimizer.state)
+        has_adapter = isinstance(self.model, PeftModel)
+        saved = trained_weights(self.model) if has_adapter else self.model.parameters()
+        return weight_bytes(saved) + state_bytes(self.optimizer.state)
 
     @override
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:

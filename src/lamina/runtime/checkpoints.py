@@ -88,7 +88,7 @@ def damage(checkpoint: Path, recorded: Mapping[str, Any], *, resumable: bool = T
     `recorded` is the result.json of the run that wrote it, with the settings at the top level: it
     says which parts there must be. What only resuming needs counts only if `resumable`.
     """
-    has_adapter = recorded["adapter"] != "full"
+    has_adapter = recorded["adapter"] not in ("full", "partial")
     parts = [STATE, *(ADAPTER_PARTS if has_adapter else MODEL_PARTS)]
     if resumable:
         processes = recorded.get("distributed") or 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from lamina.depth.plan import Plan
-from lamina.heal.adapters import ALL_LINEAR, Adapter
+from lamina.heal.adapters import ALL_LINEAR, Adapter, Partial
 from lamina.runtime.device import compute_device
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Backend:
         from transformers import set_seed
 
         set_seed(training.seed)
+        if isinstance(training.adapter, Partial):
+            training.adapter.freeze(model)
         config = training.adapter.peft_config()
         if config is not None and config.target_modules == ALL_LINEAR:
             config.exclude_modules = excluded(config.exclude_modules, _not_adaptable(model))

@@ -202,6 +202,11 @@ def unsupported(
         yield "model=scratch has no checkpoint that Unsloth could load: choose backend=transformers"
     if isinstance(adapter, Lora):
         yield from _lora(adapter)
+    elif not adapter.trains_all:
+        yield (
+            f"adapter={adapter.name}: Unsloth trains an adapter or every weight: choose "
+            f"adapter=lora or adapter=full{OTHERWISE}"
+        )
     for key, value in decided.items():
         if value not in UNDECIDED:
             yield f"{key}={value}, but Unsloth decides that itself: leave it out{OTHERWISE}"
