@@ -26,6 +26,8 @@ from lamina.heal.callbacks.settings import Context
 from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice
 from lamina.heal.packing import describe_batch
+from lamina.heal.repair.repairing import refuse_beyond_memory, repaired
+from lamina.heal.repair.structure import NONE, refuse_unrepairable
 from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start
 from lamina.heal.untrained import Untrained
 from lamina.measure.protocol import ModelRef, Protocol
@@ -47,9 +49,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IN_NAME = tuple(
-    "model= model. selector= adapter= trainer=none depth.keep_layers= depth.layer_to_drop=".split()
+    "model= model. selector= adapter= trainer=none repair= depth.keep_layers= "
+    "depth.layer_to_drop=".split()
 )
-"""Overrides that a plan's and an adapter's name express."""
+"""Overrides that the names of a plan, a repair and an adapter express."""
 
 MAX_NAME = 120
 """Characters; file systems allow 255 bytes."""
@@ -93,7 +96,8 @@ class Experiment(Parameters):
         """
         further = (override.lstrip("+") for override in own if not override.startswith(IN_NAME))
         settings = (re.sub(r"^[^=]*\.(?=\w*=)", "", override) for override in further)
-        parts = "-".join([self.plan.name, self.trained or "untrained", *settings])
+        repair = [self.repair] if self.repair != NONE else []
+        parts = "-".join([self.plan.name, *repair, self.trained or "untrained", *settings])
         return re.sub(r"[^\w.,=-]+", "_", parts, flags=re.ASCII)[:MAX_NAME]
 
     @property
@@ -137,7 +141,9 @@ class Experiment(Parameters):
     @property
     def settings(self) -> dict[str, Any]:
         """What else trained weights depend on, by config key; a resumed run must not change it."""
-        always = {"dtype": self.dtype, "trainer": self.trainer.name}
+        always = {"dtype": self.dtype, "trainer": self.trainer.name, "repair": self.repair}
+        if self.repair != NONE:
+            always |= {f"scan.{key}": getattr(self.scan, key) for key in ("tokens", "sets", "rows")}
         if not self.trainer.trains:
             return always
         kept = {k: v for k, v in self.trainer.args.items() if k not in MAY_CHANGE_ON_RESUME}
@@ -220,8 +226,30 @@ class Experiment(Parameters):
     def form(self) -> Form:
         """What final/ holds; raises ConfigError if that would not be exact."""
         has_adapter = isinstance(self.adapter, Lora) and self.trainer.trains
-        is_loadable = self.adapter.is_loadable
+        is_loadable = self.adapter.is_loadable and not self.repairs
         return self.export.form_of(self.plan, has_adapter=has_adapter, is_loadable=is_loadable)
+
+    @property
+    def repairs(self) -> bool:
+        """Whether weights beside removed layers are changed before training."""
+        return self.repair != NONE and self.plan.source is not None and self.plan.is_reduced
+
+    def refuse_unrepairable(self, blueprint: "PreTrainedModel") -> None:
+        """Refuse a reduced model that cannot be repaired, or not within scan.memory."""
+        plan = self.plan
+        if self.repairs:
+            assert plan.source is not None
+            refuse_unrepairable(self.repair, blueprint, plan.kept_layers, plan.num_layers)
+            scores = self.scores(plan.source, self.data)
+            refuse_beyond_memory(self.repair, scores, blueprint.config)
+
+    def repaired(self, model: "PreTrainedModel") -> dict[str, Any] | None:
+        """Repair the reduced model if asked to; return what result.json says of it."""
+        plan = self.plan
+        if not self.repairs:
+            return None
+        assert plan.source is not None
+        return repaired(self.repair, model, self.scores(plan.source, self.data), plan.kept_layers)
 
     def load_unquantized(self) -> "PreTrainedModel":
         """Load the reduced model without quantization, to merge a qlora adapter into it."""

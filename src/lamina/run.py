@@ -62,6 +62,7 @@ def run(experiment: Experiment, record: Record) -> None:
             model = load(experiment, tokenizer)
             reference, metrics = experiment.reduced, experiment.reduced_metrics
             measure.reduced(record, protocol, model, tokenizer, reference, metrics)
+            record.update(repair=experiment.repaired(model))
             loggers, callbacks = experiment.logger.values(), experiment.callbacks.values()
             context = experiment.context(record, start)
             with open_observers(context, loggers if first else (), callbacks) as observers:
@@ -92,7 +93,8 @@ def plan(experiment: Experiment) -> None:
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")
     experiment.data.find()  # before transformers is imported
     if source := experiment.plan.source:
-        reduction(source, experiment.plan.kept_layers)
+        reduced = reduction(source, experiment.plan.kept_layers)
+        experiment.refuse_unrepairable(reduced.blueprint)
     for note in experiment.plan.notes(saved=experiment.form != "adapter"):
         logger.info("%s", note)
 

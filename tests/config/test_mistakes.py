@@ -315,6 +315,13 @@ MISTAKES = {
     "no adapter",
     "adapter=partial adapter.layers=0": "adapter.layers=0: use 1 or more",
     "adapter=partial adapter.head=tied": "adapter.head=tied: use auto or untied",
+    "repair=closedform": "repair=closedform: use none, magnitude or closed_form",
+    "repair=magnitude export.form=adapter": "export.form=adapter: repair=magnitude changes the "
+    "base, which an adapter alone cannot rebuild: set export.form=merged",
+    "repair=magnitude model=scratch": "repair=magnitude: model=scratch has no removed layers: use "
+    "repair=none",
+    "repair=closed_form scan.tokens=500": "scan.tokens=500 is less than one window of "
+    "max_seq_length=512 tokens: use more tokens or a shorter window",
     "packing=false trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs "
     "packing=true: without it TRL lets packed documents see each other",
     "bf16=true trainer.args.fp16=true": "trainer.args.fp16=true and bf16=true: set only one of "

@@ -124,6 +124,7 @@ DEFAULTS = {
     "torch_compile": False,
     "optim": "adamw_torch_fused",
     "lr_scheduler_type": "linear",
+    "repair": "none",
     "wandb_project": "lamina",
     "resume": "auto",
     "output_dir": "run/checkpoints",

@@ -12,6 +12,7 @@ from lamina.errors import ConfigError
 from lamina.heal.backends import unsloth
 from lamina.heal.backends.transformers import Transformers
 from lamina.heal.backends.unsloth import Unsloth
+from lamina.heal.repair.structure import NONE
 from lamina.runtime.device import visible_devices
 
 WITHOUT_PACKING = (
@@ -81,6 +82,8 @@ def _obstacle_to_unsloth(run: Parameters, processes: int) -> str | None:
 
 
 def _unsupported(run: Parameters) -> Iterator[str]:
+    if run.repair != NONE:
+        yield f"repair={run.repair} needs plain transformers' layers: choose backend=transformers"
     if not run.trainer.trains:
         yield "trainer=none trains nothing that Unsloth could speed up: choose backend=transformers"
     decided = {key: getattr(run, key) for key in Unsloth.decides}

@@ -12,6 +12,7 @@ from lamina.heal.backends.transformers import Backend
 from lamina.heal.budget import Budget
 from lamina.heal.callbacks.loggers import LoggerSettings
 from lamina.heal.callbacks.settings import CallbackSettings
+from lamina.heal.repair.structure import CLOSED_FORM, MAGNITUDE, NONE
 from lamina.heal.sft import SFT
 from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, WHOLE_TOKENS, Limit, one_of
 from lamina.measure.evaluate import Evaluation
@@ -89,6 +90,7 @@ class Parameters:
     torch_compile: bool
     optim: str
     budget: Budget
+    repair: Annotated[str, one_of(NONE, MAGNITUDE, CLOSED_FORM)]
     lora: LoraParameters
     depth: DepthDefaults
     generator: GeneratorParameters

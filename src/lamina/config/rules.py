@@ -15,6 +15,7 @@ from lamina.depth.variants import Pruned, Scratch
 from lamina.errors import LaminaError
 from lamina.heal import kernels, packing
 from lamina.heal.callbacks.loggers import WandB
+from lamina.heal.repair.structure import NONE
 from lamina.heal.resume import KEYWORDS, given_checkpoint
 from lamina.weights.source import resolve
 
@@ -44,6 +45,7 @@ def problems(run: Parameters) -> Iterator[str]:
     yield from backend_choice.problems(run)
     yield from _answer_problems(run)
     yield from _untrained_problems(run)
+    yield from _repair_problems(run)
     yield from _published(run)
     yield from scan_problems(run)
 
@@ -78,6 +80,24 @@ def _untrained_problems(run: Parameters) -> Iterator[str]:
         yield "dry_run=true takes a training step, and trainer=none has none: leave out one of them"
 
 
+def _repair_problems(run: Parameters) -> Iterator[str]:
+    """Name what cannot be repaired, and what would need the base as it was."""
+    if run.repair == NONE:
+        return
+    if isinstance(run.model, Scratch):
+        yield f"repair={run.repair}: model=scratch has no removed layers: use repair=none"
+    if run.export.form in ("adapter", "both"):
+        yield (
+            f"export.form={run.export.form}: repair={run.repair} changes the base, which an "
+            "adapter alone cannot rebuild: set export.form=merged"
+        )
+    if run.adapter.in_4bit:
+        yield (
+            f"adapter=qlora: repair={run.repair} changes weights that it quantizes: use "
+            "adapter=lora, or repair=none"
+        )
+
+
 def _published(run: Parameters) -> Iterator[str]:
     """Name what only the user may send to a server, if neither command line nor environment do."""
     sent = {"trainer.args.push_to_hub=true": run.trainer.args.get("push_to_hub")}
@@ -91,8 +111,10 @@ def _published(run: Parameters) -> Iterator[str]:
 
 
 def scan_problems(run: Parameters) -> Iterator[str]:
-    """Name a calibration text that is too short, if the choice of layers needs one."""
+    """Name a calibration text that is too short, if the choice of layers or a repair needs one."""
     try:
+        if run.repair != NONE:
+            raise ScoresNeededError  # it needs the same text
         if not isinstance(run.model, Scratch):
             run.model.kept_layers(MANY_LAYERS, NoScores())
     except ScoresNeededError:

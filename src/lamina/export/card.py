@@ -72,6 +72,7 @@ def manifest(
         "data_fingerprint": record["provenance"]["data_fingerprint"] if record else None,
         "datasets": [name] if name else None,
         "license": _license(source.folder / CARD_FILE) if source else None,
+        "repair": record["repair"] if record else None,
         "evaluation": {key: record["metrics"][key] for key in LOSSES} if record else None,
         "tasks": None,  # measured once the weights are written
     }
@@ -121,6 +122,9 @@ def card(content: dict[str, Any], verified: Mapping[str, Any]) -> str:
     source, adapter = content["source_model"] or "random weights", content["adapter"]
     not_healed = "Not healed: nothing was trained after removal."
     form = content.get("export") or {"form": "merged", "loss": None}
+    notes = list(content.get("notes") or ())  # older runs have none
+    if repair := content.get("repair"):
+        notes += [f"repaired ({repair['method']}): {line}" for line in repair_lines(repair)]
     return "\n".join(
         [
             *_header(content, form["form"]),
@@ -131,8 +135,8 @@ def card(content: dict[str, Any], verified: Mapping[str, Any]) -> str:
             f"Layers that stay (0-based, half-open): {format_layers(content['kept_layers'])}. "
             + (f"Trained: {adapter}." if adapter else not_healed),
             "",
-            *(f"- {note}" for note in content.get("notes") or ()),  # older runs have none
-            *([""] if content.get("notes") else ()),
+            *(f"- {note}" for note in notes),
+            *([""] if notes else ()),
             *_loss_of(form),
             *_table("loss, nats per token", _losses(content["evaluation"], form["loss"])),
             *_tasks(content.get("tasks") or {}),
@@ -145,6 +149,22 @@ def card(content: dict[str, Any], verified: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def repair_lines(repair: dict[str, Any]) -> list[str]:
+    """Return a line on each cut of a repair, from its entry in result.json."""
+    lines = []
+    for cut in repair["cuts"]:
+        start, end = cut["removed"]
+        if "factor" in cut:
+            what = f"what layers behind [{start}, {end}) add is divided by {cut['factor']:.4g}"
+        else:
+            what = (
+                f"layer {cut['layer']} before [{start}, {end}): relative squared error of the "
+                f"hidden states {cut['error_before']:.3g}, now {cut['error_after']:.3g}"
+            )
+        lines.append(what)
+    return lines
 
 
 def _header(content: dict[str, Any], form: str) -> list[str]:

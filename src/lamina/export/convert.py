@@ -104,6 +104,11 @@ def _export_adapter(run: FinishedRun, folder: Path) -> Losses | None:
         raise ConfigError(f"--form adapter: {run.final} has no adapter; choose --form merged")
     if lost := merge.non_lora_trainable(run.adapter):
         raise ConfigError(f"--form adapter: {lost}; choose --form merged")
+    if repair := run.manifest.get("repair"):
+        raise ConfigError(
+            f"--form adapter: repair={repair['method']} changed the base, which an adapter alone "
+            "cannot rebuild; choose --form merged"
+        )
     base, kept_layers = run.checked_base(), run.manifest["kept_layers"]
     if obstacle := adapter_obstacle(base, kept_layers, "this set of layers"):
         raise ConfigError(f"--form adapter: {obstacle}; choose --form merged")

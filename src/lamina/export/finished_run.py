@@ -27,7 +27,7 @@ MANIFEST: dict[str, Any] = {
     "adapter": str | None,
     **dict.fromkeys(("lamina", "license"), str | None),
     **dict.fromkeys(("notes", "datasets"), list | None),
-    **dict.fromkeys(("healing", "evaluation", "tasks", "export"), dict | None),
+    **dict.fromkeys(("healing", "evaluation", "tasks", "export", "repair"), dict | None),
 }
 """Fields of lamina.json that are read, and their types."""
 

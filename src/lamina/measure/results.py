@@ -27,7 +27,7 @@ READ: dict[str, Any] = {
     "overrides": list,
     **dict.fromkeys(("error", "name", "model_type", "adapter", "final", "dtype"), str | None),
     **dict.fromkeys(("selector", "eval_fingerprint"), str | None),
-    **dict.fromkeys(("settings", "provenance", "evaluation"), dict | None),
+    **dict.fromkeys(("settings", "provenance", "evaluation", "repair"), dict | None),
     **dict.fromkeys(("kept_layers", "history", "samples"), list | None),
     **dict.fromkeys(("num_layers", "num_parameters", "trainable_parameters", "seed"), int | None),
 }
@@ -44,7 +44,7 @@ METRICS = (
 
 KNOWN_LATER = (
     "error name model_type num_layers kept_layers selector adapter num_parameters "
-    "trainable_parameters"
+    "trainable_parameters repair"
 ).split()
 """Fields of result.json that begin as None."""
 

@@ -65,7 +65,9 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         others = ", ".join(f"{answers[name]:,} {name}" for name in answers if name != "kept")
         rows.append(("answers", f"{answers['kept']:,} of the original", others))
     before = "after removal" if dropped else "before training"
-    is_healed = dropped and content["trainable_parameters"]
+    is_healed = dropped and (content["trainable_parameters"] or content.get("repair"))
+    if repair := content.get("repair"):
+        rows.append(("repair", repair["method"], f"{repair['tokens']:,} calibration tokens"))
     losses = (
         ("baseline loss", metrics["baseline_eval_loss"], "the untouched model"),
         ("reduced loss", metrics["reduced_eval_loss"], before),
@@ -107,7 +109,7 @@ def _recovered(metrics: dict[str, Any]) -> str:
     if None in (baseline, reduced, healed) or reduced <= baseline:
         return "final/"
     if healed > reduced:
-        return "training raised the loss"
+        return "healing raised the loss"
     return f"recovered {100 * (reduced - healed) / (reduced - baseline):.0f} % of the loss"
 
 

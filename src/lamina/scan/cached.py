@@ -76,9 +76,9 @@ class CachedScores(LayerScores):
             known = list((cache.content or {}).get("order", [first]))
             if len(known) < count:
                 free = free_memory_bytes()
-                with self._open() as stack:
+                with self.opened() as stack:
                     known = greedy_order(
-                        stack, self._windows, self.settings, count, known, free, protected
+                        stack, self.windows, self.settings, count, known, free, protected
                     )
                 cache.content = {"order": known}
             return tuple(known[:count])
@@ -87,7 +87,7 @@ class CachedScores(LayerScores):
     def taylor(self) -> tuple[float, ...]:
         with cached(self._folder, "taylor.json") as cache:
             if cache.content is None:
-                found = taylor_importance(self.source, self._windows, compute_device())
+                found = taylor_importance(self.source, self.windows, compute_device())
                 cache.content = {"importance": list(found)}
             return tuple(cache.content["importance"])
 
@@ -95,7 +95,7 @@ class CachedScores(LayerScores):
         settings, (windows, sets) = self.settings, self._calibration
         text = "1 window" if len(windows) == 1 else f"{len(windows):,} windows"
         logger.info("scoring the layers of %s on %s", self.source.name, text)
-        with self._open() as stack:
+        with self.opened() as stack:
             allowed = budget(settings, stack, windows, free_memory_bytes(), stack.num_layers)
             scores, cost = score_removals(
                 stack, windows, allowed, sublayers=settings.sublayers, folder=folder
@@ -116,12 +116,14 @@ class CachedScores(LayerScores):
             },
         }
 
-    def _open(self) -> AbstractContextManager[LayerStack]:
+    def opened(self) -> AbstractContextManager[LayerStack]:
+        """Open the model's layers, to be read from disk when they are needed."""
         quiet_libraries()
         return open_stack(self.source, self.dtype(), compute_device())
 
     @property
-    def _windows(self) -> Windows:
+    def windows(self) -> Windows:
+        """The calibration text, of all sets."""
         return self._calibration[0]
 
     @cached_property
@@ -146,7 +148,7 @@ class CachedScores(LayerScores):
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")
         parts = [
             *identity(self.source),
-            f"{self._windows.fingerprint} {self._calibration[1]}",
+            f"{self.windows.fingerprint} {self._calibration[1]}",
             str(self.dtype()),
             str(self.settings.sublayers),
             f"protocol {PROTOCOL}",

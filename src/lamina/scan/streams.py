@@ -18,7 +18,7 @@ from lamina.scan.calibration import Windows
 if TYPE_CHECKING:
     import torch
 
-    from lamina.scan.layers import LayerStack
+    from lamina.scan.layers import LayerCall, LayerStack
 
 TOKENS_AT_ONCE = 2048
 """Approximate tokens in one forward pass of a layer."""
@@ -149,10 +149,15 @@ class Streams:
     def _apply(self, index: int, block: Any, given: "torch.Tensor", out: "torch.Tensor") -> None:
         parts = zip(given.split(self.at_once), out.split(self.at_once), self.calls, strict=True)
         for source, target, calls in parts:
-            arguments, options = calls[index]
-            output = block(source, *arguments, **options)
-            target.copy_(output[0] if isinstance(output, tuple) else output)
+            target.copy_(run_layer(block, calls[index], source))
         self.layer_forwards += 1
+
+
+def run_layer(block: Any, call: "LayerCall", states: "torch.Tensor") -> "torch.Tensor":
+    """Return a layer's output for hidden states (windows, tokens, width)."""
+    arguments, options = call
+    output = block(states, *arguments, **options)
+    return output[0] if isinstance(output, tuple) else output
 
 
 def silenced(block: Any, part: str, index: int) -> AbstractContextManager[Any]:

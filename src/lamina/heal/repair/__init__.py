@@ -1,0 +1,1 @@
+"""Repairs of a reduced model before training: weights beside its cuts make up for them."""

@@ -1,0 +1,75 @@
+"""The two repairs: a projection fitted again, and outputs scaled to the hidden states they meet."""
+
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+RIDGE = 0.01
+"""How much a fit avoids changes, as a share of the mean square of the projection's inputs."""
+
+
+class LeastSquares:
+    """A fit of a linear layer's weight such that hidden states come closest to wanted ones.
+
+    It adds to the weight the D that minimizes the mean of |a Dᵀ - r|² / |x|² + RIDGE m |D|² over
+    tokens, where a is the layer's input, x the wanted state, r what is missing of it, and m the
+    mean of a² / |x|² over tokens and inputs. Errors are relative, as the next norm sees them: a few
+    tokens with huge states would decide the fit otherwise. That is ReplaceMe's fit (Shopkhoev et
+    al. 2025, arXiv:2505.02819), but of the whole weight.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: "torch.device | str") -> None:
+        """Start without a token; the sums are in float64."""
+        import torch
+
+        self.gram = torch.zeros((inputs, inputs), dtype=torch.float64, device=device)
+        self.cross = torch.zeros((inputs, outputs), dtype=torch.float64, device=device)
+        self.error, self.tokens = 0.0, 0
+        """Sum of |r|² / |x|², and number of tokens."""
+
+    def add(self, inputs: "torch.Tensor", missing: "torch.Tensor", wanted: "torch.Tensor") -> None:
+        """Add tokens: (tokens, inputs), and what the wanted states lack (tokens, width)."""
+        scale = 1 / wanted.float().norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        a, r = inputs.float() * scale, missing.float() * scale
+        self.gram += (a.T @ a).to(self.gram)
+        self.cross += (a.T @ r).to(self.cross)
+        self.error += float(r.double().square().sum())
+        self.tokens += len(a)
+
+    def change(self) -> "torch.Tensor":
+        """Return D, in the shape of the layer's weight (outputs, inputs) and float64, once."""
+        import torch
+
+        ridge = RIDGE * float(self.gram.diagonal().mean())
+        self.gram.diagonal().add_(ridge or 1.0)
+        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(self.gram)).T
+
+
+def growth(before: "torch.Tensor", behind: "torch.Tensor") -> float:
+    """Return how much larger states are behind a cut: the mean ratio of the tokens' norms."""
+    return float((behind.double().norm(dim=-1) / before.double().norm(dim=-1)).mean())
+
+
+def divide(module: "nn.Module", factor: float) -> None:
+    """Divide the output of a linear layer or a norm by a factor, in its weights."""
+    import torch
+
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            offset = _offset(module) if name == "weight" else 0.0
+            weight.copy_((weight.double() + offset) / factor - offset)
+
+
+def _offset(module: "nn.Module") -> float:
+    """Return what a module adds to its weight before it uses it: Gemma's norms add 1."""
+    import torch
+
+    weight = module.get_parameter("weight")
+    if weight.dim() != 1:
+        return 0.0
+    probe = deepcopy(module)
+    probe.get_parameter("weight").zero_()
+    return round(float(probe(torch.ones_like(weight)[None]).flatten()[0]))

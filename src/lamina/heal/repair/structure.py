@@ -1,0 +1,118 @@
+"""Cuts, and the weights beside them that a repair can change: those that add to the hidden states.
+
+A layer adds its attention's and its MLP's output to the hidden states, which the norms before both
+take at any scale. Where norms stand after them, too, as in Gemma, what is added is the norms'.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lamina.depth.layer_sets import format_layers, half_open_ranges
+from lamina.depth.reduction import decoder_stack
+from lamina.errors import ModelError
+from lamina.scan.streams import PARTS
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+NONE, MAGNITUDE, CLOSED_FORM = "none", "magnitude", "closed_form"
+"""Values of repair."""
+
+BEFORE = {"input_layernorm", "post_attention_layernorm"}
+"""A layer's norms; the first may do for both sublayers. Its second stands before the MLP."""
+
+AROUND = {*BEFORE, "pre_feedforward_layernorm", "post_feedforward_layernorm"}
+"""The norms of a layer with one before and one behind each sublayer."""
+
+BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
+
+OUTPUTS = ("self_attn.o_proj", "linear_attn.out_proj")
+"""Projections that end an attention."""
+
+DOWN = tuple(f"{part}.down_proj" for part in PARTS["mlp"])
+"""Projections that end an MLP."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A gap among the layers that stay."""
+
+    start: int
+    """0-based index of the first layer that is gone."""
+    end: int
+    """Index of the layer that follows; the number of layers behind the last one."""
+
+    def __str__(self) -> str:
+        """Return the layers that are gone as text."""
+        return format_layers(range(self.start, self.end))
+
+
+def cuts_of(kept_layers: Sequence[int], num_layers: int) -> list[Cut]:
+    """Return the gaps among the kept layers (0-based, ascending), in order."""
+    removed = sorted({*range(num_layers)} - {*kept_layers})
+    return [Cut(start, end) for start, end in half_open_ranges(removed)]
+
+
+def refuse_unrepairable(
+    method: str, model: "PreTrainedModel", kept_layers: Sequence[int], num_layers: int
+) -> None:
+    """Raise a ModelError that names the first layer that a repair would have to change and cannot.
+
+    `model` is the reduced model, with or without weights.
+    """
+    cuts, stack = cuts_of(kept_layers, num_layers), decoder_stack(model, len(kept_layers))[1]
+    for cut in cuts if method == CLOSED_FORM else ():
+        if cut.start == 0:
+            raise ModelError(
+                f"repair={method}: no layer stands before the cut {cut}: keep layer 0 "
+                "(depth.protect=[0]), or use repair=magnitude"
+            )
+        layer = cut.start - 1
+        block = stack[kept_layers.index(layer)]
+        if down_projection(block) is None:
+            raise _unrepairable(method, layer, block, f"before the cut {cut}, has no down_proj")
+    for position, layer in enumerate(kept_layers if method == MAGNITUDE and cuts else ()):
+        if layer >= cuts[0].end and not writers(stack[position]):
+            what = f"behind the cut {cuts[0]}, has no o_proj and down_proj"
+            raise _unrepairable(method, layer, stack[position], what)
+
+
+def _unrepairable(method: str, layer: int, block: Any, what: str) -> ModelError:
+    kind = type(block).__name__
+    return ModelError(
+        f"repair={method}: layer {layer} ({kind}), {what} that adds to the hidden states as it is: "
+        "use repair=none"
+    )
+
+
+def down_projection(block: Any) -> str | None:
+    """Return the name in a layer of the projection whose output is added to the hidden states."""
+    is_scaled = getattr(block, "residual_multiplier", 1) != 1
+    if _norms(block) not in (BEFORE, {"input_layernorm"}) or is_scaled:
+        return None
+    return _linear(block, DOWN)
+
+
+def writers(block: Any) -> "list[nn.Module]":
+    """Return the modules by whose weights a layer scales what it adds; none if it is not known."""
+    norms = _norms(block)
+    if norms == AROUND:
+        return [getattr(block, name) for name in BEHIND]
+    if norms not in (BEFORE, {"input_layernorm"}):
+        return []
+    attention, mlp = _linear(block, OUTPUTS), _linear(block, DOWN)
+    return [block.get_submodule(name) for name in (attention, mlp)] if attention and mlp else []
+
+
+def _norms(block: Any) -> set[str]:
+    return {name for name, _ in block.named_children() if "norm" in name or name.startswith("ln")}
+
+
+def _linear(block: Any, names: Sequence[str]) -> str | None:
+    """Return the first of the names that is a linear layer of the block."""
+    from torch.nn import Linear
+
+    modules = dict(block.named_modules())
+    return next((name for name in names if type(modules.get(name)) is Linear), None)
