@@ -313,6 +313,9 @@ MISTAKES = {
     "dry_run=true takes a training step, and trainer=none has none: leave out one of them",
     "adapter=partial export.form=both": "export.form=both needs adapter=lora: adapter=partial has "
     "no adapter",
+    "adapter=partial trainer.args.gradient_checkpointing_kwargs={use_reentrant:true}": "trainer."
+    "args.gradient_checkpointing_kwargs.use_reentrant=true: adapter=partial would train no layer, "
+    "because what enters them has no gradient: set it to false",
     "adapter=partial adapter.layers=0": "adapter.layers=0: use 1 or more",
     "adapter=partial adapter.head=tied": "adapter.head=tied: use auto or untied",
     "repair=closedform": "repair=closedform: use none, magnitude or closed_form",

@@ -14,7 +14,7 @@ from lamina.depth.reduction import decoder_stack, reduction
 from lamina.depth.surgery import layer_count
 from lamina.errors import ModelError
 from lamina.heal.repair.crossing import Crossing
-from lamina.heal.repair.fitting import RIDGE, LeastSquares
+from lamina.heal.repair.fitting import RIDGE, LeastSquares, growth
 from lamina.heal.repair.repairing import fold
 from lamina.heal.repair.structure import Cut, cuts_of, down_projection, refuse_unrepairable
 from lamina.scan.calibration import Windows
@@ -98,6 +98,11 @@ def test_the_fit_is_numpys(tokens: int) -> None:
     error = ((r / numpy.linalg.norm(x, axis=1, keepdims=True)) ** 2).sum()
     assert fit.error == pytest.approx(error, rel=1e-6)
     numpy.testing.assert_allclose(fit.change().numpy(), least_squares(a, r, x), atol=2e-5)
+
+
+def test_a_state_of_zeros_has_no_growth() -> None:
+    before = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]])
+    assert growth(before, torch.tensor([[[1.0, 1.0], [6.0, 8.0], [4.0, 0.0]]])) == 3.0
 
 
 @pytest.fixture(scope="module")

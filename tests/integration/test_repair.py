@@ -47,9 +47,11 @@ def test_a_closed_form_lowers_the_loss_without_training(runs: dict[str, Finished
     )
     assert f"repaired: {line}\n" in done.errors
     assert f"- repaired (closed_form): {line}\n" in (done.final / "README.md").read_text()
-    row = [each.split() for each in done.output.splitlines() if each.startswith("repair ")]
-    assert row == [["repair", "closed_form", f"{done.result['repair']['tokens']:,}",
-                    "calibration", "tokens"]]  # fmt: skip
+    repair = done.result["repair"]
+    row = [" ".join(each.split()) for each in done.output.splitlines() if each[:7] == "repair "]
+    about = f"{repair['tokens']:,} calibration tokens, {repair['seconds']:.1f} s"
+    assert row == [f"repair closed_form {about}"]
+    assert repair["seconds"] > 0
 
 
 def test_magnitudes_of_scattered_cuts_lower_it_too(runs: dict[str, Finished]) -> None:
@@ -105,7 +107,10 @@ def test_a_resumed_run_repairs_in_the_same_way(healed: Finished, tmp_path: Path)
     again = train(folder, *given, LAMINA_CACHE=str(tmp_path / "cache"))
     assert again.code == 0, again.errors
     assert again.result["resumed_from"] == str(folder / "checkpoints/pruned/checkpoint-3")
-    assert again.result["repair"] == whole["repair"]
+    assert again.result["repair"] == {
+        **whole["repair"],
+        "seconds": again.result["repair"]["seconds"],
+    }
     assert again.result["history"] == whole["history"]
     assert again.metrics["eval_loss"] == whole["metrics"]["eval_loss"]
     other = train(folder, *SHORT, "evaluation.num_samples=0", "max_steps=9")

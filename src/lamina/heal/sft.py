@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -13,7 +14,7 @@ from lamina.data.cache import cache_errors
 from lamina.depth.layer_sets import half_open_ranges
 from lamina.depth.plan import Plan
 from lamina.errors import ConfigError, naming
-from lamina.heal.adapters import ALL_LINEAR, Adapter
+from lamina.heal.adapters import ALL_LINEAR, Adapter, Partial
 from lamina.heal.backends.transformers import Backend, Training
 from lamina.heal.kernels import missing_requirements, refuse_adapted_head, scales_logits
 from lamina.heal.packing import refuse_leaking_packs
@@ -59,6 +60,9 @@ LIMITS: dict[str, Limit] = {
 }
 """Limits of fields of SFTConfig that no shared parameter sets."""
 
+REENTRANT = re.compile(r"use_reentrant\W+true", re.IGNORECASE)
+"""In a mapping as text."""
+
 BOOLEANS = {"include_num_input_tokens_seen": {True: "all", False: "no"}}
 """Fields in which transformers replaces true and false by words."""
 
@@ -99,6 +103,13 @@ class SFT:
             yield (
                 f"adapter.trainable_token_indices={tokens} needs trainer.args.loss_type=nll: TRL's "
                 "chunked loss reads the output head, which may be tied to these tokens"
+            )
+        is_reentrant = REENTRANT.search(str(self.args.get("gradient_checkpointing_kwargs")))
+        if is_reentrant and isinstance(adapter, Partial):
+            yield (
+                f"trainer.args.gradient_checkpointing_kwargs.use_reentrant=true: adapter="
+                f"{adapter.name} would train no layer, because what enters them has no gradient: "
+                "set it to false"
             )
         if any(pair.count("=") != 1 for pair in (self.args.get("optim_args") or "=").split(",")):
             yield f"trainer.args.optim_args={self.args['optim_args']}: expected KEY=VALUE,KEY=VALUE"

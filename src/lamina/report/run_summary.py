@@ -67,7 +67,8 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
     before = "after removal" if dropped else "before training"
     is_healed = dropped and (content["trainable_parameters"] or content.get("repair"))
     if repair := content.get("repair"):
-        rows.append(("repair", repair["method"], f"{repair['tokens']:,} calibration tokens"))
+        about = f"{repair['tokens']:,} calibration tokens, {repair['seconds']:.1f} s"
+        rows.append(("repair", repair["method"], about))
     losses = (
         ("baseline loss", metrics["baseline_eval_loss"], "the untouched model"),
         ("reduced loss", metrics["reduced_eval_loss"], before),

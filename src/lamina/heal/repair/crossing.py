@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ModelError
-from lamina.heal.repair.fitting import LeastSquares, growth
+from lamina.heal.repair.fitting import LeastSquares, growth, squared_error
 from lamina.heal.repair.structure import CLOSED_FORM, Cut, cuts_of, down_projection
 from lamina.runtime.console import stage
 from lamina.scan.calibration import Windows
@@ -96,15 +96,18 @@ class Crossing:
         weight = projection.weight
         fit = LeastSquares(weight.shape[1], weight.shape[0], weight.device)
         hook = projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        parts = zip(states.split(self.at_once), wanted.split(self.at_once), self.calls, strict=True)
-        for given, target, calls in parts:
+        given_parts = zip(
+            states.split(self.at_once), wanted.split(self.at_once), self.calls, strict=True
+        )
+        for given, target, calls in given_parts:
             missing = target.float() - run_layer(block, calls[index], given).float()
             fit.add(seen.pop().flatten(0, -2), missing.flatten(0, -2), target.flatten(0, -2))
         hook.remove()
         weight.data = (weight.double() + fit.change()).to(weight.dtype)
         repaired = self._through(index, block, states)
-        gap = (wanted.double() - repaired.double()).norm(dim=-1) / wanted.double().norm(dim=-1)
-        before, after = fit.error / fit.tokens, float(gap.square().mean())
+        parts = zip(wanted.split(self.at_once), repaired.split(self.at_once), strict=True)
+        before = fit.error / fit.tokens
+        after = sum(squared_error(target, made) for target, made in parts) / fit.tokens
         if not after <= before:
             raise ModelError(
                 f"repair={self.method}: the states behind layer {index} do not follow from its "
@@ -118,5 +121,8 @@ class Crossing:
         """Return what a layer (0-based) makes of all windows' states."""
         import torch
 
-        parts = zip(states.split(self.at_once), self.calls, strict=True)
-        return torch.cat([run_layer(block, calls[index], given) for given, calls in parts])
+        made = torch.empty_like(states)
+        parts = zip(states.split(self.at_once), made.split(self.at_once), self.calls, strict=True)
+        for given, place, calls in parts:
+            place.copy_(run_layer(block, calls[index], given))
+        return made

@@ -34,8 +34,8 @@ class LeastSquares:
         """Add tokens: (tokens, inputs), and what the wanted states lack (tokens, width)."""
         scale = 1 / wanted.float().norm(dim=-1, keepdim=True).clamp_min(1e-12)
         a, r = inputs.float() * scale, missing.float() * scale
-        self.gram += (a.T @ a).to(self.gram)
-        self.cross += (a.T @ r).to(self.cross)
+        self.gram += a.T @ a
+        self.cross += a.T @ r
         self.error += float(r.double().square().sum())
         self.tokens += len(a)
 
@@ -48,9 +48,21 @@ class LeastSquares:
         return torch.cholesky_solve(self.cross, torch.linalg.cholesky(self.gram)).T
 
 
+def squared_error(wanted: "torch.Tensor", found: "torch.Tensor") -> float:
+    """Return the sum over tokens of |wanted - found|² / |wanted|²."""
+    missing = (wanted.float() - found.float()).norm(dim=-1)
+    return float((missing / wanted.float().norm(dim=-1).clamp_min(1e-12)).double().square().sum())
+
+
 def growth(before: "torch.Tensor", behind: "torch.Tensor") -> float:
-    """Return how much larger states are behind a cut: the mean ratio of the tokens' norms."""
-    return float((behind.double().norm(dim=-1) / before.double().norm(dim=-1)).mean())
+    """Return how much larger states are behind a cut: the mean ratio of the tokens' norms.
+
+    A state of zeros, such as an embedding that was never trained, has no ratio.
+    """
+    import torch
+
+    before, behind = (states.norm(dim=-1, dtype=torch.float32) for states in (before, behind))
+    return float((behind / before)[before > 0].double().mean())
 
 
 def divide(module: "nn.Module", factor: float) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from math import prod
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.reduction import decoder_stack
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raise it when a code change alters a repair: older cached ones are then ignored."""
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -104,13 +105,19 @@ def _cached(
     path = folder / WEIGHTS_FILE
     with cached(folder, "repair.json") as entry:
         if entry.content is None or entry.content["sha256"] != _digest(path):
+            started = perf_counter()
             with scores.opened() as stack:
                 crossing = Crossing(method, stack, windows, kept_layers)
                 crossing.run()
             if weights := {name: each.cpu() for name, each in crossing.weights.items()}:
                 with replacing(path) as partial:
                     save_file(weights, partial)
-            about = {"method": method, "tokens": windows.ids.numel(), "cuts": crossing.cuts}
+            about = {
+                "method": method,
+                "tokens": windows.ids.numel(),
+                "cuts": crossing.cuts,
+                "seconds": perf_counter() - started,
+            }
             entry.content = {"about": about, "sha256": _digest(path)}
         return entry.content["about"], load_file(path) if path.is_file() else {}
 
