@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lamina.errors import ConfigError, reason_of
+from lamina.errors import naming, reason_of
 from lamina.runtime.yaml_text import refuse_unreadable
 
 
@@ -27,18 +27,16 @@ def install() -> None:
     @wraps(load)
     def _load(self: ConfigRepository, config_path: str) -> ConfigResult | None:
         source = self._find_object_source(config_path, ObjectType.CONFIG)
-        try:
+        with naming(f"conf file {config_path}", ValueError):
             if source is not None and source.scheme() == "file":
                 refuse_unreadable(Path(source.path, source._normalize_file_name(config_path)))
-            found = load(self, config_path)
+            try:
+                found = load(self, config_path)
+            except OmegaConfBaseException as error:
+                raise ValueError(f"{reason_of(error)}: write keys as text") from error
             if found is not None and not isinstance(found.config, DictConfig):
                 raise ValueError("expected a mapping of keys to values")
-        except OmegaConfBaseException as error:
-            reason = f"{reason_of(error)}: write keys as text"
-            raise ConfigError(f"conf file {config_path}: {reason}") from error
-        except ValueError as error:
-            raise ConfigError(f"conf file {config_path}: {error}") from error
-        return found
+            return found
 
     ConfigRepository.load_config = _load
 

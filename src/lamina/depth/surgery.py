@@ -82,9 +82,16 @@ _ABOUT_LAYERS = re.compile(
 def layer_count(config: dict[str, Any], name: str = "config.json") -> int:
     """Return the number of decoder layers that a config.json, or what has that `name`, declares.
 
-    Raises ModelError if it declares none, as in encoder-decoder configs and some multimodal ones.
+    Raises ModelError if it declares none, as in encoder-decoder configs and some multimodal ones,
+    or a field about layers is mistyped or absurd.
     """
-    _refuse_mistyped(name, config)
+    numbers = dict.fromkeys((*COUNT_FIELDS, *THRESHOLD_FIELDS, *MTP_FIELDS), int | None)
+    lists = dict.fromkeys((*PER_LAYER_FIELDS, *INDEX_FIELDS), list | str | None)
+    refuse_mistyped(name, config, {**numbers, **lists})
+    for field in {*numbers} & {*config} - {*THRESHOLD_FIELDS}:
+        low, value = int(field in COUNT_FIELDS), config[field]
+        if value is not None and not low <= value <= MOST_LAYERS:
+            raise ModelError(f"{name}: {field} is {value}, expected {low} to {MOST_LAYERS:,}")
     for field in COUNT_FIELDS:
         if config.get(field) is not None:
             return int(config[field])
@@ -100,17 +107,6 @@ def layer_count(config: dict[str, Any], name: str = "config.json") -> int:
         f"model_type {config.get('model_type')!r} declares no number of decoder layers "
         f"({' or '.join(COUNT_FIELDS[:2])}): only decoder language models can be reduced"
     )
-
-
-def _refuse_mistyped(name: str, config: dict[str, Any]) -> None:
-    """Raise a ModelError if a field about layers is not of its type, or absurd."""
-    numbers = dict.fromkeys((*COUNT_FIELDS, *THRESHOLD_FIELDS, *MTP_FIELDS), int | None)
-    lists = dict.fromkeys((*PER_LAYER_FIELDS, *INDEX_FIELDS), list | str | None)
-    refuse_mistyped(name, config, {**numbers, **lists})
-    for field in {*numbers} & {*config} - {*THRESHOLD_FIELDS}:
-        low, value = int(field in COUNT_FIELDS), config[field]
-        if value is not None and not low <= value <= MOST_LAYERS:
-            raise ModelError(f"{name}: {field} is {value}, expected {low} to {MOST_LAYERS:,}")
 
 
 def reduced_config(config: dict[str, Any], kept_layers: Sequence[int]) -> dict[str, Any]:

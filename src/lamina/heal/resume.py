@@ -63,8 +63,7 @@ def given_checkpoint(resume: str) -> GivenCheckpoint | None:
             "checkpoint"
         )
     named = path if STEP.fullmatch(path.name) else None
-    inside = (each for each in _checkpoint_folders(path) if checkpoints(each))
-    folder = path.parent if named else next(inside, None)
+    folder = path.parent if named else next(filter(checkpoints, _checkpoint_folders(path)), None)
     if folder is None:
         raise ConfigError(f"resume={resume}: there is no checkpoint; set resume=auto to start")
     result = _result_of(folder)
@@ -115,8 +114,7 @@ def _result_of(folder: Path) -> dict[str, Any] | None:
     """Read result.json of the run that a checkpoint folder belongs to."""
     if run := run_of(folder):
         return read_result(Path(run))
-    above = (read_result(parent) for parent in folder.parents[:3])
-    return next((result for result in above if result), None)
+    return next(filter(None, map(read_result, folder.parents[:3])), None)
 
 
 @dataclass(frozen=True, kw_only=True)
