@@ -21,7 +21,7 @@ HYDRA = {
 }  # fmt: skip
 """Commands of a composed config, and its name."""
 
-GROUPS = {"config": ("model", "data"), "evaluate": ("data",), "cut": ("model",)}
+GROUPS = {"config": ("model", "data", "adapter"), "evaluate": ("data",), "cut": ("model",)}
 """Groups whose options have keys of their own, by config."""
 
 NO_KEYS = {"hydra.run.dir", "hydra/launcher"}
@@ -68,7 +68,9 @@ def test_keys_in_help_exist(command: str) -> None:
     text = import_module(f"lamina.commands.{command}").HELP
     keys = text.partition("\nkeys, all described in docs/parameters.md:\n")[2].partition("\n\n")[0]
     named = set(
-        re.findall(r"(?<![\w/=|])[a-z]+[a-z_]*(?:[./][a-z_]+)+|\b[a-z]+_[a-z_]+\b(?![=|])", keys)
+        re.findall(
+            r"(?<![\w/=|])[a-z]+[a-z_]*(?:[./][a-z_]+)+|(?<!\|)\b[a-z]+_[a-z_]+\b(?![=|])", keys
+        )
     )
     options = {path.stem for path in conf_dir().glob("*/*.yaml")} | NO_KEYS
     assert named - known(HYDRA[command]) - options == set()
