@@ -155,6 +155,7 @@ class Experiment(Parameters):
             "distributed": distributed.world_size(),
             "backend": self.backend.name,
             **{f"adapter.{key}": value for key, value in adapter.items()},
+            **{f"trainer.{key}": value for key, value in self.trainer.own.items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
         }
 
@@ -163,7 +164,8 @@ class Experiment(Parameters):
         """Whether weights, gradients and optimizer states are sharded over the processes."""
         import torch
 
-        if distributed.world_size() == 1 or self.parallel == "ddp":
+        alone = distributed.world_size() == 1
+        if alone or self.parallel == "ddp" or not self.trainer.shards:
             return False
         return self.parallel == "fsdp" or (self.adapter.trains_all and torch.cuda.is_available())
 

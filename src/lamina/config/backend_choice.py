@@ -12,6 +12,7 @@ from lamina.errors import ConfigError
 from lamina.heal.backends import unsloth
 from lamina.heal.backends.transformers import Transformers
 from lamina.heal.backends.unsloth import Unsloth
+from lamina.heal.distillation.settings import Distill
 from lamina.heal.repair.structure import NONE
 from lamina.runtime.device import visible_devices
 
@@ -86,5 +87,10 @@ def _unsupported(run: Parameters) -> Iterator[str]:
         yield f"repair={run.repair} needs plain transformers' layers: choose backend=transformers"
     if not run.trainer.trains:
         yield "trainer=none trains nothing that Unsloth could speed up: choose backend=transformers"
+    if isinstance(run.trainer, Distill):
+        yield (
+            "trainer=distill needs the hidden states of a forward pass that Unsloth replaces: "
+            "choose backend=transformers, or trainer=sft"
+        )
     decided = {key: getattr(run, key) for key in Unsloth.decides}
     yield from unsloth.unsupported(run.model, run.adapter, run.trainer.args, decided)

@@ -37,7 +37,9 @@ def problems(run: Parameters) -> Iterator[str]:
         given_checkpoint(run.resume)
     except LaminaError as error:
         yield str(error)
-    yield from run.trainer.conflicts(run.adapter, run.parallel, run.distributed)
+    yield from run.trainer.conflicts(
+        run.model, run.adapter, run.parallel, run.distributed, run.kernels
+    )
     if problem := kernels.attention_problem(run.attention, run.weights_dtype):
         yield problem
     if run.kernels == "liger":

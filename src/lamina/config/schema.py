@@ -21,6 +21,7 @@ from lamina.export.reduced import Cut
 from lamina.heal import adapters, sft, untrained
 from lamina.heal.backends import transformers, unsloth
 from lamina.heal.callbacks import loggers, settings
+from lamina.heal.distillation import settings as distillation
 from lamina.measure.evaluate import Evaluation
 from lamina.runtime.paths import asset
 
@@ -37,7 +38,7 @@ OPTIONS: dict[str, dict[str, type]] = {
     ),
     "backend": _by_name(unsloth.Auto, transformers.Transformers, unsloth.Unsloth),
     "data": _by_name(sources.Files, sources.Blend, sources.Hub, sources.Disk, sources.Synthetic),
-    "trainer": {"sft": sft.SFT, "none": untrained.NoTraining},
+    "trainer": {"sft": sft.SFT, "distill": distillation.Distill, "none": untrained.NoTraining},
     "logger": {"tensorboard": loggers.TensorBoard, "wandb": loggers.WandB},
     "callbacks": _by_name(
         settings.Progress, settings.FiniteLoss, settings.History, settings.EarlyStopping

@@ -17,7 +17,7 @@ from lamina.depth.reduction import (
     with_derived_lists,
 )
 from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
-from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, with_layer
+from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, layer_of, with_layer
 from lamina.errors import ConfigError, ModelError, did_you_mean, either, naming
 from lamina.runtime.console import stage
 from lamina.weights.reading import DTYPES, tensor_slices
@@ -145,6 +145,28 @@ def _load_reduced(
     if generation := generation_config(source):
         model.generation_config = generation
     return model
+
+
+def load_sharing(
+    source: Source, reduced: "PreTrainedModel", kept_layers: Sequence[int]
+) -> "PreTrainedModel":
+    """Load a whole model around a reduced one made of its `kept_layers`, whose weights it shares.
+
+    Only the removed layers are read. Raises ModelError as `load_model` does.
+    """
+    kept = dict(enumerate(kept_layers))
+    shared = {
+        name if (layer := layer_of(name)) is None else with_layer(name, kept[layer]): tensor
+        for name, tensor in reduced.state_dict().items()
+    }
+    every = range(layer_count(source.config))
+    mapping = kept_tensors(source.weight_map, every, source.config)
+    removed = {n: n for n in mapping if layer_of(n) in {*every} - {*kept_layers}}
+    settings: dict[str, Any] = {"dtype": reduced.dtype}
+    if reduced.device.type != "cpu":
+        settings["device_map"] = {"": str(reduced.device)}
+    with stage("reading removed layers"), tensor_slices(source, removed) as slices:
+        return _checked(source, _load_reduced(source, every, {**shared, **slices}, settings))
 
 
 def generation_config(source: Source) -> "GenerationConfig | None":

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lamina.data.cache import cache_errors
 from lamina.depth.layer_sets import half_open_ranges
 from lamina.depth.plan import Plan
+from lamina.depth.variants import Variant
 from lamina.errors import ConfigError, naming
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Partial
 from lamina.heal.backends.transformers import Backend, Training
@@ -76,6 +78,16 @@ class SFT:
     name: ClassVar[str] = "sft"
     trains: ClassVar[bool] = True
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """What else trained weights depend on, by key."""
+        return {}
+
+    @property
+    def shards(self) -> bool:
+        """Whether several GPUs may share one copy of the model."""
+        return True
+
     def problems(self) -> Iterator[str]:
         """Refuse arguments that contradict each other, or that this machine does not support."""
         for name, limit in LIMITS.items():
@@ -93,10 +105,13 @@ class SFT:
         yield from _loss(self.args)
         yield from missing_requirements(self.args)
 
-    def conflicts(self, adapter: Adapter, parallel: str, processes: int | str) -> Iterator[str]:
+    def conflicts(
+        self, model: Variant, adapter: Adapter, parallel: str, processes: int | str, kernels: str
+    ) -> Iterator[str]:
         """Refuse adapters, arguments and numbers of processes that do not work together.
 
-        `parallel` is auto, ddp or fsdp; `processes` a number, auto or none.
+        `parallel` is auto, ddp or fsdp; `processes` a number, auto or none; `kernels` none or
+        liger.
         """
         tokens = adapter.settings().get("trainable_token_indices")
         if tokens and self.args.get("loss_type") in (None, "chunked_nll"):
@@ -156,6 +171,12 @@ class SFT:
         with naming("trainer.args", TypeError, ValueError):
             return SFTConfig(**{**_defaults(SFTConfig), **own, **self.args})
 
+    def trainer_of(self, model: "PreTrainedModel", plan: Plan) -> "partial[TokenLossTrainer]":
+        """Return the trainer's class, with what it needs to know of a model without an adapter."""
+        from lamina.heal.trainer import TokenLossTrainer
+
+        return partial(TokenLossTrainer)
+
     def build(
         self,
         *,
@@ -174,16 +195,15 @@ class SFT:
         Raises OutputError if the cache of data sets cannot be written, and ConfigError if a library
         refuses or changes a setting or, with packing, documents would see each other.
         """
-        from lamina.heal.trainer import TokenLossTrainer
-
         balance_experts(model, arguments)
+        build = self.trainer_of(model, plan)
         if arguments.loss_type == "chunked_nll" and scales_logits(model.config):
             arguments.loss_type = "nll"
         expected = self._expected(arguments, backend, training)
         with naming("trainer.args, adapter", ValueError):
             adapted, left_to_trl = backend.add_adapter(model, training)
             with cache_errors():  # TRL caches packs, too
-                trainer = TokenLossTrainer(
+                trainer = build(
                     model=adapted,
                     args=arguments,
                     processing_class=tokenizer,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -17,7 +17,7 @@ from typing_extensions import override
 from lamina.data.tokenization import IGNORED
 from lamina.depth.reduction import blueprint
 from lamina.errors import OutputError
-from lamina.heal.callbacks.clock import SPEED, STEP, TRAINED, StepClock
+from lamina.heal.callbacks.clock import SPEED, TRAINED, StepClock
 from lamina.heal.callbacks.saving import Checkpointing, EndAfterStep, saved_best
 from lamina.heal.kernels import MASKED, undoing_patches
 from lamina.heal.sampling import ShuffledThenPadding, set_epoch, with_padding_rows
@@ -44,11 +44,13 @@ class TokenLossTrainer(SFTTrainer):
     the batch size (transformers issue 39241, open in 5.17).
     """
 
+    further_phases: ClassVar[tuple[str, ...]] = ()
+    """Parts of a step that the clock counts apart."""
     _evaluating: Stage
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.clock = StepClock(training_flops(self.model))
+        self.clock = StepClock(training_flops(self.model), *self.further_phases)
         self.remove_callback(PrinterCallback)
         self.add_callback(self.clock)
         self.add_callback(Checkpointing())
@@ -82,7 +84,7 @@ class TokenLossTrainer(SFTTrainer):
             "perplexity": perplexity(self.state.best_metric),
             "train_tokens": self.state.num_input_tokens_seen,
             TRAINED: self.clock.trained_tokens(),
-            "train_seconds": sum(seconds[phase] for phase in STEP),
+            "train_seconds": sum(seconds[phase] for phase in self.clock.step),
             "seconds": seconds,
             **self.speed(),
         }
@@ -213,9 +215,7 @@ class TokenLossTrainer(SFTTrainer):
         shown = stage(f"saving {target.name}")
         with self.clock.during("save"), errors, saving as partial, shown:
             self.accelerator.wait_for_everyone()
-            loss = distributed.summed([self._tr_loss.item()])[0] / distributed.world_size()
-            unlogged = {"loss": loss, "since": self._globalstep_last_logged}
-            self.state.stateful_callbacks[UNLOGGED] = unlogged
+            self.state.stateful_callbacks[UNLOGGED] = self.unlogged()
             self.state.stateful_callbacks[TRAINED] = self.clock.trained_tokens()
             with attributes(self, _saving_in=partial.parent):
                 super()._save_checkpoint(model, trial)
@@ -228,6 +228,16 @@ class TokenLossTrainer(SFTTrainer):
         if self.args.should_save:
             # transformers 5.17 removes file by file: what a kill left would look like a checkpoint.
             rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def unlogged(self) -> dict[str, Any]:
+        """Return a checkpoint's sums over the steps since the last log, of all processes."""
+        loss = distributed.summed([self._tr_loss.item()])[0] / distributed.world_size()
+        return {"loss": loss, "since": self._globalstep_last_logged}
+
+    def continue_log(self, unlogged: dict[str, Any]) -> None:
+        """Take up a checkpoint's `unlogged`."""
+        self._tr_loss += float(unlogged["loss"])
+        self._globalstep_last_logged = int(unlogged["since"])
 
     @override
     def _save_rng_state(self, output_dir: str) -> None:
@@ -283,8 +293,7 @@ class TokenLossTrainer(SFTTrainer):
         # Resuming after the last step does nothing; transformers 5.17 would take one more step.
         if unlogged := self.state.stateful_callbacks.pop(UNLOGGED, None):
             with _fitting(Path(options["resume_from_checkpoint"]) / STATE):
-                self._tr_loss += float(unlogged["loss"])
-                self._globalstep_last_logged = int(unlogged["since"])
+                self.continue_log(unlogged)
         if self.state.global_step < self.state.max_steps:
             set_epoch(options["train_dataloader"], options["epoch"])
             super()._run_epoch(*arguments, **options)

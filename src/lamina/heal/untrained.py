@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
+from lamina.depth.variants import Variant
 from lamina.heal.adapters import Adapter
 from lamina.heal.sft import SFT
 from lamina.measure.evaluate import TOLERANCES, perplexity, row_losses
@@ -26,7 +27,9 @@ class NoTraining(SFT):
     trains: ClassVar[bool] = False
 
     @override
-    def conflicts(self, adapter: Adapter, parallel: str, processes: int | str) -> Iterator[str]:
+    def conflicts(
+        self, model: Variant, adapter: Adapter, parallel: str, processes: int | str, kernels: str
+    ) -> Iterator[str]:
         return iter(())
 
 

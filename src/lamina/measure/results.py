@@ -37,8 +37,9 @@ ROW: dict[str, Any] = {"input_ids": list, "labels": list, "loss": int | float | 
 """Fields of a row of eval.jsonl, and their types."""
 
 METRICS = (
-    "baseline_eval_loss reduced_eval_loss eval_loss perplexity eval_sample_loss tokens_per_second "
-    "flops_per_second mfu train_tokens trained_tokens train_seconds seconds peak_memory_bytes"
+    "baseline_eval_loss reduced_eval_loss eval_loss perplexity eval_sample_loss kl "
+    "tokens_per_second flops_per_second mfu train_tokens trained_tokens train_seconds seconds "
+    "peak_memory_bytes"
 ).split()
 """Every metric of a run; None until it is measured."""
 

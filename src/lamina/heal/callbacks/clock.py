@@ -80,9 +80,11 @@ class StepClock(TrainerCallback):
     The end of a backward pass need not: transformers counts tokens there, which synchronizes.
     """
 
-    def __init__(self, flops: Flops) -> None:
+    def __init__(self, flops: Flops, *further: str) -> None:
+        """Count the work of a model; `further` phases are parts of a step."""
         self.flops = flops
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.step = (*STEP, *further)
+        self.seconds = dict.fromkeys((*PHASES, *further), 0.0)
         self._phase: str | None = None
         self._since = 0.0
         self._counted = torch.zeros(1 + len(flops.per_pair), dtype=torch.int64)
@@ -144,7 +146,7 @@ class StepClock(TrainerCallback):
     @override
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         # A resumed training counts only its own steps.
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
         self._phase, self._since = "other", time.monotonic()
         self._counted = torch.zeros_like(self._counted)
         self._trained_before = state.stateful_callbacks.get(

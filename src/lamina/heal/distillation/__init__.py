@@ -1,0 +1,1 @@
+"""Distillation: the original model teaches the reduced one."""

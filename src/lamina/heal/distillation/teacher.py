@@ -1,0 +1,68 @@
+"""The teacher: the original model, frozen, which shares the student's weights.
+
+Only the removed layers are read again. A weight that is trained exists twice.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from lamina.depth.loading import load_sharing
+from lamina.depth.plan import Plan
+from lamina.errors import ModelError
+from lamina.heal.distillation.divergence import Head
+from lamina.runtime.sizes import trained_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROBE = 8
+"""Tokens with which heads are compared."""
+
+
+def load_teacher(student: "PreTrainedModel", plan: Plan) -> "PreTrainedModel":
+    """Load the original model around a reduced one without an adapter, whose weights it shares."""
+    assert plan.source is not None
+    teacher = load_sharing(plan.source, student, plan.kept_layers)
+    if (attention := student.config._attn_implementation) != teacher.config._attn_implementation:
+        teacher.set_attn_implementation(attention)
+    teacher.config.get_text_config().output_router_logits = False
+    return teacher.eval().requires_grad_(False)
+
+
+def keep_apart(teacher: "PreTrainedModel", student: "PreTrainedModel") -> None:
+    """Give the teacher a copy of its own of each weight that the student trains."""
+    changing = {weight.data_ptr() for weight in trained_weights(student)}
+    for weight in teacher.parameters():
+        if weight.data_ptr() in changing:
+            weight.data = weight.data.clone()
+
+
+def head_of(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Head:
+    """Return a model's output head as it is now, without rows that pad its vocabulary."""
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    # MPT's logit_scale may be None; Granite divides instead.
+    factors = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier"))
+    divisor = getattr(config, "logits_scaling", None)
+    scale = next((each for each in factors if each is not None), 1 / divisor if divisor else 1.0)
+    return Head(
+        weight=layer.weight,
+        bias=getattr(layer, "bias", None),
+        size=min(len(layer.weight), 1 + max(tokenizer.get_vocab().values())),
+        scale=scale,
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def refuse_other_head(model: "PreTrainedModel", head: Head, ids: torch.Tensor) -> None:
+    """Refuse a model that makes logits from hidden states in another way than its `Head` does."""
+    with torch.no_grad():
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        expected = model(input_ids=ids, use_cache=False).logits[0].float()
+    found = replace(head, size=expected.shape[-1]).logits(states.to(head.weight.dtype))
+    if not torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
+        raise ModelError(
+            f"model_name={model.name_or_path}: trainer=distill does not know how this "
+            f"{model.config.model_type} makes logits: choose trainer=sft"
+        )

@@ -1,0 +1,129 @@
+"""The trainer of trainer=distill."""
+
+from functools import wraps
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from lamina.heal.distillation.divergence import Mix, divergence, product_type, trained
+from lamina.heal.distillation.teacher import PROBE, head_of, keep_apart, refuse_other_head
+from lamina.heal.trainer import TokenLossTrainer
+from lamina.runtime import distributed
+
+TEACHER = "teacher"
+"""The clock's phase of the teacher's forward passes."""
+
+FIGURES = ("kl", "entropy", "mean_token_accuracy")
+"""What is logged besides the loss: means over the tokens trained since the last log."""
+
+
+class DistillationTrainer(TokenLossTrainer):
+    """A trainer whose training loss is the divergence from a teacher; eval_loss stays the same."""
+
+    further_phases: ClassVar[tuple[str, ...]] = (TEACHER,)
+
+    def __init__(self, *arguments: Any, teacher: PreTrainedModel, mix: Mix, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        keep_apart(teacher, self.model)
+        self._mix, self._sums = mix, torch.zeros(1 + len(FIGURES))
+        self._taught_by(teacher)
+        usual = model.forward
+
+        @wraps(usual)
+        def forward(*arguments: Any, **inputs: Any) -> Any:
+            if arguments or not model.training or inputs.get("labels") is None:
+                return usual(*arguments, **inputs)
+            return {"loss": self._loss(model, **inputs)}
+
+        # Within the forward pass the adapter, autocast and the wrapper of processes are at work.
+        model.forward = forward
+
+    def _taught_by(self, teacher: PreTrainedModel) -> None:
+        # Not as an attribute of the model: the teacher would be trained, sharded and saved with it.
+        self._teacher, self._teacher_head = teacher, head_of(teacher, self.processing_class)
+        ids = torch.tensor([self.train_dataset[0]["input_ids"][:PROBE]], device=teacher.device)
+        refuse_other_head(teacher, self._teacher_head, ids)
+
+    def _loss(
+        self,
+        model: PreTrainedModel,
+        *,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor:
+        positions = trained(labels)
+        given = {name: value for name, value in inputs.items() if value is not None}
+        batch = {**given, "use_cache": False}
+        with self.clock.during(TEACHER), torch.no_grad():
+            taught = _states(self._teacher, batch, positions)
+            _wait()
+        hidden = _states(model, batch, positions)
+        theirs = self._teacher_head.cast(product_type(hidden))
+        taught = taught.to(theirs.weight.dtype)
+        sums = divergence(
+            hidden,
+            head_of(model, self.processing_class),
+            labels.flatten()[positions + 1],
+            lambda start, stop: theirs.logits(taught[start:stop]),
+            self._mix,
+        )
+        count = sums.loss.new_tensor(len(positions))
+        found = torch.stack([count, sums.kl, sums.entropy, sums.correct])
+        self._sums = self._sums.to(found.device) + found
+        return sums.loss / (
+            count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        )
+
+    @override
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
+        # That number counts the tokens of all processes, whose gradients are averaged.
+        is_shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        return loss * self.accelerator.num_processes if is_shared else loss
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            tokens, *sums = distributed.summed(self._sums.tolist())
+            means = (each / max(1, tokens) for each in sums)
+            logs.update(zip(FIGURES, means, strict=True))
+            self._sums = torch.zeros_like(self._sums)
+        super().log(logs, start_time)
+
+    @override
+    def unlogged(self) -> dict[str, Any]:
+        return {**super().unlogged(), "sums": distributed.summed(self._sums.tolist())}
+
+    @override
+    def continue_log(self, unlogged: dict[str, Any]) -> None:
+        super().continue_log(unlogged)
+        if distributed.is_first():  # they are sums over all processes
+            self._sums = torch.tensor(unlogged["sums"])
+
+    @override
+    def figures(self) -> dict[str, Any]:
+        history = reversed(self.state.log_history)
+        last = next((entry["kl"] for entry in history if "kl" in entry), None)
+        return {**super().figures(), "kl": last}
+
+
+def _states(model: PreTrainedModel, batch: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
+    """Return the last hidden states, (tokens, hidden), at flat positions of a batch."""
+    return model.base_model(**batch).last_hidden_state.flatten(0, 1)[positions]
+
+
+def _wait() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
