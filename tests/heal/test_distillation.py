@@ -1,0 +1,129 @@
+"""The teacher is the original model and shares the student's weights; nothing else leaks in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from lamina.depth.loading import load_model, load_tokenizer
+from lamina.depth.plan import Plan, make_plan
+from lamina.depth.selection import First
+from lamina.depth.variants import Pruned
+from lamina.heal.adapters import Adapter, Full, Lora
+from lamina.heal.backends.transformers import Training, Transformers
+from lamina.heal.distillation.settings import Distill
+from lamina.heal.distillation.teacher import keep_apart, load_teacher
+from tests.conftest import REFERENCE, no_scores
+
+LAYERS = 12
+
+NOTHING: dict[str, Any] = {}
+
+LORA = Lora.of(
+    learning_rate=1e-3, r=4, alpha=4, dropout=0.0, bias="none", target_modules="all-linear"
+)
+ROWS = Dataset.from_list(
+    [
+        {"input_ids": list(range(5, end)), "labels": [-100] * 3 + list(range(8, end))}
+        for end in (20, 31, 12, 40)
+    ]
+)
+
+
+def reduced(keep: int) -> tuple[Plan, Any]:
+    plan = make_plan(Pruned(keep_layers=keep, selector=First()), str(REFERENCE), no_scores)
+    assert plan.source is not None
+    return plan, load_model(plan.source, plan.kept_layers, dtype=torch.float32)
+
+
+def trainer(folder: Path, keep: int, adapter: Adapter = LORA, **arguments: Any) -> Any:
+    """A trainer on rows with prompts of three tokens."""
+    plan, model = reduced(keep)
+    assert plan.source is not None
+    common: dict[str, Any] = {
+        "bf16": False, "use_cpu": True, "max_length": 64, "packing": False, "logging_steps": 1,
+        "gradient_checkpointing": False, "eval_strategy": "no", "save_strategy": "no",
+        "max_steps": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 4,
+    }  # fmt: skip
+    settings = Distill(
+        args=common | arguments, loss="forward_kl", temperature=1.0, cross_entropy=0.0
+    )
+    return settings.build(
+        arguments=settings.arguments(folder),
+        model=model,
+        tokenizer=load_tokenizer(plan.source),
+        train=ROWS,
+        eval=ROWS,
+        backend=Transformers(),
+        training=Training(
+            adapter=adapter, max_seq_length=64, gradient_checkpointing=False, seed=1, folder=folder
+        ),
+        plan=plan,
+        callbacks=[],
+    )
+
+
+def logged(built: Any, name: str) -> float:
+    built.train()
+    return next(entry[name] for entry in built.state.log_history if name in entry)
+
+
+def test_the_teacher_is_the_original_and_shares_what_is_kept() -> None:
+    plan, student = reduced(7)
+    teacher, (_, original) = load_teacher(student, plan), reduced(LAYERS)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(teacher(ids).logits, original.eval()(ids).logits)
+    assert not teacher.training
+    assert not any(weight.requires_grad for weight in teacher.parameters())
+    held = {weight.data_ptr() for weight in student.parameters()}
+    own = sum(w.numel() for w in teacher.parameters() if w.data_ptr() not in held)
+    assert own == original.num_parameters() - student.num_parameters()
+
+
+def test_the_teacher_keeps_a_copy_of_what_is_trained() -> None:
+    plan, student = reduced(7)
+    teacher = load_teacher(student, plan)
+    keep_apart(teacher, student)
+    before = teacher.model.layers[0].mlp.up_proj.weight.clone()
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.zero_()
+    assert torch.equal(teacher.model.layers[0].mlp.up_proj.weight, before)
+
+
+@pytest.mark.parametrize("adapter", [LORA, Full(learning_rate=1e-3)], ids=["lora", "full"])
+def test_with_nothing_removed_the_divergence_is_zero(adapter: Adapter, tmp_path: Path) -> None:
+    built = trainer(tmp_path, LAYERS, adapter)
+    assert logged(built, "loss") == pytest.approx(0, abs=1e-6)
+    assert built.figures()["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_does_not_depend_on_how_a_step_is_split(tmp_path: Path) -> None:
+    """Rows of different lengths: pads or a mean of means would show."""
+    alone: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    together, split = (logged(trainer(tmp_path, 7, **how), "loss") for how in (NOTHING, alone))
+    assert together > 1e-3
+    assert split == pytest.approx(together, rel=1e-5)
+
+
+def test_dropout_is_the_students_alone(tmp_path: Path) -> None:
+    built = trainer(tmp_path, 7)
+    built.train()
+    assert built.model.training
+    assert not built._teacher.training
+
+
+def test_evaluation_stays_in_nats_of_cross_entropy(tmp_path: Path) -> None:
+    built = trainer(tmp_path, LAYERS)
+    _, model = reduced(LAYERS)
+    total, tokens = 0.0, 0
+    for row in ROWS:
+        ids, labels = (torch.tensor([row[key]]) for key in ("input_ids", "labels"))
+        with torch.no_grad():
+            logits = model.eval()(ids).logits[0, :-1]
+        wanted = labels[0, 1:]
+        total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
+        tokens += int((wanted != -100).sum())
+    assert built.evaluate()["eval_loss"] == pytest.approx(total / tokens, rel=1e-5)
