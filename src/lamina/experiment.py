@@ -216,7 +216,8 @@ class Experiment(Parameters):
         """Estimate the memory of training a model on one device."""
         dtype, liger = self.torch_dtype, self.kernels == "liger"
         given = {"dtype": dtype, "liger": liger, "sharded": self.sharded}
-        return MemoryEstimate.of(model, self.trainer.args, self.adapter, **given)
+        unshared = self.trainer.unshared(self.plan, repaired=self.repairs)
+        return MemoryEstimate.of(model, self.trainer.args, self.adapter, unshared=unshared, **given)
 
     @property
     def planned_memory(self) -> MemoryEstimate:
@@ -317,6 +318,7 @@ class Experiment(Parameters):
             backend=self.backend,
             training=self.training,
             plan=self.plan,
+            repaired=self.repairs,
             callbacks=callbacks,
         )
 

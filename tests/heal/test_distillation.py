@@ -10,7 +10,7 @@ from datasets import Dataset
 from lamina.depth.loading import load_model, load_tokenizer
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.selection import First
-from lamina.depth.variants import Pruned
+from lamina.depth.variants import Original, Pruned
 from lamina.heal.adapters import Adapter, Full, Lora
 from lamina.heal.backends.transformers import Training, Transformers
 from lamina.heal.distillation.settings import Distill
@@ -33,7 +33,8 @@ ROWS = Dataset.from_list(
 
 
 def reduced(keep: int) -> tuple[Plan, Any]:
-    plan = make_plan(Pruned(keep_layers=keep, selector=First()), str(REFERENCE), no_scores)
+    variant = Original() if keep == LAYERS else Pruned(keep_layers=keep, selector=First())
+    plan = make_plan(variant, str(REFERENCE), no_scores)
     assert plan.source is not None
     return plan, load_model(plan.source, plan.kept_layers, dtype=torch.float32)
 
@@ -61,6 +62,7 @@ def trainer(folder: Path, keep: int, adapter: Adapter = LORA, **arguments: Any) 
             adapter=adapter, max_seq_length=64, gradient_checkpointing=False, seed=1, folder=folder
         ),
         plan=plan,
+        repaired=False,
         callbacks=[],
     )
 

@@ -19,6 +19,7 @@ LINEAR = 24 * (4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 12288)
 LORA = MemoryEstimate(
     parameters=LINEAR + 2 * 151936 * 4096,
     weights=2 * (LINEAR + 2 * 151936 * 4096),
+    teacher=0,
     linear_weights=LINEAR,
     linear_bytes=2,
     trained=29_097_984,
@@ -176,6 +177,12 @@ def test_an_estimate_follows_from_the_model_and_the_arguments() -> None:
     assert estimate.chunked_loss
     assert estimate.mask == (2 * 512) ** 2
     assert estimate.activations == 1024 * (8 * 128 + 8 * 128 + 4 * 256) * 4
+    removed = 4 * (1_223_424 - 321 * 128 - 128) // 8
+    taught = MemoryEstimate.of(
+        model, arguments, Full(learning_rate=2e-5), unshared=removed, **given
+    )
+    assert taught.teacher == 4 * (removed + 1_223_424)  # the removed layers, and what is trained
+    assert taught.total == estimate.total + taught.teacher
     bare = reduction(resolve(str(REFERENCE)), range(8)).blueprint
     lora: dict[str, Any] = {
         "learning_rate": 2e-4,

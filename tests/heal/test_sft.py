@@ -82,6 +82,7 @@ def build(plan: Plan, folder: Path, arguments: dict[str, Any], adapter: dict[str
         backend=Transformers(),
         training=training,
         plan=plan,
+        repaired=False,
         callbacks=[],
     )
 

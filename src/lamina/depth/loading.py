@@ -150,15 +150,16 @@ def _load_reduced(
 def load_sharing(
     source: Source, reduced: "PreTrainedModel", kept_layers: Sequence[int]
 ) -> "PreTrainedModel":
-    """Load a whole model around a reduced one made of its `kept_layers`, whose weights it shares.
+    """Load a whole model around a reduced one, whose weights outside layers it shares.
 
-    Only the removed layers are read. Raises ModelError as `load_model` does.
+    It also shares those of `kept_layers`, the first layers of the reduced model; only the others
+    are read. Raises ModelError as `load_model` does.
     """
-    kept = dict(enumerate(kept_layers))
-    shared = {
-        name if (layer := layer_of(name)) is None else with_layer(name, kept[layer]): tensor
-        for name, tensor in reduced.state_dict().items()
-    }
+    kept, shared = dict(enumerate(kept_layers)), {}
+    for name, tensor in reduced.state_dict().items():
+        layer = layer_of(name)
+        if layer is None or layer in kept:
+            shared[name if layer is None else with_layer(name, kept[layer])] = tensor
     every = range(layer_count(source.config))
     mapping = kept_tensors(source.weight_map, every, source.config)
     removed = {n: n for n in mapping if layer_of(n) in {*every} - {*kept_layers}}

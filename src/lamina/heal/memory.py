@@ -3,12 +3,13 @@
 An estimate ranks settings; for a figure to rely on, dry_run=true measures one step. It counts
 
     weights       their bytes; four bits and their scales with adapter=qlora
+    teacher       with trainer=distill the removed layers, and a copy of what is trained
     gradients     of each trained weight, in its type
     optimizer     two values for each trained weight, in its type; one byte each with 8-bit AdamW
     activations   8 x hidden + 4 x intermediate values per token and layer, from the first trained
                   layer on; with gradient_checkpointing the hidden ones, and all of one layer
     logits        the vocabulary per token, as computed and in float32 with its gradient; none
-                  with TRL's chunked loss or liger-kernel's
+                  with TRL's chunked loss, distillation's or liger-kernel's
     mask          a byte per pair of a batch's tokens, with packing and attention=sdpa or eager
 
 and leaves out what the libraries themselves need.
@@ -56,6 +57,8 @@ class MemoryEstimate:
     """Number of weights, without those of an adapter yet to be added."""
     weights: int
     """Bytes of all weights."""
+    teacher: int
+    """Bytes of what a teacher holds besides the weights that it shares; 0 without one."""
     linear_weights: int
     """Number of weights that adapter=qlora quantizes."""
     linear_bytes: int
@@ -104,15 +107,20 @@ class MemoryEstimate:
         dtype: "torch.dtype",
         liger: bool,
         sharded: bool,
+        unshared: int | None = None,
     ) -> "MemoryEstimate":
         """Estimate the memory of a training with arguments of SFTConfig.
 
         The model has its adapter already, unless it is on the meta device: there it gets one here.
-        `dtype` is the type of the unquantized weights.
+        `dtype` is the type of the unquantized weights. `unshared` counts the weights of a teacher's
+        layers that the model lacks; None without a teacher.
         """
         attention = model.config.get_text_config()._attn_implementation
+        sizes = _sizes(model, adapter, dtype)
+        copied = sizes["trained"] if unshared is not None and adapter.peft_config() is None else 0
         return cls(
-            **_sizes(model, adapter, dtype),
+            **sizes,
+            teacher=((unshared or 0) + copied) * dtype.itemsize,
             computed_bytes=2 if arguments["bf16"] or arguments.get("fp16") else dtype.itemsize,
             batch=arguments["per_device_train_batch_size"],
             accumulation=arguments["gradient_accumulation_steps"],
@@ -122,6 +130,7 @@ class MemoryEstimate:
             checkpointing=arguments["gradient_checkpointing"],
             offloading=arguments["activation_offloading"],
             chunked_loss=liger
+            or unshared is not None
             or Version(version("trl")) >= ALL_LOSSES_CHUNKED
             or (
                 arguments.get("loss_type") in (None, "chunked_nll")
@@ -165,7 +174,7 @@ class MemoryEstimate:
     @property
     def held(self) -> int:
         """Bytes that stay allocated for the whole training."""
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.teacher + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
@@ -184,7 +193,7 @@ class MemoryEstimate:
 
 def refuse_too_large(estimate: MemoryEstimate, free: int) -> None:
     """Refuse a training whose weights and gradients alone exceed the free memory, in bytes."""
-    needed = estimate.weights + estimate.gradients
+    needed = estimate.weights + estimate.teacher + estimate.gradients
     if needed > free:
         raise ConfigError(
             f"{estimate.parameters:,} weights and the gradients of {estimate.trained:,} take at "

@@ -77,16 +77,13 @@ class SFT:
     """Fields of TRL's SFTConfig, except where outputs and reports go."""
     name: ClassVar[str] = "sft"
     trains: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
+    """Whether several GPUs may share one copy of the model."""
 
     @property
     def own(self) -> dict[str, Any]:
         """What else trained weights depend on, by key."""
         return {}
-
-    @property
-    def shards(self) -> bool:
-        """Whether several GPUs may share one copy of the model."""
-        return True
 
     def problems(self) -> Iterator[str]:
         """Refuse arguments that contradict each other, or that this machine does not support."""
@@ -171,8 +168,17 @@ class SFT:
         with naming("trainer.args", TypeError, ValueError):
             return SFTConfig(**{**_defaults(SFTConfig), **own, **self.args})
 
-    def trainer_of(self, model: "PreTrainedModel", plan: Plan) -> "partial[TokenLossTrainer]":
-        """Return the trainer's class, with what it needs to know of a model without an adapter."""
+    def unshared(self, plan: Plan, *, repaired: bool) -> int | None:
+        """Return the number of weights of a teacher's layers beside the model's; None without."""
+        return None
+
+    def trainer_of(
+        self, model: "PreTrainedModel", plan: Plan, *, repaired: bool
+    ) -> "partial[TokenLossTrainer]":
+        """Return the trainer's class, with what it needs to know of a model without an adapter.
+
+        `repaired` says that the layers beside cuts have other weights than the original's.
+        """
         from lamina.heal.trainer import TokenLossTrainer
 
         return partial(TokenLossTrainer)
@@ -188,6 +194,7 @@ class SFT:
         backend: Backend,
         training: Training,
         plan: Plan,
+        repaired: bool,
         callbacks: Sequence["TrainerCallback"],
     ) -> "TokenLossTrainer":
         """Add the adapter to the reduced model and build its trainer from tokenized rows.
@@ -196,7 +203,7 @@ class SFT:
         refuses or changes a setting or, with packing, documents would see each other.
         """
         balance_experts(model, arguments)
-        build = self.trainer_of(model, plan)
+        build = self.trainer_of(model, plan, repaired=repaired)
         if arguments.loss_type == "chunked_nll" and scales_logits(model.config):
             arguments.loss_type = "nll"
         expected = self._expected(arguments, backend, training)

@@ -29,6 +29,7 @@ class Distill(SFT):
     cross_entropy: Annotated[float, FRACTION]
     """Share of the cross-entropy in the loss."""
     name: ClassVar[str] = "distill"
+    shards: ClassVar[bool] = False
 
     @override
     def problems(self) -> Iterator[str]:
@@ -78,15 +79,23 @@ class Distill(SFT):
             "cross_entropy": self.cross_entropy,
         }
 
-    @property
     @override
-    def shards(self) -> bool:
-        return False
+    def unshared(self, plan: Plan, *, repaired: bool) -> int:
+        from lamina.depth.reduction import decoder_stack, reduction
+
+        assert plan.source is not None
+        whole = reduction(plan.source, range(plan.num_layers)).blueprint
+        layers = decoder_stack(whole, plan.num_layers)[1]
+        own = {*range(plan.num_layers)} - {*(() if repaired else plan.kept_layers)}
+        return sum(weight.numel() for at in own for weight in layers[at].parameters())
 
     @override
-    def trainer_of(self, model: "PreTrainedModel", plan: Plan) -> "partial[TokenLossTrainer]":
+    def trainer_of(
+        self, model: "PreTrainedModel", plan: Plan, *, repaired: bool
+    ) -> "partial[TokenLossTrainer]":
         from lamina.heal.distillation.divergence import Mix
         from lamina.heal.distillation.teacher import load_teacher
         from lamina.heal.distillation.trainer import DistillationTrainer
 
-        return partial(DistillationTrainer, teacher=load_teacher(model, plan), mix=Mix(**self.own))
+        teacher = load_teacher(model, plan, repaired=repaired)
+        return partial(DistillationTrainer, teacher=teacher, mix=Mix(**self.own))

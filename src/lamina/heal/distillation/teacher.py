@@ -21,10 +21,15 @@ PROBE = 8
 """Tokens with which heads are compared."""
 
 
-def load_teacher(student: "PreTrainedModel", plan: Plan) -> "PreTrainedModel":
-    """Load the original model around a reduced one without an adapter, whose weights it shares."""
+def load_teacher(
+    student: "PreTrainedModel", plan: Plan, *, repaired: bool = False
+) -> "PreTrainedModel":
+    """Load the original model around a reduced one without an adapter, whose weights it shares.
+
+    If that was repaired, its layers are no longer the original's, and all are read again.
+    """
     assert plan.source is not None
-    teacher = load_sharing(plan.source, student, plan.kept_layers)
+    teacher = load_sharing(plan.source, student, () if repaired else plan.kept_layers)
     if (attention := student.config._attn_implementation) != teacher.config._attn_implementation:
         teacher.set_attn_implementation(attention)
     teacher.config.get_text_config().output_router_logits = False
@@ -43,7 +48,7 @@ def head_of(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> H
     """Return a model's output head as it is now, without rows that pad its vocabulary."""
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
     # MPT's logit_scale may be None; Granite divides instead.
-    factors = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier"))
+    factors = (getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier"))
     divisor = getattr(config, "logits_scaling", None)
     scale = next((each for each in factors if each is not None), 1 / divisor if divisor else 1.0)
     return Head(
