@@ -311,6 +311,28 @@ MISTAKES = {
     "trainer=none data.answers=original dry_run=true": "data.answers=original: trainer=none trains "
     "no answers: use data.answers=given\n"
     "dry_run=true takes a training step, and trainer=none has none: leave out one of them",
+    "trainer=distill trainer.loss=kl": "trainer.loss=kl: use forward_kl or jsd",
+    "trainer=distill trainer.temperature=0": "trainer.temperature=0.0: use a value above 0",
+    "trainer=distill trainer.cross_entropy=1": "trainer.cross_entropy=1.0: use 0 to below 1",
+    "trainer=distill trainer.args.loss_type=dft": "trainer.args.loss_type=dft has no effect with "
+    "trainer=distill: leave it out, or choose trainer=sft",
+    "trainer=distill trainer.args.label_smoothing_factor=0.1 trainer.args.loss_type=nll": "trainer."
+    "args.loss_type=nll has no effect with trainer=distill: leave it out, or choose trainer=sft\n"
+    "trainer.args.label_smoothing_factor=0.1 has no effect with trainer=distill: leave it out, or "
+    "choose trainer=sft",
+    "trainer=distill torch_compile=true": "torch_compile=true does not work with trainer=distill: "
+    "leave it out",
+    "trainer=distill adapter=qlora": "adapter=qlora: trainer=distill does not share 4-bit weights "
+    "with a teacher in this version: choose adapter=lora",
+    "trainer=distill adapter=full parallel=fsdp": "parallel=fsdp: trainer=distill does not shard "
+    "its teacher: set parallel=ddp, or choose trainer=sft",
+    "trainer=distill kernels=liger": "kernels=liger replaces the loss, and trainer=distill has one "
+    "of its own: leave it out, or choose trainer=sft\n"
+    "kernels=liger needs a GPU with Triton: leave it out",
+    "trainer=distill model=scratch": "trainer=distill learns from the original model, and "
+    "model=scratch has none: choose trainer=sft",
+    "trainer=distill backend=unsloth": "trainer=distill needs the hidden states of a forward pass "
+    "that Unsloth replaces: choose backend=transformers, or trainer=sft",
     "adapter=partial export.form=both": "export.form=both needs adapter=lora: adapter=partial has "
     "no adapter",
     "adapter=partial trainer.args.gradient_checkpointing_kwargs={use_reentrant:true}": "trainer."

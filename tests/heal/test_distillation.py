@@ -84,6 +84,17 @@ def test_the_teacher_is_the_original_and_shares_what_is_kept() -> None:
     assert own == original.num_parameters() - student.num_parameters()
 
 
+def test_the_teacher_of_a_repaired_model_is_the_original() -> None:
+    plan, student = reduced(7)
+    student.model.layers[6].mlp.down_proj.weight.data *= 2
+    teacher, (_, original) = load_teacher(student, plan, repaired=True), reduced(LAYERS)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(teacher(ids).logits, original.eval()(ids).logits)
+    assert teacher.get_input_embeddings().weight.data_ptr() == (
+        student.get_input_embeddings().weight.data_ptr()
+    )
+
+
 def test_the_teacher_keeps_a_copy_of_what_is_trained() -> None:
     plan, student = reduced(7)
     teacher = load_teacher(student, plan)
