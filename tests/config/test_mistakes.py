@@ -313,7 +313,8 @@ MISTAKES = {
     "dry_run=true takes a training step, and trainer=none has none: leave out one of them",
     "trainer=distill trainer.loss=kl": "trainer.loss=kl: use forward_kl or jsd",
     "trainer=distill trainer.temperature=0": "trainer.temperature=0.0: use a value above 0",
-    "trainer=distill trainer.cross_entropy=1": "trainer.cross_entropy=1.0: use 0 to below 1",
+    "trainer=distill trainer.cross_entropy=1": "trainer.cross_entropy=1.0: use a value from 0 to "
+    "below 1",
     "trainer=distill trainer.args.loss_type=dft": "trainer.args.loss_type=dft has no effect with "
     "trainer=distill: leave it out, or choose trainer=sft",
     "trainer=distill trainer.args.label_smoothing_factor=0.1 trainer.args.loss_type=nll": "trainer."

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from lamina.depth.loading import load_model, load_tokenizer
 from lamina.depth.plan import Plan, make_plan
-from lamina.depth.selection import First
+from lamina.depth.selection import Uniform
 from lamina.depth.variants import Original, Pruned
 from lamina.heal.adapters import Adapter, Full, Lora
 from lamina.heal.backends.transformers import Training, Transformers
@@ -19,28 +19,28 @@ from tests.conftest import REFERENCE, no_scores
 
 LAYERS = 12
 
-NOTHING: dict[str, Any] = {}
-
 LORA = Lora.of(
     learning_rate=1e-3, r=4, alpha=4, dropout=0.0, bias="none", target_modules="all-linear"
 )
 ROWS = Dataset.from_list(
     [
-        {"input_ids": list(range(5, end)), "labels": [-100] * 3 + list(range(8, end))}
-        for end in (20, 31, 12, 40)
+        {"input_ids": list(range(5, end)), "labels": [-100] * prompt + list(range(5 + prompt, end))}
+        for prompt, end in ((3, 20), (0, 31), (3, 12), (3, 40))
     ]
 )
 
 
 def reduced(keep: int) -> tuple[Plan, Any]:
-    variant = Original() if keep == LAYERS else Pruned(keep_layers=keep, selector=First())
+    variant = Original() if keep == LAYERS else Pruned(keep_layers=keep, selector=Uniform())
     plan = make_plan(variant, str(REFERENCE), no_scores)
     assert plan.source is not None
     return plan, load_model(plan.source, plan.kept_layers, dtype=torch.float32)
 
 
-def trainer(folder: Path, keep: int, adapter: Adapter = LORA, **arguments: Any) -> Any:
-    """A trainer on rows with prompts of three tokens."""
+def trainer(
+    folder: Path, keep: int, adapter: Adapter = LORA, hidden: float = 0.0, **arguments: Any
+) -> Any:
+    """A trainer on rows with and without prompts."""
     plan, model = reduced(keep)
     assert plan.source is not None
     common: dict[str, Any] = {
@@ -49,7 +49,11 @@ def trainer(folder: Path, keep: int, adapter: Adapter = LORA, **arguments: Any) 
         "max_steps": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 4,
     }  # fmt: skip
     settings = Distill(
-        args=common | arguments, loss="forward_kl", temperature=1.0, cross_entropy=0.0
+        args=common | arguments,
+        loss="forward_kl",
+        temperature=1.0,
+        cross_entropy=0.0,
+        hidden=hidden,
     )
     return settings.build(
         arguments=settings.arguments(folder),
@@ -114,11 +118,38 @@ def test_with_nothing_removed_the_divergence_is_zero(adapter: Adapter, tmp_path:
 
 
 def test_the_loss_does_not_depend_on_how_a_step_is_split(tmp_path: Path) -> None:
-    """Rows of different lengths: pads or a mean of means would show."""
+    """Rows of different lengths: pads, the ends of packed rows or a mean of means would show."""
     alone: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-    together, split = (logged(trainer(tmp_path, 7, **how), "loss") for how in (NOTHING, alone))
+    ways: tuple[dict[str, Any], ...] = ({}, alone, {"packing": True})
+    together, split, packed = (logged(trainer(tmp_path, 7, **way), "loss") for way in ways)
     assert together > 1e-3
-    assert split == pytest.approx(together, rel=1e-5)
+    assert [split, packed] == pytest.approx([together, together], rel=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_hidden_states_are_compared_before_each_layer_that_stays(
+    checkpointing: bool, tmp_path: Path
+) -> None:
+    """Pads, prompts and the last token of a row take no part; scattered cuts are mapped."""
+    built = trainer(tmp_path, 7, hidden=0.5, gradient_checkpointing=checkpointing)
+    plan, student = reduced(7)
+    _, whole = reduced(LAYERS)
+    total, tokens = 0.0, 0
+    for row in ROWS:
+        ids, wanted = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"][1:]) != -100
+        with torch.no_grad():
+            ours, theirs = (
+                model.eval()(ids, output_hidden_states=True).hidden_states
+                for model in (student, whole)
+            )
+        for place, layer in list(enumerate(plan.kept_layers))[1:]:
+            x, y = ours[place][0, :-1][wanted].double(), theirs[layer][0, :-1][wanted].double()
+            total += float((1 - torch.cosine_similarity(x, y, dim=1)).sum()) / 6
+        tokens += int(wanted.sum())
+    built.train()
+    entry = next(each for each in built.state.log_history if "kl" in each)
+    assert total > 1e-3
+    assert entry["loss"] - entry["kl"] == pytest.approx(0.5 * total / tokens, rel=1e-3)
 
 
 def test_dropout_is_the_students_alone(tmp_path: Path) -> None:

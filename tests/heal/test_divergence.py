@@ -12,7 +12,7 @@ TOKENS, HIDDEN, VOCABULARY, PADDED = 23, 8, 40, 48
 
 
 def mix(loss: str = "forward_kl", temperature: float = 1.0, cross_entropy: float = 0.0) -> Mix:
-    return Mix(loss=loss, temperature=temperature, cross_entropy=cross_entropy)
+    return Mix(loss=loss, temperature=temperature, cross_entropy=cross_entropy, hidden=0.0)
 
 
 def reference(logits: Any, taught: Any, targets: Any, mix: Mix) -> tuple[Any, Any]:

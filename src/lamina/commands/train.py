@@ -48,7 +48,7 @@ keys, all described in docs/parameters.md:
               max_seq_length, packing
   adapter     adapter=lora|dora|qlora lora.r, lora.alpha, adapter.dropout, adapter.target_modules
               adapter=full|partial    adapter.layers, adapter.head
-  training    trainer=sft|none, repair=none|magnitude|closed_form
+  training    trainer=sft|distill|none, repair=none|magnitude|closed_form
               learning_rate, lr_scheduler_type, warmup_ratio, weight_decay, optim, seed
               max_steps, num_train_epochs, budget.tokens, per_device_train_batch_size
               gradient_accumulation_steps; any field of TRL's SFTConfig as trainer.args

@@ -223,7 +223,7 @@ _OTHER_NAMES = {
     "max_steps, or give budget.tokens=NUMBER on the command line": "max_tokens train_tokens "
     "token_budget",
     "repair=magnitude or repair=closed_form on the command line": "repair",
-    "trainer=none on the command line": "trainer",
+    "trainer=none or trainer=distill on the command line": "trainer",
 }
 ANSWERS = {name: answer for answer, names in _OTHER_NAMES.items() for name in names.split()}
 """What other names for the keys of the older form, and for its values, are written as."""

@@ -73,6 +73,8 @@ class Mix:
     """Divisor of both models' logits in the divergence."""
     cross_entropy: float
     """Weight of the cross-entropy with the data's own tokens; the divergence has the rest."""
+    hidden: float
+    """Weight of the hidden states' misalignment, which is added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,16 @@ def product_type(hidden: torch.Tensor) -> torch.dtype:
     device = hidden.device.type
     is_cast = torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if is_cast else hidden.dtype
+
+
+def misalignment(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> torch.Tensor:
+    """Return 1 - cosine of two models' states, (tokens, hidden) for each layer.
+
+    It is a mean over layers, which must not be none, and a sum over tokens.
+    """
+    pairs = zip(ours, theirs, strict=True)
+    cosines = [torch.cosine_similarity(x.float(), y.float(), dim=1).sum() for x, y in pairs]
+    return len(ours[0]) - torch.stack(cosines).mean()
 
 
 class _Divergence(torch.autograd.Function):

@@ -11,7 +11,7 @@ from lamina.depth.plan import Plan
 from lamina.depth.variants import Scratch, Variant
 from lamina.heal.adapters import Adapter
 from lamina.heal.sft import SFT
-from lamina.limits import ABOVE_ZERO, FRACTION, one_of
+from lamina.limits import ABOVE_ZERO, FRACTION, NOT_NEGATIVE, one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +28,8 @@ class Distill(SFT):
     """Divisor of both models' logits."""
     cross_entropy: Annotated[float, FRACTION]
     """Share of the cross-entropy in the loss."""
+    hidden: Annotated[float, NOT_NEGATIVE]
+    """Weight of 1 - cosine of both models' states before each layer that stays."""
     name: ClassVar[str] = "distill"
     shards: ClassVar[bool] = False
 
@@ -77,6 +79,7 @@ class Distill(SFT):
             "loss": self.loss,
             "temperature": self.temperature,
             "cross_entropy": self.cross_entropy,
+            "hidden": self.hidden,
         }
 
     @override
@@ -98,4 +101,9 @@ class Distill(SFT):
         from lamina.heal.distillation.trainer import DistillationTrainer
 
         teacher = load_teacher(model, plan, repaired=repaired)
-        return partial(DistillationTrainer, teacher=teacher, mix=Mix(**self.own))
+        return partial(
+            DistillationTrainer,
+            teacher=teacher,
+            mix=Mix(**self.own),
+            kept_layers=plan.kept_layers,
+        )

@@ -1,5 +1,6 @@
 """The trainer of trainer=distill."""
 
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any, ClassVar
 
@@ -7,7 +8,13 @@ import torch
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lamina.heal.distillation.divergence import Mix, divergence, product_type, trained
+from lamina.heal.distillation.divergence import (
+    Mix,
+    divergence,
+    misalignment,
+    product_type,
+    trained,
+)
 from lamina.heal.distillation.teacher import PROBE, head_of, keep_apart, refuse_other_head
 from lamina.heal.trainer import TokenLossTrainer
 from lamina.runtime import distributed
@@ -24,11 +31,20 @@ class DistillationTrainer(TokenLossTrainer):
 
     further_phases: ClassVar[tuple[str, ...]] = (TEACHER,)
 
-    def __init__(self, *arguments: Any, teacher: PreTrainedModel, mix: Mix, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        teacher: PreTrainedModel,
+        mix: Mix,
+        kept_layers: Sequence[int],
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         keep_apart(teacher, self.model)
         self._mix, self._sums = mix, torch.zeros(1 + len(FIGURES))
+        # What reaches each layer that stays, but for the first, which no other layer feeds.
+        self._compared = tuple(kept_layers[1:]) if mix.hidden else ()
         self._taught_by(teacher)
         usual = model.forward
 
@@ -59,24 +75,24 @@ class DistillationTrainer(TokenLossTrainer):
         given = {name: value for name, value in inputs.items() if value is not None}
         batch = {**given, "use_cache": False}
         with self.clock.during(TEACHER), torch.no_grad():
-            taught = _states(self._teacher, batch, positions)
+            taught, *theirs = _states(self._teacher, batch, positions, self._compared)
             _wait()
-        hidden = _states(model, batch, positions)
-        theirs = self._teacher_head.cast(product_type(hidden))
-        taught = taught.to(theirs.weight.dtype)
+        places = range(1, 1 + len(self._compared))
+        hidden, *ours = _states(model, batch, positions, places)
+        head = self._teacher_head.cast(product_type(hidden))
+        taught = taught.to(head.weight.dtype)
         sums = divergence(
             hidden,
             head_of(model, self.processing_class),
             labels.flatten()[positions + 1],
-            lambda start, stop: theirs.logits(taught[start:stop]),
+            lambda start, stop: head.logits(taught[start:stop]),
             self._mix,
         )
         count = sums.loss.new_tensor(len(positions))
         found = torch.stack([count, sums.kl, sums.entropy, sums.correct])
         self._sums = self._sums.to(found.device) + found
-        return sums.loss / (
-            count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        )
+        loss = sums.loss + self._mix.hidden * misalignment(ours, theirs) if ours else sums.loss
+        return loss / (count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
     @override
     def compute_loss(
@@ -119,9 +135,16 @@ class DistillationTrainer(TokenLossTrainer):
         return {**super().figures(), "kl": last}
 
 
-def _states(model: PreTrainedModel, batch: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
-    """Return the last hidden states, (tokens, hidden), at flat positions of a batch."""
-    return model.base_model(**batch).last_hidden_state.flatten(0, 1)[positions]
+def _states(
+    model: PreTrainedModel, batch: dict[str, Any], positions: torch.Tensor, layers: Sequence[int]
+) -> list[torch.Tensor]:
+    """Return the last hidden states, (tokens, hidden), at flat positions of a batch.
+
+    Behind them come those that reach each of `layers`.
+    """
+    found = model.base_model(**batch, output_hidden_states=bool(layers))
+    states = [found.last_hidden_state, *(found.hidden_states[layer] for layer in layers)]
+    return [each.flatten(0, 1)[positions] for each in states]
 
 
 def _wait() -> None:
