@@ -199,6 +199,14 @@ def test_preflight_refuses_what_unsloth_cannot_do(machine: Machine, gpt2: Path) 
     )
 
 
+def test_distillation_is_refused(machine: Machine) -> None:
+    machine(installed=True, gpus=1)
+    assert refused("trainer=distill") == (
+        "trainer=distill needs the hidden states of a forward pass that Unsloth replaces: choose "
+        "backend=transformers, or trainer=sft"
+    )
+
+
 def test_a_missing_unsloth_is_named_in_one_line(machine: Machine) -> None:
     machine(installed=False, gpus=0)
     assert refused() == ABSENT

@@ -323,8 +323,6 @@ MISTAKES = {
     "choose trainer=sft",
     "trainer=distill torch_compile=true": "torch_compile=true does not work with trainer=distill: "
     "leave it out",
-    "trainer=distill adapter=qlora": "adapter=qlora: trainer=distill does not share 4-bit weights "
-    "with a teacher in this version: choose adapter=lora",
     "trainer=distill adapter=full parallel=fsdp": "parallel=fsdp: trainer=distill does not shard "
     "its teacher: set parallel=ddp, or choose trainer=sft",
     "trainer=distill kernels=liger": "kernels=liger replaces the loss, and trainer=distill has one "
@@ -332,8 +330,6 @@ MISTAKES = {
     "kernels=liger needs a GPU with Triton: leave it out",
     "trainer=distill model=scratch": "trainer=distill learns from the original model, and "
     "model=scratch has none: choose trainer=sft",
-    "trainer=distill backend=unsloth": "trainer=distill needs the hidden states of a forward pass "
-    "that Unsloth replaces: choose backend=transformers, or trainer=sft",
     "adapter=partial export.form=both": "export.form=both needs adapter=lora: adapter=partial has "
     "no adapter",
     "adapter=partial trainer.args.gradient_checkpointing_kwargs={use_reentrant:true}": "trainer."

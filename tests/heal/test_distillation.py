@@ -11,7 +11,7 @@ from lamina.depth.loading import load_model, load_tokenizer
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.selection import Uniform
 from lamina.depth.variants import Original, Pruned
-from lamina.heal.adapters import Adapter, Full, Lora
+from lamina.heal.adapters import Adapter, Full, Lora, QLora
 from lamina.heal.backends.transformers import Training, Transformers
 from lamina.heal.distillation.settings import Distill
 from lamina.heal.distillation.teacher import keep_apart, load_teacher
@@ -69,6 +69,16 @@ def trainer(
         repaired=False,
         callbacks=[],
     )
+
+
+def test_a_teacher_shares_no_4_bit_weights() -> None:
+    settings = Distill(args={}, loss="jsd", temperature=1.0, cross_entropy=0.0, hidden=0.0)
+    given = {"r": 4, "alpha": 4, "dropout": 0.0, "bias": "none", "target_modules": "all-linear"}
+    adapter = QLora.of(learning_rate=1e-3, **given)
+    assert list(settings.conflicts(Original(), adapter, "auto", "auto", "none")) == [
+        "adapter=qlora: trainer=distill does not share 4-bit weights with a teacher in this "
+        "version: choose adapter=lora"
+    ]
 
 
 def logged(built: Any, name: str) -> float:
