@@ -16,8 +16,9 @@ from lamina.errors import ConfigError
 from lamina.heal.adapters import Full, Lora
 from lamina.heal.backends.transformers import Training, Transformers, excluded
 from lamina.heal.backends.unsloth import Unsloth
+from lamina.heal.kernels import balance_experts
 from lamina.heal.memory import ALL_LOSSES_CHUNKED
-from lamina.heal.sft import SFT, balance_experts
+from lamina.heal.sft import SFT
 from tests.architectures import save
 from tests.conftest import REFERENCE, no_scores
 

@@ -21,7 +21,7 @@ METRIC_KEYS = {
     "baseline_eval_loss", "reduced_eval_loss", "eval_loss", "perplexity", "eval_sample_loss",
     "tokens_per_second", "flops_per_second", "mfu", "train_tokens", "trained_tokens",
     "train_seconds", "seconds",
-    "peak_memory_bytes",
+    "peak_memory_bytes", "kl",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from lamina.runtime.device import installed, visible_devices
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+    from trl import SFTConfig
 
 FLASH = {"flash-attn-3": "flash_attention_3", "flash-attn": "flash_attention_2"}
 """Packages of flash attention, the fastest first, with transformers' names for them."""
@@ -238,6 +239,32 @@ def undoing_patches(model: "PreTrainedModel") -> AbstractContextManager[None]:
     """
     module = sys.modules[type(model).__module__]
     return attributes(module, **vars(module))
+
+
+def balance_experts(model: "PreTrainedModel", arguments: "SFTConfig") -> None:
+    """Turn off TRL's loss that balances experts for a model without one, such as Llama 4.
+
+    Raises ConfigError if the config asks for it all the same, or TRL's chunked loss lacks it.
+    """
+    config = model.config.get_text_config()
+    if not hasattr(config, "output_router_logits"):
+        return
+    given = arguments.router_aux_loss_coef
+    weight = getattr(config, "router_aux_loss_coef", 0) if given is None else given
+    modules = (sys.modules[kind.__module__] for kind in type(model).__mro__)
+    if not any(hasattr(module, "load_balancing_loss_func") for module in modules):
+        if given:
+            raise ConfigError(
+                f"trainer.args.router_aux_loss_coef={given}: {config.model_type} has no loss that "
+                "balances its experts: leave it out"
+            )
+        arguments.router_aux_loss_coef = 0.0
+    elif weight and arguments.loss_type == "chunked_nll" and not hasattr(config, "num_experts"):
+        raise ConfigError(
+            f"trainer.args.loss_type=chunked_nll: TRL cannot balance the experts of "
+            f"{config.model_type} with it: set trainer.args.loss_type=nll, or "
+            "trainer.args.router_aux_loss_coef=0"
+        )
 
 
 def scales_logits(config: "PretrainedConfig") -> bool:

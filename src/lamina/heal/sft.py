@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
@@ -18,7 +17,12 @@ from lamina.depth.variants import Variant
 from lamina.errors import ConfigError, naming
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Partial
 from lamina.heal.backends.transformers import Backend, Training
-from lamina.heal.kernels import missing_requirements, refuse_adapted_head, scales_logits
+from lamina.heal.kernels import (
+    balance_experts,
+    missing_requirements,
+    refuse_adapted_head,
+    scales_logits,
+)
 from lamina.heal.packing import refuse_leaking_packs
 from lamina.limits import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, one_of
 from lamina.runtime import distributed
@@ -260,32 +264,6 @@ def _device_arguments() -> dict[str, bool]:
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     # Without use_cpu transformers refuses bfloat16 on a CPU, and each process trains alone.
     return {"dataloader_pin_memory": accelerated, "use_cpu": not accelerated}
-
-
-def balance_experts(model: "PreTrainedModel", arguments: "SFTConfig") -> None:
-    """Turn off TRL's loss that balances experts for a model without one, such as Llama 4.
-
-    Raises ConfigError if the config asks for it all the same, or TRL's chunked loss lacks it.
-    """
-    config = model.config.get_text_config()
-    if not hasattr(config, "output_router_logits"):
-        return
-    given = arguments.router_aux_loss_coef
-    weight = getattr(config, "router_aux_loss_coef", 0) if given is None else given
-    modules = (sys.modules[kind.__module__] for kind in type(model).__mro__)
-    if not any(hasattr(module, "load_balancing_loss_func") for module in modules):
-        if given:
-            raise ConfigError(
-                f"trainer.args.router_aux_loss_coef={given}: {config.model_type} has no loss that "
-                "balances its experts: leave it out"
-            )
-        arguments.router_aux_loss_coef = 0.0
-    elif weight and arguments.loss_type == "chunked_nll" and not hasattr(config, "num_experts"):
-        raise ConfigError(
-            f"trainer.args.loss_type=chunked_nll: TRL cannot balance the experts of "
-            f"{config.model_type} with it: set trainer.args.loss_type=nll, or "
-            "trainer.args.router_aux_loss_coef=0"
-        )
 
 
 def _best_checkpoint(arguments: Mapping[str, Any]) -> Iterator[str]:
