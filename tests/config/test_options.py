@@ -60,15 +60,13 @@ def test_every_promised_option_exists() -> None:
 def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: str) -> None:
     loggers = ["none"] if experiment.startswith("heal_") else options("logger")
     for model, adapter, logger in product(options("model"), options("adapter"), loggers):
-        taught = any(part in experiment for part in ("closed_form", "distill"))
-        if model == "scratch" and (adapter == "qlora" or taught or experiment == "heal_answers"):
-            continue  # it has no weights to quantize, and no original to answer or to teach
-        if adapter == "qlora" and taught:
-            continue  # 4-bit weights are neither repaired nor shared with a teacher
+        if model == "scratch" and (adapter == "qlora" or experiment == "heal_answers"):
+            continue  # it has no weights to quantize, and no original to answer
         given = [f"experiment={experiment}", f"model={model}", f"adapter={adapter}"]
         given += [f"logger={logger}", *(["model.keep=[0,1]"] if model == "layers" else [])]
         given += [] if model == "pruned" else ["selector=first"]  # it is the default
-        given += ["repair=none"] if adapter == "qlora" or model == "scratch" else []
+        refused = adapter == "qlora" or model == "scratch"
+        given += ["repair=none", "trainer=sft"] if refused else []
         config = composed(*given)
         preflight(config)
         run = instantiate(config)
