@@ -168,12 +168,11 @@ class _Divergence(torch.autograd.Function):
             gradient = gradient.to(dtype)
             if grads[0] is not None:
                 grads[0][start:stop] = gradient @ student.weight[: head.size]
-            if grads[1] is None:
-                continue
-            if grads[1].dtype == dtype:
+            if grads[1] is not None and grads[1].dtype == dtype:
                 grads[1][: head.size].addmm_(gradient.t(), states)
-            else:
+            elif grads[1] is not None:
                 grads[1][: head.size] += gradient.t() @ states
+            del gradient  # before the next chunk's logits
         ctx.grads = grads
         loss, *others = sums.unbind()
         ctx.mark_non_differentiable(*others)
