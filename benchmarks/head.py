@@ -106,7 +106,7 @@ def ours(given: Inputs) -> Any:
         student,
         given.labels.flatten()[positions + 1],
         lambda start, stop: teacher.logits(taught[start:stop]),
-        Mix(loss="forward_kl", temperature=1.0, cross_entropy=0.0),
+        Mix(loss="forward_kl", temperature=1.0, cross_entropy=0.0, hidden=0.0),
     ).loss
 
 
