@@ -19,6 +19,7 @@ from lamina.heal.packing import batch_size, packed, total_steps
 from lamina.heal.untrained import Untrained
 from lamina.measure.results import DRY_RUN_FILE
 from lamina.measure.resumable import refuse_unfit
+from lamina.rounds import planned_rounds, round_of
 from lamina.run import feed, load, plan
 from lamina.runtime import distributed, sizes
 from lamina.runtime.console import console
@@ -65,8 +66,12 @@ def print_dry_run(config: "DictConfig", folder: Path, processes: int) -> None:
     refuse_what_does_not_fit(content, config.output_dir)
 
 
-def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
-    """Do what a run does up to its first step, errors included; return dry_run.json's content."""
+def dry_run(whole: Experiment, processes: int) -> dict[str, Any]:
+    """Do what a run does up to its first step, errors included; return dry_run.json's content.
+
+    Of a ladder it is the first round's step: no later one has a larger model.
+    """
+    experiment = round_of(whole, 1, None, ())
     plan(experiment)
     args = {**experiment.trainer.args, **ONE_STEP}
     one_step = replace(experiment, trainer=replace(experiment.trainer, args=args))
@@ -93,6 +98,7 @@ def dry_run(experiment: Experiment, processes: int) -> dict[str, Any]:
             "num_layers": experiment.plan.num_layers,
             "kept_layers": list(experiment.plan.kept_layers),
             "chosen": experiment.plan.chosen,
+            "rounds": [*planned_rounds(whole, experiment)],
             "parameters": parameters,
             "trainable_parameters": trainer.trainable_parameters(),
             "form": experiment.form,
@@ -163,7 +169,7 @@ def footprint_of(
         "checkpoints": checkpoints,  # most on disk at once, the one being written included
         "final": final,  # with final-merged/, if both are written
         "free_disk": sizes.free_disk_bytes(experiment.folder),
-        "disk": checkpoint * checkpoints + final,
+        "disk": (checkpoint * checkpoints + final) * experiment.ladder.rounds,
     }
 
 

@@ -4,12 +4,12 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.config.parameters import Parameters
+from lamina.config.parameters import NOT_A_SETTING, Parameters
 from lamina.data.answers.answered import Original
 from lamina.data.feed import Feed
 from lamina.data.sources import DataSource
@@ -23,6 +23,7 @@ from lamina.heal import kernels
 from lamina.heal.adapters import Lora
 from lamina.heal.backends.transformers import Training
 from lamina.heal.callbacks.settings import Context
+from lamina.heal.ladder import Round
 from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice
 from lamina.heal.packing import describe_batch
@@ -62,14 +63,22 @@ MAX_NAME = 120
 class Experiment(Parameters):
     """What to keep of which model, how to heal it, what to measure and where to write."""
 
+    round: Round = field(default=Round(), metadata=NOT_A_SETTING)
+    """Which of a ladder's rounds it is."""
+
     @cached_property
     def plan(self) -> Plan:
-        """Which layers stay, from config.json alone unless the variant needs scores."""
+        """Which layers of the original stay; config.json says, unless the variant needs scores."""
+        return self.round.of_original(self.cut)
+
+    @cached_property
+    def cut(self) -> Plan:
+        """Which layers stay of the model to load: the original, or what the round before left."""
         return make_plan(
-            self.model,
-            self.model_name,
+            self.round.variant(self.model),
+            self.round.base or self.model_name,
             lambda source: self.scores(source, self.data),
-            self.depth.protect,
+            self.round.protect(self.depth.protect),
             self.saved_dtype,
         )
 
@@ -154,6 +163,7 @@ class Experiment(Parameters):
             "kernels": self.kernels,
             "distributed": distributed.world_size(),
             "backend": self.backend.name,
+            **self.ladder.settings(self.trainer.args, self.budget),
             **{f"adapter.{key}": value for key, value in adapter.items()},
             **{f"trainer.{key}": value for key, value in self.trainer.own.items()},
             **{f"trainer.args.{key}": value for key, value in kept.items()},
@@ -230,7 +240,8 @@ class Experiment(Parameters):
         """What final/ holds; raises ConfigError if that would not be exact."""
         has_adapter = isinstance(self.adapter, Lora) and self.trainer.trains
         is_loadable = self.adapter.is_loadable and not self.repairs
-        return self.export.form_of(self.plan, has_adapter=has_adapter, is_loadable=is_loadable)
+        export = replace(self.export, form="merged") if self.ladder.keep_layers else self.export
+        return export.form_of(self.plan, has_adapter=has_adapter, is_loadable=is_loadable)
 
     @property
     def repairs(self) -> bool:
@@ -256,8 +267,15 @@ class Experiment(Parameters):
 
     def load_unquantized(self) -> "PreTrainedModel":
         """Load the reduced model without quantization, to merge a qlora adapter into it."""
-        assert self.plan.source is not None
-        return loading.load_model(self.plan.source, self.plan.kept_layers, dtype=self.torch_dtype)
+        assert self.cut.source is not None
+        return loading.load_model(self.cut.source, self.cut.kept_layers, dtype=self.torch_dtype)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every setting, by key."""
+        given = asdict(replace(self, round=Round()))
+        del given["round"]
+        return given
 
     def context(self, record: Record, start: Start) -> Context:
         """Return what loggers and callbacks may know about the run."""
@@ -272,7 +290,7 @@ class Experiment(Parameters):
             tags=(self.plan.model_type, self.trained or "untrained"),
             hyperparameters=own | self._hyperparameters(),
             changed={*own, "layers", "adapter"},
-            config=asdict(self),
+            config=self.parameters,
             resume_step=start.step,
             history=record.content["history"],
             metrics=record.content["metrics"],
@@ -286,7 +304,7 @@ class Experiment(Parameters):
             "layers": self.plan.name,
             "kept_layers": len(self.plan.kept_layers),
             "adapter": self.trained or "none",
-            **(healing(asdict(self)) if self.trainer.trains else {}),
+            **(healing(self.parameters) if self.trainer.trains else {}),
         }
 
     @stage("preparing the training")
@@ -317,7 +335,7 @@ class Experiment(Parameters):
             eval=rows.eval.rows,
             backend=self.backend,
             training=self.training,
-            plan=self.plan,
+            plan=self.cut,
             repaired=self.repairs,
             callbacks=callbacks,
         )
@@ -337,7 +355,7 @@ class Experiment(Parameters):
     @property
     def untouched(self) -> ModelRef:
         """The model that layers are removed from, with all of them."""
-        return self._ref(range(self.plan.num_layers))
+        return self._ref(self.plan.source, range(self.plan.num_layers))
 
     @property
     def answering(self) -> Original | None:
@@ -355,10 +373,9 @@ class Experiment(Parameters):
         own_kernels = self.adapter.in_4bit and self.backend.has_4bit_kernels
         if self.plan.source is None or not (self.backend.patches_model_classes or own_kernels):
             return None
-        return self._ref(self.plan.kept_layers)
+        return self._ref(self.cut.source, self.cut.kept_layers)
 
-    def _ref(self, kept_layers: Sequence[int]) -> ModelRef:
-        source = self.plan.source
+    def _ref(self, source: Source | None, kept_layers: Sequence[int]) -> ModelRef:
         assert source is not None
         return ModelRef(
             name=source.name,

@@ -2,7 +2,6 @@
 
 import logging
 from contextlib import nullcontext
-from dataclasses import asdict
 from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.provenance import base_identity, fingerprint, provenance
 from lamina.measure.results import Record
 from lamina.measure.tasks.items import read_tasks
+from lamina.rounds import climb
 from lamina.runtime import distributed
 from lamina.runtime.cache import cache_folder
 from lamina.runtime.console import stage
@@ -41,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 def run(experiment: Experiment, record: Record) -> None:
     """Run an experiment; reports read only its record and its folder."""
+    climb(experiment, record, cut_and_heal)
+
+
+def cut_and_heal(experiment: Experiment, record: Record) -> None:
+    """Run an experiment without a ladder, or one of its rounds."""
     plan(experiment)
     first, folder, wanted = distributed.is_first(), experiment.folder, experiment.evaluation
     # output_dir may lie outside the run folder, which is locked, and another run be at work there.
@@ -52,7 +57,10 @@ def run(experiment: Experiment, record: Record) -> None:
             arguments = experiment.arguments(folder)
             tokenizer, rows = feed(experiment, experiment.answering)
             if experiment.trainer.trains:
-                experiment.budget.set_steps(arguments, rows.train.rows, distributed.world_size())
+                processes = distributed.world_size()
+                experiment.round.set_length(
+                    arguments, experiment.budget, rows.train.rows, processes
+                )
             start.warn_if_reached(arguments.max_steps, experiment.budget.tokens)
             record_data(experiment, record, rows, start)
             protocol = experiment.protocol(rows)
@@ -101,7 +109,7 @@ def plan(experiment: Experiment) -> None:
 
 def resume(experiment: Experiment, record: Record) -> Start:
     """Claim the folder of checkpoints and find the checkpoint to continue from."""
-    identity, base = experiment.identity, base_identity(experiment.plan.source)
+    identity, base = experiment.identity, base_identity(experiment.cut.source)
     name = experiment.name(record.own)
     settings = {**experiment.settings, "base": base}
     folder, run_dir = experiment.folder, Path(experiment.run_dir).absolute()
@@ -155,9 +163,9 @@ def load(experiment: Experiment, tokenizer: "PreTrainedTokenizerBase") -> "PreTr
         model = loading.new_model(experiment.architecture, tokenizer, dtype=dtype)
         loading.refuse_beyond_positions(model, experiment.max_seq_length)
         return model
-    count, name = len(plan.kept_layers), experiment.model_name
-    logger.info("loading %s, %d of %d layers", name, count, plan.num_layers)
-    return experiment.backend.load_model(plan, dtype, experiment.training)
+    count, name = len(plan.kept_layers), experiment.round.base or experiment.model_name
+    logger.info("loading %s, %d of %d layers", name, count, experiment.cut.num_layers)
+    return experiment.backend.load_model(experiment.cut, dtype, experiment.training)
 
 
 def heal(
@@ -184,7 +192,7 @@ def keep(
     experiment: Experiment, record: Record, trainer: "TokenLossTrainer | Untrained"
 ) -> measure.ModelRef:
     """Write the best weights to final/."""
-    settings = asdict(experiment)
+    settings = experiment.parameters
     content = manifest(
         experiment.plan,
         adapter=experiment.trained,

@@ -269,6 +269,32 @@ MISTAKES = {
     "trainer.args.dataloader_drop_last=true": "budget.tokens=16k needs "
     "trainer.args.train_sampling_strategy=random or sequential, not group_by_length\n"
     "budget.tokens=16k and trainer.args.dataloader_drop_last: leave out one of them",
+    # Ladders.
+    "ladder.keep_layers=8": "ladder.keep_layers=8: use two numbers of layers or more, such as "
+    "[27,24]",
+    "ladder.keep_layers=[10,ten]": "ladder.keep_layers=[10,'ten']: use two numbers of layers or "
+    "more, such as [27,24]",
+    "ladder.keep_layers=[8,10]": "ladder.keep_layers=[8,10]: each round must keep fewer layers",
+    "ladder.keep_layers=[10,10,8]": "ladder.keep_layers=[10,10,8]: each round must keep fewer "
+    "layers",
+    "ladder.keep_layers=[10,6]": "ladder.keep_layers=[10,6] ends with 6 layers, but "
+    "model.keep_layers=8: set both to the same number",
+    "ladder.keep_layers=[12,8]": "ladder.keep_layers=[12,8], but the model has 12 layers: begin "
+    "with 11 or less",
+    "ladder.keep_layers=[10,8] model=dropped": "ladder.keep_layers=[10,8] needs model=pruned with "
+    "model.keep_layers=8",
+    "ladder.keep_layers=[10,8] export.form=adapter": "ladder.keep_layers=[10,8] merges each "
+    "round's adapter, after which export.form=adapter has no base: leave export.form out",
+    "ladder.keep_layers=[10,8] resume=never": "ladder.keep_layers=[10,8] needs resume=auto: each "
+    "round resumes from its own checkpoints",
+    "ladder.keep_layers=[10,8] trainer=none": "ladder.keep_layers=[10,8] heals with trainer=sft, "
+    "not trainer=none: leave out one",
+    "ladder.keep_layers=[10,8] repair=magnitude": "ladder.keep_layers=[10,8] and repair=magnitude: "
+    "leave out one of them",
+    "ladder.keep_layers=[10,8] max_steps=1": "ladder.keep_layers=[10,8] has more rounds than "
+    "max_steps=1: set a larger max_steps",
+    "ladder.keep_layers=[10,8] depth.protect=[0-9]": "model.keep_layers=8 leaves 8 of 12 layers, "
+    "but depth.protect=[0-9] protects 9: keep at least those, or protect fewer",
     "adapter.dropout=1": "adapter.dropout=1.0: use a value from 0 to below 1",
     "lr_scheduler_type=linnear": "lr_scheduler_type=linnear: use linear, cosine, "
     "cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt, "

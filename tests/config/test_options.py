@@ -64,7 +64,8 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
             continue  # it has no weights to quantize, and no original to answer
         given = [f"experiment={experiment}", f"model={model}", f"adapter={adapter}"]
         given += [f"logger={logger}", *(["model.keep=[0,1]"] if model == "layers" else [])]
-        given += [] if model == "pruned" else ["selector=first"]  # it is the default
+        if model != "pruned":  # the only one with a selector and a ladder
+            given += ["selector=first", "ladder.keep_layers=null"]
         refused = adapter == "qlora" or model == "scratch"
         given += ["repair=none", "trainer=sft"] if refused else []
         config = composed(*given)
@@ -200,7 +201,7 @@ TINY = (
     "data=synthetic",
     "generator.train_rows=60",
     "generator.eval_rows=8",
-    "depth.keep_layers=8",
+    "depth.keep_layers=7",
     "depth.layer_to_drop=5",
     "max_seq_length=128",
     "bf16=false",

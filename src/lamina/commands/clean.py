@@ -10,7 +10,14 @@ from typing import Any
 
 from lamina.commands.app import errors_in_one_line, parse
 from lamina.errors import ConfigError, OutputError
-from lamina.measure.results import RESULT_FILE, read_result, run_of, with_settings
+from lamina.export.final import FINAL
+from lamina.measure.results import (
+    LADDER_FOLDER,
+    RESULT_FILE,
+    read_result,
+    run_of,
+    with_settings,
+)
 from lamina.runtime.checkpoints import best_checkpoint, checkpoints, damage, last_checkpoint
 from lamina.runtime.console import printable
 from lamina.runtime.lock import locked
@@ -20,9 +27,9 @@ from lamina.weights.source import ADAPTER_FILE, made_of
 
 DESCRIPTION = """\
 List the checkpoints that are no longer needed, with their sizes, and remove them: all of a
-completed run; of any other, those older than its last whole one, except the best. final/ stays, and
-a run that is still running is left alone. Without checkpoints, a completed run cannot be continued
-with more steps."""
+completed run; of any other, those older than its last whole one, except the best. final/ stays, but
+for those of a completed ladder's earlier rounds, and a run that is still running is left alone.
+Without checkpoints, a completed run cannot be continued with more steps."""
 
 CALLS = """\
 usual calls:
@@ -47,9 +54,8 @@ def main() -> None:
         if not sizes:
             sys.stdout.write(f"{given.folder}: no checkpoint to remove\n")
             return
-        count = (
-            f"{len(sizes)} checkpoint{'s' * (len(sizes) > 1)}, {format_bytes(sum(sizes.values()))}"
-        )
+        kind = "folder" if any(path.name == FINAL for path in sizes) else "checkpoint"
+        count = f"{len(sizes)} {kind}{'s' * (len(sizes) > 1)}, {format_bytes(sum(sizes.values()))}"
         if not (given.yes or _agreed(count)):
             return
         for path in sizes:
@@ -65,7 +71,9 @@ def unneeded(folder: Path, owned: ExitStack) -> Iterator[Path]:
 
     Raises ConfigError if the folder holds no run.
     """
-    runs = [folder, *sorted(path.parent for path in folder.glob(f"*/{RESULT_FILE}"))]
+    jobs = [folder, *sorted(path.parent for path in folder.glob(f"*/{RESULT_FILE}"))]
+    rounds = f"{LADDER_FOLDER}/*/{RESULT_FILE}"
+    runs = [each for job in jobs for each in (job, *(path.parent for path in job.glob(rounds)))]
     results = {run: result for run in runs if (result := read_result(run)) is not None}
     if not results:
         raise ConfigError(f"{folder}: holds no run or sweep: pass the folder of one")
@@ -81,6 +89,9 @@ def unneeded(folder: Path, owned: ExitStack) -> Iterator[Path]:
             sys.stderr.write(printable(f"left alone: {error}\n"))
             continue
         needed = _needed(saved, result)
+        whole = results.get(run.parent.parent, {}) if run.parent.name == LADDER_FOLDER else {}
+        if whole.get("status") == "completed" and (saved / FINAL).is_dir():
+            yield saved / FINAL
         for path in sorted(saved.glob("*checkpoint-*"), key=lambda path: path.stat().st_mtime):
             if path not in needed and path.is_dir() and not path.is_symlink():
                 yield path
@@ -108,8 +119,9 @@ def _needed(folder: Path, result: dict[str, Any]) -> set[Path]:
     if last is None:
         return set()
     best = best_checkpoint(last)
-    # lamina export takes the adapter of a merged run from there.
-    is_merged = not (folder / "final" / ADAPTER_FILE).is_file()
+    # lamina export takes the adapter of a merged run from there; that of a round has lost its base.
+    has_rounds = "ladder.keep_layers" in (result["settings"] or {})
+    is_merged = not (folder / FINAL / ADAPTER_FILE).is_file() and not has_rounds
     return {best} if is_merged and (best / ADAPTER_FILE).is_file() else set()
 
 

@@ -35,6 +35,7 @@ keys, all described in docs/parameters.md:
               model=dropped     model.layer_to_drop (depth.layer_to_drop)
               model=pruned      model.keep_layers (depth.keep_layers), selector
                                 model.target_parameters, model.target_bytes
+                                ladder.keep_layers
               model=layers      model.keep, model.drop
               model=scratch     model.architecture
   data        data=hub          data.name, data.config, data.train, data.eval

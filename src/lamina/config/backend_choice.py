@@ -92,5 +92,10 @@ def _unsupported(run: Parameters) -> Iterator[str]:
             "trainer=distill needs the hidden states of a forward pass that Unsloth replaces: "
             "choose backend=transformers, or trainer=sft"
         )
+    if run.ladder.keep_layers:
+        yield (
+            f"{run.ladder.given}: Unsloth trains one model in a process: choose "
+            "backend=transformers"
+        )
     decided = {key: getattr(run, key) for key in Unsloth.decides}
     yield from unsloth.unsupported(run.model, run.adapter, run.trainer.args, decided)

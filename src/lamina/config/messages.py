@@ -205,7 +205,7 @@ def _advice(dotted: str, known: Sequence[str]) -> str:
     known = [key for key in known if "._" not in key and not dotted.startswith(f"{key}.")]
     same_name = [key for key in known if key.endswith(f".{name}")]
     if same_name or (guess := did_you_mean(dotted, known)):
-        return f"; did you mean {same_name[0]}?" if same_name else guess
+        return f"; did you mean {min(same_name, key=len)}?" if same_name else guess
     return f"; see {'--cfg hydra' if dotted.startswith('hydra.') else 'docs/parameters.md'}"
 
 

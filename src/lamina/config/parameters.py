@@ -12,11 +12,15 @@ from lamina.heal.backends.transformers import Backend
 from lamina.heal.budget import Budget
 from lamina.heal.callbacks.loggers import LoggerSettings
 from lamina.heal.callbacks.settings import CallbackSettings
+from lamina.heal.ladder import Ladder
 from lamina.heal.repair.structure import CLOSED_FORM, MAGNITUDE, NONE
 from lamina.heal.sft import SFT
 from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, WHOLE_TOKENS, Limit, one_of
 from lamina.measure.evaluate import Evaluation
 from lamina.scan.passes import ScanSettings
+
+NOT_A_SETTING = {"is_setting": False}
+"""Metadata of a field that no config sets."""
 
 WARMUP = Limit(lambda value: 0 <= value < 1, "use a fraction of all steps, 0 to below 1")
 MAX_STEPS = Limit(lambda value: value == -1 or value >= 1, "use 1 or more, or -1 for no limit")
@@ -91,6 +95,7 @@ class Parameters:
     optim: str
     budget: Budget
     repair: Annotated[str, one_of(NONE, MAGNITUDE, CLOSED_FORM)]
+    ladder: Ladder
     lora: LoraParameters
     depth: DepthDefaults
     generator: GeneratorParameters

@@ -29,6 +29,9 @@ def problems(run: Parameters) -> Iterator[str]:
     if run.max_steps == -1 and run.num_train_epochs <= 0:
         yield f"num_train_epochs={run.num_train_epochs}: use a value above 0"
     yield from run.budget.conflicts(arguments)
+    yield from run.ladder.conflicts(
+        run.model, run.export.form, run.resume, arguments, run.trainer.name, run.repair
+    )
     yield from packing.conflicts(arguments, run.max_seq_length, run.attention)
     yield from run.adapter.conflicts(run.model, run.export.form)
     if not isinstance(run.selector, First) and not isinstance(run.model, Pruned):
@@ -141,6 +144,7 @@ def layer_problems(run: Parameters) -> Iterator[str]:
                 depth = layer_count(source.config)
                 known = any(layer_kinds(source.config))  # else the run asks transformers for them
                 protected = parse_protection(run.depth.protect, source.config, strict=known)
+            yield from run.ladder.refuse_depth(depth)
             run.model.kept_layers(depth, NoScores(), protected)
     except LaminaError as error:
         yield str(error)

@@ -61,7 +61,7 @@ def schema_of(settings: type) -> type:
 
 def own_fields(settings: Any) -> list[Field[Any]]:
     """Return the fields that a config sets by name, without the mapping of an open class."""
-    own = fields(settings)
+    own = [each for each in fields(settings) if each.metadata.get("is_setting", True)]
     return [each for each in own if not is_open(settings) or get_origin(each.type) is not dict]
 
 

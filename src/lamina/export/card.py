@@ -94,6 +94,8 @@ def healing(parameters: dict[str, Any]) -> dict[str, Any]:
     if budget is not None:
         del found["max_steps"], found["num_train_epochs"]
         found["budget.tokens"] = budget
+    if rounds := parameters["ladder"]["keep_layers"]:
+        found["ladder.keep_layers"] = str(rounds).replace(" ", "")
     return found
 
 

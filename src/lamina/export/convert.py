@@ -109,6 +109,11 @@ def _export_adapter(run: FinishedRun, folder: Path) -> Losses | None:
             f"--form adapter: repair={repair['method']} changed the base, which an adapter alone "
             "cannot rebuild; choose --form merged"
         )
+    if rounds := (run.manifest["healing"] or {}).get("ladder.keep_layers"):
+        raise ConfigError(
+            f"--form adapter: with ladder.keep_layers={rounds} its base is what the round before "
+            "left, not the original; choose --form merged"
+        )
     base, kept_layers = run.checked_base(), run.manifest["kept_layers"]
     if obstacle := adapter_obstacle(base, kept_layers, "this set of layers"):
         raise ConfigError(f"--form adapter: {obstacle}; choose --form merged")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from lamina.data.cache import cache_errors
@@ -60,15 +61,25 @@ class Budget:
             if arguments.get(key):
                 yield f"budget.tokens={self.tokens} and trainer.args.{key}: leave out one of them"
 
-    def set_steps(self, arguments: "SFTConfig", rows: "Dataset", processes: int) -> None:
+    def set_steps(
+        self,
+        arguments: "SFTConfig",
+        rows: "Dataset",
+        processes: int,
+        *,
+        share: Fraction | int = 1,
+        trained: int = 0,
+    ) -> None:
         """Set max_steps to the first step that reaches the budget; all processes must call it.
 
         `rows` are tokenized, but not packed. The order of a training is known before it: it follows
-        from the seed and the epoch. Raises ConfigError if one step trains too much.
+        from the seed and the epoch. In a ladder the round ends at a `share` of the budget, of which
+        those before it `trained` so many tokens. Raises ConfigError if one step trains too much.
         """
         if self.tokens is None:
             return
-        wanted = parse_tokens("budget.tokens", self.tokens)
+        whole = parse_tokens("budget.tokens", self.tokens)
+        wanted = max(1, int(whole * share) - trained)
         with cache_errors():  # TRL caches packs
             packs = distributed.first_process_first(
                 "packs", lambda: packed({"train": rows}, arguments)["train"]
@@ -79,7 +90,7 @@ class Budget:
         size = batch_size(arguments, processes)
         epochs = (wanted - 1) // each  # that end before the budget is reached
         steps = tokens_of_steps(counts, _order(len(counts), arguments, epochs), size)
-        if (largest := int(steps.max())) > LARGEST_SHARE * wanted:
+        if (largest := int(steps.max())) > LARGEST_SHARE * whole:
             raise ConfigError(
                 f"budget.tokens={self.tokens}, but one step trains up to {largest:,} tokens, more "
                 f"than {LARGEST_SHARE:.0%} of it: lower per_device_train_batch_size, "

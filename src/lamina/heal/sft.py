@@ -73,6 +73,10 @@ BOOLEANS = {"include_num_input_tokens_seen": {True: "all", False: "no"}}
 """Fields in which transformers replaces true and false by words."""
 
 
+SET_BY_LENGTH = ("max_steps", "num_train_epochs", "data_seed")
+"""Arguments that a budget or a ladder's round sets."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SFT:
     """Settings of TRL's SFTTrainer."""
@@ -236,9 +240,10 @@ class SFT:
     ) -> dict[str, Any]:
         """Return the arguments that must reach the trainer unchanged."""
         before = {name: getattr(arguments, name) for name in _defaults(type(arguments))}
+        decided = {name: before[name] for name in SET_BY_LENGTH}
         return {
             key: value
-            for key, value in {**before, **self.args, "max_steps": arguments.max_steps}.items()
+            for key, value in {**before, **self.args, **decided}.items()
             if backend.preserves(key, training, given=key in self.args)
         }
 

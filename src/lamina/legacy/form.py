@@ -220,6 +220,8 @@ _OTHER_NAMES = {
     "evaluation.task_settings.few_shot=NUMBER on the command line": "num_fewshot few_shot",
     "keep_layers, or give model.target_parameters on the command line": "target_parameters",
     "keep_layers, or give model.target_bytes on the command line": "target_bytes",
+    "keep_layers, or give ladder.keep_layers on the command line": "ladder keep_layers_schedule "
+    "pruning_schedule",
     "max_steps, or give budget.tokens=NUMBER on the command line": "max_tokens train_tokens "
     "token_budget",
     "repair=magnitude or repair=closed_form on the command line": "repair",

@@ -20,6 +20,8 @@ DRY_RUN_FILE = "dry_run.json"
 MULTIRUN_FILE = "multirun.yaml"
 """Hydra's file in a sweep's folder, with the config and the command line."""
 SKIPPED_FILE = "skipped_rows.jsonl"
+LADDER_FOLDER = "ladder"
+"""Folder of a ladder's earlier rounds in that of their run, each a run by itself."""
 
 READ: dict[str, Any] = {
     "status": str,
@@ -28,13 +30,20 @@ READ: dict[str, Any] = {
     **dict.fromkeys(("error", "name", "model_type", "adapter", "final", "dtype"), str | None),
     **dict.fromkeys(("selector", "eval_fingerprint"), str | None),
     **dict.fromkeys(("settings", "provenance", "evaluation", "repair"), dict | None),
-    **dict.fromkeys(("kept_layers", "history", "samples"), list | None),
+    **dict.fromkeys(("kept_layers", "history", "samples", "rounds"), list | None),
     **dict.fromkeys(("num_layers", "num_parameters", "trainable_parameters", "seed"), int | None),
 }
 """Fields of result.json that are read again, and their types."""
 
 ROW: dict[str, Any] = {"input_ids": list, "labels": list, "loss": int | float | None}
 """Fields of a row of eval.jsonl, and their types."""
+
+ROUND: dict[str, Any] = {
+    "kept_layers": list,
+    **dict.fromkeys(("reduced_eval_loss", "eval_loss", "train_seconds"), int | float | None),
+    "trained_tokens": int,
+}
+"""Fields of a ladder's round, and their types."""
 
 METRICS = (
     "baseline_eval_loss reduced_eval_loss eval_loss perplexity eval_sample_loss kl "
@@ -78,6 +87,7 @@ class Record:
             **dict.fromkeys(("resumed_from", "started_from", "final", "dtype", "seed")),
             "history": [],
             "samples": [],
+            "rounds": [],
             "evaluation": {},
             "eval_fingerprint": None,
             "provenance": {},
@@ -150,6 +160,17 @@ class Record:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with suppress(OutputError):  # a full disk must not hide the reason, which will be printed
             self.update(status=status, error=reason)
+
+
+def together(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the metrics that a ladder's rounds add up to, and their peak memory."""
+    sums = ("train_tokens", "trained_tokens", "train_seconds")
+    spent = [each["seconds"] for each in rounds]
+    return {
+        **{name: sum(each[name] for each in rounds) for name in sums},
+        "seconds": {name: sum(each.get(name, 0) for each in spent) for name in spent[-1]},
+        "peak_memory_bytes": max(each["peak_memory_bytes"] for each in rounds),
+    }
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -24,11 +24,14 @@ def dry_run_report(content: dict[str, Any], config: str, console: Console) -> Re
 
     On a console without colours, trained text is marked by ⟦ and ⟧.
     """
-    kept, total = content["kept_layers"], content["num_layers"]
-    strip = "".join("■" if index in kept else "□" for index in range(total))
     marks = console.color_system is None
     parts: list[RenderableType] = [Text(config.rstrip()), Text()]
-    parts += [Text(f"{strip}  {len(kept)} of {total} layers: {format_layers(kept)}")]
+    parts += [Text(_layers(content["kept_layers"], content["num_layers"]))]
+    for number, each in enumerate(content["rounds"], 2):
+        shown = f"{each['layers']} layers, chosen once round {number - 1} has healed"
+        if each["kept_layers"]:
+            shown = _layers(each["kept_layers"], content["num_layers"])
+        parts.append(Text(f"round {number}: {shown}"))
     parts += [Text(content["chosen"] or "")] + [Text()] * bool(content["chosen"])
     parts += [
         _figures(content),
@@ -42,13 +45,20 @@ def dry_run_report(content: dict[str, Any], config: str, console: Console) -> Re
     return Group(*parts)
 
 
+def _layers(kept: Sequence[int], total: int) -> str:
+    strip = "".join("■" if index in kept else "□" for index in range(total))
+    return f"{strip}  {len(kept)} of {total} layers: {format_layers(kept)}"
+
+
 def refuse_what_does_not_fit(content: dict[str, Any], output_dir: str) -> None:
     """Refuse a run whose checkpoints and final/ need more disk than is free."""
     footprint = content["footprint"]
     if footprint["disk"] > footprint["free_disk"]:
+        rounds = f" of each of {1 + len(content['rounds'])} rounds" * bool(content["rounds"])
+        needed, free = format_bytes(footprint["disk"]), format_bytes(footprint["free_disk"])
         raise ConfigError(
-            f"output_dir={output_dir}: {footprint['checkpoints']} checkpoints and final/ take "
-            f"{format_bytes(footprint['disk'])}, {format_bytes(footprint['free_disk'])} are free: "
+            f"output_dir={output_dir}: {footprint['checkpoints']} checkpoints and final/{rounds} "
+            f"take {needed}, {free} are free: "
             "lower save_total_limit, or use another output_dir"
         )
 

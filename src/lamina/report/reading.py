@@ -15,6 +15,7 @@ from lamina.measure.comparison import Evaluated, load_evaluation
 from lamina.measure.results import (
     MULTIRUN_FILE,
     RESULT_FILE,
+    ROUND,
     SCAN_FILE,
     distinguishing,
     load_result,
@@ -237,6 +238,8 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
         refuse_mistyped(f"{path}: samples", sample, SAMPLE)
     for entry in result["history"] or ():
         refuse_mistyped(f"{path}: history", entry, LOGGED)
+    for entry in result["rounds"] or ():
+        refuse_mistyped(f"{path}: rounds", entry, ROUND)
     losses = [metrics.get(f"{name}eval_loss") for name in ("baseline_", "reduced_", "")]
     baseline, reduced, healed = losses
     parameters, dtype = result["num_parameters"], result["dtype"]
@@ -268,6 +271,7 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
         train_seconds=metrics.get("train_seconds"),
         peak_memory_bytes=metrics.get("peak_memory_bytes"),
         trained_tokens=metrics.get("trained_tokens"),
+        rounds="; ".join(_round(entry) for entry in result["rounds"] or ()) or None,
         history=[
             {key: entry.get(key) for key in LOGGED}
             for entry in result["history"] or ()
@@ -278,6 +282,12 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
         provenance=provenance,
         eval_fingerprint=result["eval_fingerprint"],
     )
+
+
+def _round(entry: dict[str, Any]) -> str:
+    """Return a ladder's round in words."""
+    loss = "no loss" if entry["eval_loss"] is None else f"{entry['eval_loss']:.4g}"
+    return f"{len(entry['kept_layers'])} layers: {loss}, {entry['trained_tokens']:,} tokens"
 
 
 def _distinct(rows: Sequence[RunRow], folders: Sequence[Path]) -> Iterator[RunRow]:

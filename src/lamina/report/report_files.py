@@ -29,7 +29,7 @@ FIELDS = (
     "rank job status overrides name backend model_type layers num_layers adapter selector seed "
     "parameters bytes trainable_parameters baseline_loss reduced_loss healed_loss healed_stderr "
     "difference perplexity recovered within_noise_of_best tokens_per_second train_seconds "
-    "peak_memory_bytes trained_tokens decode_tokens_per_second error folder"
+    "peak_memory_bytes trained_tokens rounds decode_tokens_per_second error folder"
 ).split()
 """Columns of report.csv, fields of a row; those of overrides, tasks and several seeds follow."""
 

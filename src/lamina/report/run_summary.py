@@ -65,6 +65,7 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         others = ", ".join(f"{answers[name]:,} {name}" for name in answers if name != "kept")
         rows.append(("answers", f"{answers['kept']:,} of the original", others))
     before = "after removal" if dropped else "before training"
+    before = "after the last removal" if content.get("rounds") else before
     is_healed = dropped and (content["trainable_parameters"] or content.get("repair"))
     if repair := content.get("repair"):
         about = f"{repair['tokens']:,} calibration tokens, {repair['seconds']:.1f} s"
@@ -79,6 +80,10 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str, str]]:
         for name, loss, about in losses
         if loss is not None
     ]
+    for number, each in enumerate(content.get("rounds") or (), 1):
+        loss = "" if each["eval_loss"] is None else f"{each['eval_loss']:.4g}"
+        about = f"healed, {len(each['kept_layers'])} layers, {each['trained_tokens']:,} tokens"
+        rows.append((f"round {number}", loss, about))
     if metrics["tokens_per_second"]:
         about = f"over steady steps; {metrics['train_tokens']:,} tokens in all"
         if (trained := metrics.get("trained_tokens")) is not None:

@@ -71,6 +71,8 @@ class RunRow:
     peak_memory_bytes: int | None = None
     trained_tokens: int | None = None
     """Those with a label; older results lack it."""
+    rounds: str | None = None
+    """Of a ladder: each round's layers, healed loss and trained tokens."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Of each logged step: step, tokens, loss, learning_rate, eval_loss; None if not logged."""
     samples: list[dict[str, str | None]] = field(default_factory=list)

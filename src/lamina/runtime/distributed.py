@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import count
@@ -14,6 +15,9 @@ T = TypeVar("T")
 
 _WAITS = count()
 """Numbers the waits of this process."""
+
+_CALLS = Counter[str]()
+"""How often `first_process_first` was called, by name."""
 
 
 def rank() -> int:
@@ -35,15 +39,17 @@ def first_process_first(name: str, make: Callable[[], T]) -> T:
     """Call `make` in the first process, and in the others once the first has finished.
 
     For results that the first one saves for all, such as a scan. It works before the process group
-    exists. `name` is unique within a run.
+    exists. Each process calls it equally often for one `name`.
     """
     if world_size() == 1:
         return make()
+    _CALLS[name] += 1
+    key = f"lamina/{name}/{_CALLS[name]}"
     if not is_first():
-        store().wait([f"lamina/{name}"], timedelta(days=1))
+        store().wait([key], timedelta(days=1))
     made = make()
     if is_first():
-        store().set(f"lamina/{name}", "")
+        store().set(key, "")
     return made
 
 

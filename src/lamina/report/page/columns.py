@@ -88,6 +88,7 @@ LAST = (
         about="0-based layers, half-open ranges",
     ),
     Column("trained", "Trained tokens", "count", lambda row: row.trained_tokens),
+    Column("rounds", "Rounds", "text", lambda row: row.rounds, about="of a ladder, healed losses"),
     Column("seconds", "Training", "number", lambda row: row.train_seconds, about="seconds"),
     Column("memory", "Peak memory", "bytes", lambda row: row.peak_memory_bytes, about="training"),
     Column("status", "Status", "text", lambda row: row.status),
