@@ -289,6 +289,8 @@ MISTAKES = {
     "round resumes from its own checkpoints",
     "ladder.keep_layers=[10,8] trainer=none": "ladder.keep_layers=[10,8] heals with trainer=sft, "
     "not trainer=none: leave out one",
+    "ladder.keep_layers=[10,8] trainer=distill": "ladder.keep_layers=[10,8] heals with "
+    "trainer=sft, not trainer=distill: leave out one",
     "ladder.keep_layers=[10,8] repair=magnitude": "ladder.keep_layers=[10,8] and repair=magnitude: "
     "leave out one of them",
     "ladder.keep_layers=[10,8] max_steps=1": "ladder.keep_layers=[10,8] has more rounds than "
