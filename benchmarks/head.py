@@ -93,7 +93,7 @@ def inputs(case: Case) -> Inputs:
 
 def ours(given: Inputs) -> Any:
     """Return the sum of the divergences, as `DistillationTrainer` computes it."""
-    from lamina.heal.distillation.divergence import Head, Mix, divergence, trained
+    from lamina.heal.distillation.divergence import Head, Mix, divergence, log_softmax, trained
 
     positions = trained(given.labels)
     student, teacher = (
@@ -105,7 +105,7 @@ def ours(given: Inputs) -> Any:
         given.states.flatten(0, 1)[positions],
         student,
         given.labels.flatten()[positions + 1],
-        lambda start, stop: teacher.logits(taught[start:stop]),
+        lambda start, stop, _: log_softmax(teacher.logits(taught[start:stop]), 1.0),
         Mix(loss="forward_kl", temperature=1.0, cross_entropy=0.0, hidden=0.0),
     ).loss
 

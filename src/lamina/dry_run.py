@@ -14,6 +14,7 @@ from lamina.data.tokenization import IGNORED
 from lamina.depth.quantization import scale_bytes
 from lamina.errors import ConfigError
 from lamina.experiment import Experiment
+from lamina.heal.distillation.settings import Distill
 from lamina.heal.memory import refuse_too_large
 from lamina.heal.packing import batch_size, packed, total_steps
 from lamina.heal.untrained import Untrained
@@ -85,9 +86,16 @@ def dry_run(whole: Experiment, processes: int) -> dict[str, Any]:
         tokenizer, rows = feed(experiment)
         experiment.budget.set_steps(arguments, rows.train.rows, processes)
         packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
+        longest = longest_rows(experiment, rows)
+        if isinstance(one_step.trainer, Distill) and one_step.trainer.is_cached:
+            teacher = replace(one_step.trainer, cache=str(scratch / "teacher"), min_mass=0.0)
+            for asked, fed in ((one_step.trainer, rows), (teacher, longest)):
+                given = experiment.plan, tokenizer, fed.train.rows, experiment.torch_dtype
+                asked.prepare(*given, dry=asked is not teacher)
+            one_step = replace(one_step, trainer=teacher)
         model = load(experiment, tokenizer)
         refuse_unfit(model, tokenizer, experiment.evaluation)
-        parameters, longest = model.num_parameters(), longest_rows(experiment, rows)
+        parameters = model.num_parameters()
         step_arguments = one_step.arguments(scratch)
         trainer = one_step.build_trainer(model, tokenizer, longest, step_arguments, [])
         assert not isinstance(trainer, Untrained)  # refused before

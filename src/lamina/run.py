@@ -16,6 +16,7 @@ from lamina.export.card import manifest
 from lamina.export.final import measured_cards, save_final
 from lamina.heal.callbacks.loggers import open_observers
 from lamina.heal.callbacks.settings import UserCallback
+from lamina.heal.distillation.settings import Distill
 from lamina.heal.resume import ONLY_MODEL, Start, find_start
 from lamina.measure import protocol as measure
 from lamina.measure.evaluate import SAMPLE_ROWS
@@ -63,6 +64,9 @@ def cut_and_heal(experiment: Experiment, record: Record) -> None:
                 )
             start.warn_if_reached(arguments.max_steps, experiment.budget.tokens)
             record_data(experiment, record, rows, start)
+            if isinstance(experiment.trainer, Distill):
+                train, dtype = rows.train.rows, experiment.torch_dtype
+                experiment.trainer.prepare(experiment.plan, tokenizer, train, dtype)
             protocol = experiment.protocol(rows)
             if wanted.baseline and experiment.plan.is_reduced:
                 measure.baseline(record, protocol, experiment.untouched)

@@ -20,6 +20,18 @@ EXPERIMENTS = ", ".join(sorted(file.stem for file in ROOT.glob("conf/experiment/
 VARIANTS = "The options are dropped, layers, original, pruned, scratch."
 
 MISTAKES = {
+    # The teacher's cache.
+    "trainer=distill trainer.top_k=0": "trainer.top_k=0: use 1 or more",
+    "trainer=distill trainer.min_mass=1": "trainer.min_mass=1.0: use a value from 0 to below 1",
+    "trainer=distill trainer.cache=null": "trainer.cache=null: set a value",
+    "trainer.cache=auto": "trainer.cache=auto: this key belongs to trainer=distill; trainer=sft "
+    "has args",
+    "trainer=distill trainer.cache=. trainer.args.packing_strategy=wrapped": "trainer.args."
+    "packing_strategy=wrapped cuts rows, and trainer.cache=. has whole ones: use bfd, or "
+    "trainer.cache=none",
+    "trainer=distill trainer.cache=auto trainer.hidden=0.5": "trainer.hidden=0.5 compares hidden "
+    "states, and trainer.cache=auto has predictions alone: set trainer.hidden=0, or "
+    "trainer.cache=none",
     # Layers.
     "model.keep_layers=99": "model.keep_layers=99, but the model has 12 layers: use 1 to 11",
     "model.keep_layers=12": "model.keep_layers=12, but the model has 12 layers: use 1 to 11; for "

@@ -1,5 +1,6 @@
 """The teacher is the original model and shares the student's weights; nothing else leaks in."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ from lamina.heal.distillation.teacher import keep_apart, load_teacher
 from tests.conftest import REFERENCE, no_scores
 
 LAYERS = 12
+
+LIVE = Distill(
+    args={},
+    loss="forward_kl",
+    temperature=1.0,
+    cross_entropy=0.0,
+    hidden=0.0,
+    cache="none",
+    top_k=64,
+    min_mass=0.0,
+)
 
 LORA = Lora.of(
     learning_rate=1e-3, r=4, alpha=4, dropout=0.0, bias="none", target_modules="all-linear"
@@ -38,7 +50,7 @@ def reduced(keep: int) -> tuple[Plan, Any]:
 
 
 def trainer(
-    folder: Path, keep: int, adapter: Adapter = LORA, hidden: float = 0.0, **arguments: Any
+    folder: Path, keep: int, adapter: Adapter = LORA, settings: Distill = LIVE, **arguments: Any
 ) -> Any:
     """A trainer on rows with and without prompts."""
     plan, model = reduced(keep)
@@ -48,17 +60,12 @@ def trainer(
         "gradient_checkpointing": False, "eval_strategy": "no", "save_strategy": "no",
         "max_steps": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 4,
     }  # fmt: skip
-    settings = Distill(
-        args=common | arguments,
-        loss="forward_kl",
-        temperature=1.0,
-        cross_entropy=0.0,
-        hidden=hidden,
-    )
+    settings, tokenizer = replace(settings, args=common | arguments), load_tokenizer(plan.source)
+    settings.prepare(plan, tokenizer, ROWS, torch.float32)
     return settings.build(
         arguments=settings.arguments(folder),
         model=model,
-        tokenizer=load_tokenizer(plan.source),
+        tokenizer=tokenizer,
         train=ROWS,
         eval=ROWS,
         backend=Transformers(),
@@ -72,10 +79,9 @@ def trainer(
 
 
 def test_a_teacher_shares_no_4_bit_weights() -> None:
-    settings = Distill(args={}, loss="jsd", temperature=1.0, cross_entropy=0.0, hidden=0.0)
     given = {"r": 4, "alpha": 4, "dropout": 0.0, "bias": "none", "target_modules": "all-linear"}
     adapter = QLora.of(learning_rate=1e-3, **given)
-    assert list(settings.conflicts(Original(), adapter, "auto", "auto", "none")) == [
+    assert list(LIVE.conflicts(Original(), adapter, "auto", "auto", "none")) == [
         "adapter=qlora: trainer=distill does not share 4-bit weights with a teacher in this "
         "version: choose adapter=lora"
     ]
@@ -141,7 +147,9 @@ def test_hidden_states_are_compared_before_each_layer_that_stays(
     checkpointing: bool, tmp_path: Path
 ) -> None:
     """Pads, prompts and the last token of a row take no part; scattered cuts are mapped."""
-    built = trainer(tmp_path, 7, hidden=0.5, gradient_checkpointing=checkpointing)
+    built = trainer(
+        tmp_path, 7, settings=replace(LIVE, hidden=0.5), gradient_checkpointing=checkpointing
+    )
     plan, student = reduced(7)
     _, whole = reduced(LAYERS)
     total, tokens = 0.0, 0

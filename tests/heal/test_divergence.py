@@ -48,14 +48,17 @@ class Case:
     def leaves(self) -> tuple[torch.Tensor, ...]:
         return self.hidden, self.weight, self.bias
 
+    @property
+    def head(self) -> Head:
+        return Head(weight=self.weight, bias=self.bias, **self.settings)
+
     def run(self, mix: Mix) -> Sums:
-        head = Head(weight=self.weight, bias=self.bias, **self.settings)
         theirs = Head(weight=self.their_weight, bias=None, **self.settings)
 
-        def teacher(start: int, stop: int) -> torch.Tensor:
-            return theirs.logits(self.states[start:stop])
+        def teacher(start: int, stop: int, _: torch.Tensor) -> torch.Tensor:
+            return module.log_softmax(theirs.logits(self.states[start:stop]), mix.temperature)
 
-        return divergence(self.hidden, head, self.targets, teacher, mix)
+        return divergence(self.hidden, self.head, self.targets, teacher, mix)
 
     def exact(self, mix: Mix) -> tuple[Any, Any, list[Any]]:
         """The reference's loss, KL and gradients."""

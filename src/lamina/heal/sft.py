@@ -181,7 +181,7 @@ class SFT:
         return None
 
     def trainer_of(
-        self, model: "PreTrainedModel", plan: Plan, *, repaired: bool
+        self, model: "PreTrainedModel", plan: Plan, train: "Dataset", *, repaired: bool
     ) -> "partial[TokenLossTrainer]":
         """Return the trainer's class, with what it needs to know of a model without an adapter.
 
@@ -211,7 +211,7 @@ class SFT:
         refuses or changes a setting or, with packing, documents would see each other.
         """
         balance_experts(model, arguments)
-        build = self.trainer_of(model, plan, repaired=repaired)
+        build = self.trainer_of(model, plan, train, repaired=repaired)
         if arguments.loss_type == "chunked_nll" and scales_logits(model.config):
             arguments.loss_type = "nll"
         expected = self._expected(arguments, backend, training)

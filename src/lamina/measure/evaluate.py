@@ -103,7 +103,7 @@ def row_losses(
     batches = list(padded_batches([len(row["input_ids"]) for row in rows], max_tokens))
     with stage("evaluating", len(rows), "rows") as shown:
         for indices in batches[distributed.rank() :: distributed.world_size()]:
-            ids, labels, mask = _padded([rows[index] for index in indices], device)
+            ids, labels, mask = padded([rows[index] for index in indices], device)
             with torch.inference_mode():
                 logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             for position, index in enumerate(indices):
@@ -227,7 +227,7 @@ def padded_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int
         yield batch
 
 
-def _padded(
+def padded(
     rows: Sequence[dict[str, Any]], device: "torch.device"
 ) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
     """Return input_ids, labels and attention_mask, each (batch, tokens), right-padded."""

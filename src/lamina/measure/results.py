@@ -46,7 +46,7 @@ ROUND: dict[str, Any] = {
 """Fields of a ladder's round, and their types."""
 
 METRICS = (
-    "baseline_eval_loss reduced_eval_loss eval_loss perplexity eval_sample_loss kl "
+    "baseline_eval_loss reduced_eval_loss eval_loss perplexity eval_sample_loss kl captured_mass "
     "tokens_per_second flops_per_second mfu train_tokens trained_tokens train_seconds seconds "
     "peak_memory_bytes"
 ).split()

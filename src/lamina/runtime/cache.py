@@ -24,14 +24,15 @@ class Entry:
 
 
 @contextmanager
-def cached(folder: Path, filename: str) -> Iterator[Entry]:
+def cached(folder: Path, filename: str, key: str = "LAMINA_CACHE") -> Iterator[Entry]:
     """Yield a file's content and save what the body sets; one process at a time, others wait.
 
-    Its first line is the checksum of the second, which is JSON: a damaged file is made again.
+    Its first line is the checksum of the second, which is JSON: a damaged file is made again. `key`
+    sets the folder.
     """
     from filelock import FileLock, Timeout
 
-    refuse_unwritable(folder, "LAMINA_CACHE")
+    refuse_unwritable(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
     path, lock = folder / filename, FileLock(folder / ".lock")
     remove_links(folder, ".lock*")

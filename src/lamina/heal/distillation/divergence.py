@@ -6,6 +6,7 @@ forward pass, so that no chunk is projected twice.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,8 +60,9 @@ class Head:
         return replace(self, weight=self.weight.detach().to(dtype))
 
 
-Teacher = Callable[[int, int], torch.Tensor]
-"""Returns the teacher's logits, (tokens, size), for the trained tokens [start, stop)."""
+Teacher = Callable[[int, int, torch.Tensor], torch.Tensor]
+"""Returns the teacher's log-probabilities at the temperature, (tokens, size), for the trained
+tokens [start, stop), given the student's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,8 @@ class _Divergence(torch.autograd.Function):
             stop = min(start + CHUNK, len(hidden))
             states = hidden[start:stop].to(dtype)
             logits = student.logits(states)
-            found, gradient = _chunk(logits, teacher(start, stop), targets[start:stop], mix)
+            taught = partial(teacher, start, stop)
+            found, gradient = _chunk(logits, taught, targets[start:stop], mix)
             sums += found
             if not any(wanted):
                 continue
@@ -190,20 +193,22 @@ class _Divergence(torch.autograd.Function):
 
 
 def _chunk(
-    logits: torch.Tensor, taught: torch.Tensor, targets: torch.Tensor, mix: Mix
+    logits: torch.Tensor,
+    taught: Callable[[torch.Tensor], torch.Tensor],
+    targets: torch.Tensor,
+    mix: Mix,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the sums of a chunk, (4,), and the loss's gradient of the student's logits."""
-    log_q = _log_softmax(logits, mix.temperature)
+    log_q = log_softmax(logits, mix.temperature)
     correct = (log_q.argmax(1) == targets).sum()
     share = mix.cross_entropy
     likely, towards = None, None
     if share:
-        log_likely = log_q if mix.temperature == 1 else _log_softmax(logits, 1)
+        log_likely = log_q if mix.temperature == 1 else log_softmax(logits, 1)
         likely = log_likely.gather(1, targets[:, None]).sum()
         towards = log_likely.exp()
         towards.scatter_add_(1, targets[:, None], -torch.ones_like(towards[:, :1]))
-    log_p = _log_softmax(taught, mix.temperature)
-    del taught
+    log_p = taught(log_q)
     kl, diverged, entropy, gradient = {"forward_kl": _forward_kl, "jsd": _jsd}[mix.loss](
         log_p, log_q
     )
@@ -217,7 +222,8 @@ def _chunk(
     return torch.stack([loss, kl, entropy, correct.float()]), gradient
 
 
-def _log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return log-probabilities at a temperature."""
     scaled = logits if temperature == 1 else logits / temperature
     return torch.log_softmax(scaled, dim=1)
 

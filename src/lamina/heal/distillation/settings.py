@@ -1,8 +1,10 @@
 """The settings of trainer=distill."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typing_extensions import override
@@ -11,11 +13,17 @@ from lamina.depth.plan import Plan
 from lamina.depth.variants import Scratch, Variant
 from lamina.heal.adapters import Adapter
 from lamina.heal.sft import SFT
-from lamina.limits import ABOVE_ZERO, FRACTION, NOT_NEGATIVE, one_of
+from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, one_of
+from lamina.measure.provenance import base_identity, fingerprint
+from lamina.runtime import distributed
+from lamina.runtime.cache import folder_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lamina.heal.distillation.cache import TeacherCache
     from lamina.heal.trainer import TokenLossTrainer
 
 
@@ -30,6 +38,12 @@ class Distill(SFT):
     """Share of the cross-entropy in the loss."""
     hidden: Annotated[float, NOT_NEGATIVE]
     """Weight of 1 - cosine of both models' states before each layer that stays."""
+    cache: str
+    """none, auto, or the folder of the teacher's predictions."""
+    top_k: Annotated[int, AT_LEAST_ONE]
+    """Tokens in the cache for each trained one."""
+    min_mass: Annotated[float, FRACTION]
+    """Least mean probability that they hold."""
     name: ClassVar[str] = "distill"
     shards: ClassVar[bool] = False
 
@@ -43,6 +57,16 @@ class Distill(SFT):
                 )
         if self.args.get("torch_compile"):
             yield "torch_compile=true does not work with trainer=distill: leave it out"
+        if self.is_cached and self.args.get("packing_strategy") == "wrapped":
+            yield (
+                f"trainer.args.packing_strategy=wrapped cuts rows, and trainer.cache={self.cache} "
+                "has whole ones: use bfd, or trainer.cache=none"
+            )
+        if self.is_cached and self.hidden:
+            yield (
+                f"trainer.hidden={self.hidden} compares hidden states, and trainer.cache="
+                f"{self.cache} has predictions alone: set trainer.hidden=0, or trainer.cache=none"
+            )
         yield from super().problems()
 
     @override
@@ -80,30 +104,100 @@ class Distill(SFT):
             "temperature": self.temperature,
             "cross_entropy": self.cross_entropy,
             "hidden": self.hidden,
+            "top_k": self.top_k if self.is_cached else None,
         }
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether the teacher's predictions are read from files."""
+        return self.cache != "none"
+
     @override
-    def unshared(self, plan: Plan, *, repaired: bool) -> int:
+    def unshared(self, plan: Plan, *, repaired: bool) -> int | None:
         from lamina.depth.reduction import decoder_stack, reduction
 
+        if self.is_cached:
+            return None
         assert plan.source is not None
         whole = reduction(plan.source, range(plan.num_layers)).blueprint
         layers = decoder_stack(whole, plan.num_layers)[1]
         own = {*range(plan.num_layers)} - {*(() if repaired else plan.kept_layers)}
         return sum(weight.numel() for at in own for weight in layers[at].parameters())
 
+    def prepare(
+        self,
+        plan: Plan,
+        tokenizer: "PreTrainedTokenizerBase",
+        train: "Dataset",
+        dtype: "torch.dtype",
+        *,
+        dry: bool = False,
+    ) -> None:
+        """Let the teacher write what it predicts for tokenized rows, unless it is not cached.
+
+        `dtype` is that of the weights. A `dry` run only refuses a cache that cannot be used.
+        """
+        if not self.is_cached:
+            return
+        cache = self._teacher_cache(plan, train, dtype)
+        if dry:
+            cache.missing(train)
+            return
+        distributed.first_process_first(
+            "teacher", lambda: cache.complete(train, plan, tokenizer, dtype)
+        )
+
+    def _teacher_cache(self, plan: Plan, train: "Dataset", dtype: "torch.dtype") -> "TeacherCache":
+        """Return the cache of a teacher in its original type, for tokenized training rows."""
+        import torch
+
+        from lamina.heal.distillation.cache import PROTOCOL, TeacherCache
+
+        halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        half = next((kind for key, kind in halves.items() if self.args.get(key)), None)
+        bound = {
+            "teacher": base_identity(plan.source),
+            "data": fingerprint(train)[:16],
+            "trainer.top_k": self.top_k,
+            "trainer.temperature": self.temperature,
+            "precision": f"{dtype} {half or ''}".replace("torch.", "").rstrip(),
+            "protocol": PROTOCOL,
+        }
+        is_given = self.cache != "auto"
+        hashed = folder_of("teachers", [json.dumps(bound)])
+        return TeacherCache(
+            folder=Path(self.cache).expanduser().absolute() if is_given else hashed,
+            key="trainer.cache" if is_given else "LAMINA_CACHE",
+            bound=bound,
+            top_k=self.top_k,
+            temperature=self.temperature,
+            min_mass=self.min_mass,
+            half=half,
+        )
+
     @override
     def trainer_of(
-        self, model: "PreTrainedModel", plan: Plan, *, repaired: bool
+        self, model: "PreTrainedModel", plan: Plan, train: "Dataset", *, repaired: bool
     ) -> "partial[TokenLossTrainer]":
+        from lamina.heal.distillation.cache import CachedTeacher
         from lamina.heal.distillation.divergence import Mix
         from lamina.heal.distillation.teacher import load_teacher
         from lamina.heal.distillation.trainer import DistillationTrainer
 
-        teacher = load_teacher(model, plan, repaired=repaired)
+        teacher = (
+            CachedTeacher(self._teacher_cache(plan, train, model.dtype))
+            if self.is_cached
+            else load_teacher(model, plan, repaired=repaired)
+        )
+        mix = Mix(
+            loss=self.loss,
+            temperature=self.temperature,
+            cross_entropy=self.cross_entropy,
+            hidden=self.hidden,
+        )
         return partial(
             DistillationTrainer,
             teacher=teacher,
-            mix=Mix(**self.own),
+            mix=mix,
             kept_layers=plan.kept_layers,
         )

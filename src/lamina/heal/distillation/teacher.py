@@ -3,8 +3,9 @@
 Only the removed layers are read again. A weight that is trained exists twice.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,6 +35,21 @@ def load_teacher(
         teacher.set_attn_implementation(attention)
     teacher.config.get_text_config().output_router_logits = False
     return teacher.eval().requires_grad_(False)
+
+
+def states_at(
+    model: "PreTrainedModel",
+    batch: dict[str, Any],
+    positions: torch.Tensor,
+    layers: Sequence[int] = (),
+) -> list[torch.Tensor]:
+    """Return the last hidden states, (tokens, hidden), at flat positions of a batch.
+
+    Behind them come those that reach each of `layers`.
+    """
+    found = model.base_model(**batch, output_hidden_states=bool(layers))
+    states = [found.last_hidden_state, *(found.hidden_states[layer] for layer in layers)]
+    return [each.flatten(0, 1)[positions] for each in states]
 
 
 def keep_apart(teacher: "PreTrainedModel", student: "PreTrainedModel") -> None:

@@ -8,14 +8,23 @@ import torch
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lamina.heal.distillation.cache import CachedTeacher
 from lamina.heal.distillation.divergence import (
     Mix,
+    Teacher,
     divergence,
+    log_softmax,
     misalignment,
     product_type,
     trained,
 )
-from lamina.heal.distillation.teacher import PROBE, head_of, keep_apart, refuse_other_head
+from lamina.heal.distillation.teacher import (
+    PROBE,
+    head_of,
+    keep_apart,
+    refuse_other_head,
+    states_at,
+)
 from lamina.heal.trainer import TokenLossTrainer
 from lamina.runtime import distributed
 
@@ -34,18 +43,23 @@ class DistillationTrainer(TokenLossTrainer):
     def __init__(
         self,
         *arguments: Any,
-        teacher: PreTrainedModel,
+        teacher: PreTrainedModel | CachedTeacher,
         mix: Mix,
         kept_layers: Sequence[int],
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        keep_apart(teacher, self.model)
         self._mix, self._sums = mix, torch.zeros(1 + len(FIGURES))
         # What reaches each layer that stays, but for the first, which no other layer feeds.
         self._compared = tuple(kept_layers[1:]) if mix.hidden else ()
-        self._taught_by(teacher)
+        # Not as an attribute of the model: the teacher would be trained, sharded and saved with it.
+        self._teacher = teacher
+        if isinstance(teacher, PreTrainedModel):
+            keep_apart(teacher, self.model)
+            self._teacher_head = head_of(teacher, self.processing_class)
+            ids = torch.tensor([self.train_dataset[0]["input_ids"][:PROBE]], device=teacher.device)
+            refuse_other_head(teacher, self._teacher_head, ids)
         usual = model.forward
 
         @wraps(usual)
@@ -56,12 +70,6 @@ class DistillationTrainer(TokenLossTrainer):
 
         # Within the forward pass the adapter, autocast and the wrapper of processes are at work.
         model.forward = forward
-
-    def _taught_by(self, teacher: PreTrainedModel) -> None:
-        # Not as an attribute of the model: the teacher would be trained, sharded and saved with it.
-        self._teacher, self._teacher_head = teacher, head_of(teacher, self.processing_class)
-        ids = torch.tensor([self.train_dataset[0]["input_ids"][:PROBE]], device=teacher.device)
-        refuse_other_head(teacher, self._teacher_head, ids)
 
     def _loss(
         self,
@@ -75,17 +83,15 @@ class DistillationTrainer(TokenLossTrainer):
         given = {name: value for name, value in inputs.items() if value is not None}
         batch = {**given, "use_cache": False}
         with self.clock.during(TEACHER), torch.no_grad():
-            taught, *theirs = _states(self._teacher, batch, positions, self._compared)
+            teacher, theirs = self._taught(batch, labels, positions)
             _wait()
         places = range(1, 1 + len(self._compared))
-        hidden, *ours = _states(model, batch, positions, places)
-        head = self._teacher_head.cast(product_type(hidden))
-        taught = taught.to(head.weight.dtype)
+        hidden, *ours = states_at(model, batch, positions, places)
         sums = divergence(
             hidden,
             head_of(model, self.processing_class),
             labels.flatten()[positions + 1],
-            lambda start, stop: head.logits(taught[start:stop]),
+            teacher,
             self._mix,
         )
         count = sums.loss.new_tensor(len(positions))
@@ -93,6 +99,22 @@ class DistillationTrainer(TokenLossTrainer):
         self._sums = self._sums.to(found.device) + found
         loss = sums.loss + self._mix.hidden * misalignment(ours, theirs) if ours else sums.loss
         return loss / (count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+    def _taught(
+        self, batch: dict[str, Any], labels: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[Teacher, list[torch.Tensor]]:
+        """Return the teacher of a batch, and its states before each layer that stays."""
+        if isinstance(self._teacher, CachedTeacher):
+            ids, places = batch["input_ids"], batch.get("position_ids")
+            return self._teacher.taught(input_ids=ids, labels=labels, position_ids=places), []
+        last, *theirs = states_at(self._teacher, batch, positions, self._compared)
+        head, temperature = self._teacher_head.cast(product_type(last)), self._mix.temperature
+        last = last.to(head.weight.dtype)
+
+        def teacher(start: int, stop: int, _: torch.Tensor) -> torch.Tensor:
+            return log_softmax(head.logits(last[start:stop]), temperature)
+
+        return teacher, theirs
 
     @override
     def compute_loss(
@@ -132,19 +154,8 @@ class DistillationTrainer(TokenLossTrainer):
     def figures(self) -> dict[str, Any]:
         history = reversed(self.state.log_history)
         last = next((entry["kl"] for entry in history if "kl" in entry), None)
-        return {**super().figures(), "kl": last}
-
-
-def _states(
-    model: PreTrainedModel, batch: dict[str, Any], positions: torch.Tensor, layers: Sequence[int]
-) -> list[torch.Tensor]:
-    """Return the last hidden states, (tokens, hidden), at flat positions of a batch.
-
-    Behind them come those that reach each of `layers`.
-    """
-    found = model.base_model(**batch, output_hidden_states=bool(layers))
-    states = [found.last_hidden_state, *(found.hidden_states[layer] for layer in layers)]
-    return [each.flatten(0, 1)[positions] for each in states]
+        mass = self._teacher.mass if isinstance(self._teacher, CachedTeacher) else None
+        return {**super().figures(), "kl": last, "captured_mass": mass}
 
 
 def _wait() -> None:
