@@ -27,8 +27,8 @@ from lamina.heal.ladder import Round
 from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice
 from lamina.heal.packing import describe_batch
+from lamina.heal.repair.methods import NONE, refuse_unrepairable
 from lamina.heal.repair.repairing import refuse_beyond_memory, repaired
-from lamina.heal.repair.structure import NONE, refuse_unrepairable
 from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start
 from lamina.heal.untrained import Untrained
 from lamina.measure.protocol import ModelRef, Protocol

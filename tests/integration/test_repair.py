@@ -125,7 +125,7 @@ def test_a_resumed_run_repairs_in_the_same_way(healed: Finished, tmp_path: Path)
     [
         (
             ("model=dropped", "model.layer_to_drop=0", "repair=closed_form"),
-            "repair=closed_form: no layer stands before the cut [0, 1): keep layer 0 "
+            "repair=closed_form: no layer precedes the cut [0, 1): keep layer 0 "
             "(depth.protect=[0]), or use repair=magnitude",
         ),
         (

@@ -13,7 +13,7 @@ from lamina.heal.backends import unsloth
 from lamina.heal.backends.transformers import Transformers
 from lamina.heal.backends.unsloth import Unsloth
 from lamina.heal.distillation.settings import Distill
-from lamina.heal.repair.structure import NONE
+from lamina.heal.repair.methods import NONE
 from lamina.runtime.device import visible_devices
 
 WITHOUT_PACKING = (

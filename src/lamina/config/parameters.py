@@ -13,7 +13,7 @@ from lamina.heal.budget import Budget
 from lamina.heal.callbacks.loggers import LoggerSettings
 from lamina.heal.callbacks.settings import CallbackSettings
 from lamina.heal.ladder import Ladder
-from lamina.heal.repair.structure import CLOSED_FORM, MAGNITUDE, NONE
+from lamina.heal.repair.methods import CLOSED_FORM, MAGNITUDE, NONE
 from lamina.heal.sft import SFT
 from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, WHOLE_TOKENS, Limit, one_of
 from lamina.measure.evaluate import Evaluation

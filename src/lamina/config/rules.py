@@ -15,7 +15,7 @@ from lamina.depth.variants import Pruned, Scratch
 from lamina.errors import LaminaError
 from lamina.heal import kernels, packing
 from lamina.heal.callbacks.loggers import WandB
-from lamina.heal.repair.structure import NONE
+from lamina.heal.repair.methods import NONE
 from lamina.heal.resume import KEYWORDS, given_checkpoint
 from lamina.weights.source import resolve
 

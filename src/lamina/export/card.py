@@ -159,7 +159,7 @@ def repair_lines(repair: dict[str, Any]) -> list[str]:
     for cut in repair["cuts"]:
         start, end = cut["removed"]
         if "factor" in cut:
-            what = f"what layers behind [{start}, {end}) add is divided by {cut['factor']:.4g}"
+            what = f"outputs of layers after [{start}, {end}) divided by {cut['factor']:.4g}"
         else:
             what = (
                 f"layer {cut['layer']} before [{start}, {end}): relative squared error of the "

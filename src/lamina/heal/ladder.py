@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.depth.plan import Plan, protection_of
 from lamina.depth.variants import Pruned, Variant
 from lamina.heal.budget import Budget
-from lamina.heal.repair.structure import NONE
+from lamina.heal.repair.methods import NONE
 
 if TYPE_CHECKING:
     from datasets import Dataset

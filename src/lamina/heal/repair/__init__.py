@@ -1,1 +1,1 @@
-"""Repairs of a reduced model before training: weights beside its cuts make up for them."""
+"""Repairs of a reduced model before training: weights next to its cuts compensate for them."""

@@ -1,4 +1,4 @@
-"""The two repairs: a projection fitted again, and outputs scaled to the hidden states they meet."""
+"""The arithmetic of both repairs: a projection refitted, and outputs scaled."""
 
 from copy import deepcopy
 from typing import TYPE_CHECKING
@@ -12,13 +12,13 @@ RIDGE = 0.01
 
 
 class LeastSquares:
-    """A fit of a linear layer's weight such that hidden states come closest to wanted ones.
+    """A fit of a linear layer's weight that brings hidden states closest to wanted ones.
 
     It adds to the weight the D that minimizes the mean of |a Dᵀ - r|² / |x|² + RIDGE m |D|² over
     tokens, where a is the layer's input, x the wanted state, r what is missing of it, and m the
-    mean of a² / |x|² over tokens and inputs. Errors are relative, as the next norm sees them: a few
-    tokens with huge states would decide the fit otherwise. That is ReplaceMe's fit (Shopkhoev et
-    al. 2025, arXiv:2505.02819), but of the whole weight.
+    mean of a² / |x|² over tokens and inputs. Errors are relative, as the next norm sees them;
+    otherwise a few tokens with huge states would decide the fit. This is ReplaceMe's fit (Shopkhoev
+    et al. 2025, arXiv:2505.02819), but of the whole weight.
     """
 
     def __init__(self, inputs: int, outputs: int, device: "torch.device | str") -> None:
@@ -54,15 +54,15 @@ def squared_error(wanted: "torch.Tensor", found: "torch.Tensor") -> float:
     return float((missing / wanted.float().norm(dim=-1).clamp_min(1e-12)).double().square().sum())
 
 
-def growth(before: "torch.Tensor", behind: "torch.Tensor") -> float:
-    """Return how much larger states are behind a cut: the mean ratio of the tokens' norms.
+def growth(before: "torch.Tensor", after: "torch.Tensor") -> float:
+    """Return how much larger states are after a cut: the mean ratio of the tokens' norms.
 
     A state of zeros, such as an embedding that was never trained, has no ratio.
     """
     import torch
 
-    before, behind = (states.norm(dim=-1, dtype=torch.float32) for states in (before, behind))
-    return float((behind / before)[before > 0].double().mean())
+    before, after = (states.norm(dim=-1, dtype=torch.float32) for states in (before, after))
+    return float((after / before)[before > 0].double().mean())
 
 
 def divide(module: "nn.Module", factor: float) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from lamina.depth.reduction import decoder_stack
 from lamina.errors import ConfigError
 from lamina.export.card import repair_lines
-from lamina.heal.repair.crossing import Crossing
+from lamina.heal.repair.calibration_pass import CalibrationPass
 from lamina.heal.repair.fitting import divide
-from lamina.heal.repair.structure import CLOSED_FORM, writers
+from lamina.heal.repair.methods import CLOSED_FORM, writers
 from lamina.runtime import distributed
 from lamina.runtime.cache import cached, folder_of
 from lamina.runtime.files import replacing
@@ -34,7 +34,7 @@ WEIGHTS_FILE = "weights.safetensors"
 
 
 def refuse_beyond_memory(method: str, scores: CachedScores, config: "PretrainedConfig") -> None:
-    """Raise a ConfigError if scan.memory does not hold the states of scan.tokens, and a fit."""
+    """Raise a ConfigError if scan.memory is too small for the states of scan.tokens and a fit."""
     settings, text = scores.settings, config.get_text_config()
     tokens = parse_tokens("scan.tokens", settings.tokens) * settings.sets
     needed = 3 * tokens * text.hidden_size * scores.dtype().itemsize
@@ -54,7 +54,7 @@ def repaired(
 ) -> dict[str, Any]:
     """Repair a reduced model in memory; return what result.json says of it.
 
-    `scores` has the larger model, and the calibration windows.
+    `scores` has the original model and the calibration windows.
     """
     about, weights = distributed.first_process_first(
         "repair", lambda: _cached(method, scores, kept_layers)
@@ -73,8 +73,8 @@ def fold(
 ) -> None:
     """Change a reduced model's weights: to new ones, and by the factors of the cuts before them.
 
-    What a cut leaves is too small by its factor for the layers behind it. Embeddings may be tied to
-    the head, so what those layers add is divided instead; the norm before the head takes any scale.
+    After a cut, hidden states are too small by its factor. The outputs of later layers are divided
+    by it, since embeddings may be tied to the head; the norm before the head takes any scale.
     """
     import torch
 
@@ -92,7 +92,7 @@ def fold(
 def _cached(
     method: str, scores: CachedScores, kept_layers: Sequence[int]
 ) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]":
-    """Return a repair's entry and its new weights; another job that needs them waits for them."""
+    """Return a repair's entry and its new weights; other jobs that need them wait."""
     from safetensors.torch import load_file, save_file
 
     windows = scores.windows
@@ -107,15 +107,15 @@ def _cached(
         if entry.content is None or entry.content["sha256"] != _digest(path):
             started = perf_counter()
             with scores.opened() as stack:
-                crossing = Crossing(method, stack, windows, kept_layers)
-                crossing.run()
-            if weights := {name: each.cpu() for name, each in crossing.weights.items()}:
+                found = CalibrationPass(method, stack, windows, kept_layers)
+                found.run()
+            if weights := {name: each.cpu() for name, each in found.weights.items()}:
                 with replacing(path) as partial:
                     save_file(weights, partial)
             about = {
                 "method": method,
                 "tokens": windows.ids.numel(),
-                "cuts": crossing.cuts,
+                "cuts": found.cuts,
                 "seconds": perf_counter() - started,
             }
             entry.content = {"about": about, "sha256": _digest(path)}

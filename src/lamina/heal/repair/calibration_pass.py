@@ -1,9 +1,9 @@
 """One pass over calibration windows that finds a repair, layer by layer from disk.
 
-Two states of each window pass through the layers side by side: the original model's through all of
-them, and the reduced model's through those that stay. At the end of a cut the original's state is
-the one that the reduced model lacks. The layer before the cut is repaired, and the reduced model's
-state goes on as the repaired one: the next cut's repair makes up for what this one leaves.
+Two hidden states of each window pass through the layers: the original model's through all of them,
+the reduced model's through the kept ones. After a cut, the original's state is the one to match.
+The reduced model's state continues as repaired, so the next repair also corrects what this one
+leaves.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ModelError
 from lamina.heal.repair.fitting import LeastSquares, growth, squared_error
-from lamina.heal.repair.structure import CLOSED_FORM, Cut, cuts_of, down_projection
+from lamina.heal.repair.methods import CLOSED_FORM, cuts_of, down_projection
 from lamina.runtime.console import stage
 from lamina.scan.calibration import Windows
 from lamina.scan.streams import TOKENS_AT_ONCE, run_layer
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lamina.scan.layers import LayerStack
 
 
-class Crossing:
+class CalibrationPass:
     """The pass; `cuts` and `weights` are what it found."""
 
     def __init__(
@@ -35,16 +35,16 @@ class Crossing:
         self.cuts: list[dict[str, Any]] = []
         """Of each cut, as in result.json."""
         self.weights: dict[str, torch.Tensor] = {}
-        """New weights, by the 0-based position of their layer among those that stay and their name
-        in it: 7.mlp.down_proj.weight."""
+        """New weights, by the 0-based position of their layer among the kept ones and their name in
+        it: 7.mlp.down_proj.weight."""
 
     def run(self) -> None:
         """Pass all windows up to the end of the last cut."""
         import torch
 
         cuts = cuts_of(self.kept_layers, self.stack.num_layers)
-        starts, ends = {cut.start for cut in cuts}, {cut.end: cut for cut in cuts}
-        last = cuts[-1].end
+        starts, ends = {cut.start for cut in cuts}, {cut.stop: cut for cut in cuts}
+        last = cuts[-1].stop
         with torch.no_grad(), stage("repairing", last, "layers") as shown:
             embedded = [self.stack.shell.embed(w.ids, w.positions) for w in self.portions]
             self.calls = [calls for _, calls in embedded]
@@ -53,27 +53,25 @@ class Crossing:
             waiting = None
             unused = frozenset(range(last, self.stack.num_layers))
             for index, block in self.stack.blocks(0, unused):
-                stays, is_same = index in self.kept_layers, reduced is original
-                if index + 1 in starts:  # repaired once the original's state behind it is known
-                    waiting = block
-                elif stays and not is_same:
-                    reduced = self._through(index, block, reduced)
+                is_same = reduced is original
                 original = self._through(index, block, original)
-                if stays and is_same and index + 1 not in starts:
-                    reduced = original
+                if index + 1 in starts:  # repaired once the original's state after the cut is known
+                    waiting = block
+                elif index in self.kept_layers:
+                    reduced = original if is_same else self._through(index, block, reduced)
                 if cut := ends.get(index + 1):
                     reduced = self._repaired(cut, waiting, reduced, original)
                     waiting = None
                 shown.advance()
 
     def _repaired(
-        self, cut: Cut, block: Any, states: "torch.Tensor", wanted: "torch.Tensor"
+        self, cut: range, block: Any, states: "torch.Tensor", wanted: "torch.Tensor"
     ) -> "torch.Tensor":
-        """Repair a cut; return the reduced model's states behind it.
+        """Repair a cut; return the reduced model's states after it.
 
-        `states` enter the layer `block` before the cut, or the cut itself if that is None.
+        `states` enter `block`, the layer before the cut, or the cut itself if there is none.
         """
-        about: dict[str, Any] = {"removed": [cut.start, cut.end]}
+        about: dict[str, Any] = {"removed": [cut.start, cut.stop]}
         self.cuts.append(about)
         if self.method == CLOSED_FORM:
             return self._fitted(cut.start - 1, block, states, wanted, about)
@@ -110,15 +108,15 @@ class Crossing:
         after = sum(squared_error(target, made) for target, made in parts) / fit.tokens
         if not after <= before:
             raise ModelError(
-                f"repair={self.method}: the states behind layer {index} do not follow from its "
-                f"{name} (error {before:.3g}, then {after:.3g}): use repair=none"
+                f"repair={self.method}: a new {name} of layer {index} does not bring the hidden "
+                f"states closer (error {before:.3g}, then {after:.3g}): use repair=none"
             )
         about |= {"layer": index, "error_before": before, "error_after": after}
         self.weights[f"{self.kept_layers.index(index)}.{name}.weight"] = weight.detach()
         return repaired
 
     def _through(self, index: int, block: Any, states: "torch.Tensor") -> "torch.Tensor":
-        """Return what a layer (0-based) makes of all windows' states."""
+        """Return the output of a layer (0-based) for all windows."""
         import torch
 
         made = torch.empty_like(states)

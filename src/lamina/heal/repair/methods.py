@@ -1,11 +1,10 @@
-"""Cuts, and the weights beside them that a repair can change: those that add to the hidden states.
+"""The methods of repair, and the weights that each can change: those that add to hidden states.
 
-A layer adds its attention's and its MLP's output to the hidden states, which the norms before both
-take at any scale. Where norms stand after them, too, as in Gemma, what is added is the norms'.
+A layer adds the outputs of its attention and its MLP to the hidden states; the norm before each
+takes them at any scale. If a norm also follows each, as in Gemma, its output is what is added.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.layer_sets import format_layers, half_open_ranges
@@ -21,12 +20,12 @@ NONE, MAGNITUDE, CLOSED_FORM = "none", "magnitude", "closed_form"
 """Values of repair."""
 
 BEFORE = {"input_layernorm", "post_attention_layernorm"}
-"""A layer's norms; the first may do for both sublayers. Its second stands before the MLP."""
+"""Norms of a layer with one before each sublayer; the first may serve both."""
 
 AROUND = {*BEFORE, "pre_feedforward_layernorm", "post_feedforward_layernorm"}
-"""The norms of a layer with one before and one behind each sublayer."""
+"""Norms of a layer with one before and one after each sublayer."""
 
-BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
+AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 OUTPUTS = ("self_attn.o_proj", "linear_attn.out_proj")
 """Projections that end an attention."""
@@ -35,30 +34,16 @@ DOWN = tuple(f"{part}.down_proj" for part in PARTS["mlp"])
 """Projections that end an MLP."""
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A gap among the layers that stay."""
-
-    start: int
-    """0-based index of the first layer that is gone."""
-    end: int
-    """Index of the layer that follows; the number of layers behind the last one."""
-
-    def __str__(self) -> str:
-        """Return the layers that are gone as text."""
-        return format_layers(range(self.start, self.end))
-
-
-def cuts_of(kept_layers: Sequence[int], num_layers: int) -> list[Cut]:
-    """Return the gaps among the kept layers (0-based, ascending), in order."""
+def cuts_of(kept_layers: Sequence[int], num_layers: int) -> list[range]:
+    """Return the runs of removed layers (0-based, half-open), in order."""
     removed = sorted({*range(num_layers)} - {*kept_layers})
-    return [Cut(start, end) for start, end in half_open_ranges(removed)]
+    return [range(start, stop) for start, stop in half_open_ranges(removed)]
 
 
 def refuse_unrepairable(
     method: str, model: "PreTrainedModel", kept_layers: Sequence[int], num_layers: int
 ) -> None:
-    """Raise a ModelError that names the first layer that a repair would have to change and cannot.
+    """Raise a ModelError that names the first layer that a repair must change and cannot.
 
     `model` is the reduced model, with or without weights.
     """
@@ -66,24 +51,25 @@ def refuse_unrepairable(
     for cut in cuts if method == CLOSED_FORM else ():
         if cut.start == 0:
             raise ModelError(
-                f"repair={method}: no layer stands before the cut {cut}: keep layer 0 "
+                f"repair={method}: no layer precedes the cut {format_layers(cut)}: keep layer 0 "
                 "(depth.protect=[0]), or use repair=magnitude"
             )
         layer = cut.start - 1
         block = stack[kept_layers.index(layer)]
         if down_projection(block) is None:
-            raise _unrepairable(method, layer, block, f"before the cut {cut}, has no down_proj")
+            what = f"before the cut {format_layers(cut)}, has no down_proj"
+            raise _unrepairable(method, layer, block, what)
     for position, layer in enumerate(kept_layers if method == MAGNITUDE and cuts else ()):
-        if layer >= cuts[0].end and not writers(stack[position]):
-            what = f"behind the cut {cuts[0]}, has no o_proj and down_proj"
+        if layer >= cuts[0].stop and not writers(stack[position]):
+            what = f"after the cut {format_layers(cuts[0])}, has no o_proj and down_proj"
             raise _unrepairable(method, layer, stack[position], what)
 
 
 def _unrepairable(method: str, layer: int, block: Any, what: str) -> ModelError:
     kind = type(block).__name__
     return ModelError(
-        f"repair={method}: layer {layer} ({kind}), {what} that adds to the hidden states as it is: "
-        "use repair=none"
+        f"repair={method}: layer {layer} ({kind}), {what} whose output is added to the hidden "
+        "states unchanged: use repair=none"
     )
 
 
@@ -96,10 +82,10 @@ def down_projection(block: Any) -> str | None:
 
 
 def writers(block: Any) -> "list[nn.Module]":
-    """Return the modules by whose weights a layer scales what it adds; none if it is not known."""
+    """Return the modules whose weights scale what a layer adds; none if they are not known."""
     norms = _norms(block)
     if norms == AROUND:
-        return [getattr(block, name) for name in BEHIND]
+        return [getattr(block, name) for name in AFTER]
     if norms not in (BEFORE, {"input_layernorm"}):
         return []
     attention, mlp = _linear(block, OUTPUTS), _linear(block, DOWN)
