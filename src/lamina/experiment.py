@@ -226,8 +226,9 @@ class Experiment(Parameters):
         """Estimate the memory of training a model on one device."""
         dtype, liger = self.torch_dtype, self.kernels == "liger"
         given = {"dtype": dtype, "liger": liger, "sharded": self.sharded}
-        unshared = self.trainer.unshared(self.plan, repaired=self.repairs)
-        return MemoryEstimate.of(model, self.trainer.args, self.adapter, unshared=unshared, **given)
+        shared = self.round.shared(self.plan, repaired=self.repairs)
+        taught = self.trainer.taught(self.plan, shared)
+        return MemoryEstimate.of(model, self.trainer.args, self.adapter, taught=taught, **given)
 
     @property
     def planned_memory(self) -> MemoryEstimate:
@@ -336,7 +337,8 @@ class Experiment(Parameters):
             backend=self.backend,
             training=self.training,
             plan=self.cut,
-            repaired=self.repairs,
+            original=self.plan,
+            shared=self.round.shared(self.plan, repaired=self.repairs),
             callbacks=callbacks,
         )
 

@@ -299,10 +299,8 @@ MISTAKES = {
     "round's adapter, after which export.form=adapter has no base: leave export.form out",
     "ladder.keep_layers=[10,8] resume=never": "ladder.keep_layers=[10,8] needs resume=auto: each "
     "round resumes from its own checkpoints",
-    "ladder.keep_layers=[10,8] trainer=none": "ladder.keep_layers=[10,8] heals with trainer=sft, "
-    "not trainer=none: leave out one",
-    "ladder.keep_layers=[10,8] trainer=distill": "ladder.keep_layers=[10,8] heals with "
-    "trainer=sft, not trainer=distill: leave out one",
+    "ladder.keep_layers=[10,8] trainer=none": "ladder.keep_layers=[10,8] heals, and trainer=none "
+    "trains nothing: leave out one of them",
     "ladder.keep_layers=[10,8] repair=magnitude": "ladder.keep_layers=[10,8] and repair=magnitude: "
     "leave out one of them",
     "ladder.keep_layers=[10,8] max_steps=1": "ladder.keep_layers=[10,8] has more rounds than "

@@ -73,7 +73,8 @@ def trainer(
             adapter=adapter, max_seq_length=64, gradient_checkpointing=False, seed=1, folder=folder
         ),
         plan=plan,
-        repaired=False,
+        original=plan,
+        shared=plan.kept_layers,
         callbacks=[],
     )
 
@@ -94,7 +95,7 @@ def logged(built: Any, name: str) -> float:
 
 def test_the_teacher_is_the_original_and_shares_what_is_kept() -> None:
     plan, student = reduced(7)
-    teacher, (_, original) = load_teacher(student, plan), reduced(LAYERS)
+    teacher, (_, original) = load_teacher(student, plan, plan.kept_layers), reduced(LAYERS)
     ids = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(teacher(ids).logits, original.eval()(ids).logits)
     assert not teacher.training
@@ -107,7 +108,7 @@ def test_the_teacher_is_the_original_and_shares_what_is_kept() -> None:
 def test_the_teacher_of_a_repaired_model_is_the_original() -> None:
     plan, student = reduced(7)
     student.model.layers[6].mlp.down_proj.weight.data *= 2
-    teacher, (_, original) = load_teacher(student, plan, repaired=True), reduced(LAYERS)
+    teacher, (_, original) = load_teacher(student, plan, ()), reduced(LAYERS)
     ids = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(teacher(ids).logits, original.eval()(ids).logits)
     assert teacher.get_input_embeddings().weight.data_ptr() == (
@@ -115,9 +116,18 @@ def test_the_teacher_of_a_repaired_model_is_the_original() -> None:
     )
 
 
+def test_the_teacher_shares_nothing_with_what_an_earlier_round_left() -> None:
+    plan, student = reduced(7)
+    for weight in student.parameters():
+        weight.data *= 2
+    teacher, (_, original) = load_teacher(student, plan, None), reduced(LAYERS)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(teacher(ids).logits, original.eval()(ids).logits)
+
+
 def test_the_teacher_keeps_a_copy_of_what_is_trained() -> None:
     plan, student = reduced(7)
-    teacher = load_teacher(student, plan)
+    teacher = load_teacher(student, plan, plan.kept_layers)
     keep_apart(teacher, student)
     before = teacher.model.layers[0].mlp.up_proj.weight.clone()
     with torch.no_grad():

@@ -178,10 +178,12 @@ def test_an_estimate_follows_from_the_model_and_the_arguments() -> None:
     assert estimate.mask == (2 * 512) ** 2
     assert estimate.activations == 1024 * (8 * 128 + 8 * 128 + 4 * 256) * 4
     removed = 4 * (1_223_424 - 321 * 128 - 128) // 8
-    taught = MemoryEstimate.of(
-        model, arguments, Full(learning_rate=2e-5), unshared=removed, **given
+    taught, read = (
+        MemoryEstimate.of(model, arguments, Full(learning_rate=2e-5), taught=own, **given)
+        for own in ((removed, removed + 1_223_424), (removed + 1_223_424, removed + 1_223_424))
     )
     assert taught.teacher == 4 * (removed + 1_223_424)  # the removed layers, and what is trained
+    assert read.teacher == taught.teacher  # what is its own already is not copied
     assert taught.total == estimate.total + taught.teacher
     bare = reduction(resolve(str(REFERENCE)), range(8)).blueprint
     lora: dict[str, Any] = {

@@ -83,7 +83,8 @@ def build(plan: Plan, folder: Path, arguments: dict[str, Any], adapter: dict[str
         backend=Transformers(),
         training=training,
         plan=plan,
-        repaired=False,
+        original=plan,
+        shared=plan.kept_layers,
         callbacks=[],
     )
 

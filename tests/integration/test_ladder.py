@@ -31,11 +31,14 @@ GIVEN = (
     "evaluation.num_samples=1",
 )
 
+METHODS = {"lora": ("adapter=lora",), "full": ("adapter=full", "trainer=distill")}
+"""By adapter."""
 
-@pytest.fixture(scope="module", params=["lora", "full"])
+
+@pytest.fixture(scope="module", params=METHODS)
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp(request.param)
-    finished = train(folder / "run", *GIVEN, f"adapter={request.param}")
+    finished = train(folder / "run", *GIVEN, *METHODS[request.param])
     assert finished.code == 0, finished.errors
     return finished
 
@@ -49,6 +52,8 @@ def test_each_round_cuts_what_the_one_before_left(done: Finished) -> None:
     assert first["status"] == result["status"] == "completed"
     kept, before = result["kept_layers"], first["kept_layers"]
     assert (len(kept), len(before), result["num_layers"], first["num_layers"]) == (5, 8, 12, 12)
+    if result["adapter"] == "full":  # the original teaches both rounds
+        assert result["metrics"]["kl"] > 0 < first["metrics"]["kl"]
     assert 1 in kept  # which is protected, and the original's second layer
     assert set(kept) < set(before)
     for folder, count in ((done.folder / "ladder/1" / first["final"], 8), (done.final, 5)):
@@ -149,7 +154,7 @@ def test_a_ladder_killed_in_any_round_resumes_as_if_undisturbed(
 ) -> None:
     folder, cache = tmp_path / "run", tmp_path / "cache"
     below = folder / "ladder" / "1" / "checkpoints" / "pruned"
-    given = (f"hydra.run.dir={folder}", *GIVEN, f"adapter={done.result['adapter']}")
+    given = (f"hydra.run.dir={folder}", *GIVEN, *METHODS[done.result["adapter"]])
     kills = {
         "merging": (f"{below}/.final.partial/final/README.md", below),
         "scoring": (f"{cache}/scans", below / "final"),
@@ -179,7 +184,7 @@ def test_a_ladder_killed_in_any_round_resumes_as_if_undisturbed(
 
 def test_another_length_is_refused_before_a_round_goes_on(done: Finished) -> None:
     before = done.result
-    refused = train(done.folder, *GIVEN, f"adapter={before['adapter']}", "budget.tokens=8.8k")
+    refused = train(done.folder, *GIVEN, *METHODS[before["adapter"]], "budget.tokens=8.8k")
     checkpoints = done.folder / "ladder/1/checkpoints/pruned"
     *_, last = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     assert refused.refusal == (
@@ -198,7 +203,7 @@ def test_clean_leaves_the_final_model_alone(done: Finished) -> None:
     assert " folders, " in cleaned.output.splitlines()[-1]
     assert not [*done.folder.rglob("checkpoint-*"), *rounds.glob("final")]
     assert (done.final / "model.safetensors").is_file()
-    again = train(done.folder, *GIVEN, f"adapter={done.result['adapter']}")
+    again = train(done.folder, *GIVEN, *METHODS[done.result["adapter"]])
     assert "is already complete" in again.errors
 
 

@@ -72,8 +72,8 @@ class Ladder:
             yield f"{self.given} needs resume=auto: each round resumes from its own checkpoints"
         if 0 < (max_steps := args["max_steps"]) < self.rounds:
             yield f"{self.given} has more rounds than max_steps={max_steps}: set a larger max_steps"
-        if trainer != "sft":
-            yield f"{self.given} heals with trainer=sft, not trainer={trainer}: leave out one"
+        if trainer == "none":
+            yield f"{self.given} heals, and trainer=none trains nothing: leave out one of them"
         if repair != NONE:
             yield f"{self.given} and repair={repair}: leave out one of them"
 
@@ -133,6 +133,15 @@ class Round:
         return replace(
             cut, source=before.source, num_layers=before.num_layers, kept_layers=kept_layers
         )
+
+    def shared(self, plan: Plan, *, repaired: bool) -> tuple[int, ...] | None:
+        """Return which layers of the original this round's model has as they were.
+
+        None says that the weights outside layers, too, may be other ones.
+        """
+        if self.before is not None:
+            return None
+        return () if repaired else plan.kept_layers
 
     def set_length(
         self, arguments: "SFTConfig", budget: Budget, rows: "Dataset", processes: int

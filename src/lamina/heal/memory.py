@@ -107,20 +107,21 @@ class MemoryEstimate:
         dtype: "torch.dtype",
         liger: bool,
         sharded: bool,
-        unshared: int | None = None,
+        taught: tuple[int, int] | None = None,
     ) -> "MemoryEstimate":
         """Estimate the memory of a training with arguments of SFTConfig.
 
         The model has its adapter already, unless it is on the meta device: there it gets one here.
-        `dtype` is the type of the unquantized weights. `unshared` counts the weights of a teacher's
-        layers that the model lacks; None without a teacher.
+        `dtype` is the type of the unquantized weights. `taught` counts the weights that a
+        teacher has beside the model's, and in all; None without a teacher.
         """
         attention = model.config.get_text_config()._attn_implementation
         sizes = _sizes(model, adapter, dtype)
-        copied = sizes["trained"] if unshared is not None and adapter.peft_config() is None else 0
+        own, most = taught or (0, 0)
+        copied = sizes["trained"] if adapter.peft_config() is None else 0
         return cls(
             **sizes,
-            teacher=((unshared or 0) + copied) * dtype.itemsize,
+            teacher=min(own + copied, most) * dtype.itemsize,
             computed_bytes=2 if arguments["bf16"] or arguments.get("fp16") else dtype.itemsize,
             batch=arguments["per_device_train_batch_size"],
             accumulation=arguments["gradient_accumulation_steps"],
@@ -130,7 +131,7 @@ class MemoryEstimate:
             checkpointing=arguments["gradient_checkpointing"],
             offloading=arguments["activation_offloading"],
             chunked_loss=liger
-            or unshared is not None
+            or taught is not None
             or Version(version("trl")) >= ALL_LOSSES_CHUNKED
             or (
                 arguments.get("loss_type") in (None, "chunked_nll")

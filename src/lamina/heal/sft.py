@@ -176,17 +176,21 @@ class SFT:
         with naming("trainer.args", TypeError, ValueError):
             return SFTConfig(**{**_defaults(SFTConfig), **own, **self.args})
 
-    def unshared(self, plan: Plan, *, repaired: bool) -> int | None:
-        """Return the number of weights of a teacher's layers beside the model's; None without."""
+    def taught(self, original: Plan, shared: Sequence[int] | None) -> tuple[int, int] | None:
+        """Return how many weights a teacher has beside the model's, and in all; None without.
+
+        `shared` says which of its layers are the model's, too, as does `Round.shared`.
+        """
         return None
 
     def trainer_of(
-        self, model: "PreTrainedModel", plan: Plan, train: "Dataset", *, repaired: bool
+        self,
+        model: "PreTrainedModel",
+        original: Plan,
+        train: "Dataset",
+        shared: Sequence[int] | None,
     ) -> "partial[TokenLossTrainer]":
-        """Return the trainer's class, with what it needs to know of a model without an adapter.
-
-        `repaired` says that the layers beside cuts have other weights than the original's.
-        """
+        """Return the trainer's class, with what it needs to know of a model without an adapter."""
         from lamina.heal.trainer import TokenLossTrainer
 
         return partial(TokenLossTrainer)
@@ -202,7 +206,8 @@ class SFT:
         backend: Backend,
         training: Training,
         plan: Plan,
-        repaired: bool,
+        original: Plan,
+        shared: Sequence[int] | None,
         callbacks: Sequence["TrainerCallback"],
     ) -> "TokenLossTrainer":
         """Add the adapter to the reduced model and build its trainer from tokenized rows.
@@ -211,7 +216,7 @@ class SFT:
         refuses or changes a setting or, with packing, documents would see each other.
         """
         balance_experts(model, arguments)
-        build = self.trainer_of(model, plan, train, repaired=repaired)
+        build = self.trainer_of(model, original, train, shared)
         if arguments.loss_type == "chunked_nll" and scales_logits(model.config):
             arguments.loss_type = "nll"
         expected = self._expected(arguments, backend, training)

@@ -1,7 +1,7 @@
 """The settings of trainer=distill."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,16 +113,20 @@ class Distill(SFT):
         return self.cache != "none"
 
     @override
-    def unshared(self, plan: Plan, *, repaired: bool) -> int | None:
+    def taught(self, original: Plan, shared: Sequence[int] | None) -> tuple[int, int] | None:
         from lamina.depth.reduction import decoder_stack, reduction
 
         if self.is_cached:
             return None
-        assert plan.source is not None
-        whole = reduction(plan.source, range(plan.num_layers)).blueprint
-        layers = decoder_stack(whole, plan.num_layers)[1]
-        own = {*range(plan.num_layers)} - {*(() if repaired else plan.kept_layers)}
-        return sum(weight.numel() for at in own for weight in layers[at].parameters())
+        assert original.source is not None
+        every = range(original.num_layers)
+        whole = reduction(original.source, every).blueprint
+        count = whole.num_parameters()
+        if shared is None:
+            return count, count
+        layers = decoder_stack(whole, len(every))[1]
+        own = (layers[at].parameters() for at in {*every} - {*shared})
+        return sum(weight.numel() for each in own for weight in each), count
 
     def prepare(
         self,
@@ -177,7 +181,11 @@ class Distill(SFT):
 
     @override
     def trainer_of(
-        self, model: "PreTrainedModel", plan: Plan, train: "Dataset", *, repaired: bool
+        self,
+        model: "PreTrainedModel",
+        original: Plan,
+        train: "Dataset",
+        shared: Sequence[int] | None,
     ) -> "partial[TokenLossTrainer]":
         from lamina.heal.distillation.cache import CachedTeacher
         from lamina.heal.distillation.divergence import Mix
@@ -185,9 +193,9 @@ class Distill(SFT):
         from lamina.heal.distillation.trainer import DistillationTrainer
 
         teacher = (
-            CachedTeacher(self._teacher_cache(plan, train, model.dtype))
+            CachedTeacher(self._teacher_cache(original, train, model.dtype))
             if self.is_cached
-            else load_teacher(model, plan, repaired=repaired)
+            else load_teacher(model, original, shared)
         )
         mix = Mix(
             loss=self.loss,
@@ -199,5 +207,5 @@ class Distill(SFT):
             DistillationTrainer,
             teacher=teacher,
             mix=mix,
-            kept_layers=plan.kept_layers,
+            kept_layers=original.kept_layers,
         )

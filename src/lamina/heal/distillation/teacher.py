@@ -1,6 +1,7 @@
 """The teacher: the original model, frozen, which shares the student's weights.
 
-Only the removed layers are read again. A weight that is trained exists twice.
+Only the removed layers are read again. A weight that is trained exists twice, and so does each one
+that a repair or an earlier round of a ladder has changed.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lamina.depth.loading import load_sharing
+from lamina.depth.loading import load_model, load_sharing
 from lamina.depth.plan import Plan
 from lamina.errors import ModelError
 from lamina.heal.distillation.divergence import Head
@@ -23,14 +24,19 @@ PROBE = 8
 
 
 def load_teacher(
-    student: "PreTrainedModel", plan: Plan, *, repaired: bool = False
+    student: "PreTrainedModel", plan: Plan, shared: Sequence[int] | None
 ) -> "PreTrainedModel":
-    """Load the original model around a reduced one without an adapter, whose weights it shares.
+    """Load the original model around a reduced one without an adapter.
 
-    If that was repaired, its layers are no longer the original's, and all are read again.
+    They share the weights of the original's `shared` layers, the first ones of the reduced model,
+    and those outside layers; nothing if that is None.
     """
     assert plan.source is not None
-    teacher = load_sharing(plan.source, student, () if repaired else plan.kept_layers)
+    if shared is None:
+        given: dict[str, Any] = {"dtype": student.dtype, "device": str(student.device)}
+        teacher = load_model(plan.source, range(plan.num_layers), **given)
+    else:
+        teacher = load_sharing(plan.source, student, shared)
     if (attention := student.config._attn_implementation) != teacher.config._attn_implementation:
         teacher.set_attn_implementation(attention)
     teacher.config.get_text_config().output_router_logits = False
