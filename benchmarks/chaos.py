@@ -101,7 +101,8 @@ class Chaos:
         began = time.monotonic()
         while self.tally.codes[-1:] != [0]:
             if self.tally.starts > self.kills + self.jobs:
-                sys.exit(f"error: {self.folder} is not completed after {self.tally.starts} starts")
+                *_, last = self.log.read_text().splitlines() or [""]
+                sys.exit(f"error: not completed after {self.tally.starts} starts; last: {last}")
             before = self.progress()
             self.tally.starts += 1
             with self.started() as process:
