@@ -32,6 +32,8 @@ MISTAKES = {
     "trainer=distill trainer.cache=auto trainer.hidden=0.5": "trainer.hidden=0.5 compares hidden "
     "states, and trainer.cache=auto has predictions alone: set trainer.hidden=0, or "
     "trainer.cache=none",
+    "data=blend data.sources=null": "data.sources is empty: set 'data.sources={NAME: {train: FILE, "
+    "weight: NUMBER}, ...}'",
     # Layers.
     "model.keep_layers=99": "model.keep_layers=99, but the model has 12 layers: use 1 to 11",
     "model.keep_layers=12": "model.keep_layers=12, but the model has 12 layers: use 1 to 11; for "

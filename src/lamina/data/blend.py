@@ -19,6 +19,7 @@ def source_problems(sources: Mapping[str, Any]) -> Iterator[str]:
     """Name what is wrong with data.sources."""
     if not sources:
         yield "data.sources is empty: set 'data.sources={NAME: {train: FILE, weight: NUMBER}, ...}'"
+        return  # it may also be null
     for name, given in sources.items():
         key = f"data.sources.{name}"
         if not isinstance(given, dict):
