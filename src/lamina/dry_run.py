@@ -90,6 +90,8 @@ def dry_run(whole: Experiment, processes: int) -> dict[str, Any]:
         if isinstance(one_step.trainer, Distill) and one_step.trainer.is_cached:
             teacher = replace(one_step.trainer, cache=str(scratch / "teacher"), min_mass=0.0)
             for asked, fed in ((one_step.trainer, rows), (teacher, longest)):
+                if fed is rows and experiment.answering:
+                    continue  # its cache has the original's answers, and these are the given ones
                 given = experiment.plan, tokenizer, fed.train.rows, experiment.torch_dtype
                 asked.prepare(*given, dry=asked is not teacher)
             one_step = replace(one_step, trainer=teacher)

@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from lamina.depth.plan import Plan
 from lamina.depth.variants import Scratch, Variant
-from lamina.heal.adapters import Adapter
+from lamina.heal.adapters import Adapter, Lora
 from lamina.heal.sft import SFT
-from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, one_of
+from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, FRACTION, NOT_EMPTY, NOT_NEGATIVE, one_of
 from lamina.measure.provenance import base_identity, fingerprint
 from lamina.runtime import distributed
 from lamina.runtime.cache import folder_of
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from lamina.heal.distillation.cache import TeacherCache
     from lamina.heal.trainer import TokenLossTrainer
+
+HEAD = "lm_head"
+"""Name of the output head in most models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Distill(SFT):
     """Share of the cross-entropy in the loss."""
     hidden: Annotated[float, NOT_NEGATIVE]
     """Weight of 1 - cosine of both models' states before each layer that stays."""
-    cache: str
+    cache: Annotated[str, NOT_EMPTY]
     """none, auto, or the folder of the teacher's predictions."""
     top_k: Annotated[int, AT_LEAST_ONE]
     """Tokens in the cache for each trained one."""
@@ -77,6 +80,17 @@ class Distill(SFT):
             yield (
                 "trainer=distill learns from the original model, and model=scratch has none: "
                 "choose trainer=sft"
+            )
+        given = adapter.further if isinstance(adapter, Lora) else {}
+        if given.get("init_lora_weights") == "olora" and not self.is_cached:
+            yield (
+                "adapter.init_lora_weights=olora changes weights in place that trainer=distill "
+                "shares with its teacher: leave it out, or set trainer.cache=auto"
+            )
+        if HEAD in str([getattr(adapter, "target_modules", ""), given.get("modules_to_save")]):
+            yield (
+                f"trainer=distill reads the output head's own weights: remove {HEAD} from "
+                "adapter.target_modules and adapter.modules_to_save"
             )
         if adapter.in_4bit:
             yield (
