@@ -13,7 +13,7 @@ RESULT_KEYS = {
     "status", "error", "name", "model_type", "num_layers", "kept_layers", "adapter",
     "num_parameters", "trainable_parameters", "overrides", "settings", "final", "dtype", "seed",
     "history", "samples", "eval_fingerprint", "provenance", "metrics", "data", "resumed_from",
-    "started_from", "notes", "config", "selector", "evaluation", "repair",
+    "started_from", "notes", "config", "selector", "evaluation", "repair", "rounds",
 }  # fmt: skip
 LOGS = "logs/pruned/keep-8-first-lora"
 

@@ -136,7 +136,7 @@ def test_a_shortlist_heals_the_cheapest_layers_that_are_not_protected(tmp_path: 
         assert job["kept_layers"] == [index for index in range(12) if index != layer]
     assert [line.split()[0] for line in done.output.splitlines()[-2:]] == list(map(str, cheapest))
     reported = lamina("report", "run", "--output", "out", cwd=tmp_path)
-    assert (reported.code, reported.errors) == (0, "")
+    assert (reported.code, reported.refusal) == (0, "")
     lines = (tmp_path / "out" / "report.md").read_text().splitlines()
     (scan,) = (line for line in lines if "/run | 12 layers, " in line)
     assert scan.split(" | ")[2] == str(min(range(12), key=lambda layer: losses[layer]))
