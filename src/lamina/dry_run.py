@@ -89,11 +89,10 @@ def dry_run(whole: Experiment, processes: int) -> dict[str, Any]:
         longest = longest_rows(experiment, rows)
         if isinstance(one_step.trainer, Distill) and one_step.trainer.is_cached:
             teacher = replace(one_step.trainer, cache=str(scratch / "teacher"), min_mass=0.0)
-            for asked, fed in ((one_step.trainer, rows), (teacher, longest)):
-                if fed is rows and experiment.answering:
-                    continue  # its cache has the original's answers, and these are the given ones
-                given = experiment.plan, tokenizer, fed.train.rows, experiment.torch_dtype
-                asked.prepare(*given, dry=asked is not teacher)
+            original, dtype = experiment.plan, experiment.torch_dtype
+            if not experiment.answering:  # else a cache has other answers than these given ones
+                one_step.trainer.prepare(original, tokenizer, rows.train.rows, dtype, dry=True)
+            teacher.prepare(original, tokenizer, longest.train.rows, dtype)
             one_step = replace(one_step, trainer=teacher)
         model = load(experiment, tokenizer)
         refuse_unfit(model, tokenizer, experiment.evaluation)

@@ -25,7 +25,6 @@ ABOVE_ZERO = Limit(lambda value: value > 0, "use a value above 0")
 AT_LEAST_ONE = Limit(lambda value: value >= 1, "use 1 or more")
 NOT_NEGATIVE = Limit(lambda value: value >= 0, "use 0 or more")
 FRACTION = Limit(lambda value: 0 <= value < 1, "use a value from 0 to below 1")
-NOT_EMPTY = Limit(lambda value: value != "", "use a name, not an empty one")
 WHOLE_TOKENS = Limit(lambda value: value >= 1, "use a whole number of tokens, such as 4096")
 LAYER_INDEX = Limit(
     lambda value: value == "auto" or type(value) is int,

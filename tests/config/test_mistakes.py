@@ -24,7 +24,7 @@ MISTAKES = {
     "trainer=distill trainer.top_k=0": "trainer.top_k=0: use 1 or more",
     "trainer=distill trainer.min_mass=1": "trainer.min_mass=1.0: use a value from 0 to below 1",
     "trainer=distill trainer.cache=null": "trainer.cache=null: set a value",
-    "trainer=distill trainer.cache=''": "trainer.cache=: use a name, not an empty one",
+    "trainer=distill trainer.cache=''": "trainer.cache=: use none, auto or a folder",
     "trainer=distill adapter.init_lora_weights=olora export.form=merged": "adapter."
     "init_lora_weights=olora changes weights in place that trainer=distill shares with its "
     "teacher: leave it out, or set trainer.cache=auto",

@@ -13,7 +13,7 @@ from lamina.depth.plan import Plan
 from lamina.depth.variants import Scratch, Variant
 from lamina.heal.adapters import Adapter, Lora
 from lamina.heal.sft import SFT
-from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, FRACTION, NOT_EMPTY, NOT_NEGATIVE, one_of
+from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, one_of
 from lamina.measure.provenance import base_identity, fingerprint
 from lamina.runtime import distributed
 from lamina.runtime.cache import folder_of
@@ -41,7 +41,7 @@ class Distill(SFT):
     """Share of the cross-entropy in the loss."""
     hidden: Annotated[float, NOT_NEGATIVE]
     """Weight of 1 - cosine of both models' states before each layer that stays."""
-    cache: Annotated[str, NOT_EMPTY]
+    cache: Annotated[str, Limit(bool, "use none, auto or a folder")]
     """none, auto, or the folder of the teacher's predictions."""
     top_k: Annotated[int, AT_LEAST_ONE]
     """Tokens in the cache for each trained one."""
