@@ -69,10 +69,10 @@ class Experiment(Parameters):
     @cached_property
     def plan(self) -> Plan:
         """Which layers of the original stay; config.json says, unless the variant needs scores."""
-        return self.round.of_original(self.cut)
+        return self.round.of_original(self.round_plan)
 
     @cached_property
-    def cut(self) -> Plan:
+    def round_plan(self) -> Plan:
         """Which layers stay of the model to load: the original, or what the round before left."""
         return make_plan(
             self.round.variant(self.model),
@@ -106,11 +106,11 @@ class Experiment(Parameters):
         further = (override.lstrip("+") for override in own if not override.startswith(IN_NAME))
         settings = (re.sub(r"^[^=]*\.(?=\w*=)", "", override) for override in further)
         repair = [self.repair] if self.repair != NONE else []
-        parts = "-".join([self.plan.name, *repair, self.trained or "untrained", *settings])
+        parts = "-".join([self.plan.name, *repair, self.adapter_name or "untrained", *settings])
         return re.sub(r"[^\w.,=-]+", "_", parts, flags=re.ASCII)[:MAX_NAME]
 
     @property
-    def trained(self) -> str | None:
+    def adapter_name(self) -> str | None:
         """The adapter's name; None if nothing is trained."""
         return self.adapter.name if self.trainer.trains else None
 
@@ -145,7 +145,7 @@ class Experiment(Parameters):
     def identity(self) -> dict[str, Any]:
         """What result.json records about the model; a resumed run must not change it."""
         kept_layers, model_type = list(self.plan.kept_layers), self.plan.model_type
-        return {"model_type": model_type, "adapter": self.trained, "kept_layers": kept_layers}
+        return {"model_type": model_type, "adapter": self.adapter_name, "kept_layers": kept_layers}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -268,8 +268,9 @@ class Experiment(Parameters):
 
     def load_unquantized(self) -> "PreTrainedModel":
         """Load the reduced model without quantization, to merge a qlora adapter into it."""
-        assert self.cut.source is not None
-        return loading.load_model(self.cut.source, self.cut.kept_layers, dtype=self.torch_dtype)
+        plan = self.round_plan
+        assert plan.source is not None
+        return loading.load_model(plan.source, plan.kept_layers, dtype=self.torch_dtype)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -288,7 +289,7 @@ class Experiment(Parameters):
             / self.plan.model_type
             / record.content["name"],
             run_name=record.content["name"],
-            tags=(self.plan.model_type, self.trained or "untrained"),
+            tags=(self.plan.model_type, self.adapter_name or "untrained"),
             hyperparameters=own | self._hyperparameters(),
             changed={*own, "layers", "adapter"},
             config=self.parameters,
@@ -304,7 +305,7 @@ class Experiment(Parameters):
             "model_name": self.model_name,
             "layers": self.plan.name,
             "kept_layers": len(self.plan.kept_layers),
-            "adapter": self.trained or "none",
+            "adapter": self.adapter_name or "none",
             **(healing(self.parameters) if self.trainer.trains else {}),
         }
 
@@ -336,7 +337,7 @@ class Experiment(Parameters):
             eval=rows.eval.rows,
             backend=self.backend,
             training=self.training,
-            plan=self.cut,
+            plan=self.round_plan,
             original=self.plan,
             shared=self.round.shared(self.plan, repaired=self.repairs),
             callbacks=callbacks,
@@ -375,7 +376,7 @@ class Experiment(Parameters):
         own_kernels = self.adapter.in_4bit and self.backend.has_4bit_kernels
         if self.plan.source is None or not (self.backend.patches_model_classes or own_kernels):
             return None
-        return self._ref(self.cut.source, self.cut.kept_layers)
+        return self._ref(self.round_plan.source, self.round_plan.kept_layers)
 
     def _ref(self, source: Source | None, kept_layers: Sequence[int]) -> ModelRef:
         assert source is not None

@@ -12,14 +12,14 @@ from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.experiment import Experiment
 from lamina.export.final import FINAL
 from lamina.heal.ladder import Round
-from lamina.measure.results import LADDER_FOLDER, ROUND, Record, together
+from lamina.measure.results import LADDER_FOLDER, ROUND, Record, combined_metrics
 from lamina.runtime import distributed
 from lamina.runtime.lock import locked
 
 logger = logging.getLogger(__name__)
 
 
-def climb(
+def run_rounds(
     experiment: Experiment, record: Record, run: Callable[[Experiment, Record], None]
 ) -> None:
     """Run each round of a ladder, or the only one there is.
@@ -45,7 +45,7 @@ def climb(
     if earlier:
         every = [*earlier, record]
         record.content["rounds"] = [*map(_about, every)]
-        record.measured(**together([each.content["metrics"] for each in every]))
+        record.measured(**combined_metrics([each.content["metrics"] for each in every]))
 
 
 def round_of(
@@ -64,7 +64,7 @@ def round_of(
         keep_layers=experiment.ladder.keep_layers[number - 1],
         before=before.plan if before else None,
         base=str(before.folder / FINAL) if before else None,
-        trained=sum(each.content["metrics"]["trained_tokens"] for each in earlier),
+        trained_tokens=sum(each.content["metrics"]["trained_tokens"] for each in earlier),
     )
     if number == rounds:
         return replace(experiment, round=own)

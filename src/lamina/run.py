@@ -23,7 +23,7 @@ from lamina.measure.evaluate import SAMPLE_ROWS
 from lamina.measure.provenance import base_identity, fingerprint, provenance
 from lamina.measure.results import Record
 from lamina.measure.tasks.items import read_tasks
-from lamina.rounds import climb
+from lamina.rounds import run_rounds
 from lamina.runtime import distributed
 from lamina.runtime.cache import cache_folder
 from lamina.runtime.console import stage
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 def run(experiment: Experiment, record: Record) -> None:
     """Run an experiment; reports read only its record and its folder."""
-    climb(experiment, record, cut_and_heal)
+    run_rounds(experiment, record, cut_and_heal)
 
 
 def cut_and_heal(experiment: Experiment, record: Record) -> None:
@@ -113,7 +113,7 @@ def plan(experiment: Experiment) -> None:
 
 def resume(experiment: Experiment, record: Record) -> Start:
     """Claim the folder of checkpoints and find the checkpoint to continue from."""
-    identity, base = experiment.identity, base_identity(experiment.cut.source)
+    identity, base = experiment.identity, base_identity(experiment.round_plan.source)
     name = experiment.name(record.own)
     settings = {**experiment.settings, "base": base}
     folder, run_dir = experiment.folder, Path(experiment.run_dir).absolute()
@@ -168,8 +168,8 @@ def load(experiment: Experiment, tokenizer: "PreTrainedTokenizerBase") -> "PreTr
         loading.refuse_beyond_positions(model, experiment.max_seq_length)
         return model
     count, name = len(plan.kept_layers), experiment.round.base or experiment.model_name
-    logger.info("loading %s, %d of %d layers", name, count, experiment.cut.num_layers)
-    return experiment.backend.load_model(experiment.cut, dtype, experiment.training)
+    logger.info("loading %s, %d of %d layers", name, count, experiment.round_plan.num_layers)
+    return experiment.backend.load_model(experiment.round_plan, dtype, experiment.training)
 
 
 def heal(
@@ -199,7 +199,7 @@ def keep(
     settings = experiment.parameters
     content = manifest(
         experiment.plan,
-        adapter=experiment.trained,
+        adapter=experiment.adapter_name,
         parameters=settings,
         record=record.content,
         saved=experiment.form != "adapter",

@@ -68,18 +68,18 @@ class Budget:
         processes: int,
         *,
         share: Fraction | int = 1,
-        trained: int = 0,
+        spent: int = 0,
     ) -> None:
         """Set max_steps to the first step that reaches the budget; all processes must call it.
 
         `rows` are tokenized, but not packed. The order of a training is known before it: it follows
         from the seed and the epoch. In a ladder the round ends at a `share` of the budget, of which
-        those before it `trained` so many tokens. Raises ConfigError if one step trains too much.
+        those before it have `spent` so many tokens. Raises ConfigError if one step trains too much.
         """
         if self.tokens is None:
             return
         whole = parse_tokens("budget.tokens", self.tokens)
-        wanted = max(1, int(whole * share) - trained)
+        wanted = max(1, int(whole * share) - spent)
         with cache_errors():  # TRL caches packs
             packs = distributed.first_process_first(
                 "packs", lambda: packed({"train": rows}, arguments)["train"]

@@ -106,7 +106,7 @@ class Round:
     """Which layers of the original the round before left; None in the first."""
     base: str | None = None
     """Folder of the model that the round before left."""
-    trained: int = 0
+    trained_tokens: int = 0
     """Tokens that the rounds before trained."""
 
     def variant(self, model: Variant) -> Variant:
@@ -158,4 +158,4 @@ class Round:
         if arguments.data_seed is not None:
             arguments.data_seed += number - 1
         share = Fraction(number, self.rounds)
-        budget.set_steps(arguments, rows, processes, share=share, trained=self.trained)
+        budget.set_steps(arguments, rows, processes, share=share, spent=self.trained_tokens)

@@ -162,7 +162,7 @@ class Record:
             self.update(status=status, error=reason)
 
 
-def together(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def combined_metrics(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the metrics that a ladder's rounds add up to, and their peak memory."""
     sums = ("train_tokens", "trained_tokens", "train_seconds")
     spent = [each["seconds"] for each in rounds]
