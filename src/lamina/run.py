@@ -138,11 +138,7 @@ def feed(
     tokenizer = loading.load_tokenizer(source) if source else build_tokenizer()
     length, prompts = experiment.max_seq_length, experiment.evaluation.num_samples
     rows = data.feed(
-        experiment.data,
-        tokenizer,
-        max_seq_length=length,
-        num_prompts=prompts,
-        original=original,
+        experiment.data, tokenizer, max_seq_length=length, num_prompts=prompts, original=original
     )
     if source:
         ids = (row["input_ids"] for split in (rows.train, rows.eval) for row in split.rows)

@@ -11,13 +11,7 @@ from typing import Any
 from lamina.commands.app import errors_in_one_line, parse
 from lamina.errors import ConfigError, OutputError
 from lamina.export.final import FINAL
-from lamina.measure.results import (
-    LADDER_FOLDER,
-    RESULT_FILE,
-    read_result,
-    run_of,
-    with_settings,
-)
+from lamina.measure.results import LADDER_FOLDER, RESULT_FILE, read_result, run_of, with_settings
 from lamina.runtime.checkpoints import best_checkpoint, checkpoints, damage, last_checkpoint
 from lamina.runtime.console import printable
 from lamina.runtime.lock import locked

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
-from functools import cache, partial
 from typing import Any
 
 from lamina.depth.layer_sets import half_open_ranges, split_entries
@@ -105,8 +104,13 @@ def make_plan(
         if source.is_text_part:
             refuse_sharing(source.config)
         protected = protection_of(source, protect)
-    sizes = cache(partial(sizes_of, source, dtype=dtype))
-    kept_layers = variant.kept_layers(num_layers, scores_of(source), protected, sizes)
+    chosen: str | None = None
+    if isinstance(variant, Pruned) and (target := variant.target):
+        sizes = sizes_of(source, UNITS[target.key], dtype)
+        kept_layers = target.kept(variant.selector, scores_of(source), protected, sizes)
+        chosen = target.chosen(kept_layers, sizes)
+    else:
+        kept_layers = variant.kept_layers(num_layers, scores_of(source), protected)
     with source.reading("config.json"):
         reduced_config(source.config, kept_layers)
         if source.is_local:
@@ -116,10 +120,8 @@ def make_plan(
         for key, value in vars(variant).items()
         if value is not None or key not in UNITS
     }
-    if not isinstance(variant, Pruned) or variant.target is None:
-        return Plan(variant.model_type, source, num_layers, kept_layers, settings)
-    settings["keep_layers"] = len(kept_layers)
-    chosen = variant.target.chosen(kept_layers, sizes(UNITS[variant.target.key]))
+    if chosen:
+        settings["keep_layers"] = len(kept_layers)
     return Plan(variant.model_type, source, num_layers, kept_layers, settings, chosen)
 
 

@@ -1,6 +1,6 @@
 """Targets: as many layers stay as leave at most a number of parameters or bytes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +33,6 @@ class Sizes:
     def of(self, kept_layers: Iterable[int]) -> int:
         """Return the size of the model that consists of some layers."""
         return self.others + sum(self.layers[index] for index in kept_layers)
-
-
-SizesOf = Callable[[str], Sizes]
-"""Returns a model's sizes in a unit of `UNITS`."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing_extensions import override
 from lamina.depth.layer_sets import as_given, parse_layers
 from lamina.depth.protection import Protection
 from lamina.depth.selection import LayerScores, LeaveOneOut, Selector
-from lamina.depth.targets import UNITS, SizesOf, Target
+from lamina.depth.targets import UNITS, Target
 from lamina.errors import ConfigError
 from lamina.limits import LAYER_INDEX
 
@@ -23,17 +23,13 @@ class Variant(Protocol):
     """Name of the variant, and of its folder below checkpoints/ and logs/."""
 
     def kept_layers(
-        self,
-        num_layers: int,
-        scores: LayerScores,
-        protected: Protection = UNPROTECTED,
-        sizes: SizesOf | None = None,
+        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
     ) -> tuple[int, ...]:
         """Return the 0-based indices that stay, ascending: all, unless the variant chooses.
 
-        Scores and sizes are computed only if used; without sizes, a target lets all layers but one
-        stay. Raises ConfigError if the choice does not fit a model of this depth, or removes a
-        protected layer.
+        Scores are computed only if used. Of a target, which depends on the layers' sizes, it is the
+        largest choice. Raises ConfigError if the choice does not fit a model of this depth, or
+        removes a protected layer.
         """
         return tuple(range(num_layers))
 
@@ -55,11 +51,7 @@ class Dropped(Variant):
 
     @override
     def kept_layers(
-        self,
-        num_layers: int,
-        scores: LayerScores,
-        protected: Protection = UNPROTECTED,
-        sizes: SizesOf | None = None,
+        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
     ) -> tuple[int, ...]:
         if self.layer_to_drop != "auto" and type(self.layer_to_drop) is not int:
             raise ConfigError(f"model.layer_to_drop={self.layer_to_drop}: {LAYER_INDEX.advice}")
@@ -110,16 +102,9 @@ class Pruned(Variant):
 
     @override
     def kept_layers(
-        self,
-        num_layers: int,
-        scores: LayerScores,
-        protected: Protection = UNPROTECTED,
-        sizes: SizesOf | None = None,
+        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
     ) -> tuple[int, ...]:
         if self.target is not None:
-            if sizes is not None:
-                found = sizes(UNITS[self.target.key])
-                return self.target.kept(self.selector, scores, protected, found)
             setting = self.target.setting
             return protected.kept(self.selector, num_layers, num_layers - 1, scores, setting)
         if not 0 < self.keep_layers < num_layers:
@@ -144,11 +129,7 @@ class Layers(Variant):
 
     @override
     def kept_layers(
-        self,
-        num_layers: int,
-        scores: LayerScores,
-        protected: Protection = UNPROTECTED,
-        sizes: SizesOf | None = None,
+        self, num_layers: int, scores: LayerScores, protected: Protection = UNPROTECTED
     ) -> tuple[int, ...]:
         if (self.keep is None) == (self.drop is None):
             raise ConfigError(

@@ -102,11 +102,7 @@ class TeacherCache:
         return rows
 
     def complete(
-        self,
-        train: "Dataset",
-        plan: Plan,
-        tokenizer: "PreTrainedTokenizerBase",
-        dtype: torch.dtype,
+        self, train: "Dataset", plan: Plan, tokenizer: "PreTrainedTokenizerBase", dtype: torch.dtype
     ) -> None:
         """Let the original model write what is missing; other processes that need it wait.
 

@@ -218,8 +218,5 @@ class Distill(SFT):
             hidden=self.hidden,
         )
         return partial(
-            DistillationTrainer,
-            teacher=teacher,
-            mix=mix,
-            kept_layers=original.kept_layers,
+            DistillationTrainer, teacher=teacher, mix=mix, kept_layers=original.kept_layers
         )

@@ -16,10 +16,7 @@ AT_ONCE = 256
 
 
 def divergences(
-    original: "PreTrainedModel",
-    rows: Sequence[Row],
-    logits: "torch.Tensor",
-    where: "torch.Tensor",
+    original: "PreTrainedModel", rows: Sequence[Row], logits: "torch.Tensor", where: "torch.Tensor"
 ) -> list[tuple[float, int]]:
     """Return each row's summed divergence from the original, in nats, and its equal first choices.
 
