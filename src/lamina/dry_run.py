@@ -87,13 +87,7 @@ def dry_run(whole: Experiment, processes: int) -> dict[str, Any]:
         experiment.budget.set_steps(arguments, rows.train.rows, processes)
         packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
         longest = longest_rows(experiment, rows)
-        if isinstance(one_step.trainer, Distill) and one_step.trainer.is_cached:
-            teacher = replace(one_step.trainer, cache=str(scratch / "teacher"), min_mass=0.0)
-            original, dtype = experiment.plan, experiment.torch_dtype
-            if not experiment.answering:  # else a cache has other answers than these given ones
-                one_step.trainer.prepare(original, tokenizer, rows.train.rows, dtype, dry=True)
-            teacher.prepare(original, tokenizer, longest.train.rows, dtype)
-            one_step = replace(one_step, trainer=teacher)
+        one_step = with_teacher(one_step, tokenizer, rows, longest, scratch)
         model = load(experiment, tokenizer)
         refuse_unfit(model, tokenizer, experiment.evaluation)
         parameters = model.num_parameters()
@@ -121,6 +115,24 @@ def dry_run(whole: Experiment, processes: int) -> dict[str, Any]:
             "data": rows.packed(packs, experiment.max_seq_length),
             "sample": [spans(row, tokenizer) for row in shown],
         }
+
+
+def with_teacher(
+    one_step: Experiment,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Feed,
+    longest: Feed,
+    scratch: Path,
+) -> Experiment:
+    """Let a cached teacher predict the `longest` rows alone; raises what its cache would."""
+    trainer, original, dtype = one_step.trainer, one_step.plan, one_step.torch_dtype
+    if not isinstance(trainer, Distill) or not trainer.is_cached:
+        return one_step
+    if not one_step.answering:  # else a cache has other answers than these given ones
+        trainer.prepare(original, tokenizer, rows.train.rows, dtype, dry=True)
+    teacher = replace(trainer, cache=str(scratch / "teacher"), min_mass=0.0)
+    teacher.prepare(original, tokenizer, longest.train.rows, dtype)
+    return replace(one_step, trainer=teacher)
 
 
 def longest_rows(experiment: Experiment, rows: Feed) -> Feed:

@@ -103,8 +103,6 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
     overrides = parse(get_args_parser()).overrides
     sys.argv[1:] = _flags_first(sys.argv[1:], overrides)
     from lamina.config import security, source_files
-    from lamina.config.composition import explain
-    from lamina.config.messages import COMPOSITION_ERRORS
     from lamina.config.schema import register
     from lamina.runtime.paths import conf_dir, load_environment
 
@@ -121,6 +119,14 @@ def _run(task: Task, config_name: str, closing: Closing | None) -> None:
         load_environment()
     security.install(sys.argv[1:])
     source_files.install()
+    _compose_and_run(main, wrong, config_name)
+
+
+def _compose_and_run(main: Callable[[], None], wrong: Closing, config_name: str) -> None:
+    """Run a Hydra app; an error in its config, in the task or in a sweep's jobs is printed."""
+    from lamina.config.composition import explain
+    from lamina.config.messages import COMPOSITION_ERRORS
+
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         with interruptible():
             main()

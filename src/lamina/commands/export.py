@@ -3,12 +3,17 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamina.commands.app import errors_in_one_line, parse
 from lamina.errors import ConfigError
 from lamina.measure.engines import QUANTIZED
 from lamina.runtime.paths import load_environment
+
+if TYPE_CHECKING:
+    from lamina.export.check import Losses
 
 FORMS, DTYPES = ("merged", "adapter", "gguf"), ("bfloat16", "float16", "float32")
 
@@ -24,6 +29,19 @@ usual calls:
 
 def main() -> None:
     """Run the command."""
+    given = _parsed()
+    with errors_in_one_line():
+        load_environment()
+        from lamina.export.convert import export  # imports torch, which takes seconds
+
+        run = _job_of(Path(given.run).expanduser(), best=given.best) or given.run
+        options = {key: getattr(given, key) for key in ("dtype", "quantize", "base", "python")}
+        dtype, loss = export(run, given.output, given.form, **options)
+    sys.stdout.write(f"{Path(given.output)}: {given.form}, {dtype or 'as stored'}\n")
+    sys.stdout.writelines(f"{line}\n" for line in _next_steps(given, run, loss))
+
+
+def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="lamina export",
         description="Write a run's model in another form, and check it. Nothing is uploaded.",
@@ -47,33 +65,28 @@ def main() -> None:
     parser.add_argument("--quantize", choices=QUANTIZED, help="of a GGUF: fewer bits")
     parser.add_argument("--base", metavar="PATH", help="the base model, if it has moved")
     parser.add_argument("--python", metavar="PATH", help="interpreter with llama.cpp's packages")
-    given = parse(parser)
-    with errors_in_one_line():
-        load_environment()
-        from lamina.export.card import serving
-        from lamina.export.convert import export  # imports torch, which takes seconds
+    return parse(parser)
 
-        run = _job_of(Path(given.run).expanduser(), best=given.best) or given.run
-        options = {key: getattr(given, key) for key in ("dtype", "quantize", "base", "python")}
-        dtype, loss = export(run, given.output, given.form, **options)
+
+def _next_steps(given: argparse.Namespace, run: str, loss: "Losses | None") -> Iterator[str]:
+    """Yield what was checked, and how to load, verify and upload the export."""
+    from lamina.export.card import serving
+
     output = Path(given.output)
-    sys.stdout.write(f"{output}: {given.form}, {dtype or 'as stored'}\n")
     if loss:
         line = f"checked: loss {loss.written:.6g}, the run recorded {loss.recorded:.6g}"
         if loss.unquantized is not None:
             line += f" on its 4-bit base; {loss.unquantized:.6g} on the unquantized base"
-        sys.stdout.write(
-            f"{line}; {loss.rows} of {loss.all_rows} rows, {loss.allowed:.2g} allowed\n"
-        )
+        yield f"{line}; {loss.rows} of {loss.all_rows} rows, {loss.allowed:.2g} allowed"
     else:
-        sys.stdout.write("checked: every tensor is in place; there are no rows to evaluate\n")
+        yield "checked: every tensor is in place; there are no rows to evaluate"
     path = next(map(str, output.expanduser().glob("*.gguf")), str(output))
-    sys.stdout.write(f"loads in: {serving(given.form, path, given.base or 'BASE')}\n")
+    yield f"loads in: {serving(given.form, path, given.base or 'BASE')}"
     if loss:
         engine = "llama.cpp" if given.form == "gguf" else "transformers"
-        verify = shlex.join(["lamina", "verify", f"{output}", "--engine", engine, "--run", run])
-        sys.stdout.write(f"verify: {verify}\n")
-    sys.stdout.write(f"upload: hf upload YOUR_NAME/MODEL {output}\n")
+        command = ["lamina", "verify", str(output), "--engine", engine, "--run", run]
+        yield f"verify: {shlex.join(command)}"
+    yield f"upload: hf upload YOUR_NAME/MODEL {output}"
 
 
 def _job_of(folder: Path, *, best: bool) -> str | None:

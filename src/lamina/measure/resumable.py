@@ -77,35 +77,25 @@ def evaluate_into(
     """
     began, folder, is_first = time.monotonic(), Path(place.folder), distributed.is_first()
     serving_speed.refuse_too_long(model, wanted.speed)
-    data = sha256(json.dumps([[row["input_ids"], row["labels"]] for row in rows]).encode())
-    parts = [fingerprint(wanted), data.hexdigest(), *_identity(model, tokenizer)]
+    data = sha256(
+        json.dumps([[row["input_ids"], row["labels"]] for row in rows]).encode()
+    ).hexdigest()
+    parts = [fingerprint(wanted), data, *_identity(model, tokenizer)]
     key = sha256("\n".join(parts).encode()).hexdigest()
     unfinished = folder / f"{UNFINISHED}{key[:16]}"
     if distributed.gathered(is_first and _is_finished(folder, key))[0]:
         return
     if is_first:
-        unfinished.mkdir(parents=True, exist_ok=True)
-        _forget_others(folder, unfinished)
-    done = distributed.gathered(read_items(unfinished) if is_first else [])[0]
-    tasks = read_tasks(wanted.tasks, wanted.task_settings)
-    compares = wanted.agreement and any(isinstance(t, Task) and t.kind == "text" for t in tasks)
+        _begin(folder, unfinished)
     with memory_errors("the evaluation", lambda: "lower evaluation.task_settings.batch_tokens"):
-        results = scoring.evaluate_tasks(
-            model,
-            tokenizer,
-            tasks,
-            wanted.task_settings,
-            done=done,
-            write=lambda items: append_items(unfinished, items),
-            original=original().to(compute_device()) if original and compares else None,
-        )
+        results = _task_results(model, tokenizer, wanted, unfinished, original)
         speed = serving_speed.serving_speed(model, wanted.speed)
     if is_first:
         order = {name: number for number, name in enumerate(results)}
         found = {(order[item.task], item.id): item for item in read_items(unfinished)}
         items = [found[where] for where in sorted(found)]
         if rows:
-            results, items = _with_rows(results, items, losses, data.hexdigest())
+            results, items = _with_rows(results, items, losses, data)
         write_rows(folder / ITEMS_FILE, [finite(asdict(item)) for item in items])
         result = EvaluationResult(
             role=place.role,
@@ -120,6 +110,27 @@ def evaluate_into(
         write_evaluation(folder, result)
         shutil.rmtree(unfinished)
     distributed.wait_for_all()
+
+
+def _task_results(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    wanted: Evaluation,
+    unfinished: Path,
+    original: "Callable[[], PreTrainedModel] | None",
+) -> dict[str, TaskResult]:
+    """Return the results in all tasks; items that the folder `unfinished` lacks are added to it."""
+    tasks = read_tasks(wanted.tasks, wanted.task_settings)
+    compares = wanted.agreement and any(isinstance(t, Task) and t.kind == "text" for t in tasks)
+    return scoring.evaluate_tasks(
+        model,
+        tokenizer,
+        tasks,
+        wanted.task_settings,
+        done=distributed.gathered(read_items(unfinished) if distributed.is_first() else [])[0],
+        write=lambda items: append_items(unfinished, items),
+        original=original().to(compute_device()) if original and compares else None,
+    )
 
 
 def _with_rows(
@@ -184,8 +195,9 @@ def _is_finished(folder: Path, key: str) -> bool:
         return False
 
 
-def _forget_others(folder: Path, unfinished: Path) -> None:
+def _begin(folder: Path, unfinished: Path) -> None:
     """Remove what other models or settings left, which would contradict the new results."""
+    unfinished.mkdir(parents=True, exist_ok=True)
     for path in folder.glob(f"{UNFINISHED}*"):
         if path != unfinished:
             shutil.rmtree(path)

@@ -49,6 +49,13 @@ MOST_LAYERS = 100_000
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
+COPIED = (
+    "status overrides model_type kept_layers num_layers adapter selector seed trainable_parameters "
+    "eval_fingerprint"
+).split()
+OF_METRICS = "perplexity tokens_per_second train_seconds peak_memory_bytes trained_tokens".split()
+"""Fields of a row that result.json or its metrics have under the same name."""
+
 SAMPLE = dict.fromkeys(("prompt", "expected", "before", "after"), str | None)
 LOGGED = dict.fromkeys(("step", "tokens", "loss", "learning_rate", "eval_loss"), int | float | None)
 
@@ -234,43 +241,28 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
     if kept is not None and not (0 < total <= MOST_LAYERS and {*kept} <= {*range(total)}):
         raise ValueError(f"kept_layers are not of {total} layers")
     refuse_mistyped(f"{path}: provenance", provenance, {"backend": str | None})
-    for sample in result["samples"] or ():
-        refuse_mistyped(f"{path}: samples", sample, SAMPLE)
-    for entry in result["history"] or ():
-        refuse_mistyped(f"{path}: history", entry, LOGGED)
-    for entry in result["rounds"] or ():
-        refuse_mistyped(f"{path}: rounds", entry, ROUND)
+    for field, types in (("samples", SAMPLE), ("history", LOGGED), ("rounds", ROUND)):
+        for entry in result[field] or ():
+            refuse_mistyped(f"{path}: {field}", entry, types)
     losses = [metrics.get(f"{name}eval_loss") for name in ("baseline_", "reduced_", "")]
     baseline, reduced, healed = losses
     parameters, dtype = result["num_parameters"], result["dtype"]
-    known = None not in (baseline, reduced, healed) and reduced > baseline
+    known = None not in losses and reduced > baseline
     return RunRow(
         **{**place, "name": result["name"] or place["name"]},
-        status=result["status"],
+        **{name: result[name] for name in COPIED},
+        **{name: metrics.get(name) for name in OF_METRICS},
         error=(result["error"] or "").partition("\n")[0] or None,
-        overrides=result["overrides"],
-        model_type=result["model_type"],
-        kept_layers=kept,
         dropped_layers=kept and sorted({*range(total)} - {*kept}),
         layers=None if kept is None else len(kept),
-        num_layers=total,
-        adapter=result["adapter"],
-        selector=result["selector"],
         backend=provenance.get("backend"),
-        seed=result["seed"],
         parameters=parameters,
         bytes=parameters * DTYPE_BYTES[dtype] if parameters and dtype in DTYPE_BYTES else None,
-        trainable_parameters=result["trainable_parameters"],
         baseline_loss=baseline,
         reduced_loss=reduced,
         healed_loss=healed,
         difference=None if None in (healed, baseline) else healed - baseline,
-        perplexity=metrics.get("perplexity"),
         recovered=(reduced - healed) / (reduced - baseline) if known else None,
-        tokens_per_second=metrics.get("tokens_per_second"),
-        train_seconds=metrics.get("train_seconds"),
-        peak_memory_bytes=metrics.get("peak_memory_bytes"),
-        trained_tokens=metrics.get("trained_tokens"),
         rounds="; ".join(_round(entry) for entry in result["rounds"] or ()) or None,
         history=[
             {key: entry.get(key) for key in LOGGED}
@@ -280,7 +272,6 @@ def _row(place: dict[str, Any], result: dict[str, Any], path: Path) -> RunRow:
         samples=[{key: sample.get(key) for key in SAMPLE} for sample in result["samples"] or ()],
         config={**settings, **override_values(result["overrides"])},
         provenance=provenance,
-        eval_fingerprint=result["eval_fingerprint"],
     )
 
 
