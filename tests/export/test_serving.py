@@ -143,7 +143,7 @@ def test_a_missing_engine_says_how_to_make_its_environment(
     done = lamina(*given, cwd=tmp_path)
     message = (
         "this environment lacks vllm, which vllm needs: make an environment of its own and pass "
-        "it: python -m venv ENV; ENV/bin/pip install vllm; --python ENV/bin/python"
+        "it: python -m venv ENV; ENV/bin/pip install vllm; --python=ENV/bin/python"
     )
     assert (done.code, done.refusal) == (1, f"error: {message}\n")
     python = tmp_path / "an environment" / "python"

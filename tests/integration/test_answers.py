@@ -1,6 +1,7 @@
 """data.answers=original by the real command: killed, shared by two runs, and refused."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -115,6 +116,18 @@ def test_a_dry_run_leaves_the_given_answers(tmp_path: Path) -> None:
             "data.answer_settings.temperature=-1.0: use 0 or more",
         ),
         (["data.answers=mine"], "data.answers=mine: use given or original"),
+        (
+            ["data.answer_settings.vllm=''"],
+            "data.answer_settings.vllm=: use auto, none, or the path of an interpreter with vLLM",
+        ),
+        (
+            ["data.answer_settings.vllm=gone"],
+            "data.answer_settings.vllm=gone: no such interpreter",
+        ),
+        (
+            [f"data.answer_settings.vllm={sys.executable}"],
+            f"{sys.executable} lacks vllm, which vllm needs: {sys.executable} -m pip install vllm",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(
@@ -134,3 +147,13 @@ def test_plain_text_is_refused_before_weights_are_read(tmp_path: Path) -> None:
         f"error: data.answers=original: {path} (training part) has text alone, which asks "
         "nothing: use data.answers=given, or rows with a question\n",
     )
+
+
+def test_vllm_is_refused_with_four_bits(tmp_path: Path) -> None:
+    given = ("adapter=qlora", "data.answers=original", "data.answer_settings.vllm=python")
+    done = train(tmp_path / "run", *SHORT, *given)
+    assert done.code == 1
+    assert (
+        "data.answer_settings.vllm=python: with adapter=qlora the original answers from 4-bit "
+        "weights, in transformers: use data.answer_settings.vllm=none\n"
+    ) in done.errors

@@ -7,6 +7,7 @@ from pathlib import Path
 from lamina.config import backend_choice
 from lamina.config.parameters import Parameters
 from lamina.config.security import ALLOW, allowed
+from lamina.data.answers.settings import VLLM_KEY
 from lamina.depth.plan import refuse_unusable
 from lamina.depth.protection import parse_protection
 from lamina.depth.selection import First, NoScores, ScoresNeededError
@@ -61,7 +62,13 @@ def _answer_problems(run: Parameters) -> Iterator[str]:
         return
     if isinstance(run.model, Scratch):
         yield "data.answers=original: model=scratch has no original: use data.answers=given"
-    new = run.data.answer_settings.max_new_tokens
+    settings = run.data.answer_settings
+    if run.adapter.in_4bit and settings.vllm not in ("auto", "none"):
+        yield (
+            f"{VLLM_KEY}={settings.vllm}: with adapter=qlora the original answers from 4-bit "
+            f"weights, in transformers: use {VLLM_KEY}=none"
+        )
+    new = settings.max_new_tokens
     if new >= run.max_seq_length:
         yield (
             f"data.answer_settings.max_new_tokens={new}: max_seq_length={run.max_seq_length} "

@@ -25,8 +25,9 @@ from lamina.export.folder import (
     write_manifest,
     write_weights,
 )
-from lamina.export.gguf import KINDS, in_engine, write_gguf
+from lamina.export.gguf import KINDS, write_gguf
 from lamina.export.verify import measured_in
+from lamina.measure.separate import in_engine
 from lamina.runtime.console import announce, quiet_libraries, stage
 from lamina.weights.reading import TensorSlice, as_bytes, tensor_slices, torch_dtype_of
 from lamina.weights.source import Source, made_of, resolve

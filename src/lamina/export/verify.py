@@ -16,9 +16,9 @@ from lamina.export.folder import (
     read_verification,
     write_manifest,
 )
-from lamina.export.gguf import in_engine
 from lamina.measure.evaluate import ENGINE_TOLERANCES
 from lamina.measure.results import RESULT_FILE, ROWS_FILE
+from lamina.measure.separate import in_engine
 from lamina.runtime.console import announce
 from lamina.runtime.files import write_json
 from lamina.weights.source import made_of

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,7 @@ def in_transformers(model: str, rows: Rows) -> Losses:
 
 def in_vllm(model: str, rows: Rows) -> Losses:
     """Return the same from vLLM's log-probabilities of the prompt."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its errors stay in this process
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; it would take half of the memory
+    _prepare_vllm()
     from vllm import LLM, SamplingParams
 
     longest = max(len(row["input_ids"]) for row in rows)
@@ -69,6 +68,42 @@ def in_vllm(model: str, rows: Rows) -> Losses:
         found.append(-math.fsum(output.prompt_logprobs[i][x].logprob for i, x in trained))
     dtype = engine.llm_engine.model_config.dtype
     return found, str(dtype).removeprefix("torch.")
+
+
+def generate(model: str, request: dict[str, Any]) -> None:
+    """Append the tokens that vLLM generates to a file, after each batch of prompts."""
+    _prepare_vllm()
+    from vllm import LLM, SamplingParams
+    from vllm.platforms import current_platform
+
+    engine = LLM(
+        model=model,
+        revision=request["revision"],
+        dtype=request["dtype"],
+        max_model_len=request["max_model_len"],
+        enforce_eager=current_platform.is_cpu(),  # where it would compile for minutes
+        skip_tokenizer_init=True,
+    )
+    for batch in request["batches"]:
+        prompts = [{"prompt_token_ids": row["prompt_ids"]} for row in batch]
+        wanted = [SamplingParams(seed=row["seed"], **request["sampling"]) for row in batch]
+        outputs = engine.generate(prompts, wanted, use_tqdm=False)
+        lines = [
+            json.dumps({"prompt": row["prompt"], "ids": [*output.outputs[0].token_ids]}) + "\n"
+            for row, output in zip(batch, outputs, strict=True)
+        ]
+        with Path(request["output"]).open("a") as file:
+            file.write("".join(lines))
+
+
+def _prepare_vllm() -> None:
+    for name in [*os.environ]:
+        # Of torchrun, whose other processes it would wait for.
+        if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") or name.startswith("TORCHELASTIC_"):
+            del os.environ[name]
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its errors stay in this process
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; it would take half of the memory
 
 
 def in_llama_cpp(model: str, rows: Rows) -> Losses:
@@ -145,6 +180,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         if find_spec(name) is None:
             return {"missing": name}
     if model is None:
+        name = MODULES[task][0]
+        return {"version": version(packages_distributions().get(name, [name])[0])}
+    if "batches" in request:
+        generate(model, request)
         return {}
     if task in (convert.__name__, quantize.__name__):
         globals()[task](model, request["output"], request["kind"])

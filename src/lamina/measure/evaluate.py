@@ -18,7 +18,7 @@ from lamina.runtime.console import stage
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PROTOCOL = 1
 """Version of `row_losses`, a key of cached losses: increment it when the same model would get
@@ -160,7 +160,7 @@ def generate(
     """
     import torch
 
-    length, ends = max(map(len, prompts)), end_tokens(model, tokenizer)
+    length, ends = max(map(len, prompts)), end_tokens(model.generation_config, tokenizer)
     padding = tokenizer.pad_token_id
     if padding is None:
         padding = ends[0] if ends else 0
@@ -207,9 +207,11 @@ def _stopping(tokenizer: "PreTrainedTokenizerBase", stop: str, length: int) -> A
     return StoppingCriteriaList([Stop()])
 
 
-def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def end_tokens(
+    generation: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase"
+) -> list[int]:
     """Return the tokens that end an answer."""
-    ends = model.generation_config.eos_token_id
+    ends = getattr(generation, "eos_token_id", None)
     known = ends if isinstance(ends, list) else [] if ends is None else [ends]
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return sorted({*known, *own})

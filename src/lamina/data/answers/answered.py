@@ -11,8 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.data.answers.answering import Answer, Question, answer_questions, read_answers
+from lamina.data.answers.answering import (
+    Answer,
+    Question,
+    answer_questions,
+    read_answers,
+    watched,
+)
 from lamina.data.answers.settings import AnswerSettings
+from lamina.data.answers.through_vllm import answer_through_vllm, interpreter, vllm_version
 from lamina.data.files import row_features
 from lamina.data.splits import Split
 from lamina.data.tokenization import Tokenization
@@ -74,6 +81,12 @@ def refuse_plain_text(split: Split) -> None:
         )
 
 
+def refuse_missing_engine(ref: ModelRef, settings: AnswerSettings) -> None:
+    """Raise ConfigError if an interpreter is to answer that lacks vLLM."""
+    if python := interpreter(settings, ref):
+        vllm_version(python)
+
+
 def answered(
     split: Split, tokenize: Tokenization, settings: AnswerSettings, original: Original
 ) -> tuple[Split, AnswerCount]:
@@ -116,10 +129,17 @@ def _parts(ref: ModelRef, settings: AnswerSettings, questions: Sequence[Question
     return [
         *identity(source),
         path.read_text() if path else "",
-        f"{ref.dtype} {ref.in_4bit} {settings} protocol {PROTOCOL}",
-        *(f"{name} {version(name)}" for name in ("torch", "transformers")),
+        f"{ref.dtype} {ref.in_4bit} {replace(settings, vllm='')} protocol {PROTOCOL}",
+        *_engine(interpreter(settings, ref)),
         sha256(json.dumps(questions).encode()).hexdigest(),
     ]
+
+
+def _engine(python: str | None) -> list[str]:
+    """Return what answers, with its version."""
+    if python:
+        return [f"vllm {vllm_version(python)}"]
+    return [f"{name} {version(name)}" for name in ("torch", "transformers")]
 
 
 def _cached_answers(
@@ -129,8 +149,14 @@ def _cached_answers(
     path, unfinished = folder / ANSWERS_FILE, folder / UNFINISHED_FILE
     with cached(folder, "answers.cached") as entry:
         if entry.content is None or entry.content["sha256"] != _digest(path):
-            logger.info("%s answers %s prompts", original.ref.name, f"{len(questions):,}")
-            if original.isolated:
+            python = interpreter(settings, original.ref)
+            through = f" through {_engine(python)[0]}" if python else ""
+            count = f"{len(questions):,}"
+            logger.info("%s answers %s prompts%s", original.ref.name, count, through)
+            if python:
+                if len(read_answers(unfinished)) < len(questions):
+                    answer_through_vllm(unfinished, original.ref, settings, questions, python)
+            elif original.isolated:
                 _answer_isolated(unfinished, original.ref, settings, questions)
             else:
                 answer_questions(unfinished, original.ref, settings, questions)
@@ -146,7 +172,8 @@ def _answer_isolated(
     request = {"path": str(path), "questions": questions}
     command = [sys.executable, "-m", "lamina.data.answers.isolated"]
     try:
-        found = ask(command, {**request, "ref": asdict(ref), "settings": asdict(settings)})
+        with watched(path, len(questions)):
+            found = ask(command, {**request, "ref": asdict(ref), "settings": asdict(settings)})
     except SeparateProcessError as error:
         raise TrainingError(f"{ref.name} could not answer: {error}; see train.log") from error
     if "error" in found:

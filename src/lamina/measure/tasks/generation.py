@@ -73,7 +73,8 @@ class Answers:
     def score(self, batch: Sequence[Encoded]) -> list[ItemResult]:
         """Answer some questions."""
         tokenizer, stop = self.prompts.tokenizer, self.prompts.stop
-        new, ends = self.prompts.settings.max_new_tokens, end_tokens(self.model, tokenizer)
+        ends = end_tokens(self.model.generation_config, tokenizer)
+        new = self.prompts.settings.max_new_tokens
         prompts, results = [each.ids for each in batch], []
         generated = generate(self.model, tokenizer, prompts, max_new_tokens=new, stop=stop)
         for each, ids in zip(batch, generated, strict=True):
