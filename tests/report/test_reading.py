@@ -116,7 +116,7 @@ def test_a_sweep_has_every_job_and_why_one_did_not_complete(tmp_path: Path) -> N
     ((path, reason),) = report.broken
     assert path == str(tmp_path / "jobs" / "3" / "result.json")
     assert reason.startswith("cannot be read as JSON: Unterminated string")
-    assert (report.title, report.planned_jobs, report.done_jobs) == ("jobs", 5, 4)
+    assert (report.title, len(report.rows), report.done_jobs) == ("jobs", 5, 4)
     assert not report.is_finished
 
 

@@ -52,8 +52,6 @@ EVAL_SPLITS = ("eval", "validation", "test")
 HELD_OUT = "data.eval=null to hold out data.eval_fraction of the training rows"
 
 MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "use a fraction from 0 to 1")]
-
-
 Format = Annotated[str, one_of(*READERS, note=f"; all but parquet also with {ENDINGS}")]
 
 

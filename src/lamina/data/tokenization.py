@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.data.accounting import TokenizedSplit, account
 from lamina.data.cache import cached_map
-from lamina.data.chat.mask import assistant_mask, shared_start
+from lamina.data.chat.mask import assistant_mask
 from lamina.data.chat.template import ChatTemplate, Tools, marked_template, own_template
 from lamina.data.forms import Conversion
 from lamina.data.splits import Split, convert
 from lamina.errors import BadRowError, ConfigError, DataError
+from lamina.measure.tasks.forward import shared_start
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -197,7 +198,7 @@ class Tokenization:
         if self.loss_on == "all":
             return ids, [1] * len(ids)
         # Tokens may merge across the boundary: the completion starts where the two first differ.
-        start = shared_start(prompt_ids, ids)
+        start = shared_start([prompt_ids, ids])
         return ids, [0] * start + [1] * (len(ids) - start)
 
     def _text(self, row: dict[str, Any]) -> tuple[list[int], Sequence[int]]:

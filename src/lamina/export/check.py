@@ -38,7 +38,6 @@ class Losses:
 CHECKED_TOKENS = 512
 """Most recorded tokens to evaluate, unless the first row is longer."""
 
-
 LLAMA_4 = {
     **dict.fromkeys(("model.embed_tokens", "model.rotary_emb"), "cpu"),
     **dict.fromkeys(("model.layers", "model.norm", "lm_head"), "disk"),

@@ -13,7 +13,7 @@ from lamina.depth.surgery import MOST_LAYERS
 from lamina.errors import ConfigError, ModelError, either
 from lamina.export.folder import MANIFEST_FILE
 from lamina.export.merge import WEIGHTS_FILE
-from lamina.measure.results import RESULT_FILE, ROWS_FILE, load_result, read_rows
+from lamina.measure.results import RESULT_FILE, ROWS_FILE, load_result, read_rows, trained_tokens
 from lamina.runtime.checkpoints import best_checkpoint, last_checkpoint
 from lamina.weights.reading import DTYPES, weights_fingerprint
 from lamina.weights.source import ADAPTER_FILE, Source, made_of, read_json, resolve
@@ -153,11 +153,6 @@ def _refuse_impossible(path: Path, kept_layers: list[Any], num_layers: int) -> N
             f"{path}: kept_layers is {reprlib.repr(kept_layers)}, expected ascending indices of "
             f"{num_layers} layers (at most {MOST_LAYERS:,})"
         )
-
-
-def trained_tokens(row: Mapping[str, Any]) -> int:
-    """Return the number of a row's tokens that a loss counts."""
-    return sum(label != -100 for label in row["labels"][1:])
 
 
 def recorded_loss(rows: Sequence[Mapping[str, Any]]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lamina.errors import ConfigError, ModelError, either
 from lamina.export.card import NO_REPLICATION, verified_line
-from lamina.export.finished_run import FinishedRun, finished_run, recorded_loss, trained_tokens
+from lamina.export.finished_run import FinishedRun, finished_run, recorded_loss
 from lamina.export.folder import (
     MANIFEST_FILE,
     VERIFICATION_FILE,
@@ -17,7 +17,7 @@ from lamina.export.folder import (
     write_manifest,
 )
 from lamina.measure.evaluate import ENGINE_TOLERANCES
-from lamina.measure.results import RESULT_FILE, ROWS_FILE
+from lamina.measure.results import RESULT_FILE, ROWS_FILE, trained_tokens
 from lamina.measure.separate import in_engine
 from lamina.runtime.console import announce
 from lamina.runtime.files import write_json

@@ -237,7 +237,7 @@ def baseline(record: Record, protocol: Protocol, untouched: ModelRef) -> None:
     folder, first = folder_of("baselines", parts), distributed.is_first()
     with cached(folder, "baseline.json") if first else nullcontext(Entry(folder, None)) as entry:
         distributed.wait_for_first()
-        loss = distributed.from_first(entry.content["loss"] if entry.content else None)
+        loss = distributed.gathered(entry.content and entry.content["loss"])[0]
         if loss is None:
             logger.info("evaluating %s, untouched", untouched.name)
             with memory_errors("the untouched model", lambda: "set evaluation.baseline=false"):

@@ -216,6 +216,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["loss"] is not None]
 
 
+def trained_tokens(row: Mapping[str, Any]) -> int:
+    """Return the number of a row's tokens that a loss counts."""
+    return sum(label != -100 for label in row["labels"][1:])
+
+
 def distinguishing(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return each job's overrides without those that all jobs share."""
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()

@@ -15,7 +15,6 @@ from lamina.units import format_bytes, format_duration
 MAX_CHARACTERS = 400
 """Longer pieces of a row are shown by their two ends."""
 
-
 RATE = "at the first step's speed, without evaluations"
 
 

@@ -22,7 +22,7 @@ from lamina.measure.comparison import (
     influences,
     standings,
 )
-from lamina.measure.results import ROWS_FILE, read_rows
+from lamina.measure.results import ROWS_FILE, read_rows, trained_tokens
 from lamina.measure.statistics import Array, half_width, variance_of_mean
 from lamina.measure.tasks.figures import LOWER_IS_BETTER, ratio_metric
 from lamina.measure.tasks.files import EVALUATION_FILE, FINAL, ORIGINAL, TaskResult
@@ -129,8 +129,7 @@ def with_noise(
         try:
             with made_of(path):
                 if number == best:
-                    labels = [each["labels"][1:] for each in read_rows(path)]
-                    tokens = np.array([sum(token != -100 for token in each) for each in labels])
+                    tokens = np.array([*map(trained_tokens, read_rows(path))])
                 losses[number] = _row_losses(path)
         except LaminaError as error:
             listing(path, error)

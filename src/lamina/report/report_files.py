@@ -126,7 +126,7 @@ def markdown(report: Report) -> str:
 
 
 def _state(report: Report) -> str:
-    ended = f"{report.done_jobs} of {report.planned_jobs} runs have ended"
+    ended = f"{report.done_jobs} of {len(report.rows)} runs have ended"
     rows = {row.eval_fingerprint for row in report.rows if row.rank}
     differ = " Their losses were measured on different rows: they do not compare." * (len(rows) > 1)
     return f"{ended}; made at {report.made_at}.{differ}"

@@ -139,11 +139,6 @@ class Report:
     """Files that cannot be read, and why."""
 
     @property
-    def planned_jobs(self) -> int:
-        """Runs that there are or will be."""
-        return len(self.rows)
-
-    @property
     def done_jobs(self) -> int:
         """Runs that have ended, in whatever way."""
         return sum(row.status not in UNFINISHED for row in self.rows)
@@ -151,7 +146,7 @@ class Report:
     @property
     def is_finished(self) -> bool:
         """Whether no run is still to come."""
-        return self.done_jobs == self.planned_jobs
+        return self.done_jobs == len(self.rows)
 
     @property
     def ranked(self) -> list[RunRow]:

@@ -91,13 +91,6 @@ def summed(values: Sequence[float]) -> list[float]:
     return total.tolist()
 
 
-def from_first(value: float | None) -> float | None:
-    """Return the first process's value."""
-    mine = value if is_first() else None
-    known, total = summed([mine is not None, mine or 0.0])
-    return total if known else None
-
-
 def gathered(value: T) -> list[T]:
     """Return every process's value, in the order of their numbers."""
     if world_size() == 1:

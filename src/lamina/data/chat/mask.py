@@ -8,11 +8,11 @@ one token that ends it.
 
 import re
 from collections.abc import Sequence, Set
-from itertools import takewhile
 from typing import Any
 
 from lamina.data.chat.template import REASONING, ChatTemplate, Messages, Tools
 from lamina.errors import BadRowError
+from lamina.measure.tasks.forward import shared_start
 
 THINK = r"(?:[<\[]/?think(?:ing)?[>\]])*"
 """Marks around thinking, which may be empty."""
@@ -61,7 +61,7 @@ def _start(
         )
     prompt = chat.render(before, tools, prompt=True)
     if text.startswith(prompt):
-        return shared_start(chat.ids(prompt), ids)
+        return shared_start([chat.ids(prompt), ids])
     if text.startswith(chat.render(before, tools)):
         raise BadRowError(
             f"{chat} does not begin message {number} as it prompts for an answer; {ADVICE}"
@@ -77,7 +77,7 @@ def _stop(
     Its end may be another token than at the end of a conversation, such as OLMo's.
     """
     alone = chat.ids(chat.render(messages, tools))
-    shared = shared_start(alone, ids)
+    shared = shared_start([alone, ids])
     rest = alone[shared:]
     if not all(token in ends or _is_blank(chat, token) for token in rest):
         raise BadRowError(_rewritten(chat, f"message {len(messages)}"))
@@ -107,12 +107,6 @@ def _is_said(found: str, message: dict[str, Any], content: str) -> bool:
     thought = _squeezed(next(filter(None, map(message.get, REASONING)), ""))
     begin = f"{THINK}{re.escape(thought)}{THINK}"
     return found.endswith(said) and bool(re.fullmatch(begin, found.removesuffix(said)))
-
-
-def shared_start(some: Sequence[int], others: Sequence[int]) -> int:
-    """Return how many tokens two sequences have in common at their start."""
-    pairs = zip(some, others, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _is_blank(chat: ChatTemplate, token: int) -> bool:

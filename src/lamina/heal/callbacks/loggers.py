@@ -77,7 +77,7 @@ class TensorBoard:
             final = {tag: value for tag, value in final.items() if value is not None}
             for tag, value in final.items():  # reopens the file that the callback has closed
                 writer.add_scalar(tag, value)
-            for tag, value in context.figures_after().items():
+            for tag, value in context.task_figures("final"):
                 writer.add_scalar(tag, value, context.last_step)
             entries = hparams(context.hyperparameters, final)
             _list_first(context.changed, entries[0])
@@ -137,7 +137,7 @@ class WandB:
                     run.log({**before, "train/global_step": 0})
             yield entries
             with entries.while_connected():
-                if after := context.figures_after():
+                if after := dict(context.task_figures("final")):
                     run.log({**after, "train/global_step": context.last_step})
                 run.summary.update({k: v for k, v in context.metrics.items() if v is not None})
         # Whatever ended the run, a sweep's next job must not log into it.

@@ -52,10 +52,6 @@ class Context:
         untouched = {f"{tag}_original": value for tag, value in self.task_figures("original")}
         return {**losses, **untouched, **dict(self.task_figures("reduced"))}
 
-    def figures_after(self) -> dict[str, float]:
-        """Return the healed model's figures in the tasks."""
-        return dict(self.task_figures("final"))
-
     @property
     def last_step(self) -> int | None:
         """The last optimizer step, if the history is kept."""

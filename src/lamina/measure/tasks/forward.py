@@ -71,7 +71,7 @@ def predictions(
     import torch
 
     device = torch.device("cpu") if model.device.type == "meta" else model.device
-    common = shared([row.ids[: row.prefix or 0] for row in rows])
+    common = shared_start([row.ids[: row.prefix or 0] for row in rows])
     lines = _lines(rows, common)
     length = common + max(sum(len(rows[number].ids) - common for number in line) for line in lines)
     ids = torch.zeros((len(lines), length), dtype=torch.long)
@@ -179,7 +179,7 @@ def _head_at(model: "PreTrainedModel", selected: "torch.Tensor") -> Iterator[Non
             hook.remove()
 
 
-def shared(texts: Sequence[Sequence[int]]) -> int:
+def shared_start(texts: Sequence[Sequence[int]]) -> int:
     """Return how many tokens all texts begin with."""
     first, *rest = texts
     for place, token in enumerate(first):

@@ -16,7 +16,7 @@ from lamina.measure.tasks.forward import (
     log_likelihoods,
     longest_packed,
     packed,
-    shared,
+    shared_start,
 )
 from lamina.measure.tasks.items import Choices, Task
 from lamina.measure.tasks.prompts import Prompts, longest
@@ -71,7 +71,7 @@ class Likelihoods:
     def batches(self, encoded: Sequence[Encoded]) -> list[list[int]]:
         """Group items, by their numbers, into forward passes."""
         rows = [self._rows(each) for each in encoded]
-        common = shared([row.ids for each in rows for row in each]) if self._packed else 0
+        common = shared_start([row.ids for each in rows for row in each]) if self._packed else 0
         sizes = [sum(len(row.ids) - common for row in each) for each in rows]
         most = self.prompts.settings.batch_tokens
         if not self._packed:
@@ -111,10 +111,8 @@ class Likelihoods:
         counts = [len(each.texts) for each in encoded]
         correct = [float(bool(each.correct)) for each in results]
         if max(counts) == 1:
-            nll, tokens = (
-                [each.nll or 0.0 for each in results],
-                [each.tokens or 0 for each in results],
-            )
+            nll = [each.nll or 0.0 for each in results]
+            tokens = [each.tokens or 0 for each in results]
             return {"acc": mean_metric(correct), **loss_metrics(nll, tokens)}
         chance = sum(1 / count for count in counts) / len(counts)
         normed = [float(bool(each.correct_norm)) for each in results]
@@ -126,7 +124,7 @@ class Likelihoods:
 
     def _rows(self, each: Encoded) -> list[Row]:
         """Return what the model reads for an item: one row, or one per choice."""
-        texts, begin, same = each.texts, min(each.begins), shared(each.texts)
+        texts, begin, same = each.texts, min(each.begins), shared_start(each.texts)
         if len({*each.begins}) == 1 and same >= begin and self._packed:
             same = min(same, max(map(len, texts)) - 1)
             row = packed(texts[0][:same], [text[same:] for text in texts], begin)
