@@ -1,7 +1,6 @@
 """An experiment: the composed settings as one typed object, and what follows from them."""
 
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,22 +16,19 @@ from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import causal_class, config_class, reduction
 from lamina.depth.variants import Scratch
-from lamina.export.card import healing
 from lamina.export.final import Form
 from lamina.heal import kernels
 from lamina.heal.adapters import Lora
 from lamina.heal.backends.transformers import Training
-from lamina.heal.callbacks.settings import Context
 from lamina.heal.ladder import Round
 from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice
 from lamina.heal.packing import describe_batch
 from lamina.heal.repair.methods import NONE, refuse_unrepairable
 from lamina.heal.repair.repairing import refuse_beyond_memory, repaired
-from lamina.heal.resume import MAY_CHANGE_ON_RESUME, Start
+from lamina.heal.resume import MAY_CHANGE_ON_RESUME
 from lamina.heal.untrained import Untrained
 from lamina.measure.protocol import ModelRef, Protocol
-from lamina.measure.results import Record
 from lamina.runtime import distributed
 from lamina.runtime.console import stage
 from lamina.runtime.device import memory_errors
@@ -48,15 +44,6 @@ if TYPE_CHECKING:
     from lamina.heal.trainer import TokenLossTrainer
 
 logger = logging.getLogger(__name__)
-
-IN_NAME = tuple(
-    "model= model. selector= adapter= trainer=none repair= depth.keep_layers= "
-    "depth.layer_to_drop=".split()
-)
-"""Overrides that the names of a plan, a repair and an adapter express."""
-
-MAX_NAME = 120
-"""Characters; file systems allow 255 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +84,6 @@ class Experiment(Parameters):
     def folder(self) -> Path:
         """Folder of checkpoint-{step}/ and final/."""
         return Path(self.output_dir).expanduser().absolute() / self.plan.model_type
-
-    def name(self, own: Sequence[str]) -> str:
-        """Return what tells the run from others: layers, adapter, a sweep job's `own` overrides.
-
-        It is also the name of a folder.
-        """
-        further = (override.lstrip("+") for override in own if not override.startswith(IN_NAME))
-        settings = (re.sub(r"^[^=]*\.(?=\w*=)", "", override) for override in further)
-        repair = [self.repair] if self.repair != NONE else []
-        parts = "-".join([self.plan.name, *repair, self.adapter_name or "untrained", *settings])
-        return re.sub(r"[^\w.,=-]+", "_", parts, flags=re.ASCII)[:MAX_NAME]
 
     @property
     def adapter_name(self) -> str | None:
@@ -278,36 +254,6 @@ class Experiment(Parameters):
         given = asdict(replace(self, round=Round()))
         del given["round"]
         return given
-
-    def context(self, record: Record, start: Start) -> Context:
-        """Return what loggers and callbacks may know about the run."""
-        given = (override.lstrip("+") for override in record.own)
-        own = dict(each.partition("=")[::2] for each in given if not each.startswith(IN_NAME))
-        return Context(
-            run_dir=Path(self.run_dir).absolute(),
-            logging_dir=Path(self.logging_dir).expanduser().absolute()
-            / self.plan.model_type
-            / record.content["name"],
-            run_name=record.content["name"],
-            tags=(self.plan.model_type, self.adapter_name or "untrained"),
-            hyperparameters=own | self._hyperparameters(),
-            changed={*own, "layers", "adapter"},
-            config=self.parameters,
-            resume_step=start.step,
-            history=record.content["history"],
-            metrics=record.content["metrics"],
-            tasks=record.content["evaluation"],
-        )
-
-    def _hyperparameters(self) -> dict[str, Any]:
-        """Return the main settings, by which runs are compared."""
-        return {
-            "model_name": self.model_name,
-            "layers": self.plan.name,
-            "kept_layers": len(self.plan.kept_layers),
-            "adapter": self.adapter_name or "none",
-            **(healing(self.parameters) if self.trainer.trains else {}),
-        }
 
     @stage("preparing the training")
     def build_trainer(

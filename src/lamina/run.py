@@ -6,6 +6,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina import logged
 from lamina.data import feed as data
 from lamina.data.answers.answered import Original, refuse_missing_engine
 from lamina.data.byte_tokenizer import build_tokenizer
@@ -76,7 +77,7 @@ def cut_and_heal(experiment: Experiment, record: Record) -> None:
             measure.reduced(record, protocol, model, tokenizer, reference, metrics)
             record.update(repair=experiment.repaired(model))
             loggers, callbacks = experiment.logger.values(), experiment.callbacks.values()
-            context = experiment.context(record, start)
+            context = logged.context(experiment, record, start)
             with open_observers(context, loggers if first else (), callbacks) as observers:
                 trainer = experiment.build_trainer(model, tokenizer, rows, arguments, observers)
                 heal(experiment, record, rows, trainer, start)
@@ -116,7 +117,7 @@ def plan(experiment: Experiment) -> None:
 def resume(experiment: Experiment, record: Record) -> Start:
     """Claim the folder of checkpoints and find the checkpoint to continue from."""
     identity, base = experiment.identity, base_identity(experiment.round_plan.source)
-    name = experiment.name(record.own)
+    name = logged.run_name(experiment, record.own)
     settings = {**experiment.settings, "base": base}
     folder, run_dir = experiment.folder, Path(experiment.run_dir).absolute()
     before, now = record.previous or {}, identity | settings

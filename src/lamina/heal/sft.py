@@ -1,11 +1,9 @@
 """Supervised fine-tuning with TRL's SFTTrainer."""
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +14,7 @@ from lamina.depth.plan import Plan
 from lamina.depth.variants import Variant
 from lamina.errors import ConfigError, naming
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Partial
+from lamina.heal.backends.changes import refuse_changed
 from lamina.heal.backends.transformers import Backend, Training
 from lamina.heal.kernels import (
     balance_experts,
@@ -68,10 +67,6 @@ LIMITS: dict[str, Limit] = {
 
 REENTRANT = re.compile(r"use_reentrant\W+true", re.IGNORECASE)
 """In a mapping as text."""
-
-BOOLEANS = {"include_num_input_tokens_seen": {True: "all", False: "no"}}
-"""Fields in which transformers replaces true and false by words."""
-
 
 SET_BY_LENGTH = ("max_steps", "num_train_epochs", "data_seed")
 """Arguments that a budget or a ladder's round sets."""
@@ -350,50 +345,3 @@ def _defaults(settings: type) -> dict[str, Any]:
         if field.init
     }
     return {name: value for name, value in values.items() if value is not MISSING}
-
-
-def refuse_changed(path: str, given: Mapping[str, Any], used: Any) -> None:
-    """Refuse settings that a library changed on the way to the trainer.
-
-    TRL, transformers and PEFT change some, and so does a backend that patches them. A null leaves
-    the choice to the library. JSON strings are compared by content; where a mapping becomes a
-    settings object, only the given keys are compared. `path` is the prefix of the settings' config
-    keys, with its final dot; `used` is the library's settings object.
-    """
-    changed = []
-    for key, value in given.items():
-        found = getattr(used, key, None)
-        word = BOOLEANS[key][value] if key in BOOLEANS and isinstance(value, bool) else value
-        if value is not None and not _same(word, found):
-            changed.append(
-                f"{path}{key}={value}, but a library changed it to {_plain(found)}: set "
-                f"{path}{key}={_plain(found)} if that is intended"
-            )
-    if changed:
-        raise ConfigError("\n".join(changed))
-
-
-def _same(given: Any, used: Any) -> bool:
-    if isinstance(used, (set, frozenset)) and isinstance(given, list):
-        return set(given) == used
-    given, used = _plain(given), _plain(used)
-    if isinstance(given, str) and isinstance(used, dict) and given.startswith("{"):
-        given = json.loads(given)
-    if isinstance(given, str) and isinstance(used, list):
-        given = given.split()
-    if isinstance(used, dict) and isinstance(given, dict):
-        return all(key in used and _same(value, used[key]) for key, value in given.items())
-    return bool(given == used)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as a config has it: enumerations by value, sets as sorted lists."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "__dataclass_fields__"):
-        return dict(vars(value))
-    return value
