@@ -22,8 +22,8 @@ from typing import Any
 from harness.figures import Aim, at_least, finish, options, show
 from harness.runs import run_logged
 
-from lamina.export.finished_run import trained_tokens
 from lamina.measure.evaluate import ENGINE_TOLERANCES
+from lamina.measure.results import trained_tokens
 from lamina.measure.separate import in_engine
 
 TEXT = Path(__file__).resolve().parents[1] / "tests" / "data" / "gsm8k"
