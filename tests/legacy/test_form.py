@@ -358,6 +358,13 @@ def test_further_keys_have_todays_places(tmp_path: Path) -> None:
             "; today it is adapter.use_rslora, in the migrated file or on",
         ),
         ("target_parameters: 6e9", "; write keep_layers, or give model.target_parameters on the"),
+        ("answers: original", "; write data.answers=original on the command line"),
+        ("datasets: [a, b]", "; write data=blend data.sources=... on the command line"),
+        (
+            "train_head: true",
+            "; write adapter=partial, and adapter.head=untied for a tied head, on",
+        ),
+        ("teacher_model: a/b", "; write trainer=distill on the command line"),
         ("load_strategy: no", ""),
         ("use_liger: true", "; today: set kernels=liger"),
         ("lora: {task_type: x}", "; today: it is always CAUSAL_LM"),

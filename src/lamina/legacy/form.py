@@ -226,6 +226,12 @@ _OTHER_NAMES = {
     "token_budget",
     "repair=magnitude or repair=closed_form on the command line": "repair",
     "trainer=none or trainer=distill on the command line": "trainer",
+    "trainer=distill on the command line": "distill distillation teacher teacher_model",
+    "trainer.cache=auto or PATH with trainer=distill on the command line": "teacher_cache",
+    "data.answers=original on the command line": "answers",
+    "data=blend data.sources=... on the command line": "blend data_mix datasets sources",
+    "adapter=partial, and adapter.head=untied for a tied head, on the command line": "adapter "
+    "partial train_head head",
 }
 ANSWERS = {name: answer for answer, names in _OTHER_NAMES.items() for name in names.split()}
 """What other names for the keys of the older form, and for its values, are written as."""
