@@ -10,8 +10,15 @@ from tests.integration.test_distributed import GIVEN
 from tests.integration.test_resume import killed_after
 from tests.reload import loaded
 
-TAUGHT = (*SHORT, "trainer=distill", "logging_steps=2", "evaluation.num_samples=0")
-"""The checkpoint at step 3 lies between two logs."""
+TAUGHT = (
+    *SHORT,
+    "trainer=distill",
+    "eval_steps=2",
+    "save_steps=2",
+    "logging_steps=3",
+    "evaluation.num_samples=0",
+)
+"""The checkpoint at two thirds, step 4, lies between two logs."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,7 @@ def test_divergence_and_cost_of_the_teacher_are_recorded_and_logged(taught: Fini
     kl, loss, tokens, teacher = logged(
         taught, "train/kl", "train/loss", "train/trained_tokens", "train/seconds/teacher"
     )
-    assert [step for step, _ in kl] == [2, 4, 6]
+    assert [step for step, _ in kl] == [3, 6]
     assert kl[-1][1] == pytest.approx(metrics["kl"])
     # At temperature 1 they are the same, but the loss is a mean of steps and the other of tokens.
     assert [value for _, value in kl] == pytest.approx([value for _, value in loss], rel=0.3)
@@ -57,11 +64,11 @@ def test_divergence_and_cost_of_the_teacher_are_recorded_and_logged(taught: Fini
 
 
 def test_a_killed_distillation_resumes_with_equal_losses(taught: Finished, tmp_path: Path) -> None:
-    killed_after(tmp_path / "run", "checkpoint-3", *TAUGHT, "max_steps=6", "logger=tb")
+    killed_after(tmp_path / "run", "checkpoint-4", *TAUGHT, "logger=tb")
     assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "running"
     again = train(tmp_path / "run", *TAUGHT, "logger=tb")
     assert again.code == 0, again.errors
-    assert str(again.result["resumed_from"]).endswith("checkpoint-3")
+    assert str(again.result["resumed_from"]).endswith("checkpoint-4")
     assert again.result["history"] == taught.result["history"]
     names = ("eval_loss", "kl", "trained_tokens")
     assert [again.metrics[name] for name in names] == [taught.metrics[name] for name in names]
