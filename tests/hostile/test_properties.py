@@ -24,7 +24,7 @@ from lamina.measure.results import load_result, read_rows
 from lamina.report.page.content import content as page_content
 from lamina.report.reading import read_report
 from lamina.report.report_files import markdown, table
-from lamina.report.sweep_table import sweep_table
+from lamina.report.sweep_table import SweepTable
 from lamina.runtime.console import CONTROL, console
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE, no_scores
@@ -192,7 +192,7 @@ def reported(folder: Path) -> None:
     """Nothing that a run's files may hold stops a report."""
     report = read_report([folder])
     with Path(os.devnull).open("w") as file:
-        console(file=file).print(sweep_table(report.ranked))
+        console(file=file).print(SweepTable(report.ranked))
     json.dumps([asdict(row) for row in report.rows], allow_nan=False)
     json.dumps(page_content(report), allow_nan=False)
     assert CONTROL.search(markdown(report) + table(report)) is None

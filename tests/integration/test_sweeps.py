@@ -13,7 +13,7 @@ import pytest
 from lamina.measure.results import read_result
 from lamina.report.reading import read_report
 from lamina.report.report_files import write_report
-from lamina.report.sweep_table import sweep_table
+from lamina.report.sweep_table import SweepTable
 from tests.conftest import SHORT, Finished, lamina, run, train
 
 LAYERS = (3, 77, 1, 5, 9)
@@ -143,7 +143,7 @@ def test_jobs_without_a_result_are_missing(tmp_path: Path) -> None:
     ]
     write_report(report, tmp_path)
     assert (tmp_path / "report.csv").read_text().splitlines()[1].startswith(",0,missing,b=1,b=1,")
-    assert sweep_table(report.rows)
+    assert SweepTable(report.rows)
 
 
 def test_a_sweep_over_experiments_by_glob_is_closed_and_shown(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 import csv
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from lamina.report.reading import read_report
 from lamina.report.report_files import markdown, table
+from lamina.report.runs import RunRow
+from lamina.report.sweep_table import SweepTable
+from lamina.runtime.console import console
 from tests.conftest import lamina
 from tests.report.test_evidence import run
 from tests.report.test_reading import write_result
@@ -129,3 +133,34 @@ def test_a_report_imports_nothing_heavy(tmp_path: Path) -> None:
     command = [sys.executable, "-c", IMPORTED, "report", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "legend"),
+    [
+        (200, ["copy", "recall", "reverse", "sort", "swap"], "% of the original's figure"),
+        (80, ["copy", "recall", "reverse"], "; 2 more in the report"),
+    ],
+)
+def test_the_console_shows_the_tasks_it_has_room_for(
+    width: int, shown: list[str], legend: str
+) -> None:
+    families = ("copy", "recall", "reverse", "sort", "swap")
+    compared = {name: {"exact_match": {"retention": 75.0}} for name in families}
+    rows = [
+        RunRow(
+            name=f"keep-7-seed-{seed}",
+            folder="/runs/0",
+            sweep=None,
+            status="completed",
+            is_best=seed == 1,
+            comparisons=compared,
+        )
+        for seed in (1, 2)
+    ]
+    with StringIO() as file:
+        console(file=file, width=width).print(SweepTable(rows))
+        _, header, *lines = file.getvalue().splitlines()
+    assert header.split() == ["job", "layers", "healed", "difference", *shown, "status"]
+    assert lines[0].count("75 %") == len(shown)
+    assert " ".join(lines).rstrip().endswith(legend)

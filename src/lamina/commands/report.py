@@ -37,14 +37,14 @@ def main() -> None:
     given = parse(parser)
     with errors_in_one_line():
         from lamina.report.report_files import write_report
-        from lamina.report.sweep_table import sweep_table
+        from lamina.report.sweep_table import SweepTable
 
         output = given.output or given.folders[0]
         report = report_of(given.folders)
         refuse_unwritable(output, "--output")
         write_report(report, output)
         if report.rows:
-            console().print(sweep_table(report.ranked))
+            console().print(SweepTable(report.ranked))
         for path, reason in report.broken:
             sys.stderr.write(printable(f"cannot be used: {path}: {reason}\n"))
         sys.stdout.write(f"{short_path(output)}/report.html, report.png, report.md, report.csv\n")

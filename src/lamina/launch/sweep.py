@@ -149,12 +149,12 @@ class Sweep(Callback):
         from lamina.report.page.document import PAGE_FILE
         from lamina.report.reading import read_report
         from lamina.report.report_files import write_report
-        from lamina.report.sweep_table import sweep_table
+        from lamina.report.sweep_table import SweepTable
 
         if self.is_dry_run:
             return self._close_dry_run()
         report = read_report([self.folder], lambda _: self.planned)
-        console(file=sys.stdout).print(sweep_table(report.ranked))
+        console(file=sys.stdout).print(SweepTable(report.ranked))
         with self.ownership:
             write_report(report, self.folder)
         sys.stdout.write(printable(f"{short_path(self.folder / PAGE_FILE)}\n"))
@@ -206,12 +206,12 @@ def rebuild_report(folder: Path) -> "RenderableType":
     """Rewrite a sweep's report from its files alone; return its table."""
     from lamina.report.reading import read_report
     from lamina.report.report_files import write_report
-    from lamina.report.sweep_table import sweep_table
+    from lamina.report.sweep_table import SweepTable
 
     planned = recorded_jobs(folder)
     report = read_report([folder], lambda _: planned)
     write_report(report, folder)
-    return sweep_table(report.ranked)
+    return SweepTable(report.ranked)
 
 
 def refusal(config: DictConfig, overrides: Sequence[str], folder: Path) -> str | None:

@@ -1,8 +1,9 @@
 """Runs side by side: a sweep's table in the console."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -16,8 +17,11 @@ COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference")
 LEFT_OUT = ("original", "reduced")
 """Columns that a terminal has no room for beside those of tasks."""
 
-MOST_TASKS = 3
-"""Tasks in the table."""
+LEAST_TASKS = 3
+"""Tasks in the table, however narrow the terminal."""
+
+UNLIMITED = 10_000
+"""Characters that no table needs."""
 
 BEST, NEAR = "*", "~"
 """Marks of the run with the lowest healed loss, and of those within noise of it."""
@@ -26,30 +30,50 @@ LEGEND = f"{BEST} lowest healed loss; {NEAR} within noise of it (paired 95 % int
 TASK_LEGEND = "; tasks: % of the original's figure"
 
 
-def sweep_table(rows: Sequence[RunRow]) -> RenderableType:
-    """Return a table of runs, one row each, in their order, and why runs failed."""
-    tasks = task_columns(rows)
-    names = [name for name in COLUMNS if not (tasks and name in LEFT_OUT)]
-    names += [*tasks, "status"]
-    table = Table(box=None, pad_edge=False)
-    table.add_column()
-    table.add_column(names[0], style="bold", overflow="fold")
-    for name in names[1:]:
-        table.add_column(Text(name), justify="right")
-    for row in rows:
-        shown = {**cells(row, tasks), names[0]: row.name}
-        table.add_row(_mark(row), *(Text(shown[name]) for name in names))
-    reasons = [Text(f"{row.name}: {row.error}", style="dim") for row in rows if row.error]
-    has_best = any(row.is_best for row in rows)
-    legend = [Text(LEGEND + TASK_LEGEND * bool(tasks), style="dim")] if has_best else []
-    return Group(Text(), table, *legend, *([Text(), *reasons] if reasons else []))
+@dataclass(frozen=True)
+class SweepTable:
+    """A table of runs, one row each, in their order, and why runs failed.
+
+    It has as many tasks as there is room for, but at least `LEAST_TASKS`: then names fold.
+    """
+
+    rows: Sequence[RunRow]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render it for a console's width."""
+        names = task_columns(self.rows)
+        tasks, unlimited = names, options.update(max_width=UNLIMITED)
+        while len(tasks) > LEAST_TASKS:
+            if console.measure(self._table(tasks), options=unlimited).maximum <= options.max_width:
+                break
+            tasks = tasks[:-1]
+        yield Text()
+        yield self._table(tasks)
+        if any(row.is_best for row in self.rows):
+            further = len(names) - len(tasks)
+            more = f"; {further} more in the report" if further else ""
+            yield Text(LEGEND + (TASK_LEGEND + more) * bool(tasks), style="dim")
+        if reasons := [f"{row.name}: {row.error}" for row in self.rows if row.error]:
+            yield Text("\n".join(["", *reasons]), style="dim")
+
+    def _table(self, tasks: Sequence[str]) -> Table:
+        names = [name for name in COLUMNS if not (tasks and name in LEFT_OUT)]
+        names += [*tasks, "status"]
+        table = Table(box=None, pad_edge=False)
+        table.add_column()
+        table.add_column(names[0], style="bold", overflow="fold")
+        for name in names[1:]:
+            table.add_column(Text(name), justify="right")
+        for row in self.rows:
+            shown = {**cells(row, tasks), names[0]: row.name}
+            table.add_row(_mark(row), *(Text(shown[name]) for name in names))
+        return table
 
 
 def task_columns(rows: Sequence[RunRow]) -> list[str]:
-    """Return the tasks that have a column; the run's own rows have that of the healed loss."""
+    """Return the tasks that get a column; the run's own rows have that of the healed loss."""
     tasks = [*(row.comparisons for row in rows), *(row.tasks for row in rows)]
-    names = dict.fromkeys(name for each in tasks for name in each if name != ROWS)
-    return [*names][:MOST_TASKS]
+    return [*dict.fromkeys(name for each in tasks for name in each if name != ROWS)]
 
 
 def cells(row: RunRow, tasks: Sequence[str]) -> dict[str, str]:
