@@ -20,6 +20,7 @@ from lamina.export.final import Form
 from lamina.heal import kernels
 from lamina.heal.adapters import Lora
 from lamina.heal.backends.transformers import Training
+from lamina.heal.distillation.settings import Distill
 from lamina.heal.ladder import Round
 from lamina.heal.libraries import prepared
 from lamina.heal.memory import MemoryEstimate, advice, loading_advice
@@ -181,6 +182,8 @@ class Experiment(Parameters):
         refuse_unwritable(Path(self.output_dir), "output_dir")
         if self.logger.get("tensorboard"):
             refuse_unwritable(Path(self.logging_dir), "logging_dir")
+        if isinstance(self.trainer, Distill):
+            self.trainer.refuse_unwritable()
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

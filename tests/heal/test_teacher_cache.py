@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from lamina.depth.plan import make_plan
@@ -23,6 +24,7 @@ from lamina.measure.provenance import base_identity, fingerprint
 from tests.conftest import REFERENCE, no_scores
 from tests.heal.test_distillation import LIVE, ROWS, logged, trainer
 from tests.heal.test_divergence import TOKENS, VOCABULARY, Case, mix
+from tests.integration.test_foreign_data import listing, read_only
 
 TOKENIZER = AutoTokenizer.from_pretrained(REFERENCE)
 EVERY = len(TOKENIZER)
@@ -132,6 +134,11 @@ def test_a_training_from_the_cache_is_the_live_ones_however_rows_are_batched(
         assert built.figures()["captured_mass"] == pytest.approx(1, abs=1e-4)
 
 
+def predictions(path: Path) -> dict[str, bytes]:
+    """A file's content but for the note, which holds the seconds that it took."""
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}
+
+
 def test_a_killed_pass_goes_on_and_a_damaged_file_is_made_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +146,7 @@ def test_a_killed_pass_goes_on_and_a_damaged_file_is_made_again(
     double = Dataset.from_list([*ROWS, *ROWS])  # a row that is there twice is asked once
     wrote(cached(folder, 8), double)
     names = [f"teacher-0000{number}.safetensors" for number in range(3)]
-    whole = {name: (folder / name).read_bytes() for name in names}
+    whole = {name: predictions(folder / name) for name in names}
     assert sorted(path.name for path in folder.glob("teacher-*")) == names
     asked: list[int] = []
     predicted = module.TeacherCache._predicted
@@ -153,13 +160,30 @@ def test_a_killed_pass_goes_on_and_a_damaged_file_is_made_again(
     (folder / "teacher.cached").unlink()
     wrote(cached(folder, 8), double)
     assert asked == [1]
-    assert {name: (folder / name).read_bytes() for name in names} == whole
+    assert {name: predictions(folder / name) for name in names} == whole
     wrote(cached("auto", 8), double)
     (hashed,) = folder.parent.glob("lamina/teachers/*")
-    (hashed / names[1]).write_bytes(whole[names[1]][:-9])
+    (hashed / names[1]).write_bytes((hashed / names[1]).read_bytes()[:-9])
     wrote(cached("auto", 8), double)
     assert asked == [1, 1, 1, 2, 1]
-    assert (hashed / names[1]).read_bytes() == whole[names[1]]
+    assert predictions(hashed / names[1]) == whole[names[1]]
+
+
+def test_a_complete_cache_is_read_from_a_read_only_folder_and_says_what_it_took(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOKENS_PER_FILE", 20)
+    clock = iter(range(0, 100, 7))
+    monkeypatch.setattr(module, "perf_counter", lambda: next(clock))
+    wrote(settings := cached(folder, 8))
+    assert len([*folder.glob("teacher-*")]) == 2
+    before = listing(folder)
+    with read_only(folder):
+        settings.refuse_unwritable()
+        built = trainer(tmp_path, 7, settings=settings)
+        assert logged(built, "loss") > 0
+        assert built.figures()["teacher_cache_seconds"] == 14
+    assert listing(folder) == before
 
 
 def cut_off(folder: Path) -> None:

@@ -238,6 +238,19 @@ def test_a_read_only_folder_is_refused_before_the_data_is_read(
         assert done.result["error"] == line.removeprefix("error: ")
 
 
+@pytest.mark.parametrize("key", ["trainer.cache", "LAMINA_CACHE"])
+def test_a_read_only_teacher_cache_is_refused_before_the_data_is_read(
+    read_only: Path, tmp_path: Path, key: str
+) -> None:
+    auto = key.isupper()
+    given = ("trainer=distill", f"trainer.cache={'auto' if auto else read_only}")
+    cache = {key: str(read_only)} if auto else {}
+    done = train(tmp_path / "run", *SHORT, "evaluation=none", *given, cwd=tmp_path, **cache)
+    line = f"{key}: {read_only} cannot be written: {os.strerror(REASON)}; use another {key}"
+    assert (done.code, done.refusal) == (1, f"error: {line}\n")
+    assert (done.result["error"], done.result["data"]) == (line, {})
+
+
 def test_a_read_only_sweep_folder_is_refused(read_only: Path, tmp_path: Path) -> None:
     given = ("--multirun", f"hydra.sweep.dir={read_only / 'sweep'}", *SHORT, *REFUSED)
     done = train(tmp_path / "run", *given)

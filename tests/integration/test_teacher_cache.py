@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import SHORT, Finished, start, train
 from tests.forked import Process
+from tests.heal.test_teacher_cache import predictions
 
 GIVEN = (
     *SHORT,
@@ -53,8 +54,9 @@ def killed(run: Process, when: Callable[[], bool]) -> None:
         run.kill()
 
 
-def files(cache: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in cache.glob("teachers/*/teacher-*.safetensors")}
+def files(cache: Path) -> dict[str, dict[str, bytes]]:
+    found = cache.glob("teachers/*/teacher-*.safetensors")
+    return {path.name: predictions(path) for path in found}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,7 @@ def test_runs_share_a_pass_that_was_killed(whole: Finished, tmp_path: Path) -> N
         result = Finished(0, "", "", tmp_path / name).result
         assert result["history"] == whole.result["history"]
         assert result["metrics"]["captured_mass"] == whole.metrics["captured_mass"]
+        assert result["metrics"]["teacher_cache_seconds"] > 1  # both files of the killed pass
 
 
 def test_a_killed_training_resumes_to_the_last_bit_without_a_teacher(

@@ -48,7 +48,7 @@ ROUND: dict[str, Any] = {
 METRICS = (
     "baseline_eval_loss reduced_eval_loss eval_loss perplexity eval_sample_loss kl captured_mass "
     "tokens_per_second flops_per_second mfu train_tokens trained_tokens train_seconds seconds "
-    "peak_memory_bytes"
+    "teacher_cache_seconds peak_memory_bytes"
 ).split()
 """Every metric of a run; None until it is measured."""
 

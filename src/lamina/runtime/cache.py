@@ -43,13 +43,18 @@ def cached(folder: Path, filename: str, key: str = "LAMINA_CACHE") -> Iterator[E
             owned = lock.acquire()
     with owned:
         remove_litter(folder)
-        check, _, text = path.read_bytes().partition(b"\n") if path.is_file() else (b"",) * 3
-        before = json.loads(text) if check == _checksum(text) else None
+        before = read_entry(path)
         entry = Entry(folder, before)
         yield entry
         if entry.content is not before:
             text = json.dumps(entry.content).encode()
             write_bytes(path, _checksum(text) + b"\n" + text)
+
+
+def read_entry(path: Path) -> dict[str, Any] | None:
+    """Return what `cached` saved, without a lock or a write; None if it is missing or damaged."""
+    check, _, text = path.read_bytes().partition(b"\n") if path.is_file() else (b"",) * 3
+    return json.loads(text) if check == _checksum(text) else None
 
 
 def _checksum(text: bytes) -> bytes:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,9 +38,10 @@ from lamina.heal.distillation.divergence import (
     log_softmax,
     trained,
 )
-from lamina.heal.distillation.teacher import PROBE, head_of, refuse_other_head, states_at
+from lamina.heal.distillation.settings import INDEX
+from lamina.heal.distillation.teacher import states_at, teacher_head
 from lamina.measure.evaluate import padded, padded_batches
-from lamina.runtime.cache import cached
+from lamina.runtime.cache import cached, read_entry
 from lamina.runtime.console import stage
 from lamina.runtime.device import compute_device, release_memory
 from lamina.runtime.files import disk_errors, replacing
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the files: increment it when the same teacher would get others."""
 
 TOKENS_PER_FILE = 2**16
@@ -61,9 +63,11 @@ TOKENS_PER_FILE = 2**16
 BATCH_TOKENS = 8192
 """Most tokens in one forward pass."""
 
-INDEX, FILES, NOTE = "teacher.cached", "teacher-*.safetensors", "lamina"
+FILES, NOTE = "teacher-*.safetensors", "lamina"
 
 Tensors = dict[str, torch.Tensor]
+Known = dict[int, tuple[int, float, float]]
+"""The trained tokens, the sum of captured mass and the teacher's seconds of each whole file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +112,13 @@ class TeacherCache:
 
         Raises ConfigError as `missing` does, and if the likeliest tokens hold too little mass.
         """
-        errors = disk_errors(self.folder, self.key)
-        with errors, cached(self.folder, INDEX, self.key) as entry:
-            known = self._known()
-            self._refuse_low(known)
-            if entry.content and len(known) == entry.content["files"]:
+        with disk_errors(self.folder, self.key):
+            if self._is_complete(read_entry(self.folder / INDEX)):
+                return  # the folder may be read-only
+        with disk_errors(self.folder, self.key), cached(self.folder, INDEX, self.key) as entry:
+            if self._is_complete(entry.content):
                 return
+            known, began = self._known(), perf_counter()
             missing = self.missing(train)
             if missing:
                 assert plan.source is not None
@@ -121,27 +126,33 @@ class TeacherCache:
                 every, device = range(plan.num_layers), compute_device()
                 model = load_model(plan.source, every, dtype=dtype, device=device).eval()
                 model.config.get_text_config().output_router_logits = False
-                head = head_of(model, tokenizer)
-                probe = torch.tensor([train[0]["input_ids"][:PROBE]], device=model.device)
-                refuse_other_head(model, head, probe)
+                head = teacher_head(model, tokenizer, train)
                 with stage("asking the teacher", sum(map(len, missing.values())), "rows") as shown:
                     for number, indices in missing.items():
                         rows = list(train.select(indices))
-                        known[number] = self._write(number, self._predicted(model, head, rows))
+                        found = self._predicted(model, head, rows)
+                        until = perf_counter()
+                        known[number] = self._write(number, found, until - began)
+                        began = until
                         self._refuse_low(known)
                         shown.advance(len(rows))
                 del model, head
                 release_memory()
             entry.content = {"files": len(known)}
 
-    def _known(self) -> dict[int, tuple[int, float]]:
-        """Return the trained tokens and the sum of captured mass of each whole file."""
+    def _is_complete(self, index: dict[str, Any] | None) -> bool:
+        known = self._known()
+        self._refuse_low(known)
+        return index is not None and len(known) == index["files"]
+
+    def _known(self) -> Known:
         known = {}
         for path in sorted(self.folder.glob(FILES)):
             try:
                 with safe_open(path, "pt") as file:
                     note = json.loads(file.metadata()[NOTE])
-                theirs, found = dict(note["bound"]), (int(note["tokens"]), float(note["mass"]))
+                theirs, mass = dict(note["bound"]), float(note["mass"])
+                found = (int(note["tokens"]), mass, float(note["seconds"]))
             except (SafetensorError, KeyError, TypeError, ValueError) as error:
                 if self.key != "trainer.cache":
                     continue  # it is written again
@@ -158,7 +169,7 @@ class TeacherCache:
             known[int(path.stem.rpartition("-")[2])] = found
         return known
 
-    def _refuse_low(self, known: dict[int, tuple[int, float]]) -> None:
+    def _refuse_low(self, known: Known) -> None:
         """Refuse likeliest tokens that hold too little of the teacher's mass."""
         mass = _mean_mass(known)
         if mass < self.min_mass:
@@ -168,13 +179,13 @@ class TeacherCache:
                 "set trainer.cache=none"
             )
 
-    def _write(self, number: int, tensors: Tensors) -> tuple[int, float]:
+    def _write(self, number: int, tensors: Tensors, seconds: float) -> tuple[int, float, float]:
         tokens = len(tensors["ids"])
         mass = tokens - float(tensors["log_probs"][:, -1].double().exp().sum())
-        note = {"bound": self.bound, "tokens": tokens, "mass": mass}
+        note = {"bound": self.bound, "tokens": tokens, "mass": mass, "seconds": seconds}
         with replacing(self.folder / FILES.replace("*", f"{number:05}")) as path:
             save_file(tensors, path, {NOTE: json.dumps(note)})
-        return tokens, mass
+        return tokens, mass, seconds
 
     def _predicted(
         self, model: "PreTrainedModel", head: Head, rows: Sequence[dict[str, Any]]
@@ -219,6 +230,8 @@ class CachedTeacher:
         known = cache._known()
         self.mass = _mean_mass(known)
         """Mean probability of the likeliest tokens."""
+        self.seconds = sum(seconds for *_, seconds in known.values())
+        """Seconds that the teacher took to write the cache, loading included."""
         for path in sorted(cache.folder.glob(FILES)):
             file: Any = safe_open(path, "pt")
             stops = np.cumsum([0, *file.get_tensor("counts").tolist()]).tolist()
@@ -281,9 +294,9 @@ def _nothing(start: int, stop: int, log_q: torch.Tensor) -> torch.Tensor:
     raise AssertionError("a batch without trained tokens has no chunk")
 
 
-def _mean_mass(known: dict[int, tuple[int, float]]) -> float:
-    tokens = sum(count for count, _ in known.values())
-    return sum(mass for _, mass in known.values()) / tokens if tokens else 1.0
+def _mean_mass(known: Known) -> float:
+    tokens = sum(count for count, *_ in known.values())
+    return sum(mass for _, mass, _ in known.values()) / tokens if tokens else 1.0
 
 
 def _numbered(train: "Dataset") -> Iterator[tuple[int, int, int]]:

@@ -16,7 +16,8 @@ from lamina.heal.sft import SFT
 from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, one_of
 from lamina.measure.provenance import base_identity, fingerprint
 from lamina.runtime import distributed
-from lamina.runtime.cache import folder_of
+from lamina.runtime.cache import cache_folder, folder_of
+from lamina.runtime.files import refuse_unwritable
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 HEAD = "lm_head"
 """Name of the output head in most models."""
+
+INDEX = "teacher.cached"
+"""File of a cache that is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,17 @@ class Distill(SFT):
         """Whether the teacher's predictions are read from files."""
         return self.cache != "none"
 
+    def refuse_unwritable(self) -> None:
+        """Refuse a cache that cannot be written; one that is complete need not be."""
+        if self.cache == "auto":
+            refuse_unwritable(cache_folder(), "LAMINA_CACHE")
+        elif self.is_cached and not (self._given / INDEX).is_file():
+            refuse_unwritable(self._given, "trainer.cache")
+
+    @property
+    def _given(self) -> Path:
+        return Path(self.cache).expanduser().absolute()
+
     @override
     def taught(self, original: Plan, shared: Sequence[int] | None) -> tuple[int, int] | None:
         from lamina.depth.reduction import decoder_stack, reduction
@@ -184,7 +199,7 @@ class Distill(SFT):
         is_given = self.cache != "auto"
         hashed = folder_of("teachers", [json.dumps(bound)])
         return TeacherCache(
-            folder=Path(self.cache).expanduser().absolute() if is_given else hashed,
+            folder=self._given if is_given else hashed,
             key="trainer.cache" if is_given else "LAMINA_CACHE",
             bound=bound,
             top_k=self.top_k,

@@ -17,6 +17,7 @@ from lamina.heal.distillation.divergence import Head
 from lamina.runtime.sizes import trained_weights
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROBE = 8
@@ -82,8 +83,12 @@ def head_of(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> H
     )
 
 
-def refuse_other_head(model: "PreTrainedModel", head: Head, ids: torch.Tensor) -> None:
-    """Refuse a model that makes logits from hidden states in another way than its `Head` does."""
+def teacher_head(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", train: "Dataset"
+) -> Head:
+    """Return a teacher's output head; refuse a model that makes logits in another way."""
+    head = head_of(model, tokenizer)
+    ids = torch.tensor([train[0]["input_ids"][:PROBE]], device=model.device)
     with torch.no_grad():
         states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         expected = model(input_ids=ids, use_cache=False).logits[0].float()
@@ -93,3 +98,4 @@ def refuse_other_head(model: "PreTrainedModel", head: Head, ids: torch.Tensor) -
             f"model_name={model.name_or_path}: trainer=distill does not know how this "
             f"{model.config.model_type} makes logits: choose trainer=sft"
         )
+    return head

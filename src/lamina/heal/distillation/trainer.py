@@ -18,13 +18,7 @@ from lamina.heal.distillation.divergence import (
     product_type,
     trained,
 )
-from lamina.heal.distillation.teacher import (
-    PROBE,
-    head_of,
-    keep_apart,
-    refuse_other_head,
-    states_at,
-)
+from lamina.heal.distillation.teacher import head_of, keep_apart, states_at, teacher_head
 from lamina.heal.trainer import TokenLossTrainer
 from lamina.runtime import distributed
 
@@ -57,9 +51,7 @@ class DistillationTrainer(TokenLossTrainer):
         self._teacher = teacher
         if isinstance(teacher, PreTrainedModel):
             keep_apart(teacher, self.model)
-            self._teacher_head = head_of(teacher, self.processing_class)
-            ids = torch.tensor([self.train_dataset[0]["input_ids"][:PROBE]], device=teacher.device)
-            refuse_other_head(teacher, self._teacher_head, ids)
+            self._teacher_head = teacher_head(teacher, self.processing_class, self.train_dataset)
         usual = model.forward
 
         @wraps(usual)
@@ -154,8 +146,10 @@ class DistillationTrainer(TokenLossTrainer):
     def figures(self) -> dict[str, Any]:
         history = reversed(self.state.log_history)
         last = next((entry["kl"] for entry in history if "kl" in entry), None)
-        mass = self._teacher.mass if isinstance(self._teacher, CachedTeacher) else None
-        return {**super().figures(), "kl": last, "captured_mass": mass}
+        figures = {**super().figures(), "kl": last}
+        if isinstance(teacher := self._teacher, CachedTeacher):
+            figures |= {"captured_mass": teacher.mass, "teacher_cache_seconds": teacher.seconds}
+        return figures
 
 
 def _wait() -> None:
