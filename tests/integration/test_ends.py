@@ -1,5 +1,6 @@
 """How runs and sweeps end: on a full or read-only disk, by a signal, by a bug."""
 
+import errno
 import json
 import os
 import shlex
@@ -246,7 +247,8 @@ def test_a_read_only_teacher_cache_is_refused_before_the_data_is_read(
     given = ("trainer=distill", f"trainer.cache={'auto' if auto else read_only}")
     cache = {key: str(read_only)} if auto else {}
     done = train(tmp_path / "run", *SHORT, "evaluation=none", *given, cwd=tmp_path, **cache)
-    line = f"{key}: {read_only} cannot be written: {os.strerror(REASON)}; use another {key}"
+    reason = os.strerror(errno.EACCES if os.geteuid() else errno.EROFS)
+    line = f"{key}: {read_only} cannot be written: {reason}; use another {key}"
     assert (done.code, done.refusal) == (1, f"error: {line}\n")
     assert (done.result["error"], done.result["data"]) == (line, {})
 

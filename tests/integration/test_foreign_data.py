@@ -122,7 +122,8 @@ def read_only(folder: Path) -> Iterator[None]:
     for options in (("--bind", str(folder)), ("-o", "remount,ro,bind")):
         subprocess.run(["mount", *options, str(folder)], check=False, capture_output=True)
     yield
-    subprocess.run(["umount", str(folder)], check=False, capture_output=True)
+    # Lazily: files of it may still be open.
+    subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o700)
 

@@ -79,11 +79,14 @@ def test_runs_share_a_pass_that_was_killed(whole: Finished, tmp_path: Path) -> N
     assert [done.returncode for done in both] == [0, 0], both[0].stderr + both[1].stderr
     assert sum(done.stderr.count(" teaches: ") for done in both) == 1
     assert files(cache) == files(whole.folder.parent / "cache")
+    took = set()
     for name in ("one", "two"):
         result = Finished(0, "", "", tmp_path / name).result
         assert result["history"] == whole.result["history"]
         assert result["metrics"]["captured_mass"] == whole.metrics["captured_mass"]
-        assert result["metrics"]["teacher_cache_seconds"] > 1  # both files of the killed pass
+        took.add(result["metrics"]["teacher_cache_seconds"])
+    (seconds,) = took
+    assert seconds > 0.5  # the killed pass counts
 
 
 def test_a_killed_training_resumes_to_the_last_bit_without_a_teacher(
