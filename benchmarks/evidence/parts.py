@@ -1,0 +1,235 @@
+"""The parts of the evidence: which sweeps, and how many hours they take on one thread."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from record import EXPERIMENT, ranked
+
+from lamina.report.runs import Report
+from lamina.units import parse_tokens
+
+Reports = Mapping[str, Report]
+Earlier = Callable[[str], Reports | None]
+"""Returns the reports of another part; None before it has run."""
+
+MIDDLE = "middle depth"
+"""The group of runs at depths[1], which also answer tasks."""
+
+TRAIN, SCAN, EVALUATE = ("train",), ("lamina", "scan"), ("lamina", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A command that continues in its folder."""
+
+    group: str
+    """Sweeps of one group are reported together."""
+    name: str
+    command: Sequence[str]
+    arguments: Sequence[str]
+    runs: int
+    seconds: float
+    """Expected for all runs."""
+    evaluates: Sequence[Path] = field(default=())
+    """The runs whose final models it evaluates, in the order of its jobs; the original is last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Settings, the model's layers and what earlier parts found."""
+
+    settings: Any
+    layers: int
+    earlier: Earlier
+
+    def depth(self, share: float) -> int:
+        """Return how many layers a share of them is."""
+        return max(1, round(share * self.layers))
+
+    def sweeps(self, part: str) -> list[Sweep]:
+        """Return the sweeps of a part."""
+        return [*PARTS[part](self)]
+
+    def kept(self) -> str:
+        """Return the override with the layers that the best selector keeps at the middle depth."""
+        found = self.earlier("which")
+        if found is None:  # only the hours are of interest
+            return "model.keep=[0]"
+        name = best_selector(found)
+        kept = next(row.kept_layers for row in found[MIDDLE].rows if row.selector == name)
+        return f"model.keep=[{','.join(map(str, kept or ()))}]"
+
+    def healed(self, name: str, runs: int) -> float:
+        """Return the seconds of runs of a healing."""
+        rate = self.settings.tokens_per_second["distill" if "distill" in name else "sft"]
+        spent = self.settings.seconds
+        trained = 0 if name == "nothing" else parse_tokens("", self.settings.budget) / rate
+        # Three evaluations during a training, the final model's, and the tasks' three texts.
+        return runs * (trained + spent.job + 5 * spent.losses + spent.questions)
+
+
+def best_selector(which: Reports) -> str:
+    """Return the selector with the least loss at the middle depth; within noise, greedy."""
+    report = which[MIDDLE]
+    best = report.ranked[0]
+    near = {row.selector for row in report.rows if row.is_best or row.within_noise_of_best}
+    return "greedy" if "greedy" in near else str(best.selector)
+
+
+def _which(plan: Plan) -> Iterator[Sweep]:
+    s, spent = plan.settings, plan.settings.seconds
+    for text in s.texts:
+        yield Sweep(
+            group="scans",
+            name=text,
+            command=SCAN,
+            arguments=[
+                "experiment=evidence_removed",
+                f"data.train=texts/scan/{text}.jsonl",
+                f"scan.tokens={s.scan_tokens}",
+                f"scan.sets={s.scan_sets}",
+            ],
+            runs=1,
+            seconds=s.scan_sets * parse_tokens("", s.scan_tokens) * spent.scan_token,
+        )
+    scan = 4000 * spent.scan_token
+    middle = plan.depth(s.depths[1])
+    for share in sorted(s.depths, key=lambda share: share != s.depths[1]):
+        count, names = plan.depth(share), ",".join(s.selectors)
+        tasks = [_tasks(plan, s.texts)] if count == middle else []
+        items = s.task_items * len(s.tasks) * spent.item if tasks else 0
+        limit = [f"evaluation.task_settings.limit={s.task_items}"] if tasks else []
+        searched = scan * (1 + spent.greedy) / len(s.depths)
+        seconds = len(s.selectors) * (spent.job + 2 * spent.losses + items) + searched
+        yield Sweep(
+            group=MIDDLE if tasks else f"{count}",
+            name=f"keep-{count}",
+            command=TRAIN,
+            arguments=[
+                "experiment=evidence_removed",
+                f"model.keep_layers={count}",
+                f"selector={names}",
+                *tasks,
+                *limit,
+            ],
+            runs=len(s.selectors),
+            seconds=seconds,
+        )
+
+
+def _tasks(plan: Plan, texts: Sequence[str]) -> str:
+    files = [f"texts/heldout/{name}.jsonl" for name in texts]
+    files += [f"texts/tasks/{name}.jsonl" for name in plan.settings.tasks]
+    return f"evaluation.tasks=[{','.join(files)}]"
+
+
+def _heal(plan: Plan) -> Iterator[Sweep]:
+    s = plan.settings
+    count = plan.depth(s.depths[1])
+    for name in s.methods:
+        own = [plan.kept()]
+        if name == "ladder":
+            own = [f"depth.keep_layers={count}"]
+            own += [f"ladder.keep_layers=[{plan.depth(s.depths[0])},{count}]"]
+        if name.startswith("original"):
+            own = []
+        budget = [] if name == "nothing" else [f"budget.tokens={s.budget}"]
+        seeds = s.seeds[:1] if name == "nothing" else s.seeds
+        once = s.seconds.answers if name == "answers" else 0
+        yield Sweep(
+            group="runs",
+            name=name,
+            command=TRAIN,
+            arguments=[
+                f"experiment={EXPERIMENT}{name}",
+                *own,
+                *budget,
+                f"seed={','.join(map(str, seeds))}",
+            ],
+            runs=len(seeds),
+            seconds=plan.healed(name, len(seeds)) + once,
+        )
+
+
+def _all_items(plan: Plan) -> Iterator[Sweep]:
+    """The best healings, the first seed of each, and the original on all items of the tasks."""
+    s = plan.settings
+    items = 900 * len(s.tasks) * s.seconds.item
+    found = plan.earlier("heal")
+    best = [name for name, _ in ranked(found["runs"].rows)][: s.best] if found else []
+    runs = [Path(s.output).absolute() / "heal" / name / "0" for name in best]
+    models = [*map(str, runs), s.model_name]
+    yield Sweep(
+        group="all items",
+        name="best",
+        command=EVALUATE,
+        arguments=[f"model_name={','.join(models)}", _tasks(plan, ())],
+        runs=s.best + 1,
+        seconds=(s.best + 1) * items,
+        evaluates=runs,
+    )
+
+
+def _far(plan: Plan) -> Iterator[Sweep]:
+    s = plan.settings
+    found = plan.earlier("heal")
+    # A ladder scores and cuts by itself: how far one cut goes is asked of the best other healing.
+    names = [n for n, _ in ranked(found["runs"].rows) if n != "ladder"] if found else ["sft_lora"]
+    items = s.task_items * len(s.tasks) * s.seconds.item
+    counts = [plan.depth(share) for share in s.far]
+    scan = 2000 * s.seconds.scan_token * (1 + s.seconds.greedy) / 2
+    which = plan.earlier("which")
+    selector = best_selector(which) if which else "auto"
+    for name, half in (("even", counts[::2]), ("odd", counts[1::2])):
+        if half:
+            yield Sweep(
+                group="runs",
+                name=name,
+                command=TRAIN,
+                arguments=[
+                    f"experiment={EXPERIMENT}{names[0]}",
+                    "model=pruned",
+                    f"selector={selector}",
+                    f"model.keep_layers={','.join(map(str, half))}",
+                    f"budget.tokens={s.budget}",
+                    _tasks(plan, s.texts),
+                    f"evaluation.task_settings.limit={s.task_items}",
+                    "evaluation.speed.batch_sizes=[1]",
+                ],
+                runs=len(half),
+                seconds=plan.healed(names[0], len(half)) + len(half) * items + scan,
+            )
+
+
+def _predict(plan: Plan) -> Iterator[Sweep]:
+    s, spent = plan.settings, plan.settings.seconds
+    trained = parse_tokens("", s.predict_budget) / s.tokens_per_second.sft
+    stride = plan.layers / s.predict_runs
+    single = sorted({int(stride * (number + 0.5)) for number in range(s.predict_runs)})
+    seeds = ",".join(str(1 + number) for number in range(s.predict_runs))
+    sets = [f"model.keep_layers={plan.depth(s.depths[1])}", "selector=random"]
+    for name, own, runs in (
+        ("single", ["model=dropped", f"model.layer_to_drop={','.join(map(str, single))}"], single),
+        ("sets", ["model=pruned", *sets, f"selector.seed={seeds}"], seeds.split(",")),
+    ):
+        yield Sweep(
+            group=name,
+            name=name,
+            command=TRAIN,
+            arguments=["experiment=evidence_predict", *own, f"budget.tokens={s.predict_budget}"],
+            runs=len(runs),
+            seconds=len(runs) * (trained + spent.job + 4 * spent.losses),
+        )
+
+
+PARTS = {
+    "which": _which,
+    "heal": _heal,
+    "tasks": _all_items,
+    "far": _far,
+    "predict": _predict,
+}
+NEEDS = {"heal": "which", "tasks": "heal", "far": "heal"}
+"""Parts whose runs depend on the result of another one."""

@@ -1,0 +1,172 @@
+"""The evidence: which layers to remove, which healing, how far, on a real model.
+
+    python benchmarks/evidence/run.py [PART ...] [KEY=VALUE ...] [--plan]
+
+Shows: the parts `which`, `heal`, `tasks`, `far` and `predict` of docs/results.md, in this order; all
+of them without PART. Prints the plan with the hours that it expects on one thread of a CPU, then
+runs ordinary sweeps, two at a time. The same command continues where it was stopped. Each finished
+part writes results/PART.json, from which page.py makes docs/results.md. plan.yaml has the settings.
+Peer: the original model, beside every row.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import record
+import texts
+from omegaconf import OmegaConf
+from parts import EVALUATE, NEEDS, PARTS, SCAN, TRAIN, Plan, Sweep
+
+from lamina.depth.surgery import layer_count
+from lamina.measure.provenance import git_state
+from lamina.measure.tasks.files import EVALUATION_FILE
+from lamina.report.runs import Report
+from lamina.weights.source import resolve
+
+HERE = Path(__file__).resolve().parent
+COSTS_FILE = "costs.json"
+
+
+def main() -> None:
+    """Print the plan and run it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("given", nargs="*", metavar="PART or KEY=VALUE")
+    parser.add_argument("--plan", action="store_true", help="print the plan and end")
+    options = parser.parse_args()
+    own = [each for each in options.given if "=" in each]
+    names = [each for each in options.given if "=" not in each] or [*PARTS]
+    if unknown := [name for name in names if name not in PARTS]:
+        sys.exit(f"error: no part {unknown[0]}: {', '.join(PARTS)}")
+    known = OmegaConf.load(HERE / "plan.yaml")
+    OmegaConf.set_struct(known, True)
+    settings: Any = OmegaConf.merge(known, OmegaConf.from_dotlist(own))
+    if Path(settings.model_name).expanduser().is_dir():
+        settings.model_name = str(Path(settings.model_name).expanduser().resolve())
+    folder, results = Path(settings.output).resolve(), Path(settings.results).resolve()
+    settings.output = str(folder)
+
+    def earlier(part: str) -> dict[str, Report] | None:
+        path = results / f"{part}.json"
+        return record.read(path)["reports"] if path.is_file() else None
+
+    plan = Plan(
+        settings=settings,
+        layers=layer_count(resolve(settings.model_name).config),
+        earlier=earlier,
+    )
+    show(plan, names)
+    if options.plan:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    texts.prepare(Path(settings.data).expanduser(), folder / "texts", settings)
+    for part in (part for part in PARTS if part in names):
+        if NEEDS.get(part) and earlier(NEEDS[part]) is None:
+            sys.exit(f"error: {part} needs the result of {NEEDS[part]}: run that part first")
+        sweeps = plan.sweeps(part)
+        with ThreadPoolExecutor(settings.jobs) as pool:
+            failed = [*pool.map(lambda each: run(plan, part, each), sweeps)]  # noqa: B023
+        if any(failed):
+            sys.exit(f"error: {next(filter(None, failed))}")
+        write(plan, part, sweeps, results / f"{part}.json")
+
+
+def show(plan: Plan, names: list[str]) -> None:
+    """Print what will run and its hours; exit if these are too many."""
+    total, limit = 0.0, plan.settings.hours
+    print(f"{plan.settings.model_name}, {plan.layers} layers; hours of one thread:")
+    for part in (part for part in PARTS if part in names):
+        sweeps = plan.sweeps(part)
+        hours = sum(sweep.seconds for sweep in sweeps) / 3600
+        total += hours
+        print(f"  {part:8} {sum(sweep.runs for sweep in sweeps):3} runs {hours:5.1f} h")
+    print(f"  in all {total:17.1f} h, {total / plan.settings.jobs:.1f} h at {plan.settings.jobs} jobs")
+    if total > limit:
+        sys.exit(f"error: more than hours={limit}: name fewer parts, or set hours={total:.0f}")
+
+
+def run(plan: Plan, part: str, sweep: Sweep) -> str | None:
+    """Run or continue a sweep; return what went wrong."""
+    settings, folder = plan.settings, Path(plan.settings.output)
+    place = folder / part / sweep.name
+    tool = Path(sys.executable).with_name(sweep.command[0])
+    command = [sys.executable, "-m", "train"]
+    if sweep.command != TRAIN:
+        command = [str(tool), *sweep.command[1:]]
+    conf = [] if sweep.command == EVALUATE else [f"--config-dir={HERE / 'conf'}"]
+    multirun = [] if sweep.command == SCAN else ["--multirun"]
+    where = f"hydra.{'sweep' if multirun else 'run'}.dir={place}"
+    model = [] if sweep.command == EVALUATE else [f"model_name={settings.model_name}"]
+    arguments = [*sweep.arguments, *model, f"num_threads={settings.threads}", where]
+    arguments += settings.overrides if sweep.command != EVALUATE else []
+    place.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    environment = {**os.environ, "OMP_NUM_THREADS": f"{settings.threads}"}
+    with (place.parent / f"{sweep.name}.log").open("a") as log:
+        process = subprocess.Popen(
+            [*command, *conf, *multirun, *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    spent = time.time() - began
+    path = place.parent / f"{sweep.name}.{COSTS_FILE}"
+    attempts = json.loads(path.read_text()) if path.is_file() else []
+    cpu = usage.ru_utime + usage.ru_stime
+    path.write_text(json.dumps([*attempts, {"seconds": spent, "cpu_seconds": cpu}]))
+    print(f"{part} {sweep.name}: {spent:,.0f} s" + (", failed" if status else ""), flush=True)
+    return f"{part} {sweep.name} failed: see {log.name}" if status else None
+
+
+def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
+    """Write the result of a part whose sweeps have all ended."""
+    folder = Path(plan.settings.output) / part
+    groups: dict[str, list[Sweep]] = {}
+    for sweep in sweeps:
+        groups.setdefault(sweep.group, []).append(sweep)
+    reports = {
+        group: record.collected(
+            [folder / each.name for each in members if not each.evaluates],
+            {run: pair for each in members for run, pair in pairs(folder, each).items()},
+        )
+        for group, members in groups.items()
+    }
+    costs = {each.name: json.loads((folder / f"{each.name}.{COSTS_FILE}").read_text()) for each in sweeps}
+    settings = OmegaConf.to_container(plan.settings)
+    assert isinstance(settings, dict)
+    content = {
+        "part": part,
+        "settings": {k: v for k, v in settings.items() if k not in ("data", "output", "results")},
+        "costs": {
+            name: {key: sum(each[key] for each in attempts) for key in attempts[0]}
+            for name, attempts in costs.items()
+        },
+        "git": git_state(),
+    }
+    record.write(path, content, reports, plan.settings.model_name)
+    print(f"{path} written", flush=True)
+
+
+def pairs(folder: Path, sweep: Sweep) -> dict[Path, dict[str, Path]]:
+    """Return the evaluations of a sweep by their runs: of the final model, and the original's."""
+    places = sorted((folder / sweep.name).glob(f"*/{EVALUATION_FILE}"), key=lambda p: int(p.parent.name))
+    *finals, original = (path.parent for path in places) if sweep.evaluates else (folder,)
+    return {
+        run: {"original": original, "final": final}
+        for run, final in zip(sweep.evaluates, finals, strict=True)
+    }
+
+
+if __name__ == "__main__":
+    main()
