@@ -83,13 +83,14 @@ test-newest: ## Run the tests with the newest versions, in .venv-newest; TESTS=F
 	@$(MAKE) --no-print-directory install VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
 	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(PARALLEL) $(or $(TESTS),--ignore=tests/slurm)
 
-check: install ## Lint, format, types, the direction of imports, tests/rules.py and docs/parameters.md
+check: install ## Lint, format, types, the direction of imports, tests/rules.py, docs/parameters.md and docs/results.md
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python tests/rules.py
 	@$(BIN)/python tools/parameters_page.py --check
+	@$(BIN)/python benchmarks/evidence/page.py --check
 
 docs: install ## Write docs/parameters.md from the comments in conf/, and the families in docs/layers.md
 	@$(BIN)/python tools/parameters_page.py

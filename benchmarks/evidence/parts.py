@@ -66,8 +66,8 @@ class Plan:
         rate = self.settings.tokens_per_second["distill" if "distill" in name else "sft"]
         spent = self.settings.seconds
         trained = 0 if name == "nothing" else parse_tokens("", self.settings.budget) / rate
-        # Three evaluations during a training, the final model's, and the tasks' three texts.
-        return runs * (trained + spent.job + 5 * spent.losses + spent.questions)
+        # Two evaluations during a training, the final model's, and the three texts'.
+        return runs * (trained + spent.job + 4 * spent.losses + spent.questions)
 
 
 def best_selector(which: Reports) -> str:
@@ -220,7 +220,7 @@ def _predict(plan: Plan) -> Iterator[Sweep]:
             command=TRAIN,
             arguments=["experiment=evidence_predict", *own, f"budget.tokens={s.predict_budget}"],
             runs=len(runs),
-            seconds=len(runs) * (trained + spent.job + 4 * spent.losses),
+            seconds=len(runs) * (trained + spent.job + 3 * spent.losses),
         )
 
 

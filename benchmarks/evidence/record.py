@@ -36,12 +36,16 @@ def collected(folders: Sequence[Path], pairs: Mapping[Path, Mapping[str, Path]])
                 (place / role).symlink_to(folder.resolve())
         scans = [each for each in folders if (each / SCAN_FILE).is_file()]
         report = read_report([*([sweep] if jobs or pairs else []), *scans])
-    rows = [replace(row, samples=[], folder=Path(row.folder).name, sweep=None) for row in report.rows]
+    rows = [
+        replace(row, samples=[], folder=Path(row.folder).name, sweep=None) for row in report.rows
+    ]
     named = [replace(scan, folder=Path(scan.folder).name) for scan in report.scans]
     return replace(report, rows=rows, scans=named)
 
 
-def write(path: Path, content: Mapping[str, Any], reports: Mapping[str, Report], hidden: str) -> None:
+def write(
+    path: Path, content: Mapping[str, Any], reports: Mapping[str, Report], hidden: str
+) -> None:
     """Write a part's result file; `hidden` is the model's folder, of which the name is written."""
     whole = {**content, "reports": {name: asdict(report) for name, report in reports.items()}}
     text = json.dumps(finite(whole), indent=1, sort_keys=True)

@@ -2,9 +2,9 @@
 
     python benchmarks/evidence/run.py [PART ...] [KEY=VALUE ...] [--plan]
 
-Shows: the parts `which`, `heal`, `tasks`, `far` and `predict` of docs/results.md, in this order; all
-of them without PART. Prints the plan with the hours that it expects on one thread of a CPU, then
-runs ordinary sweeps, two at a time. The same command continues where it was stopped. Each finished
+Shows: the parts `which`, `heal`, `tasks`, `far` and `predict` of docs/results.md, in this order;
+all of them without PART. Prints the plan with the hours that it expects on one thread of a CPU,
+then runs ordinary sweeps, two at a time. The same command continues where it was stopped. Each finished
 part writes results/PART.json, from which page.py makes docs/results.md. plan.yaml has the settings.
 Peer: the original model, beside every row.
 """
@@ -88,7 +88,9 @@ def show(plan: Plan, names: list[str]) -> None:
         hours = sum(sweep.seconds for sweep in sweeps) / 3600
         total += hours
         print(f"  {part:8} {sum(sweep.runs for sweep in sweeps):3} runs {hours:5.1f} h")
-    print(f"  in all {total:17.1f} h, {total / plan.settings.jobs:.1f} h at {plan.settings.jobs} jobs")
+    print(
+        f"  in all {total:17.1f} h, {total / plan.settings.jobs:.1f} h at {plan.settings.jobs} jobs"
+    )
     if total > limit:
         sys.exit(f"error: more than hours={limit}: name fewer parts, or set hours={total:.0f}")
 
@@ -142,7 +144,9 @@ def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
         )
         for group, members in groups.items()
     }
-    costs = {each.name: json.loads((folder / f"{each.name}.{COSTS_FILE}").read_text()) for each in sweeps}
+    costs = {
+        each.name: json.loads((folder / f"{each.name}.{COSTS_FILE}").read_text()) for each in sweeps
+    }
     settings = OmegaConf.to_container(plan.settings)
     assert isinstance(settings, dict)
     content = {
@@ -160,7 +164,9 @@ def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
 
 def pairs(folder: Path, sweep: Sweep) -> dict[Path, dict[str, Path]]:
     """Return the evaluations of a sweep by their runs: of the final model, and the original's."""
-    places = sorted((folder / sweep.name).glob(f"*/{EVALUATION_FILE}"), key=lambda p: int(p.parent.name))
+    places = sorted(
+        (folder / sweep.name).glob(f"*/{EVALUATION_FILE}"), key=lambda p: int(p.parent.name)
+    )
     *finals, original = (path.parent for path in places) if sweep.evaluates else (folder,)
     return {
         run: {"original": original, "final": final}

@@ -121,7 +121,11 @@ def markdown(report: Report) -> str:
     parts = [f"# {_escaped(report.title)}", _state(report)]
     for title, (header, lines, notes) in tables.items():
         if lines:
-            parts += [f"## {title}", _table(header, lines), *([_escaped(notes)] if notes else [])]
+            parts += [
+                f"## {title}",
+                markdown_table(header, lines),
+                *([_escaped(notes)] if notes else []),
+            ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -138,7 +142,8 @@ def _scan(scan: Scan) -> Sequence[str]:
     return scan.folder, scored(scan.statistics), str(layer), f"{rises[layer]:+.3g}"
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown; its texts stay texts."""
     names, *rows = ([_escaped(cell) for cell in line] for line in (header, *lines))
     rule = ["---"] * len(names)
     return "\n".join(f"| {' | '.join(row)} |" for row in (names, rule, *rows))

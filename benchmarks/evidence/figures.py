@@ -1,0 +1,72 @@
+"""The page's figures as SVG, drawn by Vega from the charts of lamina.report."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import vl_convert
+
+from lamina.measure.statistics import CONFIDENCE, RESAMPLES, SEED
+from lamina.report.page.drawing import BLUE, CONFIG, ORANGE, Spec, chart, numbers, points, scaled
+from lamina.report.page.picture import SIZE
+from lamina.report.runs import Report
+from lamina.scan.scores import kendall_tau
+
+FONT = "Liberation Sans"
+"""Vega's converter brings it along: the same figure on any machine."""
+
+
+def figure(name: str, made: Spec, rows: Sequence[Spec], drawn: dict[str, str]) -> str:
+    """Draw a chart of the report into `drawn`, and return the line that shows it."""
+    spec = {
+        **SIZE,
+        **made["spec"],
+        "config": {**CONFIG, "background": "white", "padding": 8, "font": FONT},
+        "datasets": {"runs": rows},
+    }
+    drawn[f"{name}.svg"] = vl_convert.vegalite_to_svg(spec) + "\n"
+    return f"![{made['title']}]({name}.svg)"
+
+
+def agreement(rises: Mapping[str, Sequence[float]]) -> list[tuple[str, str, float]]:
+    """Return Kendall's tau of the layers' rankings for each pair of texts."""
+    return [(a, b, kendall_tau(rises[a], rises[b])) for a, b in combinations(rises, 2)]
+
+
+def before_and_after(report: Report) -> list[tuple[float, float]]:
+    """Return each run's loss before and after healing."""
+    both = [(row.reduced_loss, row.healed_loss) for row in report.rows if row.is_complete]
+    return [(before, after) for before, after in both if before is not None and after is not None]
+
+
+def prediction(reports: Mapping[str, Report]) -> list[list[str]]:
+    """Return a line for each kind of removal: how well the loss before ranks the loss after."""
+    lines = []
+    for name, report in reports.items():
+        pairs = np.array(before_and_after(report))
+        drawn = np.random.default_rng(SEED).integers(len(pairs), size=(RESAMPLES // 10, len(pairs)))
+        taus: list[float] = [kendall_tau(*pairs[each].T.tolist()) for each in drawn]
+        low, high = np.quantile(taus, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        tau = kendall_tau(*pairs.T.tolist())
+        lines.append([name, f"{len(pairs)}", f"{tau:.2f} ({low:.2f} to {high:.2f})"])
+    return lines
+
+
+def predicted(reports: Mapping[str, Report]) -> Spec:
+    """Return the chart of the loss after healing against the loss before."""
+    values = [
+        {"removed": name, "before": before, "after": after, "place": 0}
+        for name, report in reports.items()
+        for before, after in before_and_after(report)
+    ]
+    x, y = (
+        numbers(
+            field, f"loss {field} healing, nats per token", **scaled([v[field] for v in values])
+        )
+        for field in ("before", "after")
+    )
+    colours = {"domain": [*reports], "range": [BLUE, ORANGE]}
+    colour: Spec = {"field": "removed", "type": "nominal", "scale": colours}
+    layer = points(x, y, {"color": colour})
+    title = "Loss after healing against the loss before"
+    return chart("predict", "predict", title, {"data": {"values": values}, "layer": [layer]})
