@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import vl_convert
 
-from lamina.measure.statistics import CONFIDENCE, RESAMPLES, SEED
+from lamina.measure.statistics import CONFIDENCE, RESAMPLES, SEED, Array
 from lamina.report.page.drawing import BLUE, CONFIG, ORANGE, Spec, chart, numbers, points, scaled
 from lamina.report.page.picture import SIZE
 from lamina.report.runs import Report
@@ -45,11 +45,15 @@ def prediction(reports: Mapping[str, Report]) -> list[list[str]]:
     for name, report in reports.items():
         pairs = np.array(before_and_after(report))
         drawn = np.random.default_rng(SEED).integers(len(pairs), size=(RESAMPLES // 10, len(pairs)))
-        taus: list[float] = [kendall_tau(*pairs[each].T.tolist()) for each in drawn]
+        taus = [_tau(pairs[each]) for each in drawn]
         low, high = np.quantile(taus, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        tau = kendall_tau(*pairs.T.tolist())
-        lines.append([name, f"{len(pairs)}", f"{tau:.2f} ({low:.2f} to {high:.2f})"])
+        lines.append([name, f"{len(pairs)}", f"{_tau(pairs):.2f} ({low:.2f} to {high:.2f})"])
     return lines
+
+
+def _tau(pairs: Array) -> float:
+    before, after = pairs.T.tolist()
+    return kendall_tau(before, after)
 
 
 def predicted(reports: Mapping[str, Report]) -> Spec:

@@ -4,8 +4,9 @@
 
 Shows: the parts `which`, `heal`, `tasks`, `far` and `predict` of docs/results.md, in this order;
 all of them without PART. Prints the plan with the hours that it expects on one thread of a CPU,
-then runs ordinary sweeps, two at a time. The same command continues where it was stopped. Each finished
-part writes results/PART.json, from which page.py makes docs/results.md. plan.yaml has the settings.
+then runs ordinary sweeps, two at a time. The same command continues where it was stopped. Each
+finished part writes results/PART.json, from which page.py makes docs/results.md. plan.yaml has the
+settings.
 Peer: the original model, beside every row.
 """
 
