@@ -58,16 +58,15 @@ def _tau(pairs: Array) -> float:
 
 def predicted(reports: Mapping[str, Report]) -> Spec:
     """Return the chart of the loss after healing against the loss before."""
+    both = [pair for report in reports.values() for pair in before_and_after(report)]
     values = [
         {"removed": name, "before": before, "after": after, "place": 0}
         for name, report in reports.items()
         for before, after in before_and_after(report)
     ]
     x, y = (
-        numbers(
-            field, f"loss {field} healing, nats per token", **scaled([v[field] for v in values])
-        )
-        for field in ("before", "after")
+        numbers(field, f"loss {field} healing, nats per token", **scaled(column))
+        for field, column in zip(("before", "after"), zip(*both, strict=True), strict=True)
     )
     colours = {"domain": [*reports], "range": [BLUE, ORANGE]}
     colour: Spec = {"field": "removed", "type": "nominal", "scale": colours}

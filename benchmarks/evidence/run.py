@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def show(plan: Plan, names: list[str]) -> None:
         f"  in all {total:17.1f} h, {total / plan.settings.jobs:.1f} h at {plan.settings.jobs} jobs"
     )
     if total > limit:
-        sys.exit(f"error: more than hours={limit}: name fewer parts, or set hours={total:.0f}")
+        sys.exit(f"error: more than hours={limit}: name fewer parts, or set hours={ceil(total)}")
 
 
 def run(plan: Plan, part: str, sweep: Sweep) -> str | None:

@@ -118,7 +118,5 @@ def test_rows_of_the_hub_take_the_form_of_tasks(monkeypatch: pytest.MonkeyPatch)
     row = {"instruction": "Sum up.", "context": "A text.", "response": "Yes."}
     assert form(row) == {"instruction": "Sum up.\n\nA text.", "response": "Yes."}
     lines = [" \n", " = Sun = \n", " It shines .\n", " = = Age = = \n", " = Moon = \n"]
-    assert (
-        articles(lines) == [" \n = Sun = \n It shines .\n = = Age = = \n", " = Moon = \n"][-2:]
-        or True
-    )
+    first = " = Sun = \n It shines .\n = = Age = = \n"
+    assert articles(lines) == [first, " = Moon = \n"]
