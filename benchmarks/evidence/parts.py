@@ -17,6 +17,8 @@ Earlier = Callable[[str], Reports | None]
 MIDDLE = "middle depth"
 """The group of runs at depths[1], which also answer tasks."""
 
+ITEMS_ALONE = ("evaluation.agreement=false", "evaluation.speed.batch_sizes=[]")
+
 TRAIN, SCAN, EVALUATE = ("train",), ("lamina", "scan"), ("lamina", "evaluate")
 
 
@@ -165,7 +167,7 @@ def _all_items(plan: Plan) -> Iterator[Sweep]:
         group="all items",
         name="best",
         command=EVALUATE,
-        arguments=[f"model_name={','.join(models)}", _tasks(plan, ())],
+        arguments=[f"model_name={','.join(models)}", _tasks(plan, ()), *ITEMS_ALONE],
         runs=s.best + 1,
         seconds=(s.best + 1) * items,
         evaluates=runs,

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lamina.depth.statistics import Statistics
-from lamina.measure.results import RESULT_FILE, SCAN_FILE
+from lamina.measure.results import RESULT_FILE, ROWS_FILE, SCAN_FILE
 from lamina.report.reading import read_report
 from lamina.report.runs import Report, RunRow, Scan, override_values
 from lamina.runtime.files import finite
@@ -31,16 +31,23 @@ def collected(folders: Sequence[Path], pairs: Mapping[Path, Mapping[str, Path]])
         for number, (job, roles) in enumerate(pairs.items(), len(jobs)):
             place = sweep / str(number) / "evaluation"
             place.mkdir(parents=True)
-            (place.parent / RESULT_FILE).symlink_to((job / RESULT_FILE).resolve())
+            for file in (RESULT_FILE, ROWS_FILE):
+                (place.parent / file).symlink_to((job / file).resolve())
             for role, folder in roles.items():
                 (place / role).symlink_to(folder.resolve())
         scans = [each for each in folders if (each / SCAN_FILE).is_file()]
         report = read_report([*([sweep] if jobs or pairs else []), *scans])
-    rows = [
-        replace(row, samples=[], folder=Path(row.folder).name, sweep=None) for row in report.rows
-    ]
+    if report.broken:
+        raise SystemExit(f"error: {report.broken[0][0]}: {report.broken[0][1]}")
+    rows = [_bare(row) for row in report.rows]
     named = [replace(scan, folder=Path(scan.folder).name) for scan in report.scans]
     return replace(report, rows=rows, scans=named)
+
+
+def _bare(row: RunRow) -> RunRow:
+    """Return a row without texts and without folders of this machine."""
+    config = {key: value for key, value in row.config.items() if not f"{value}".startswith("/")}
+    return replace(row, samples=[], config=config, folder=row.job, sweep=None)
 
 
 def write(
