@@ -1,12 +1,13 @@
 """The parts of the evidence: which sweeps, and how many hours they take on one thread."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from record import EXPERIMENT, ranked
 
+from lamina.measure.tasks.files import ORIGINAL
 from lamina.report.runs import Report
 from lamina.units import parse_tokens
 
@@ -24,7 +25,7 @@ TRAIN, SCAN, EVALUATE = ("train",), ("lamina", "scan"), ("lamina", "evaluate")
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A command that continues in its folder."""
+    """A sweep, a scan or an evaluation; started again in its folder, it continues."""
 
     group: str
     """Sweeps of one group are reported together."""
@@ -34,8 +35,8 @@ class Sweep:
     runs: int
     seconds: float
     """Expected for all runs."""
-    evaluates: Sequence[Path] = field(default=())
-    """The runs whose final models it evaluates, in the order of its jobs; the original is last."""
+    evaluates: Path | None = None
+    """The run whose final model it evaluates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,18 +161,22 @@ def _all_items(plan: Plan) -> Iterator[Sweep]:
     s = plan.settings
     items = 900 * len(s.tasks) * s.seconds.item
     found = plan.earlier("heal")
-    best = [name for name, _ in ranked(found["runs"].rows)][: s.best] if found else []
-    runs = [Path(s.output).absolute() / "heal" / name / "0" for name in best]
-    models = [*map(str, runs), s.model_name]
-    yield Sweep(
-        group="all items",
-        name="best",
-        command=EVALUATE,
-        arguments=[f"model_name={','.join(models)}", _tasks(plan, ()), *ITEMS_ALONE],
-        runs=s.best + 1,
-        seconds=(s.best + 1) * items,
-        evaluates=runs,
+    best = (
+        [name for name, _ in ranked(found["runs"].rows)][: s.best]
+        if found
+        else [*map(str, range(s.best))]
     )
+    runs = {name: Path(s.output).absolute() / "heal" / name / "0" for name in best}
+    for name, model in {**runs, ORIGINAL: s.model_name}.items():
+        yield Sweep(
+            group="all items",
+            name=name,
+            command=EVALUATE,
+            arguments=[f"model_name={model}", f"dtype={s.dtype}", _tasks(plan, ()), *ITEMS_ALONE],
+            runs=1,
+            seconds=items,
+            evaluates=runs.get(name),
+        )
 
 
 def _far(plan: Plan) -> Iterator[Sweep]:

@@ -24,11 +24,11 @@ from typing import Any
 import record
 import texts
 from omegaconf import OmegaConf
-from parts import EVALUATE, NEEDS, PARTS, SCAN, TRAIN, Plan, Sweep
+from parts import EVALUATE, NEEDS, PARTS, TRAIN, Plan, Sweep
 
 from lamina.depth.surgery import layer_count
 from lamina.measure.provenance import git_state
-from lamina.measure.tasks.files import EVALUATION_FILE
+from lamina.measure.tasks.files import FINAL, ORIGINAL
 from lamina.report.runs import Report
 from lamina.weights.source import resolve
 
@@ -106,7 +106,7 @@ def run(plan: Plan, part: str, sweep: Sweep) -> str | None:
     if sweep.command != TRAIN:
         command = [str(tool), *sweep.command[1:]]
     conf = [] if sweep.command == EVALUATE else [f"--config-dir={HERE / 'conf'}"]
-    multirun = [] if sweep.command == SCAN else ["--multirun"]
+    multirun = ["--multirun"] if sweep.command == TRAIN else []
     where = f"hydra.{'sweep' if multirun else 'run'}.dir={place}"
     model = [] if sweep.command == EVALUATE else [f"model_name={settings.model_name}"]
     arguments = [*sweep.arguments, *model, f"num_threads={settings.threads}", where]
@@ -141,8 +141,12 @@ def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
         groups.setdefault(sweep.group, []).append(sweep)
     reports = {
         group: record.collected(
-            [folder / each.name for each in members if not each.evaluates],
-            {run: pair for each in members for run, pair in pairs(folder, each).items()},
+            [folder / each.name for each in members if each.command != EVALUATE],
+            {
+                each.evaluates: {FINAL: folder / each.name, ORIGINAL: folder / ORIGINAL}
+                for each in members
+                if each.evaluates
+            },
         )
         for group, members in groups.items()
     }
@@ -162,18 +166,6 @@ def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
     }
     record.write(path, content, reports, plan.settings.model_name)
     print(f"{path} written", flush=True)
-
-
-def pairs(folder: Path, sweep: Sweep) -> dict[Path, dict[str, Path]]:
-    """Return the evaluations of a sweep by their runs: of the final model, and the original's."""
-    places = sorted(
-        (folder / sweep.name).glob(f"*/{EVALUATION_FILE}"), key=lambda p: int(p.parent.name)
-    )
-    *finals, original = (path.parent for path in places) if sweep.evaluates else (folder,)
-    return {
-        run: {"original": original, "final": final}
-        for run, final in zip(sweep.evaluates, finals, strict=True)
-    }
 
 
 if __name__ == "__main__":
