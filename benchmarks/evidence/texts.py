@@ -69,8 +69,11 @@ def _short(path: Path) -> Iterator[Row]:
 
 
 def _articles(path: Path) -> Iterator[Row]:
-    """Yield the beginning of each article: pieces of one article are not independent."""
-    return ({"text": row["text"].strip()[:CHARACTERS]} for row in _rows(path))
+    """Yield the beginning of each article, about as long as the other texts' documents.
+
+    Pieces of one article would not be independent.
+    """
+    return ({"text": row["text"].strip()[: CHARACTERS // 2]} for row in _rows(path))
 
 
 def _mixed(given: Sequence[Sequence[Row]]) -> Iterable[Row]:
