@@ -89,7 +89,8 @@ def _which(plan: Plan) -> Iterator[Sweep]:
             name=text,
             command=SCAN,
             arguments=[
-                "experiment=evidence_removed",
+                "experiment=evidence_nothing",
+                "model=original",
                 f"data.train=texts/scan/{text}.jsonl",
                 f"scan.tokens={s.scan_tokens}",
                 f"scan.sets={s.scan_sets}",
