@@ -9,7 +9,7 @@ write; without result files there is none. Peer: the original model, beside ever
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,34 @@ import record
 from figures import agreement, figure, predicted, prediction
 from parts import MIDDLE, PARTS, best_selector
 
+from lamina.depth.layer_sets import format_layers
+from lamina.measure.comparison import NEAR as NEAR_BEST
 from lamina.measure.tasks.figures import HALF_WIDTH
+from lamina.measure.tasks.files import ORIGINAL
+from lamina.measure.tasks.items import ROWS
 from lamina.report.page.content import content
 from lamina.report.page.scan_charts import scan_charts
 from lamina.report.report_files import markdown_table
-from lamina.report.runs import Report, RunRow
+from lamina.report.runs import COSTS, HEALED, Report, RunRow
 from lamina.report.scan_report import increases
 from lamina.report.sweep_table import BEST, NEAR
 from lamina.report.tables import (
+    MARKS,
     PROVENANCE,
     SEEDS_NOTE,
     TASKS,
     TASKS_NOTE,
+    figure_text,
+    over_seeds,
     provenance_lines,
-    seed_table,
     task_lines,
 )
 from lamina.units import format_bytes, format_duration
 
 HERE = Path(__file__).resolve().parent
 NAME, UNKNOWN = "results", "not measured yet"
+HEALING = ("loss", "kl", "exact_match", "ended", "looped", "capped")
+"""Metrics of the texts and questions that every healing is measured on."""
 
 
 def main() -> None:
@@ -71,13 +79,13 @@ def files(parts: Mapping[str, Any]) -> dict[str, str]:
 def _first(parts: Mapping[str, Any]) -> Iterator[str]:
     """Yield the first screen: the answers in short."""
     settings = next(iter(parts.values()))["settings"]
-    model = Path(settings["model_name"]).name
-    yield f"# Results on {model}"
+    yield f"# Results on {Path(settings['model_name']).name}"
+    note = f"{settings['note']} " if settings["note"] else ""
     yield (
-        "Which layers to remove, which healing to use and what that costs, on one model. "
+        f"Which layers to remove, which healing to use and what that costs, on one model. {note}"
         "`python benchmarks/evidence/run.py` measures it, `python benchmarks/evidence/page.py` "
         "writes this page from the result files in `benchmarks/evidence/results/`. Losses are in "
-        "nats per token; ± is half of a 95 % interval."
+        f"nats per token; ± is half of a 95 % interval; {BEST} best, {NEAR} within noise of it."
     )
     lines = [(question, answer(parts) or UNKNOWN) for question, answer in ANSWERS.items()]
     missing = [part for part in PARTS if part not in parts]
@@ -89,54 +97,68 @@ def _first(parts: Mapping[str, Any]) -> Iterator[str]:
 def _which_layers(parts: Mapping[str, Any]) -> str:
     if "which" not in parts:
         return ""
-    reports = parts["which"]["reports"]
-    name = best_selector(reports)
-    row = next(row for row in reports[MIDDLE].rows if row.selector == name)
-    near = sum(bool(r.within_noise_of_best and not r.is_best) for r in reports[MIDDLE].rows)
+    rows = parts["which"]["reports"][MIDDLE].rows
+    name = best_selector(parts["which"]["reports"])
+    row = next(row for row in rows if row.selector == name)
+    near = [f"{r.selector}" for r in rows if r is not row and (r.is_best or r.within_noise_of_best)]
     return (
-        f"selector={name}: {row.layers} of {row.num_layers} layers, {_loss(row)} unhealed, "
-        f"original {row.baseline_loss:.4g}; within noise of the best: {near} others"
+        f"selector={name}: of {row.num_layers} layers it drops "
+        f"{format_layers(row.dropped_layers or ())}; loss {_loss(row)} unhealed, original "
+        f"{row.baseline_loss:.4g}{_n(row)}; within noise of the best: {', '.join(near) or 'none'}"
     )
 
 
 def _which_healing(parts: Mapping[str, Any]) -> str:
     if "heal" not in parts:
         return ""
-    rows = parts["heal"]["reports"]["runs"].rows
-    (name, loss), *_ = record.ranked(rows)
-    row = next(row for row in rows if row.dropped_layers and record.method(row) == name)
-    spread = row.seed_spread.get("healed_loss", {"runs": 1, "half_width": None})
-    near = [
-        record.method(each)
-        for each in {record.method(each): each for each in rows if each.dropped_layers}.values()
-        if each.seed_spread.get("healed_loss", {}).get("standing") == "within noise"
-    ]
+    runs = parts["heal"]["reports"]["runs"]
+    (name, loss), *_ = record.ranked(runs.rows)
+    row = next(row for row in runs.rows if record.method(row) == name)
+    spread = row.seed_spread.get(HEALED, {"runs": 1, "half_width": None})
     interval = "" if spread["half_width"] is None else f" ± {spread['half_width']:.2g}"
-    also = f"; within noise of it: {', '.join(near)}" if near else ""
-    trained = f"{row.trained_tokens:,} trained tokens, " if row.trained_tokens else ""
-    return f"{name}: {loss:.4g}{interval} ({trained}n = {spread['runs']} seeds){also}"
+    near = [
+        method
+        for method, each in _methods(runs).items()
+        if method != name and each.seed_spread.get(HEALED, {}).get("standing") == NEAR_BEST
+    ]
+    return (
+        f"{name}: loss {loss:.4g}{interval} after {row.trained_tokens or 0:,} trained tokens "
+        f"(n = {spread['runs']} seeds), original {row.baseline_loss:.4g}{_n(row)}; within noise of "
+        f"it: {', '.join(near) or 'none'}"
+    )
 
 
 def _lost(parts: Mapping[str, Any]) -> str:
-    """Return what the best healing loses at the middle depth, by task."""
+    """Return what the best healing loses at the middle depth, in loss and by task."""
     if not {"tasks", "heal"} <= parts.keys():
         return ""
-    (name, _), *_ = record.ranked(parts["heal"]["reports"]["runs"].rows)
-    rows = parts["tasks"]["reports"]["all items"].rows
-    row = next((row for row in rows if record.method(row) == name), rows[0])
-    lost = [
-        f"{task} {metrics['acc']['difference']:+.3f} "
-        f"({metrics['acc']['low']:+.3f} to {metrics['acc']['high']:+.3f})"
-        for task, metrics in row.comparisons.items()
-        if "acc" in metrics
-    ]
-    loss = "" if row.difference is None else f"loss {row.difference:+.3g}; accuracy: "
-    return f"{row.layers} of {row.num_layers} layers: {loss}{', '.join(lost)}"
+    healed = parts["heal"]["reports"]["runs"].rows
+    (name, _), *_ = record.ranked(healed)
+    losses = next(row for row in healed if record.method(row) == name)
+    items = next(
+        row for row in parts["tasks"]["reports"]["all items"].rows if record.method(row) == name
+    )
+    lost = [_difference("loss", losses.comparisons.get(ROWS, {}).get("loss"), losses, ROWS)]
+    for task, metrics in items.comparisons.items():
+        lost += [_difference(f"{task} acc", metrics.get("acc"), items, task)]
+    kept = f"{losses.layers} of {losses.num_layers} layers, {name}: "
+    return kept + "; ".join(filter(None, lost))
+
+
+def _difference(name: str, found: Mapping[str, Any] | None, row: RunRow, task: str) -> str:
+    if not found:
+        return ""
+    low, high = found["low"], found["high"]
+    return f"{name} {found['difference']:+.3f} ({low:+.3f} to {high:+.3f}){_n(row, task)}"
 
 
 def _what_it_cost(parts: Mapping[str, Any]) -> str:
-    costs = [each for part in parts.values() for each in part["costs"].values()]
-    return f"{sum(each['cpu_seconds'] for each in costs) / 3600:.1f} CPU-hours in all"
+    hours = {
+        part: sum(each["cpu_seconds"] for each in found["costs"].values()) / 3600
+        for part, found in parts.items()
+    }
+    each = ", ".join(f"{part} {spent:.1f}" for part, spent in hours.items())
+    return f"{sum(hours.values()):.1f} CPU-hours in all: {each}"
 
 
 ANSWERS = {
@@ -147,11 +169,39 @@ ANSWERS = {
 }
 
 
+def _n(row: RunRow, task: str = ROWS) -> str:
+    found = next(iter(row.tasks.get(task, {}).values()), {})
+    return f" (n = {next(iter(found.values()))['n']})" if found else ""
+
+
 def _loss(row: RunRow) -> str:
     error = row.healed_stderr
     interval = "" if error is None else f" ± {HALF_WIDTH * error:.2g}"
     mark = BEST if row.is_best else NEAR if row.within_noise_of_best else ""
     return "" if row.healed_loss is None else f"{row.healed_loss:.4g}{interval} {mark}".rstrip()
+
+
+def _figures(report: Report, named: Callable[[RunRow], str], metrics: Sequence[str]) -> str:
+    """Return a table of the runs' losses, and of these metrics of the tasks; original first."""
+    rows = report.ranked
+    pairs = {
+        (task, metric): None
+        for row in rows
+        for task, found in row.tasks.items()
+        for metric in metrics
+        if task != ROWS and metric in found
+    }
+    columns = [f"{task} {metric}{_n(rows[0], task)}" for task, metric in pairs]
+    loss = any(row.healed_loss is not None for row in rows)
+    lines = [["original", *[f"{rows[0].baseline_loss:.4g}"] * loss]]
+    lines[0] += [figure_text(rows[0].figure(*pair, ORIGINAL)) for pair in pairs]
+    for row in rows:
+        own = [
+            figure_text(row.figure(*pair)) + MARKS[row.standings.get(pair[0], {}).get(pair[1])]
+            for pair in pairs
+        ]
+        lines.append([named(row), *[_loss(row)] * loss, *own])
+    return markdown_table(("", *[f"loss{_n(rows[0])}"] * loss, *columns), lines)
 
 
 def _which(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
@@ -170,24 +220,14 @@ def _which(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
     for number, scan in enumerate(scans):
         spec = next(iter(scan_charts(scan.statistics, number, scan.folder)))
         yield figure(f"{NAME}-scan-{scan.folder}", spec, (), drawn)
-    groups = {name: each for name, each in reports.items() if name != "scans"}
-    order = sorted(groups, key=lambda name: -(groups[name].rows[0].layers or 0))
     yield (
-        "Loss without healing, on held-out text of all kinds mixed "
-        f"(n = {settings['documents']} documents of each; {BEST} best; {NEAR} within noise of it, "
-        "by the paired interval on the same rows). The selectors were calibrated on a mix of the "
-        "same kinds of text."
+        "Loss without healing, on held-out text of all kinds together (loss) and of each. Marks: "
+        "the paired interval on the same rows. The selectors read a mix of the same kinds of text."
     )
-    selectors = dict.fromkeys(row.selector for name in order for row in groups[name].ranked)
-    by_name = [{row.selector: row for row in groups[name].rows} for name in order]
-    names = ("selector", *(f"{groups[name].rows[0].layers} layers" for name in order))
-    lines = [
-        (f"{name}", *(_loss(rows[name]) if name in rows else "" for rows in by_name))
-        for name in selectors
-    ]
-    yield markdown_table(names, lines)
-    yield f"Each text and task with {groups[MIDDLE].rows[0].layers} layers:"
-    yield from _tasks(groups[MIDDLE])
+    groups = [report for name, report in reports.items() if name != "scans"]
+    for report in sorted(groups, key=lambda report: -(report.rows[0].layers or 0)):
+        yield f"### {report.rows[0].layers} layers"
+        yield _figures(report, lambda row: f"{row.selector}", ("loss", "acc"))
 
 
 def _scan_line(scan: Any) -> tuple[str, ...]:
@@ -202,70 +242,109 @@ def _scan_line(scan: Any) -> tuple[str, ...]:
     return scan.folder, *n, start, ", ".join(named), tau
 
 
-def _tasks(report: Report) -> Iterator[str]:
-    yield markdown_table(
-        ("run", *TASKS), [[row.name, *line] for row in report.ranked for line in task_lines(row)]
-    )
-    yield TASKS_NOTE
-
-
 def _heal(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
-    report, settings = part["reports"]["runs"], part["settings"]
+    reports, settings = part["reports"], part["settings"]
     yield "## Which healing"
     yield (
         f"One choice of layers, {settings['budget']} trained tokens, seeds "
         f"{', '.join(map(str, settings['seeds']))}. original_sft_lora is the reference: the whole "
-        "model trained on the same rows. All rows are measured on the same held-out texts, and the "
-        "best checkpoint is chosen by the same loss."
+        "model trained on the same rows. All rows are measured on the same held-out texts: loss is "
+        "that of the data's own answers, which also chooses the best checkpoint; kl is the "
+        "divergence from the original's predictions."
     )
-    if len(lines := seed_table(report.ranked)) > 1:
-        yield markdown_table(lines[0], lines[1:])
-        yield SEEDS_NOTE
-    yield from _losses(report)
-    yield from _charts(report, "chart-healing", drawn)
+    yield _over_seeds(reports)
+    yield SEEDS_NOTE
+    for name in ("reference", "runs"):
+        if name in reports:
+            yield f"Each run ({name}):"
+            yield _figures(reports[name], _method_and_seed, HEALING)
+            yield _spent(reports[name], _method_and_seed)
+    yield from _charts(reports["runs"], ("chart-healing",), drawn)
 
 
-def _losses(report: Report) -> Iterator[str]:
-    header = ("run", "layers", "loss", "original", "trained tokens", "training", "peak memory")
+def _methods(report: Report) -> dict[str, RunRow]:
+    """Return a run of each method; the runs of one have the same figures over seeds."""
+    return {record.method(row): row for row in reversed(report.ranked) if row.is_complete}
+
+
+def _method_and_seed(row: RunRow) -> str:
+    return f"{record.method(row)}, seed {row.seed}"
+
+
+def _over_seeds(reports: Mapping[str, Report]) -> str:
+    rows = [
+        row for name in ("reference", "runs") if name in reports for row in reports[name].ranked
+    ]
+    shown = [
+        f"{task}/{metric}"
+        for task, found in rows[0].tasks.items()
+        for metric in found
+        if task != ROWS and metric in HEALING
+    ]
+    columns = {HEALED: "loss", **{name: name.replace("/", " ") for name in shown}, **COSTS}
+    lines = []
+    for method, row in {record.method(row): row for row in rows}.items():
+        cells = [
+            over_seeds(name, row.seed_spread[name]) if name in row.seed_spread else ""
+            for name in columns
+        ]
+        if any(cells):
+            lines.append([method, f"{row.seed_spread[HEALED]['runs']}", *cells])
+    return markdown_table(("healing", "seeds", *columns.values()), lines) if lines else ""
+
+
+def _spent(report: Report, named: Callable[[RunRow], str]) -> str:
+    """Return a table of the runs' sizes, speeds and costs."""
+    header = ("", "layers", "parameters", "size", "decode tokens/s", "trained tokens", "training")
     lines = [
         (
-            row.name,
+            named(row),
             f"{row.layers}",
-            _loss(row),
-            "" if row.baseline_loss is None else f"{row.baseline_loss:.4g}",
+            f"{row.parameters:,}",
+            format_bytes(row.bytes or 0),
+            f"{row.decode_tokens_per_second:.3g}" if row.decode_tokens_per_second else "",
             f"{row.trained_tokens or 0:,}",
             format_duration(row.train_seconds or 0),
             format_bytes(row.peak_memory_bytes or 0),
         )
         for row in report.ranked
     ]
-    yield markdown_table(header, lines)
+    return markdown_table((*header, "peak memory"), lines)
 
 
-def _charts(report: Report, chosen: str, drawn: dict[str, str]) -> Iterator[str]:
-    """Yield the report's charts whose id begins so."""
+def _charts(report: Report, chosen: Sequence[str], drawn: dict[str, str]) -> Iterator[str]:
+    """Yield the report's charts with these ids."""
     shown = content(report)
     for chart in shown["charts"]:
-        if chart["id"].startswith(chosen):
+        if chart["id"] in chosen:
             name = chart["id"].removeprefix("chart-")
             yield figure(f"{NAME}-{name}", chart, shown["rows"], drawn)
 
 
 def _all_items(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
+    report = part["reports"]["all items"]
     yield "### All items of the tasks"
-    yield from _tasks(part["reports"]["all items"])
+    yield _figures(report, record.method, ("acc", "acc_norm", "exact_match", "loss"))
+    lines = [[record.method(row), *line] for row in report.ranked for line in task_lines(row)]
+    yield markdown_table(("healing", *TASKS), lines)
+    yield TASKS_NOTE
 
 
 def _far(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
     report, settings = part["reports"]["runs"], part["settings"]
     yield "## How far"
     yield (
-        f"The best healing at several depths, {settings['budget']} trained tokens each, one seed; "
-        f"tasks: the first {settings['task_items']} items. Lines are the Pareto front."
+        f"The best healing at several depths, {settings['budget']} trained tokens each, one seed, "
+        f"beside the whole model; tasks: the first {settings['task_items']} items. Lines are the "
+        "Pareto front."
     )
-    yield from _losses(report)
-    yield from _charts(report, "chart-loss-", drawn)
-    yield from _tasks(report)
+    yield _spent(report, _depth)
+    yield _figures(report, _depth, ("loss", "acc"))
+    yield from _charts(report, ("chart-loss-bytes", "chart-loss-decode"), drawn)
+
+
+def _depth(row: RunRow) -> str:
+    return f"{row.layers} layers" + (", untrained" if not row.trained_tokens else "")
 
 
 def _predict(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:

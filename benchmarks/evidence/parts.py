@@ -20,7 +20,8 @@ MIDDLE = "middle depth"
 
 ITEMS_ALONE = ("evaluation.agreement=false", "evaluation.speed.batch_sizes=[]")
 
-TRAIN, SCAN, EVALUATE = ("train",), ("lamina", "scan"), ("lamina", "evaluate")
+TRAIN, SCAN, EVALUATE = "train", "scan", "evaluate"
+"""Commands of lamina."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Sweep:
     group: str
     """Sweeps of one group are reported together."""
     name: str
-    command: Sequence[str]
+    command: str
     arguments: Sequence[str]
     runs: int
     seconds: float
@@ -67,10 +68,10 @@ class Plan:
     def healed(self, name: str, runs: int) -> float:
         """Return the seconds of runs of a healing."""
         rate = self.settings.tokens_per_second["distill" if "distill" in name else "sft"]
-        spent = self.settings.seconds
-        trained = 0 if name == "nothing" else parse_tokens("", self.settings.budget) / rate
-        # Two evaluations during a training, the final model's, and the three texts'.
-        return runs * (trained + spent.job + 4 * spent.losses + spent.questions)
+        spent, trains = self.settings.seconds, name != "nothing"
+        trained = trains * parse_tokens("", self.settings.budget) / rate
+        # The final model's rows and texts, there also with the original; in training four times.
+        return runs * (trained + spent.job + (3 + 4 * trains) * spent.losses + spent.questions)
 
 
 def best_selector(which: Reports) -> str:
@@ -143,7 +144,7 @@ def _heal(plan: Plan) -> Iterator[Sweep]:
         seeds = s.seeds[:1] if name == "nothing" else s.seeds
         once = s.seconds.answers if name == "answers" else 0
         yield Sweep(
-            group="runs",
+            group="reference" if name.startswith("original") else "runs",
             name=name,
             command=TRAIN,
             arguments=[
@@ -190,6 +191,19 @@ def _far(plan: Plan) -> Iterator[Sweep]:
     scan = 2000 * s.seconds.scan_token * (1 + s.seconds.greedy) / 2
     which = plan.earlier("which")
     selector = best_selector(which) if which else "auto"
+    measured = [
+        _tasks(plan, s.texts),
+        f"evaluation.task_settings.limit={s.task_items}",
+        "evaluation.speed.batch_sizes=[1]",
+    ]
+    yield Sweep(
+        group="runs",
+        name=ORIGINAL,
+        command=TRAIN,
+        arguments=[f"experiment={EXPERIMENT}nothing", "model=original", *measured],
+        runs=1,
+        seconds=2 * (items + 3 * s.seconds.losses),
+    )
     for name, half in (("even", counts[::2]), ("odd", counts[1::2])):
         if half:
             yield Sweep(
@@ -202,9 +216,7 @@ def _far(plan: Plan) -> Iterator[Sweep]:
                     f"selector={selector}",
                     f"model.keep_layers={','.join(map(str, half))}",
                     f"budget.tokens={s.budget}",
-                    _tasks(plan, s.texts),
-                    f"evaluation.task_settings.limit={s.task_items}",
-                    "evaluation.speed.batch_sizes=[1]",
+                    *measured,
                 ],
                 runs=len(half),
                 seconds=plan.healed(names[0], len(half)) + len(half) * items + scan,
@@ -228,7 +240,7 @@ def _predict(plan: Plan) -> Iterator[Sweep]:
             command=TRAIN,
             arguments=["experiment=evidence_predict", *own, f"budget.tokens={s.predict_budget}"],
             runs=len(runs),
-            seconds=len(runs) * (trained + spent.job + 3 * spent.losses),
+            seconds=len(runs) * (trained + spent.job + 5 * spent.losses),
         )
 
 

@@ -4,17 +4,19 @@
 
 Shows: the parts `which`, `heal`, `tasks`, `far` and `predict` of docs/results.md, in this order;
 all of them without PART. Prints the plan with the hours that it expects on one thread of a CPU,
-then runs ordinary sweeps, two at a time. The same command continues where it was stopped. Each
-finished part writes results/PART.json, from which page.py makes docs/results.md. plan.yaml has the
-settings.
+then runs ordinary sweeps, `jobs` at a time. Ctrl-C or TERM lets the running jobs save; the same
+command continues, and repeats no finished job. Each finished part writes results/PART.json, from
+which page.py makes docs/results.md. plan.yaml has the settings.
 Peer: the original model, beside every row.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
@@ -33,7 +35,10 @@ from lamina.report.runs import Report
 from lamina.weights.source import resolve
 
 HERE = Path(__file__).resolve().parent
-COSTS_FILE = "costs.json"
+
+STOPPED = threading.Event()
+RUNNING: set[int] = set()
+"""Ids of the processes of sweeps."""
 
 
 def main() -> None:
@@ -68,6 +73,8 @@ def main() -> None:
     show(plan, names)
     if options.plan:
         return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     folder.mkdir(parents=True, exist_ok=True)
     texts.prepare(Path(settings.data).expanduser(), folder / "texts", settings)
     for part in (part for part in PARTS if part in names):
@@ -98,39 +105,63 @@ def show(plan: Plan, names: list[str]) -> None:
 
 
 def run(plan: Plan, part: str, sweep: Sweep) -> str | None:
-    """Run or continue a sweep; return what went wrong."""
-    settings, folder = plan.settings, Path(plan.settings.output)
-    place = folder / part / sweep.name
-    tool = Path(sys.executable).with_name(sweep.command[0])
-    command = [sys.executable, "-m", "train"]
-    if sweep.command != TRAIN:
-        command = [str(tool), *sweep.command[1:]]
-    conf = [] if sweep.command == EVALUATE else [f"--config-dir={HERE / 'conf'}"]
-    multirun = ["--multirun"] if sweep.command == TRAIN else []
-    where = f"hydra.{'sweep' if multirun else 'run'}.dir={place}"
-    model = [] if sweep.command == EVALUATE else [f"model_name={settings.model_name}"]
-    arguments = [*sweep.arguments, *model, f"num_threads={settings.threads}", where]
-    arguments += settings.overrides if sweep.command != EVALUATE else []
+    """Run or continue a sweep that has not succeeded before; return what went wrong."""
+    place = Path(plan.settings.output) / part / sweep.name
+    command, log = command_of(plan, sweep, place), place.with_name(f"{sweep.name}.log")
+    attempts = attempts_of(place)
+    if attempts and attempts[-1]["status"] == 0 and attempts[-1]["command"] == command:
+        return None
+    if STOPPED.is_set():
+        return "stopped; the same command continues"
     place.mkdir(parents=True, exist_ok=True)
     began = time.time()
-    environment = {**os.environ, "OMP_NUM_THREADS": f"{settings.threads}"}
-    with (place.parent / f"{sweep.name}.log").open("a") as log:
+    with log.open("a") as output:
         process = subprocess.Popen(
-            [*command, *conf, *multirun, *arguments],
-            cwd=folder,
-            env=environment,
+            command,
+            cwd=plan.settings.output,
+            env={**os.environ, "OMP_NUM_THREADS": f"{plan.settings.threads}"},
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # only `stop` interrupts it, and once
         )
-        _, status, usage = os.wait4(process.pid, 0)
-    spent = time.time() - began
-    path = place.parent / f"{sweep.name}.{COSTS_FILE}"
-    attempts = json.loads(path.read_text()) if path.is_file() else []
-    cpu = usage.ru_utime + usage.ru_stime
-    path.write_text(json.dumps([*attempts, {"seconds": spent, "cpu_seconds": cpu}]))
-    print(f"{part} {sweep.name}: {spent:,.0f} s" + (", failed" if status else ""), flush=True)
-    return f"{part} {sweep.name} failed: see {log.name}" if status else None
+    RUNNING.add(process.pid)
+    _, status, usage = os.wait4(process.pid, 0)
+    RUNNING.remove(process.pid)
+    spent = {"seconds": time.time() - began, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    attempts.append({"command": command, "status": status, **spent})
+    costs_file(place).write_text(json.dumps(attempts, indent=1))
+    print(f"{part} {sweep.name}: {spent['seconds']:,.0f} s{', failed' * bool(status)}", flush=True)
+    return f"{part} {sweep.name} failed: see {log}" if status else None
+
+
+def command_of(plan: Plan, sweep: Sweep, place: Path) -> list[str]:
+    """Return the command that runs a sweep in a folder, or continues it there."""
+    settings, is_sweep = plan.settings, sweep.command == TRAIN
+    given = [*sweep.arguments, f"num_threads={settings.threads}"]
+    if sweep.command != EVALUATE:
+        given += [f"--config-dir={HERE / 'conf'}", f"model_name={settings.model_name}"]
+        given += settings.overrides
+    given += ["--multirun"] * is_sweep + [f"hydra.{'sweep' if is_sweep else 'run'}.dir={place}"]
+    return [str(Path(sys.executable).with_name("lamina")), sweep.command, *given]
+
+
+def costs_file(place: Path) -> Path:
+    """Return the file with the costs of a sweep, beside its folder."""
+    return place.with_name(f"{place.name}.costs.json")
+
+
+def attempts_of(place: Path) -> list[dict[str, Any]]:
+    """Return what each start of a sweep cost, and its command and status."""
+    path = costs_file(place)
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def stop(signal_number: int, _: object) -> None:
+    """Let running jobs save and end, and start no others."""
+    STOPPED.set()
+    for process in [*RUNNING]:
+        os.kill(process, signal.SIGTERM)
 
 
 def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
@@ -150,16 +181,14 @@ def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
         )
         for group, members in groups.items()
     }
-    costs = {
-        each.name: json.loads((folder / f"{each.name}.{COSTS_FILE}").read_text()) for each in sweeps
-    }
+    costs = {each.name: attempts_of(folder / each.name) for each in sweeps}
     settings = OmegaConf.to_container(plan.settings)
     assert isinstance(settings, dict)
     content = {
         "part": part,
         "settings": {k: v for k, v in settings.items() if k not in ("data", "output", "results")},
         "costs": {
-            name: {key: sum(each[key] for each in attempts) for key in attempts[0]}
+            name: {key: sum(each[key] for each in attempts) for key in ("seconds", "cpu_seconds")}
             for name, attempts in costs.items()
         },
         "git": git_state(),

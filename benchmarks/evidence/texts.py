@@ -10,6 +10,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
+SETTINGS = "settings.json"
 CHARACTERS = 1200
 """Most characters of a document: some 300 tokens."""
 CALCULATIONS = re.compile(r"<<[^>]*>>")
@@ -17,8 +18,13 @@ CALCULATIONS = re.compile(r"<<[^>]*>>")
 
 
 def prepare(data: Path, folder: Path, settings: Any) -> None:
-    """Write the texts of a data folder; exits where a file is missing."""
+    """Write the texts of a data folder; exits where a file is missing, or other ones are there."""
+    made_with = json.dumps(
+        {key: settings[key] for key in ("documents", "rows")} | {"tasks": [*settings.tasks]}
+    )
     if folder.is_dir():
+        if (folder / SETTINGS).read_text() != made_with:
+            raise SystemExit(f"error: {folder} has texts of other settings: choose another output")
         return
     documents, half = settings.documents, settings.rows // 2
     maths = {each: [*_maths(data / "gsm8k" / f"{each}.jsonl")] for each in ("train", "test")}
@@ -47,6 +53,7 @@ def prepare(data: Path, folder: Path, settings: Any) -> None:
     _write(made / "questions.jsonl", maths["test"][:documents])
     for name in settings.tasks:
         _write(made / "tasks" / f"{name}.jsonl", _rows(data / "tasks" / f"{name}.jsonl"))
+    (made / SETTINGS).write_text(made_with)
     made.rename(folder)
 
 

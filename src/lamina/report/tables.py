@@ -39,15 +39,16 @@ def task_lines(row: RunRow) -> Iterator[list[str]]:
         for metric in metrics:
             figures = [row.figure(task, metric, role) for role in ROLES]
             known = next((figure for figure in figures if figure), {})
-            chance = _figure({"value": known.get("chance")})
-            line = [f"{task} {metric}", str(known.get("n", "")), chance, *map(_figure, figures)]
+            chance = figure_text({"value": known.get("chance")})
+            line = [f"{task} {metric}", str(known.get("n", "")), chance, *map(figure_text, figures)]
             found = row.comparisons.get(task, {}).get(metric)
             noise = "within noise" if found and found["is_within_noise"] else ""
             standing = row.standings.get(task, {}).get(metric, "")
             yield [*line, noise, standing, *(_compared(found) if found else [""] * 3)]
 
 
-def _figure(figure: Mapping[str, Any]) -> str:
+def figure_text(figure: Mapping[str, Any]) -> str:
+    """Return a figure with half of its 95 % interval."""
     if (value := figure.get("value")) is None:
         return ""
     stderr = figure.get("stderr")
@@ -82,13 +83,13 @@ def seed_table(rows: Iterable[RunRow]) -> list[list[str]]:
     lines = [["setting", "seeds", *columns.values()]]
     for setting, spread in settings.items():
         seeds = max(each["runs"] for each in spread.values())
-        cells = (_over_seeds(name, spread[name]) if name in spread else "" for name in columns)
+        cells = (over_seeds(name, spread[name]) if name in spread else "" for name in columns)
         lines.append([setting, f"{seeds}", *cells])
     return lines
 
 
-def _over_seeds(name: str, found: Mapping[str, Any]) -> str:
-    """Return a mean with its interval and mark."""
+def over_seeds(name: str, found: Mapping[str, Any]) -> str:
+    """Return a mean over seeds with its interval and mark."""
     ends = found["mean"], found["half_width"]
     is_size, metric = name.endswith("bytes"), name.rpartition("/")[2]
     texts = [format_bytes(round(end)) if is_size else as_text(metric, end) for end in ends]
