@@ -78,9 +78,9 @@ def files(parts: Mapping[str, Any]) -> dict[str, str]:
 
 def _first(parts: Mapping[str, Any]) -> Iterator[str]:
     """Yield the first screen: the answers in short."""
-    settings = next(iter(parts.values()))["settings"]
-    yield f"# Results on {Path(settings['model_name']).name}"
-    note = f"{settings['note']} " if settings["note"] else ""
+    found = next(iter(parts.values()))
+    yield f"# Results on {record.model(found)}"
+    note = f"{found['settings']['note']} " if found["settings"]["note"] else ""
     yield (
         f"Which layers to remove, which healing to use and what that costs, on one model. {note}"
         "`python benchmarks/evidence/run.py` measures it, `python benchmarks/evidence/page.py` "
@@ -192,9 +192,9 @@ def _figures(report: Report, named: Callable[[RunRow], str], metrics: Sequence[s
         if task != ROWS and metric in found
     }
     columns = [f"{task} {metric}{_n(rows[0], task)}" for task, metric in pairs]
-    loss = any(row.healed_loss is not None for row in rows)
-    lines = [["original", *[f"{rows[0].baseline_loss:.4g}"] * loss]]
-    lines[0] += [figure_text(rows[0].figure(*pair, ORIGINAL)) for pair in pairs]
+    loss = any(ROWS in row.tasks for row in rows)
+    before = [*[(ROWS, "loss")] * loss, *pairs]
+    lines = [["original", *(figure_text(rows[0].figure(*pair, ORIGINAL)) for pair in before)]]
     for row in rows:
         own = [
             figure_text(row.figure(*pair)) + MARKS[row.standings.get(pair[0], {}).get(pair[1])]
@@ -278,8 +278,8 @@ def _over_seeds(reports: Mapping[str, Report]) -> str:
     shown = [
         f"{task}/{metric}"
         for task, found in rows[0].tasks.items()
-        for metric in found
-        if task != ROWS and metric in HEALING
+        for metric in HEALING
+        if task != ROWS and metric in found
     ]
     columns = {HEALED: "loss", **{name: name.replace("/", " ") for name in shown}, **COSTS}
     lines = []

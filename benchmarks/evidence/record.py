@@ -76,6 +76,11 @@ def _report(given: Mapping[str, Any]) -> Report:
     return Report(**{**given, "rows": rows, "scans": scans})
 
 
+def model(content: Mapping[str, Any]) -> str:
+    """Return the name of a result file's model, without the folder it lay in."""
+    return Path(content["settings"]["model_name"]).name
+
+
 def method(row: RunRow) -> str:
     """Return the healing of a run: its experiment's name."""
     return override_values(row.overrides)["experiment"].removeprefix(EXPERIMENT)

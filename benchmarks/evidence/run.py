@@ -36,6 +36,7 @@ from lamina.weights.source import resolve
 
 HERE = Path(__file__).resolve().parent
 
+CONTINUES = "stopped; the same command continues"
 STOPPED = threading.Event()
 RUNNING: set[int] = set()
 """Ids of the processes of sweeps."""
@@ -63,7 +64,9 @@ def main() -> None:
 
     def earlier(part: str) -> dict[str, Report] | None:
         path = results / f"{part}.json"
-        return record.read(path)["reports"] if path.is_file() else None
+        found = record.read(path) if path.is_file() else None
+        is_same = found and record.model(found) == record.model({"settings": settings})
+        return found["reports"] if found and is_same else None
 
     plan = Plan(
         settings=settings,
@@ -85,7 +88,9 @@ def main() -> None:
             failed = [*pool.map(lambda each: run(plan, part, each), sweeps)]  # noqa: B023
         if any(failed):
             sys.exit(f"error: {next(filter(None, failed))}")
-        write(plan, part, sweeps, results / f"{part}.json")
+        path, costs = results / f"{part}.json", [costs_file(folder / part / s.name) for s in sweeps]
+        if not path.is_file() or path.stat().st_mtime < max(each.stat().st_mtime for each in costs):
+            write(plan, part, sweeps, path)
 
 
 def show(plan: Plan, names: list[str]) -> None:
@@ -112,7 +117,7 @@ def run(plan: Plan, part: str, sweep: Sweep) -> str | None:
     if attempts and attempts[-1]["status"] == 0 and attempts[-1]["command"] == command:
         return None
     if STOPPED.is_set():
-        return "stopped; the same command continues"
+        return CONTINUES
     place.mkdir(parents=True, exist_ok=True)
     began = time.time()
     with log.open("a") as output:
@@ -131,8 +136,11 @@ def run(plan: Plan, part: str, sweep: Sweep) -> str | None:
     spent = {"seconds": time.time() - began, "cpu_seconds": usage.ru_utime + usage.ru_stime}
     attempts.append({"command": command, "status": status, **spent})
     costs_file(place).write_text(json.dumps(attempts, indent=1))
-    print(f"{part} {sweep.name}: {spent['seconds']:,.0f} s{', failed' * bool(status)}", flush=True)
-    return f"{part} {sweep.name} failed: see {log}" if status else None
+    outcome = ", stopped" if STOPPED.is_set() else ", failed"
+    print(f"{part} {sweep.name}: {spent['seconds']:,.0f} s{outcome * bool(status)}", flush=True)
+    if not status:
+        return None
+    return CONTINUES if STOPPED.is_set() else f"{part} {sweep.name} failed: see {log}"
 
 
 def command_of(plan: Plan, sweep: Sweep, place: Path) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ EVIDENCE = ROOT / "benchmarks" / "evidence"
 SMALLEST = (
     *("documents=6", "rows=40", "texts=[gsm8k]", "tasks=[piqa]", "task_items=4", "scan_tokens=300"),
     *("scan_sets=2", "selectors=[first,last]", "depths=[0.9,0.67]", "methods=[nothing,sft_lora]"),
-    *("budget=300", "seeds=[1]", "best=1", "far=[0.67]", "predict_budget=300", "predict_runs=2"),
+    *("budget=300", "seeds=[1,2]", "best=1", "far=[0.67]", "predict_budget=300", "predict_runs=2"),
     "overrides=[max_seq_length=256,gradient_accumulation_steps=1,eval_steps=2,save_steps=2,"
     "packing=false,budget.tokens=null,max_steps=2,evaluation.task_settings.max_new_tokens=4]",
 )
 FIGURES = (
     "results-healing.svg",
+    "results-loss-bytes.svg",
+    "results-loss-decode.svg",
     "results-predict.svg",
     "results-scan-gsm8k.svg",
 )
@@ -33,6 +36,21 @@ def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
     )
+
+
+def stopped_after_a_sweep(settings: list[str], folder: Path) -> None:
+    command = [sys.executable, EVIDENCE / "run.py", "which", "jobs=1", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
+    while process.poll() is None and not (folder / "gsm8k.costs.json").is_file():
+        time.sleep(0.1)
+    time.sleep(1)  # the next one has begun
+    process.terminate()
+    _, error = process.communicate()
+    assert error == "error: stopped; the same command continues\n"
+    assert not (folder / "keep-11").exists()
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -66,8 +84,8 @@ def test_the_plan_is_printed_and_too_many_hours_are_refused(tmp_path: Path) -> N
     done = script("run.py", "heal", f"model_name={REFERENCE}", f"output={tmp_path}", "hours=1")
     lines = done.stdout.splitlines()
     assert lines[0].endswith("reference, 12 layers; hours of one thread:")
-    assert lines[1] == "  heal      25 runs   5.5 h"
-    assert done.stderr == "error: more than hours=1: name fewer parts, or set hours=6\n"
+    assert lines[1] == "  heal      25 runs   8.7 h"
+    assert done.stderr == "error: more than hours=1: name fewer parts, or set hours=9\n"
     assert [*tmp_path.iterdir()] == []
 
 
@@ -80,8 +98,18 @@ def test_all_parts_give_result_files_and_one_page(data: Path, tmp_path: Path) ->
     results, docs = tmp_path / "results", tmp_path / "docs"
     docs.mkdir()
     own = [f"model_name={REFERENCE}", f"data={data}", f"output={tmp_path / 'runs'}"]
-    done = script("run.py", *own, f"results={results}", *SMALLEST)
+    own += [f"results={results}", *SMALLEST]
+    stopped_after_a_sweep(own, tmp_path / "runs" / "which")
+    done = script("run.py", *own)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "which gsm8k" not in done.stdout  # it had ended
+    again = script("run.py", *own)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.splitlines()[-1].startswith("  in all")  # nothing ran
+    other = script("run.py", *own, "documents=7")
+    assert other.stderr == (
+        f"error: {tmp_path / 'runs' / 'texts'} has texts of other settings: choose another output\n"
+    )
     written = sorted(path.name for path in results.iterdir())
     assert written == ["far.json", "heal.json", "predict.json", "tasks.json", "which.json"]
     for path in results.iterdir():
