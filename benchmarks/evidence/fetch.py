@@ -11,6 +11,7 @@ Peer: none.
 import argparse
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,14 @@ def _piqa(row: Row) -> Row:
 
 
 def _hellaswag(row: Row) -> Row:
-    context = f"{row['activity_label']}: {row['ctx']}"
-    return {"context": context, "choices": row["endings"], "label": int(row["label"])}
+    context = _plain(f"{row['activity_label']}: {row['ctx']}")
+    choices = [*map(_plain, row["endings"])]
+    return {"context": context, "choices": choices, "label": int(row["label"])}
+
+
+def _plain(text: str) -> str:
+    """Return a text of WikiHow without its marks, as lm-eval does."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def _lambada(row: Row) -> Row:

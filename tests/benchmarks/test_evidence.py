@@ -145,6 +145,9 @@ def test_rows_of_the_hub_take_the_form_of_tasks(monkeypatch: pytest.MonkeyPatch)
     form = SETS["tasks/dolly"][3]
     row = {"instruction": "Sum up.", "context": "A text.", "response": "Yes."}
     assert form(row) == {"instruction": "Sum up.\n\nA text.", "response": "Yes."}
+    form = SETS["tasks/hellaswag"][3]
+    row = {"activity_label": "Sun", "ctx": "[header] How [title] Look", "endings": ["[step] up"]}
+    assert form({**row, "label": "0"})["context"] == "Sun: How. Look"
     lines = [" \n", " = Sun = \n", " It shines .\n", " = = Age = = \n", " = Moon = \n"]
     first = " = Sun = \n It shines .\n = = Age = = \n"
     assert articles(lines) == [first, " = Moon = \n"]
