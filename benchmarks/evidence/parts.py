@@ -70,8 +70,8 @@ class Plan:
         rate = self.settings.tokens_per_second["distill" if "distill" in name else "sft"]
         spent, trains = self.settings.seconds, name != "nothing"
         trained = trains * parse_tokens("", self.settings.budget) / rate
-        # The final model's rows and texts, there also with the original; in training four times.
-        return runs * (trained + spent.job + (3 + 4 * trains) * spent.losses + spent.questions)
+        # The final model's rows and texts, there also with the original; in training three times.
+        return runs * (trained + spent.job + (3 + 3 * trains) * spent.losses + spent.questions)
 
 
 def best_selector(which: Reports) -> str:

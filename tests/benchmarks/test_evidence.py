@@ -84,8 +84,8 @@ def test_the_plan_is_printed_and_too_many_hours_are_refused(tmp_path: Path) -> N
     done = script("run.py", "heal", f"model_name={REFERENCE}", f"output={tmp_path}", "hours=1")
     lines = done.stdout.splitlines()
     assert lines[0].endswith("reference, 12 layers; hours of one thread:")
-    assert lines[1] == "  heal      25 runs   8.7 h"
-    assert done.stderr == "error: more than hours=1: name fewer parts, or set hours=9\n"
+    assert lines[1] == "  heal      25 runs  12.5 h"
+    assert done.stderr == "error: more than hours=1: name fewer parts, or set hours=13\n"
     assert [*tmp_path.iterdir()] == []
 
 
