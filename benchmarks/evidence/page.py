@@ -72,7 +72,7 @@ def files(parts: Mapping[str, Any]) -> dict[str, str]:
     """Return the page and its figures by their file names."""
     drawn: dict[str, str] = {}
     sections = [each for part in parts for each in SECTIONS[part](parts[part], drawn)]
-    page = "\n\n".join([*_first(parts), *sections, *_cost(parts), *_made(parts)])
+    page = "\n\n".join([*_first(parts), *sections, *_cost(parts), *_card(parts), *_made(parts)])
     return {f"{NAME}.md": page + "\n", **drawn}
 
 
@@ -372,6 +372,12 @@ def _cost(parts: Mapping[str, Any]) -> Iterator[str]:
     sums = [sum(each[kind] for each in every) for kind in ("seconds", "cpu_seconds")]
     lines.append(("all", "", format_duration(sums[0]), format_duration(sums[1])))
     yield markdown_table(("part", "sweep", "wall clock", "CPU"), lines)
+
+
+def _card(parts: Mapping[str, Any]) -> Iterator[str]:
+    if "heal" in parts:
+        yield "## The model card of the best healing"
+        yield f"~~~~markdown\n{parts['heal']['card']}~~~~"
 
 
 def _made(parts: Mapping[str, Any]) -> Iterator[str]:

@@ -30,6 +30,7 @@ from parts import EVALUATE, NEEDS, PARTS, TRAIN, Plan, Sweep
 
 from lamina.depth.surgery import layer_count
 from lamina.measure.provenance import git_state
+from lamina.measure.results import RESULT_FILE
 from lamina.measure.tasks.files import FINAL, ORIGINAL
 from lamina.report.runs import Report
 from lamina.weights.source import resolve
@@ -201,8 +202,16 @@ def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
         },
         "git": git_state(),
     }
+    if part == "heal":
+        content["card"] = card(folder / record.ranked(reports["runs"].rows)[0][0] / "0")
     record.write(path, content, reports, plan.settings.model_name)
     print(f"{path} written", flush=True)
+
+
+def card(run: Path) -> str:
+    """Return the model card of a run."""
+    final = json.loads((run / RESULT_FILE).read_text("utf-8"))["final"]
+    return (run / final / "README.md").read_text("utf-8")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def test_all_parts_give_result_files_and_one_page(data: Path, tmp_path: Path) ->
     assert script("page.py", "--results", results, "--docs", docs, "--check").returncode == 0
     page = docs / "results.md"
     assert b"not measured yet" not in pages["results.md"]
+    assert b"\n# layers: 8 of 12 layers\n" in pages["results.md"]  # the model card
     page.write_text(page.read_text() + "by hand")
     changed = script("page.py", "--results", results, "--docs", docs, "--check")
     assert changed.stderr == f"error: {page} is not what its result files give: run page.py\n"
