@@ -61,6 +61,11 @@ def _checksum(text: bytes) -> bytes:
     return sha256(text).hexdigest().encode()
 
 
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file beside an entry; empty without one."""
+    return _checksum(path.read_bytes()).decode() if path.is_file() else ""
+
+
 def folder_of(kind: str, parts: list[str]) -> Path:
     """Return the cache folder of figures of one kind, such as `scans`.
 

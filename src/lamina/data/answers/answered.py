@@ -11,13 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.data.answers.answering import (
-    Answer,
-    Question,
-    answer_questions,
-    read_answers,
-    watched,
-)
+from lamina.data.answers.answering import Answer, Question, answer_questions, read_answers, watched
 from lamina.data.answers.settings import AnswerSettings
 from lamina.data.answers.through_vllm import answer_through_vllm, interpreter, vllm_version
 from lamina.data.files import row_features
@@ -28,7 +22,7 @@ from lamina.errors import DataError, TrainingError
 from lamina.measure.protocol import ModelRef
 from lamina.measure.separate import SeparateProcessError, ask
 from lamina.runtime import distributed
-from lamina.runtime.cache import cached, folder_of
+from lamina.runtime.cache import cached, digest, folder_of
 from lamina.runtime.files import write_rows
 from lamina.weights.reading import identity
 from lamina.weights.source import resolve
@@ -148,7 +142,7 @@ def _cached_answers(
     """Return the answers; another process that needs the same ones waits for them."""
     path, unfinished = folder / ANSWERS_FILE, folder / UNFINISHED_FILE
     with cached(folder, "answers.cached") as entry:
-        if entry.content is None or entry.content["sha256"] != _digest(path):
+        if entry.content is None or entry.content["sha256"] != digest(path):
             python = interpreter(settings, original.ref)
             through = f" through {_engine(python)[0]}" if python else ""
             count = f"{len(questions):,}"
@@ -161,7 +155,7 @@ def _cached_answers(
             else:
                 answer_questions(unfinished, original.ref, settings, questions)
             write_rows(path, [asdict(each) for each in read_answers(unfinished)])
-            entry.content = {"sha256": _digest(path)}
+            entry.content = {"sha256": digest(path)}
         unfinished.unlink(missing_ok=True)
         return read_answers(path)
 
@@ -178,10 +172,6 @@ def _answer_isolated(
         raise TrainingError(f"{ref.name} could not answer: {error}; see train.log") from error
     if "error" in found:
         raise TrainingError(found["error"])
-
-
-def _digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _with_answers(split: Split, questions: "Dataset", answers: dict[int, str]) -> Split:

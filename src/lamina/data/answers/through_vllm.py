@@ -48,10 +48,8 @@ def answer_through_vllm(
     generated, new = path.with_name("generated.jsonl"), settings.max_new_tokens
     tokenizer = ref.load_tokenizer()
     ends = end_tokens(generation_config(resolve(ref.name, ref.revision)), tokenizer)
-    sampled, known = (
-        settings.temperature > 0,
-        {p.prompt for p in read_numbered(Generated, generated)},
-    )
+    sampled = settings.temperature > 0
+    known = {each.prompt for each in read_numbered(Generated, generated)}
     rows = [
         {
             "prompt": prompt,

@@ -66,8 +66,8 @@ BATCH_TOKENS = 8192
 FILES, NOTE = "teacher-*.safetensors", "lamina"
 
 Tensors = dict[str, torch.Tensor]
-Known = dict[int, tuple[int, float, float]]
-"""The trained tokens, the sum of captured mass and the teacher's seconds of each whole file."""
+WholeFiles = dict[int, tuple[int, float, float]]
+"""By a file's number: its trained tokens, their captured mass and the teacher's seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class TeacherCache:
         Raises ConfigError if the folder holds another cache or a damaged file, or the disk lacks
         room.
         """
-        known, rows, counts = self._known(), dict[int, list[int]](), dict[int, int]()
+        known, rows, counts = self.whole_files(), dict[int, list[int]](), dict[int, int]()
         for number, row, count in _numbered(train):
             if number not in known:
                 rows.setdefault(number, []).append(row)
@@ -118,7 +118,7 @@ class TeacherCache:
         with disk_errors(self.folder, self.key), cached(self.folder, INDEX, self.key) as entry:
             if self._is_complete(entry.content):
                 return
-            known, began = self._known(), perf_counter()
+            known, began = self.whole_files(), perf_counter()
             missing = self.missing(train)
             if missing:
                 assert plan.source is not None
@@ -141,11 +141,12 @@ class TeacherCache:
             entry.content = {"files": len(known)}
 
     def _is_complete(self, index: dict[str, Any] | None) -> bool:
-        known = self._known()
+        known = self.whole_files()
         self._refuse_low(known)
         return index is not None and len(known) == index["files"]
 
-    def _known(self) -> Known:
+    def whole_files(self) -> WholeFiles:
+        """Return what the whole files say of themselves; raises ConfigError for another cache's."""
         known = {}
         for path in sorted(self.folder.glob(FILES)):
             try:
@@ -169,7 +170,7 @@ class TeacherCache:
             known[int(path.stem.rpartition("-")[2])] = found
         return known
 
-    def _refuse_low(self, known: Known) -> None:
+    def _refuse_low(self, known: WholeFiles) -> None:
         """Refuse likeliest tokens that hold too little of the teacher's mass."""
         mass = _mean_mass(known)
         if mass < self.min_mass:
@@ -227,7 +228,7 @@ class CachedTeacher:
     def __init__(self, cache: TeacherCache) -> None:
         """Open the files, which stay on disk."""
         self._places: dict[bytes, tuple[Any, int, int]] = {}
-        known = cache._known()
+        known = cache.whole_files()
         self.mass = _mean_mass(known)
         """Mean probability of the likeliest tokens."""
         self.seconds = sum(seconds for *_, seconds in known.values())
@@ -294,7 +295,7 @@ def _nothing(start: int, stop: int, log_q: torch.Tensor) -> torch.Tensor:
     raise AssertionError("a batch without trained tokens has no chunk")
 
 
-def _mean_mass(known: Known) -> float:
+def _mean_mass(known: WholeFiles) -> float:
     tokens = sum(count for count, *_ in known.values())
     return sum(mass for _, mass, _ in known.values()) / tokens if tokens else 1.0
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -226,12 +226,7 @@ class Distill(SFT):
             if self.is_cached
             else load_teacher(model, original, shared)
         )
-        mix = Mix(
-            loss=self.loss,
-            temperature=self.temperature,
-            cross_entropy=self.cross_entropy,
-            hidden=self.hidden,
-        )
+        mix = Mix(**{each.name: getattr(self, each.name) for each in fields(Mix)})
         return partial(
             DistillationTrainer, teacher=teacher, mix=mix, kept_layers=original.kept_layers
         )

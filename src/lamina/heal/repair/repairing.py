@@ -2,9 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from hashlib import sha256
 from math import prod
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ from lamina.heal.repair.calibration_pass import CalibrationPass
 from lamina.heal.repair.fitting import divide
 from lamina.heal.repair.methods import CLOSED_FORM, writers
 from lamina.runtime import distributed
-from lamina.runtime.cache import cached, folder_of
+from lamina.runtime.cache import cached, digest, folder_of
 from lamina.runtime.files import replacing
 from lamina.scan.cached import CachedScores
 from lamina.units import format_bytes, parse_bytes, parse_tokens
@@ -104,7 +102,7 @@ def _cached(
     folder = folder_of("repairs", parts)
     path = folder / WEIGHTS_FILE
     with cached(folder, "repair.json") as entry:
-        if entry.content is None or entry.content["sha256"] != _digest(path):
+        if entry.content is None or entry.content["sha256"] != digest(path):
             started = perf_counter()
             with scores.opened() as stack:
                 found = CalibrationPass(method, stack, windows, kept_layers)
@@ -118,9 +116,5 @@ def _cached(
                 "cuts": found.cuts,
                 "seconds": perf_counter() - started,
             }
-            entry.content = {"about": about, "sha256": _digest(path)}
+            entry.content = {"about": about, "sha256": digest(path)}
         return entry.content["about"], load_file(path) if path.is_file() else {}
-
-
-def _digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
