@@ -145,10 +145,11 @@ def _cached_answers(
         if entry.content is None or entry.content["sha256"] != digest(path):
             python = interpreter(settings, original.ref)
             through = f" through {_engine(python)[0]}" if python else ""
-            count = f"{len(questions):,}"
-            logger.info("%s answers %s prompts%s", original.ref.name, count, through)
+            count, known = f"{len(questions):,}", len(read_answers(unfinished))
+            before = f", {known:,} answered before" if known else ""
+            logger.info("%s answers %s prompts%s%s", original.ref.name, count, through, before)
             if python:
-                if len(read_answers(unfinished)) < len(questions):
+                if known < len(questions):
                     answer_through_vllm(unfinished, original.ref, settings, questions, python)
             elif original.isolated:
                 _answer_isolated(unfinished, original.ref, settings, questions)
