@@ -134,6 +134,12 @@ def test_a_training_from_the_cache_is_the_live_ones_however_rows_are_batched(
         assert built.figures()["captured_mass"] == pytest.approx(1, abs=1e-4)
 
 
+def test_a_training_in_bfloat16_reads_the_cache(tmp_path: Path) -> None:
+    live = logged(trainer(tmp_path, 7, bf16=True), "loss")
+    built = trainer(tmp_path, 7, settings=cached(), bf16=True)
+    assert logged(built, "loss") == pytest.approx(live, rel=1e-2)
+
+
 def predictions(path: Path) -> dict[str, bytes]:
     """A file's content but for the note, which holds the seconds that it took."""
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}

@@ -262,7 +262,7 @@ class CachedTeacher:
     def _read(self, key: bytes) -> tuple[torch.Tensor, torch.Tensor]:
         file, start, stop = self._places[key]
         ids, log_probs = (file.get_slice(name)[start:stop] for name in ("ids", "log_probs"))
-        return ids, log_probs
+        return ids, log_probs.float()  # autocast in bfloat16 joins none in float16
 
 
 def likeliest(
@@ -286,7 +286,7 @@ def spread(ids: torch.Tensor, log_probs: torch.Tensor, log_q: torch.Tensor) -> t
     equals the teacher minimizes; renormalized, they would teach it that no other token is possible.
     """
     ids = ids.long()
-    known = log_probs.float().log_softmax(1)  # the sum was rounded
+    known = log_probs.log_softmax(1)  # the sum was rounded
     others = log_q.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
     return (log_q + (known[:, -1:] - others)).scatter_(1, ids, known[:, :-1])
 
