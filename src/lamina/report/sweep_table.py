@@ -17,7 +17,7 @@ COLUMNS = ("job", "layers", "original", "reduced", "healed", "difference")
 LEFT_OUT = ("original", "reduced")
 """Columns that a terminal has no room for beside those of tasks."""
 
-LEAST_TASKS = 3
+LEAST_TASKS = 1
 """Tasks in the table, however narrow the terminal."""
 
 UNLIMITED = 10_000
