@@ -16,6 +16,7 @@ from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import causal_class, config_class, reduction
 from lamina.depth.variants import Scratch
+from lamina.errors import ConfigError
 from lamina.export.final import Form
 from lamina.heal import kernels
 from lamina.heal.adapters import Lora
@@ -205,7 +206,7 @@ class Experiment(Parameters):
         """Estimate the memory of training a model on one device."""
         dtype, liger = self.torch_dtype, self.kernels == "liger"
         given = {"dtype": dtype, "liger": liger, "sharded": self.sharded}
-        shared = self.round.shared(self.plan, repaired=self.repairs)
+        shared = self.round.shared(self.plan, repaired=self.repair != NONE)
         taught = self.trainer.taught(self.plan, shared)
         return MemoryEstimate.of(model, self.trainer.args, self.adapter, taught=taught, **given)
 
@@ -219,28 +220,28 @@ class Experiment(Parameters):
     def form(self) -> Form:
         """What final/ holds; raises ConfigError if that would not be exact."""
         has_adapter = isinstance(self.adapter, Lora) and self.trainer.trains
-        is_loadable = self.adapter.is_loadable and not self.repairs
+        is_loadable = self.adapter.is_loadable and self.repair == NONE
         export = replace(self.export, form="merged") if self.ladder.keep_layers else self.export
         return export.form_of(self.plan, has_adapter=has_adapter, is_loadable=is_loadable)
 
-    @property
-    def repairs(self) -> bool:
-        """Whether weights beside removed layers are changed before training."""
-        return self.repair != NONE and self.plan.source is not None and self.plan.is_reduced
-
     def refuse_unrepairable(self, blueprint: "PreTrainedModel") -> None:
-        """Refuse a reduced model that cannot be repaired, or not within scan.memory."""
+        """Refuse a model without removed layers, or not to be repaired, or beyond scan.memory."""
         plan = self.plan
-        if self.repairs:
-            assert plan.source is not None
-            refuse_unrepairable(self.repair, blueprint, plan.kept_layers, plan.num_layers)
-            scores = self.scores(plan.source, self.data)
-            refuse_beyond_memory(self.repair, scores, blueprint.config)
+        if self.repair == NONE:
+            return
+        if not plan.is_reduced:
+            raise ConfigError(
+                f"repair={self.repair}: model={plan.model_type} keeps all {plan.num_layers} "
+                "layers, and there is nothing to repair: remove some, or use repair=none"
+            )
+        assert plan.source is not None
+        refuse_unrepairable(self.repair, blueprint, plan.kept_layers, plan.num_layers)
+        refuse_beyond_memory(self.repair, self.scores(plan.source, self.data), blueprint.config)
 
     def repaired(self, model: "PreTrainedModel") -> dict[str, Any] | None:
         """Repair the reduced model if asked to; return what result.json says of it."""
         plan = self.plan
-        if not self.repairs:
+        if self.repair == NONE:
             return None
         assert plan.source is not None
         return repaired(self.repair, model, self.scores(plan.source, self.data), plan.kept_layers)
@@ -288,7 +289,7 @@ class Experiment(Parameters):
             training=self.training,
             plan=self.round_plan,
             original=self.plan,
-            shared=self.round.shared(self.plan, repaired=self.repairs),
+            shared=self.round.shared(self.plan, repaired=self.repair != NONE),
             callbacks=callbacks,
         )
 

@@ -386,6 +386,8 @@ MISTAKES = {
     "repair=closedform": "repair=closedform: use none, magnitude or closed_form",
     "repair=magnitude export.form=adapter": "export.form=adapter: repair=magnitude changes the "
     "base, which an adapter alone cannot rebuild: set export.form=merged",
+    "repair=magnitude model=original": "repair=magnitude: model=original has no removed layers: "
+    "use repair=none",
     "repair=magnitude model=scratch": "repair=magnitude: model=scratch has no removed layers: use "
     "repair=none",
     "repair=closed_form scan.tokens=500": "scan.tokens=500 is less than one window of "

@@ -68,7 +68,8 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
         if model != "pruned":  # the only one with a selector and a ladder
             given += ["selector=first", "ladder.keep_layers=null"]
         refused = adapter == "qlora" or model == "scratch"
-        given += ["repair=none", "trainer=sft"] if refused else []
+        given += ["trainer=sft"] if refused else []
+        given += ["repair=none"] if refused or model == "original" else []
         config = composed(*given)
         preflight(config)
         run = instantiate(config)

@@ -12,7 +12,7 @@ from lamina.depth.plan import refuse_unusable
 from lamina.depth.protection import parse_protection
 from lamina.depth.selection import First, NoScores, ScoresNeededError
 from lamina.depth.surgery import layer_count, layer_kinds
-from lamina.depth.variants import Pruned, Scratch
+from lamina.depth.variants import Original, Pruned, Scratch
 from lamina.errors import LaminaError
 from lamina.heal import kernels, packing
 from lamina.heal.callbacks.loggers import WandB
@@ -96,8 +96,9 @@ def _repair_problems(run: Parameters) -> Iterator[str]:
     """Name what cannot be repaired, and what would need the base as it was."""
     if run.repair == NONE:
         return
-    if isinstance(run.model, Scratch):
-        yield f"repair={run.repair}: model=scratch has no removed layers: use repair=none"
+    if isinstance(run.model, Original | Scratch):
+        kind = run.model.model_type
+        yield f"repair={run.repair}: model={kind} has no removed layers: use repair=none"
     if run.export.form in ("adapter", "both"):
         yield (
             f"export.form={run.export.form}: repair={run.repair} changes the base, which an "

@@ -59,7 +59,7 @@ def refuse_unrepairable(
         if down_projection(block) is None:
             what = f"before the cut {format_layers(cut)}, has no down_proj"
             raise _unrepairable(method, layer, block, what)
-    for position, layer in enumerate(kept_layers if method == MAGNITUDE and cuts else ()):
+    for position, layer in enumerate(kept_layers if method == MAGNITUDE else ()):
         if layer >= cuts[0].stop and not writers(stack[position]):
             what = f"after the cut {format_layers(cuts[0])}, has no o_proj and down_proj"
             raise _unrepairable(method, layer, stack[position], what)
