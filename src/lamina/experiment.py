@@ -19,7 +19,7 @@ from lamina.depth.variants import Scratch
 from lamina.errors import ConfigError
 from lamina.export.final import Form
 from lamina.heal import kernels
-from lamina.heal.adapters import Lora
+from lamina.heal.adapters import Lora, adapted
 from lamina.heal.backends.transformers import Training
 from lamina.heal.distillation.settings import Distill
 from lamina.heal.ladder import Round
@@ -223,6 +223,19 @@ class Experiment(Parameters):
         is_loadable = self.adapter.is_loadable and self.repair == NONE
         export = replace(self.export, form="merged") if self.ladder.keep_layers else self.export
         return export.form_of(self.plan, has_adapter=has_adapter, is_loadable=is_loadable)
+
+    def refuse_unfit_adapter(self, blueprint: "PreTrainedModel") -> None:
+        """Refuse trained tokens that the model lacks, and an adapter of a head that no loss reads.
+
+        The blueprint gets the adapter.
+        """
+        reader = f"trainer={self.trainer.name}" if self.trainer.has_own_loss else ""
+        reader = "kernels=liger" if self.kernels == "liger" else reader
+        tokens = self.adapter.settings().get("trainable_token_indices")
+        if self.trainer.trains and (tokens or reader):
+            model = adapted(blueprint, self.adapter)
+            if reader:
+                kernels.refuse_adapted_head(model, reader)
 
     def refuse_unrepairable(self, blueprint: "PreTrainedModel") -> None:
         """Refuse a model without removed layers, or not to be repaired, or beyond scan.memory."""

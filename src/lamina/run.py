@@ -110,6 +110,7 @@ def plan(experiment: Experiment) -> None:
     if source := experiment.plan.source:
         reduced = reduction(source, experiment.plan.kept_layers)
         experiment.refuse_unrepairable(reduced.blueprint)
+        experiment.refuse_unfit_adapter(reduced.blueprint)
     for note in experiment.plan.notes(saved=experiment.form != "adapter"):
         logger.info("%s", note)
 

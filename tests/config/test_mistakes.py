@@ -28,8 +28,6 @@ MISTAKES = {
     "trainer=distill adapter.init_lora_weights=olora export.form=merged": "adapter."
     "init_lora_weights=olora changes weights in place that trainer=distill shares with its "
     "teacher: leave it out, or set trainer.cache=auto",
-    "trainer=distill adapter.target_modules=[q_proj,lm_head]": "trainer=distill reads the output "
-    "head's own weights: remove lm_head from adapter.target_modules and adapter.modules_to_save",
     "trainer.cache=auto": "trainer.cache=auto: this key belongs to trainer=distill; trainer=sft "
     "has args",
     "trainer=distill trainer.cache=. trainer.args.packing_strategy=wrapped": "trainer.args."
@@ -194,6 +192,9 @@ MISTAKES = {
     "needs export.form=merged, not both: transformers leaves it out when it loads an adapter\n"
     "adapter.trainable_token_indices=[3] needs trainer.args.loss_type=nll: TRL's chunked loss "
     "reads the output head, which may be tied to these tokens",
+    "trainer=distill adapter.trainable_token_indices={embed_tokens:3} export.form=merged": "adapter."
+    "trainable_token_indices={'embed_tokens': 3}: use lists of token ids, such as "
+    "{embed_tokens:[3,4]}",
     "adapter.layers_to_transform=[0]": "adapter.layers_to_transform=[0] needs a list in "
     "adapter.target_modules, such as [q_proj,v_proj]",
     # Types.

@@ -15,7 +15,8 @@ from lamina.depth.variants import Original, Pruned
 from lamina.heal.adapters import Adapter, Full, Lora, QLora
 from lamina.heal.backends.transformers import Training, Transformers
 from lamina.heal.distillation.settings import Distill
-from lamina.heal.distillation.teacher import keep_apart, load_teacher
+from lamina.heal.distillation.teacher import keep_apart, load_teacher, teacher_head
+from lamina.runtime.sizes import trained_weights
 from tests.conftest import REFERENCE, no_scores
 
 LAYERS = 12
@@ -31,9 +32,11 @@ LIVE = Distill(
     min_mass=0.0,
 )
 
-LORA = Lora.of(
-    learning_rate=1e-3, r=4, alpha=4, dropout=0.0, bias="none", target_modules="all-linear"
-)
+COMMON: dict[str, Any] = {
+    "learning_rate": 1e-3, "r": 4, "alpha": 4, "dropout": 0.0, "bias": "none",
+    "target_modules": "all-linear",
+}  # fmt: skip
+LORA = Lora.of(**COMMON)
 ROWS = Dataset.from_list(
     [
         {"input_ids": list(range(5, end)), "labels": [-100] * prompt + list(range(5 + prompt, end))}
@@ -80,9 +83,7 @@ def trainer(
 
 
 def test_a_teacher_shares_no_4_bit_weights() -> None:
-    given = {"r": 4, "alpha": 4, "dropout": 0.0, "bias": "none", "target_modules": "all-linear"}
-    adapter = QLora.of(learning_rate=1e-3, **given)
-    assert list(LIVE.conflicts(Original(), adapter, "auto", "auto", "none")) == [
+    assert list(LIVE.conflicts(Original(), QLora.of(**COMMON), "auto", "auto", "none")) == [
         "adapter=qlora: trainer=distill does not share 4-bit weights with a teacher in this "
         "version: choose adapter=lora"
     ]
@@ -141,6 +142,27 @@ def test_with_nothing_removed_the_divergence_is_zero(adapter: Adapter, tmp_path:
     built = trainer(tmp_path, LAYERS, adapter)
     assert logged(built, "loss") == pytest.approx(0, abs=1e-6)
     assert built.figures()["kl"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("further", "changed"),
+    [
+        ({"modules_to_save": ["lm_head"]}, set(range(320))),
+        ({"trainable_token_indices": [7, 9]}, {7, 9}),
+    ],
+    ids=["whole", "tokens"],
+)
+def test_a_head_that_peft_trains_is_read_as_it_is_trained(
+    further: dict[str, Any], changed: set[int], tmp_path: Path
+) -> None:
+    built = trainer(tmp_path, 7, Lora.of(**COMMON, **further))
+    head = built.model.get_output_embeddings()
+    before = head.weight.detach().clone()
+    built.train()
+    assert {*(head.weight != before).any(1).nonzero().flatten().tolist()} == changed
+    for weight in trained_weights(built.model):
+        weight.data.normal_()
+    teacher_head(built.model.get_base_model(), built.processing_class, ROWS)
 
 
 def test_the_loss_does_not_depend_on_how_a_step_is_split(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from lamina.depth.loading import load_model
-from lamina.depth.reduction import causal_class, config_class
+from lamina.depth.reduction import blueprint, causal_class, config_class
 from lamina.errors import ConfigError
 from lamina.heal import kernels
+from lamina.heal.adapters import Lora, adapted
 from lamina.weights.source import resolve
 from tests.conftest import REFERENCE
 
@@ -161,3 +162,19 @@ def test_flex_attention_gets_one_type_and_no_kernel_for_decoding(
     attend(model, *[states[0]] * 3, None)
     triton = {"BACKEND": "TRITON"}
     assert seen == [([torch.bfloat16] * 3, triton), ([torch.float32] * 3, triton)]
+
+
+def test_an_adapter_on_a_head_of_any_name_is_refused() -> None:
+    content = {"model_type": "gpt_neox", "num_hidden_layers": 1, "hidden_size": 64}
+    given = {"learning_rate": 1e-3, "r": 4, "alpha": 4, "dropout": 0.0, "bias": "none"}
+    for targets in (["dense"], ["dense", "embed_out"]):
+        model = blueprint(config_class("model_type", content)(**content))
+        model = adapted(model, Lora.of(**given, target_modules=targets))
+        if targets == ["dense"]:
+            kernels.refuse_adapted_head(model, "trainer=distill")
+    with pytest.raises(ConfigError) as refused:
+        kernels.refuse_adapted_head(model, "kernels=liger")
+    assert str(refused.value) == (
+        "kernels=liger computes the loss without the output head's adapter: remove embed_out from "
+        "adapter.target_modules"
+    )

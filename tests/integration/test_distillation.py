@@ -90,3 +90,31 @@ def test_two_processes_distil_as_one(tmp_path: Path) -> None:
         assert mine == pytest.approx(other, abs=1e-5)
     for name in ("eval_loss", "kl", "trained_tokens"):
         assert together.metrics[name] == pytest.approx(alone.metrics[name], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ("trainer=distill", "adapter.target_modules=[q_proj,lm_head]"),
+            "trainer=distill computes the loss without the output head's adapter: remove lm_head "
+            "from adapter.target_modules",
+        ),
+        (
+            ("trainer=distill", "adapter.trainable_token_indices=[3,321]"),
+            "adapter.trainable_token_indices=[3, 321]: the model has 321 tokens: use ids from 0 to "
+            "320",
+        ),
+        (
+            ("trainer.args.loss_type=nll", "adapter.trainable_token_indices={wte:[3]}"),
+            "adapter: Target modules {'wte'} not found in the base model. Please check the target "
+            "modules and try again.",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_the_data_is_read(
+    given: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    done = train(tmp_path / "run", *SHORT, "export.form=merged", *given)
+    assert (done.code, done.refusal) == (1, f"error: {message}\n")
+    assert done.result["data"] == {}

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lamina.depth.reduction import decoder_stack
 from lamina.depth.variants import Scratch, Variant
-from lamina.errors import naming
+from lamina.errors import ConfigError, naming
 from lamina.export.merge import LEFT_OUT, NON_LORA_TRAINABLES
 from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, FRACTION, one_of
 from lamina.runtime.device import installed
@@ -70,6 +70,13 @@ class Lora:
             yield (
                 f"adapter.layers_to_transform={layers} needs a list in adapter.target_modules, "
                 "such as [q_proj,v_proj]"
+            )
+        tokens = self.further.get("trainable_token_indices")
+        lists = tokens.values() if isinstance(tokens, dict) else ()
+        if not all(isinstance(ids, list) and {*map(type, ids)} <= {int} for ids in lists):
+            yield (
+                f"adapter.trainable_token_indices={tokens}: use lists of token ids, such as "
+                "{embed_tokens:[3,4]}"
             )
 
     def conflicts(self, model: Variant, form: str) -> Iterator[str]:
@@ -210,6 +217,24 @@ def untie_head(model: "PreTrainedModel") -> None:
     head.weight = Parameter(head.weight.detach().clone())
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = {}
+
+
+def adapted(model: "PreTrainedModel", adapter: "Adapter") -> "PreTrainedModel":
+    """Add an adapter to a model without weights; ConfigError if the model lacks what it trains."""
+    from peft import get_peft_model
+
+    if (config := adapter.peft_config()) is None:
+        return model
+    config.init_lora_weights = True  # others read the weights
+    size, tokens = len(model.get_input_embeddings().weight), config.trainable_token_indices or []
+    lists = tokens.values() if isinstance(tokens, dict) else [tokens]
+    if not all(0 <= token < size for ids in lists for token in ids):
+        raise ConfigError(
+            f"adapter.trainable_token_indices={tokens}: the model has {size:,} tokens: use ids "
+            f"from 0 to {size - 1}"
+        )
+    with naming("adapter", ValueError):
+        return get_peft_model(model, config)
 
 
 Adapter = Lora | Full

@@ -221,14 +221,20 @@ def liger_families() -> set[str]:
     return set()
 
 
-def refuse_adapted_head(model: "PreTrainedModel") -> None:
-    """Refuse an adapter on the output head: liger-kernel's loss reads only the head's weights."""
+def refuse_adapted_head(model: "PreTrainedModel", reader: str) -> None:
+    """Refuse low-rank updates of the output head, of which a loss reads the weights alone.
+
+    `model` has its adapter, `reader` is the setting that chose the loss. Weights that PEFT trains
+    as a whole, it also returns as those of the head.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+    head = model.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        name = next(name for name, module in model.named_modules() if module is head)
         raise ConfigError(
-            "kernels=liger computes the loss without the output head's adapter: remove lm_head "
-            "from adapter.target_modules, or leave kernels out"
+            f"{reader} computes the loss without the output head's adapter: remove "
+            f"{name.rpartition('.')[2]} from adapter.target_modules"
         )
 
 

@@ -25,8 +25,8 @@ from packaging.version import Version
 
 from lamina.depth.quantization import QUANTIZED_BYTES, expected_bytes, linear_weights, scale_bytes
 from lamina.depth.reduction import decoder_stack
-from lamina.errors import ConfigError, naming
-from lamina.heal.adapters import Adapter, Partial
+from lamina.errors import ConfigError
+from lamina.heal.adapters import Adapter, Partial, adapted
 from lamina.heal.kernels import MASKED, scales_logits
 from lamina.runtime.device import visible_devices
 from lamina.runtime.sizes import trained_weights, weight_bytes
@@ -219,7 +219,7 @@ def _sizes(model: "PreTrainedModel", adapter: Adapter, dtype: "torch.dtype") -> 
         "vocabulary": config.vocab_size,
     }
     # Last: it adds the adapter's weights to the model.
-    model = _adapted(model, adapter) if is_planned else model
+    model = adapted(model, adapter) if is_planned else model
     trained = trained_weights(model)
     sizes["differentiated"] = _differentiated(model, config.num_hidden_layers)
     sizes["trained"] = sum(parameter.numel() for parameter in trained)
@@ -241,15 +241,6 @@ def _weight_bytes(model: "PreTrainedModel", adapter: Adapter, dtype: "torch.dtyp
     if adapter.in_4bit:
         return expected_bytes(model, dtype)
     return model.num_parameters() * dtype.itemsize
-
-
-def _adapted(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
-    from peft import get_peft_model
-
-    if (config := adapter.peft_config()) is None:
-        return model
-    with naming("adapter", ValueError):
-        return get_peft_model(model, config)
 
 
 def savings(estimate: MemoryEstimate) -> list[tuple[str, int]]:

@@ -82,6 +82,8 @@ class SFT:
     trains: ClassVar[bool] = True
     shards: ClassVar[bool] = True
     """Whether several GPUs may share one copy of the model."""
+    has_own_loss: ClassVar[bool] = False
+    """Whether its loss is none of TRL's."""
 
     @property
     def own(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class SFT:
         liger.
         """
         tokens = adapter.settings().get("trainable_token_indices")
-        if tokens and self.args.get("loss_type") in (None, "chunked_nll"):
+        if tokens and not self.has_own_loss and self.args.get("loss_type") in (None, "chunked_nll"):
             yield (
                 f"adapter.trainable_token_indices={tokens} needs trainer.args.loss_type=nll: TRL's "
                 "chunked loss reads the output head, which may be tied to these tokens"
@@ -229,7 +231,7 @@ class SFT:
                 )
         refuse_changed("trainer.args.", expected, trainer.args)
         if arguments.use_liger_kernel:
-            refuse_adapted_head(trainer.model)
+            refuse_adapted_head(trainer.model, "kernels=liger")
         _finish_adapter(trainer.model, training.adapter, plan)
         if arguments.packing:
             refuse_leaking_packs(trainer, train)

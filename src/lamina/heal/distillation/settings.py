@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from lamina.heal.distillation.cache import TeacherCache
     from lamina.heal.trainer import TokenLossTrainer
 
-HEAD = "lm_head"
-"""Name of the output head in most models."""
-
 INDEX = "teacher.cached"
 """File of a cache that is complete."""
 
@@ -53,6 +50,7 @@ class Distill(SFT):
     """Least mean probability that they hold."""
     name: ClassVar[str] = "distill"
     shards: ClassVar[bool] = False
+    has_own_loss: ClassVar[bool] = True
 
     @override
     def problems(self) -> Iterator[str]:
@@ -90,11 +88,6 @@ class Distill(SFT):
             yield (
                 "adapter.init_lora_weights=olora changes weights in place that trainer=distill "
                 "shares with its teacher: leave it out, or set trainer.cache=auto"
-            )
-        if HEAD in str([getattr(adapter, "target_modules", ""), given.get("modules_to_save")]):
-            yield (
-                f"trainer=distill reads the output head's own weights: remove {HEAD} from "
-                "adapter.target_modules and adapter.modules_to_save"
             )
         if adapter.in_4bit:
             yield (
