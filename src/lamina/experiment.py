@@ -16,7 +16,6 @@ from lamina.depth import loading
 from lamina.depth.plan import Plan, make_plan
 from lamina.depth.reduction import causal_class, config_class, reduction
 from lamina.depth.variants import Scratch
-from lamina.errors import ConfigError
 from lamina.export.final import Form
 from lamina.heal import kernels
 from lamina.heal.adapters import Lora, adapted
@@ -238,18 +237,13 @@ class Experiment(Parameters):
                 kernels.refuse_adapted_head(model, reader)
 
     def refuse_unrepairable(self, blueprint: "PreTrainedModel") -> None:
-        """Refuse a model without removed layers, or not to be repaired, or beyond scan.memory."""
+        """Refuse a reduced model that cannot be repaired, or not within scan.memory."""
         plan = self.plan
-        if self.repair == NONE:
-            return
-        if not plan.is_reduced:
-            raise ConfigError(
-                f"repair={self.repair}: model={plan.model_type} keeps all {plan.num_layers} "
-                "layers, and there is nothing to repair: remove some, or use repair=none"
-            )
-        assert plan.source is not None
-        refuse_unrepairable(self.repair, blueprint, plan.kept_layers, plan.num_layers)
-        refuse_beyond_memory(self.repair, self.scores(plan.source, self.data), blueprint.config)
+        if self.repair != NONE:
+            assert plan.source is not None
+            refuse_unrepairable(self.repair, blueprint, plan.kept_layers, plan.num_layers)
+            scores = self.scores(plan.source, self.data)
+            refuse_beyond_memory(self.repair, scores, blueprint.config)
 
     def repaired(self, model: "PreTrainedModel") -> dict[str, Any] | None:
         """Repair the reduced model if asked to; return what result.json says of it."""

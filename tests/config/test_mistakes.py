@@ -192,9 +192,8 @@ MISTAKES = {
     "needs export.form=merged, not both: transformers leaves it out when it loads an adapter\n"
     "adapter.trainable_token_indices=[3] needs trainer.args.loss_type=nll: TRL's chunked loss "
     "reads the output head, which may be tied to these tokens",
-    "trainer=distill adapter.trainable_token_indices={embed_tokens:3} export.form=merged": "adapter."
-    "trainable_token_indices={'embed_tokens': 3}: use lists of token ids, such as "
-    "{embed_tokens:[3,4]}",
+    "trainer=distill adapter.trainable_token_indices={wte:3} export.form=merged": "adapter."
+    "trainable_token_indices={'wte': 3}: use lists of token ids, such as {embed_tokens:[3,4]}",
     "adapter.layers_to_transform=[0]": "adapter.layers_to_transform=[0] needs a list in "
     "adapter.target_modules, such as [q_proj,v_proj]",
     # Types.

@@ -129,11 +129,6 @@ def test_a_resumed_run_repairs_in_the_same_way(healed: Finished, tmp_path: Path)
             "(depth.protect=[0]), or use repair=magnitude",
         ),
         (
-            ("model.keep_layers=12", "repair=magnitude"),
-            "repair=magnitude: model=pruned keeps all 12 layers, and there is nothing to repair: "
-            "remove some, or use repair=none",
-        ),
-        (
             ("repair=closed_form", "scan.memory=5MB"),
             "scan.memory=5MB is too small for repair=closed_form with 16,000 calibration tokens, "
             "which takes 26.1 MB: lower scan.tokens, or raise scan.memory",
