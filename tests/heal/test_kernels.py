@@ -165,7 +165,7 @@ def test_flex_attention_gets_one_type_and_no_kernel_for_decoding(
 
 
 def test_an_adapter_on_a_head_of_any_name_is_refused() -> None:
-    content = {"model_type": "gpt_neox", "num_hidden_layers": 1, "hidden_size": 64}
+    content = {"model_type": "gpt_neox_japanese", "num_hidden_layers": 1, "hidden_size": 64}
     given = {"learning_rate": 1e-3, "r": 4, "alpha": 4, "dropout": 0.0, "bias": "none"}
     for targets in (["dense"], ["dense", "embed_out"]):
         model = blueprint(config_class("model_type", content)(**content))

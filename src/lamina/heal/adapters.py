@@ -1,6 +1,7 @@
 """Adapters: which weights are trained."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -233,7 +234,8 @@ def adapted(model: "PreTrainedModel", adapter: "Adapter") -> "PreTrainedModel":
             f"adapter.trainable_token_indices={tokens}: the model has {size:,} tokens: use ids "
             f"from 0 to {size - 1}"
         )
-    with naming("adapter", ValueError):
+    # What it warns of, it says again in training.
+    with naming("adapter", ValueError), warnings.catch_warnings(action="ignore"):
         return get_peft_model(model, config)
 
 
