@@ -100,13 +100,15 @@ def plan(experiment: Experiment) -> None:
     for callback in experiment.callbacks.values():
         if isinstance(callback, UserCallback):
             callback.load()
-    distributed.first_process_first("plan", lambda: experiment.plan)
-    measured = wanted.baseline and (experiment.plan.is_reduced or wanted.goes_further)
-    if measured or experiment.answering:
+    if experiment.data.answers == "original":
         refuse_unwritable(cache_folder(), "LAMINA_CACHE")
-    if original := experiment.answering:
-        refuse_missing_engine(original.ref, experiment.data.answer_settings)
+        refuse_missing_engine(experiment.data.answer_settings, in_4bit=experiment.adapter.in_4bit)
     experiment.data.find()  # before transformers is imported
+    distributed.first_process_first("plan", lambda: experiment.plan)
+    if wanted.baseline and (experiment.plan.is_reduced or wanted.goes_further):
+        refuse_unwritable(cache_folder(), "LAMINA_CACHE")
+    if isinstance(experiment.trainer, Distill):
+        experiment.trainer.refuse_other_cache(experiment.plan, experiment.torch_dtype)
     if source := experiment.plan.source:
         reduced = reduction(source, experiment.plan.kept_layers)
         experiment.refuse_unrepairable(reduced.blueprint)

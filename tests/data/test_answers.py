@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -18,6 +21,7 @@ from lamina.data.answers.settings import AnswerSettings
 from lamina.data.feed import Feed, feed
 from lamina.data.sources import Files
 from lamina.errors import DataError, ModelError
+from lamina.measure import engines
 from lamina.measure.evaluate import answers
 from lamina.measure.protocol import ModelRef
 from tests.conftest import FOREIGN, REFERENCE
@@ -305,8 +309,9 @@ def test_vllm_answers_where_its_interpreter_is_given(
 
 
 def test_an_interrupted_pass_of_vllm_goes_on_where_it_was(
-    tmp_path: Path, cache: Path, vllm: Path
+    tmp_path: Path, cache: Path, vllm: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     rows = [chat(question) for question in QUESTIONS]
     fed(tmp_path, rows, VLLM)
     (path,) = cache.glob(f"*/{ANSWERS_FILE}")
@@ -327,6 +332,7 @@ def test_an_interrupted_pass_of_vllm_goes_on_where_it_was(
     generated.write_text("".join([*whole, last[:9]]))  # a kill may leave half a line
     calls(vllm)
     fed(tmp_path, rows, VLLM)
+    assert caplog.messages[-2].endswith("answers 5 prompts through vllm 0.32.0, 3 answered before")
     assert [call["prompts"] for call in calls(vllm)] == [2, 1]
     assert path.read_text() == undisturbed
 
@@ -335,9 +341,30 @@ def test_vllm_answers_by_itself_where_it_is_installed(
     vllm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     automatic = replace(SETTINGS, vllm="auto")
-    assert through_vllm.interpreter(automatic, ORIGINAL.ref) is None
+    assert through_vllm.interpreter(automatic, in_4bit=False) is None
     monkeypatch.syspath_prepend(vllm.parent)
-    assert through_vllm.interpreter(automatic, ORIGINAL.ref) == sys.executable
-    in_4bit = replace(ORIGINAL.ref, in_4bit=True)
-    assert through_vllm.interpreter(automatic, in_4bit) is None
-    assert through_vllm.interpreter(SETTINGS, ORIGINAL.ref) is None
+    assert through_vllm.interpreter(automatic, in_4bit=False) == sys.executable
+    assert through_vllm.interpreter(automatic, in_4bit=True) is None
+    assert through_vllm.interpreter(SETTINGS, in_4bit=False) is None
+
+
+def test_vllm_ends_with_the_run_that_was_killed(tmp_path: Path, vllm: Path) -> None:
+    """Otherwise its answers would go on beside those of the next start."""
+    with (vllm / "__init__.py").open("a") as file:
+        file.write("import time\n")
+        file.write("open(here + '/pid', 'w').write(str(os.getpid()))\n")
+        file.write("time.sleep(90)\n")
+    command = [sys.executable, engines.__file__]
+    request = {"task": "vllm", "model": "m", "batches": []}
+    code = f"from lamina.measure.separate import ask; ask({command}, {request})"
+    with subprocess.Popen([sys.executable, "-c", code]) as run:
+        deadline = time.monotonic() + 60
+        while not (vllm / "pid").is_file() or not (vllm / "pid").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        engine = psutil.Process(int((vllm / "pid").read_text()))
+        run.kill()
+    deadline = time.monotonic() + 10
+    while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -151,14 +151,14 @@ def test_a_missing_engine_says_how_to_make_its_environment(
     python.write_text('#!/bin/sh\necho \'{"missing": "it"}\' > "$2/answer.json"\n')
     python.chmod(0o755)
     done = lamina(*given, "--python", python, cwd=tmp_path)
-    message = f"{python} lacks it, which vllm needs: '{python}' -m pip install vllm"
+    message = f"--python={python} lacks it, which vllm needs: '{python}' -m pip install vllm"
     assert (done.code, done.refusal) == (1, f"error: {message}\n")
     given = ("export", pruned.folder, "--output", "new", "--form", "gguf", "--python", python)
     done = lamina(*given, cwd=tmp_path)
     extra = " ".join(
         tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]["gguf"]
     )
-    message = f"{python} lacks it, which convert needs: '{python}' -m pip install {extra}"
+    message = f"--python={python} lacks it, which convert needs: '{python}' -m pip install {extra}"
     assert (done.code, done.refusal) == (1, f"error: {message}\n")
     given = ("verify", "out", "--run", pruned.folder, "--engine", "vllm")
     done = lamina(*given, "--python", "gone", cwd=tmp_path)

@@ -1,6 +1,8 @@
 """trainer.cache: the loss from a file, what a file is bound to, and that no teacher is built."""
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from transformers import AutoTokenizer
 from lamina.depth.plan import make_plan
 from lamina.depth.selection import First
 from lamina.depth.variants import Pruned
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, ModelError
 from lamina.heal.distillation import cache as module
 from lamina.heal.distillation.cache import likeliest, spread
 from lamina.heal.distillation.divergence import Sums, divergence
@@ -26,6 +28,7 @@ from tests.heal.test_distillation import LIVE, ROWS, logged, trainer
 from tests.heal.test_divergence import TOKENS, VOCABULARY, Case, mix
 from tests.integration.test_foreign_data import listing, read_only
 
+FIRST = "teacher-00000.safetensors"
 TOKENIZER = AutoTokenizer.from_pretrained(REFERENCE)
 EVERY = len(TOKENIZER)
 PLAN = make_plan(Pruned(keep_layers=7, selector=First()), str(REFERENCE), no_scores)
@@ -157,13 +160,14 @@ def test_a_killed_pass_goes_on_and_a_damaged_file_is_made_again(
     asked: list[int] = []
     predicted = module.TeacherCache._predicted
 
-    def counted(self: Any, model: Any, head: Any, rows: Any) -> Any:
+    def counted(self: Any, model: Any, head: Any, rows: Any, shown: Any) -> Any:
         asked.append(len(rows))
-        return predicted(self, model, head, rows)
+        return predicted(self, model, head, rows, shown)
 
     monkeypatch.setattr(module.TeacherCache, "_predicted", counted)
     (folder / names[1]).unlink()
     (folder / "teacher.cached").unlink()
+    shutil.copy(folder / names[0], folder / "teacher-copy.safetensors")  # is none of the cache's
     wrote(cached(folder, 8), double)
     assert asked == [1]
     assert {name: predictions(folder / name) for name in names} == whole
@@ -190,6 +194,31 @@ def test_a_complete_cache_is_read_from_a_read_only_folder_and_says_what_it_took(
         assert logged(built, "loss") > 0
         assert built.figures()["teacher_cache_seconds"] == 14
     assert listing(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("tensor", "named"),
+    [
+        ("ids", "teacher-00000.safetensors"),
+        ("log_probs", "teacher-00000.safetensors"),
+        ("keys", ""),
+    ],
+)
+def test_a_changed_byte_is_found_when_it_is_read(
+    tmp_path: Path, folder: Path, tensor: str, named: str
+) -> None:
+    wrote(settings := cached(folder, 8))
+    path = folder / FIRST
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    start, _ = json.loads(content[8 : 8 + length])[tensor]["data_offsets"]
+    content[8 + length + start] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError) as refused:
+        trainer(tmp_path, 7, settings=settings).train()
+    assert str(refused.value) == (
+        f"{folder / named} is damaged: remove it, and the teacher writes it again"
+    )
 
 
 def cut_off(folder: Path) -> None:

@@ -128,7 +128,12 @@ def test_a_dry_run_leaves_the_given_answers(tmp_path: Path) -> None:
         ),
         (
             [f"data.answer_settings.vllm={sys.executable}"],
-            f"{sys.executable} lacks vllm, which vllm needs: {sys.executable} -m pip install vllm",
+            f"data.answer_settings.vllm={sys.executable} lacks vllm, which vllm needs: "
+            f"{sys.executable} -m pip install vllm",
+        ),
+        (
+            ["data.answer_settings.vllm=/bin/echo"],
+            "data.answer_settings.vllm=/bin/echo: vllm failed: exit code 0",
         ),
     ],
 )
@@ -149,6 +154,14 @@ def test_plain_text_is_refused_before_weights_are_read(tmp_path: Path) -> None:
         f"error: data.answers=original: {path} (training part) has text alone, which asks "
         "nothing: use data.answers=given, or rows with a question\n",
     )
+
+
+def test_a_missing_engine_is_refused_before_layers_are_scored(tmp_path: Path) -> None:
+    given = ("data.answers=original", "data.answer_settings.vllm=gone", "selector=greedy")
+    cache = tmp_path / "cache"
+    done = train(tmp_path / "run", *SHORT, *given, LAMINA_CACHE=str(cache))
+    assert done.refusal == "error: data.answer_settings.vllm=gone: no such interpreter\n"
+    assert not (cache / "scans").exists()
 
 
 def test_vllm_is_refused_with_four_bits(tmp_path: Path) -> None:

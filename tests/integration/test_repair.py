@@ -129,6 +129,11 @@ def test_a_resumed_run_repairs_in_the_same_way(healed: Finished, tmp_path: Path)
             "(depth.protect=[0]), or use repair=magnitude",
         ),
         (
+            ("repair=magnitude",),
+            "repair=magnitude: no layer follows the cut [8, 12), so nothing would change: use "
+            "repair=closed_form or repair=none",
+        ),
+        (
             ("repair=closed_form", "scan.memory=5MB"),
             "scan.memory=5MB is too small for repair=closed_form with 16,000 calibration tokens, "
             "which takes 26.1 MB: lower scan.tokens, or raise scan.memory",

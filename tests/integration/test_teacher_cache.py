@@ -149,6 +149,15 @@ def test_a_cache_of_other_data_and_one_cut_off_are_refused_before_weights_are_re
     assert other.metrics["baseline_eval_loss"] is None
     fits = train(tmp_path / "fits", *given, "dry_run=true")
     assert fits.code == 0, fits.errors
+    answered = (*given, "data.answers=original", "trainer.temperature=2")
+    asked = tmp_path / "asked"
+    early = train(tmp_path / "early", *answered, LAMINA_CACHE=str(asked))
+    assert (early.code, early.refusal) == (
+        1,
+        f"error: trainer.cache={own} was written with trainer.temperature 1.0, this run has 2.0: "
+        "use another folder, or trainer.cache=auto\n",
+    )
+    assert not (asked / "answers").exists(), "refused before the original answers"
     path = own / "teacher-00001.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     for more in ((), ("dry_run=true",)):

@@ -53,6 +53,17 @@ def test_a_second_start_does_nothing(done: Finished) -> None:
     assert ((done.folder / "result.json").read_bytes(), done.final.stat().st_mtime_ns) == before
 
 
+def test_other_settings_leave_a_finished_run_alone(done: Finished) -> None:
+    before = (done.folder / "result.json").read_bytes(), done.final.stat().st_mtime_ns
+    again = train(done.folder, *SHORT, "trainer=none", "logger=both", "repair=closed_form")
+    assert (again.code, again.refusal) == (
+        1,
+        f"error: resume=auto, but {done.final} has repair=none, not closed_form: use another "
+        "hydra.run.dir\n",
+    )
+    assert ((done.folder / "result.json").read_bytes(), done.final.stat().st_mtime_ns) == before
+
+
 def test_an_export_has_its_loss_and_there_is_no_adapter(done: Finished, tmp_path: Path) -> None:
     exported = lamina("export", done.folder, "--output", "model", cwd=tmp_path)
     assert exported.code == 0, exported.errors

@@ -98,22 +98,24 @@ def feed(
         tokenize(splits.eval).check_truncation(data.max_dropped, max_seq_length)
         rows, count = answered(rows, tokenize, data.answer_settings, original)
     train, held = tokenize(rows), tokenize(splits.eval)
-    for split in (train, held):
+    unused = count.unused if count else 0
+    for split, further in ((train, unused), (held, 0)):
         split.check_truncation(data.max_dropped, max_seq_length)
-        _warn_of_skipped(split)
+        _warn_of_skipped(split, further)
     # A row that starts with the assistant can be trained on, but asks nothing.
     asking = replace(splits.eval, skips=True).each(tokenize.prompt)
     prompts = tuple(islice(asking, num_prompts))
     return Feed(train=train, eval=held, prompts=prompts, answers=count, sources=sources)
 
 
-def _warn_of_skipped(split: TokenizedSplit) -> None:
+def _warn_of_skipped(split: TokenizedSplit, further: int) -> None:
+    """Name skipped rows; `further` ones have no answer of the original to train."""
     if not split.skipped:
         return
     lines = [f"{row['origin']}, row {row['row']}: {row['problem']}" for row in split.skipped]
     logger.warning(
         "skipped %d of %d rows, listed in skipped_rows.jsonl:\n  %s",
         len(lines),
-        len(lines) + split.count.rows + split.count.rows_dropped,
+        len(lines) + split.count.rows + split.count.rows_dropped + further,
         "\n  ".join(lines[:SHOWN]),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.errors import ConfigError, OutputError
+from lamina.export.final import FINAL
 from lamina.measure.results import RUN_FILE, read_result, run_of, with_settings
 from lamina.runtime import distributed
 from lamina.runtime.checkpoints import (
@@ -212,7 +213,8 @@ def claim_folder(
     # The run that wrote them says which parts they must have.
     record = {**now, **{key: value for key, value in before.items() if value is not None}}
     own, skipped = last_whole(folder, record)
-    newest = own or next(iter(skipped), None)
+    done = [folder / FINAL] if before and (folder / FINAL).is_dir() else []
+    newest = own or next(iter([*skipped, *done]), None)
     if given is not None:
         refuse_changes(given.checkpoint, given.recorded, now, resume)
         if own is not None:

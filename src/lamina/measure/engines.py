@@ -8,6 +8,8 @@ import json
 import math
 import os
 import sys
+import threading
+import time
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,12 +100,12 @@ def generate(model: str, request: dict[str, Any]) -> None:
 
 def _prepare_vllm() -> None:
     for name in [*os.environ]:
-        # Of torchrun, whose other processes it would wait for.
+        # vLLM would wait for torchrun's other processes.
         if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") or name.startswith("TORCHELASTIC_"):
             del os.environ[name]
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its errors stay in this process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; it would take half of the memory
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; its default is half of the memory
 
 
 def in_llama_cpp(model: str, rows: Rows) -> Losses:
@@ -173,6 +175,21 @@ def quantize(model: str, output: str, kind: str) -> None:
     llama_cpp.model_quantize(model, output, settings)
 
 
+def end_with_parent() -> None:
+    """End this process once the one that started it has ended, killed or not.
+
+    Otherwise a run that is started again would find its device and its files in use.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Do what a request asks for."""
     task, model = request["task"], request["model"]
@@ -197,6 +214,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Answer, or leave the reason why not in one line."""
     sys.path.pop(0)  # this file's folder, whose modules are not top-level ones
+    end_with_parent()
     folder = Path(sys.argv[1])
     request = json.loads((folder / "request.json").read_text())
     try:

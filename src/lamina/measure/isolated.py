@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lamina.errors import LaminaError
+from lamina.measure.engines import end_with_parent
 from lamina.measure.evaluate import Evaluation
 from lamina.measure.protocol import Expected, ModelRef, Protocol, figures
 from lamina.measure.resumable import Place
@@ -19,6 +20,7 @@ from lamina.runtime.device import is_memory_error
 
 def main() -> None:
     """Answer the request in the folder given on the command line, with an error if it has one."""
+    end_with_parent()
     folder = Path(sys.argv[1])
     request = json.loads((folder / REQUEST_FILE).read_text())
     ref, how, place = ModelRef(**request["ref"]), request["protocol"], request["place"]

@@ -83,7 +83,8 @@ def in_engine(
     except SeparateProcessError as error:
         if python and not Path(python).is_file():
             raise ConfigError(f"{key}={python}: no such interpreter") from error
-        raise ModelError(f"{task} failed: {error}") from error
+        given = f"{key}={python}: " if python else ""
+        raise ModelError(f"{given}{task} failed: {error}") from error
     if missing := found.get("missing"):
         extra = "" if task in ("transformers", "vllm") else "pip install 'lamina[gguf]', or "
         advice = (
@@ -92,7 +93,7 @@ def in_engine(
         )
         if python:
             advice = f"{quote(python)} -m pip install {PACKAGES[task]}"
-        lacking = f"{python or 'this environment'} lacks {missing}"
+        lacking = f"{f'{key}={python}' if python else 'this environment'} lacks {missing}"
         raise ConfigError(f"{lacking}, which {task} needs: {advice}")
     if reason := found.get("error"):
         raise ModelError(f"{request['model']}: {task} says {reason}")

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 
 from lamina.data.answers.answering import Answer, Question, answer_questions, read_answers, watched
 from lamina.data.answers.settings import AnswerSettings
-from lamina.data.answers.through_vllm import answer_through_vllm, interpreter, vllm_version
+from lamina.data.answers.through_vllm import (
+    answer_through_vllm,
+    generated_before,
+    interpreter,
+    vllm_version,
+)
 from lamina.data.files import row_features
 from lamina.data.splits import Split
 from lamina.data.tokenization import Tokenization
@@ -61,6 +66,11 @@ class AnswerCount:
     long: int
     """Prompts that leave no room for max_new_tokens within max_seq_length; not answered."""
 
+    @property
+    def unused(self) -> int:
+        """How many prompts have no answer to train."""
+        return self.cut + self.looping + self.empty + self.long
+
     def __str__(self) -> str:
         """Return all counts as text."""
         return ", ".join(f"{count:,} {name}" for name, count in asdict(self).items())
@@ -75,9 +85,9 @@ def refuse_plain_text(split: Split) -> None:
         )
 
 
-def refuse_missing_engine(ref: ModelRef, settings: AnswerSettings) -> None:
-    """Raise ConfigError if an interpreter is to answer that lacks vLLM."""
-    if python := interpreter(settings, ref):
+def refuse_missing_engine(settings: AnswerSettings, *, in_4bit: bool) -> None:
+    """Raise ConfigError if the chosen interpreter lacks vLLM."""
+    if python := interpreter(settings, in_4bit=in_4bit):
         vllm_version(python)
 
 
@@ -124,7 +134,7 @@ def _parts(ref: ModelRef, settings: AnswerSettings, questions: Sequence[Question
         *identity(source),
         path.read_text() if path else "",
         f"{ref.dtype} {ref.in_4bit} {replace(settings, vllm='')} protocol {PROTOCOL}",
-        *_engine(interpreter(settings, ref)),
+        *_engine(interpreter(settings, in_4bit=ref.in_4bit)),
         sha256(json.dumps(questions).encode()).hexdigest(),
     ]
 
@@ -143,11 +153,12 @@ def _cached_answers(
     path, unfinished = folder / ANSWERS_FILE, folder / UNFINISHED_FILE
     with cached(folder, "answers.cached") as entry:
         if entry.content is None or entry.content["sha256"] != digest(path):
-            python = interpreter(settings, original.ref)
+            python = interpreter(settings, in_4bit=original.ref.in_4bit)
             through = f" through {_engine(python)[0]}" if python else ""
             count, known = f"{len(questions):,}", len(read_answers(unfinished))
-            before = f", {known:,} answered before" if known else ""
-            logger.info("%s answers %s prompts%s%s", original.ref.name, count, through, before)
+            before = known or generated_before(unfinished)
+            more = through + (f", {before:,} answered before" if before else "")
+            logger.info("%s answers %s prompts%s", original.ref.name, count, more)
             if python:
                 if known < len(questions):
                     answer_through_vllm(unfinished, original.ref, settings, questions, python)

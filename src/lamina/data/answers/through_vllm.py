@@ -1,4 +1,4 @@
-"""vLLM answers the prompts, in a process and an environment of its own, which may lack Lamina."""
+"""vLLM answers the prompts, in a separate process, whose environment may lack Lamina."""
 
 import sys
 from collections.abc import Sequence
@@ -21,15 +21,17 @@ from lamina.measure.protocol import ModelRef
 from lamina.measure.separate import in_engine
 from lamina.weights.source import resolve
 
+GENERATED_FILE = "generated.jsonl"
+
 BATCH = 512
 """Prompts in one call of vLLM, which makes batches of its own; a killed pass loses one call."""
 
 
-def interpreter(settings: AnswerSettings, ref: ModelRef) -> str | None:
+def interpreter(settings: AnswerSettings, *, in_4bit: bool) -> str | None:
     """Return the interpreter whose vLLM answers; None if transformers does."""
     if settings.vllm != "auto":
         return None if settings.vllm == "none" else settings.vllm
-    return sys.executable if find_spec("vllm") and not ref.in_4bit else None
+    return sys.executable if find_spec("vllm") and not in_4bit else None
 
 
 def vllm_version(python: str) -> str:
@@ -37,15 +39,20 @@ def vllm_version(python: str) -> str:
     return str(in_engine("vllm", python, {"model": None}, VLLM_KEY)["version"])
 
 
+def generated_before(path: Path) -> int:
+    """Return how many answers an interrupted pass has generated for a file of answers."""
+    return len(read_numbered(Generated, path.with_name(GENERATED_FILE)))
+
+
 def answer_through_vllm(
     path: Path, ref: ModelRef, settings: AnswerSettings, questions: Sequence[Question], python: str
 ) -> None:
     """Append the model's answers to a file, once all are generated.
 
-    The tokens are kept beside it until then, in generated.jsonl, with which a killed pass goes on.
-    Raises ModelError if vLLM refuses the model.
+    Until then their tokens are kept beside it, in generated.jsonl, from which a killed pass
+    resumes. Raises ModelError if vLLM refuses the model.
     """
-    generated, new = path.with_name("generated.jsonl"), settings.max_new_tokens
+    generated, new = path.with_name(GENERATED_FILE), settings.max_new_tokens
     tokenizer = ref.load_tokenizer()
     ends = end_tokens(generation_config(resolve(ref.name, ref.revision)), tokenizer)
     sampled = settings.temperature > 0

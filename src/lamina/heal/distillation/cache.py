@@ -6,6 +6,7 @@ Each file of a cache holds some rows of the training data:
     counts     (rows,)              its trained tokens
     ids        (tokens, top_k)      the tokens likeliest to follow, at each trained token
     log_probs  (tokens, top_k + 1)  their log-probabilities, and that of all other tokens together
+    sums       (rows,)              CRC-32 of each row's ids and log_probs, checked when it is read
 
 A row is found by its content, so packing, batches, processes and resuming make no difference.
 """
@@ -20,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ from safetensors.torch import save_file
 from lamina.data.tokenization import IGNORED
 from lamina.depth.loading import load_model
 from lamina.depth.plan import Plan
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, ModelError
 from lamina.heal.distillation.divergence import (
     CHUNK,
     MINUS_INFINITY,
@@ -42,7 +44,7 @@ from lamina.heal.distillation.settings import INDEX
 from lamina.heal.distillation.teacher import states_at, teacher_head
 from lamina.measure.evaluate import padded, padded_batches
 from lamina.runtime.cache import cached, read_entry
-from lamina.runtime.console import stage
+from lamina.runtime.console import Stage, stage
 from lamina.runtime.device import compute_device, release_memory
 from lamina.runtime.files import disk_errors, replacing
 from lamina.runtime.sizes import free_disk_bytes
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the files: increment it when the same teacher would get others."""
 
 TOKENS_PER_FILE = 2**16
@@ -63,7 +65,8 @@ TOKENS_PER_FILE = 2**16
 BATCH_TOKENS = 8192
 """Most tokens in one forward pass."""
 
-FILES, NOTE = "teacher-*.safetensors", "lamina"
+FILE, NOTE = "teacher-{}.safetensors", "lamina"
+FILES = FILE.format(5 * "[0-9]")
 
 Tensors = dict[str, torch.Tensor]
 WholeFiles = dict[int, tuple[int, float, float]]
@@ -130,12 +133,11 @@ class TeacherCache:
                 with stage("asking the teacher", sum(map(len, missing.values())), "rows") as shown:
                     for number, indices in missing.items():
                         rows = list(train.select(indices))
-                        found = self._predicted(model, head, rows)
+                        found = self._predicted(model, head, rows, shown)
                         until = perf_counter()
                         known[number] = self._write(number, found, until - began)
                         began = until
                         self._refuse_low(known)
-                        shown.advance(len(rows))
                 del model, head
                 release_memory()
             entry.content = {"files": len(known)}
@@ -184,12 +186,12 @@ class TeacherCache:
         tokens = len(tensors["ids"])
         mass = tokens - float(tensors["log_probs"][:, -1].double().exp().sum())
         note = {"bound": self.bound, "tokens": tokens, "mass": mass, "seconds": seconds}
-        with replacing(self.folder / FILES.replace("*", f"{number:05}")) as path:
+        with replacing(self.folder / FILE.format(f"{number:05}")) as path:
             save_file(tensors, path, {NOTE: json.dumps(note)})
         return tokens, mass, seconds
 
     def _predicted(
-        self, model: "PreTrainedModel", head: Head, rows: Sequence[dict[str, Any]]
+        self, model: "PreTrainedModel", head: Head, rows: Sequence[dict[str, Any]], shown: Stage
     ) -> Tensors:
         """Return a file's content."""
         found: list[Any] = [None] * len(rows)
@@ -209,13 +211,17 @@ class TeacherCache:
             split = (each.split([counts[index] for index in batch]) for each in joined)
             for index, *parts in zip(batch, *split, strict=True):
                 found[index] = parts
+            shown.advance(len(batch))
         ids, log_probs = (torch.cat(each) for each in zip(*found, strict=True))
         keys = [np.frombuffer(_key(*_arrays(row)), np.uint8) for row in rows]
+        ids, log_probs = ids.int(), log_probs.half()
+        split_rows = zip(ids.split(counts), log_probs.split(counts), strict=True)
         return {
             "keys": torch.from_numpy(np.stack(keys)),
             "counts": torch.tensor(counts, dtype=torch.int32),
-            "ids": ids.int(),
-            "log_probs": log_probs.half(),
+            "ids": ids,
+            "log_probs": log_probs,
+            "sums": torch.tensor([_sum(*each) for each in split_rows]),
         }
 
     def _autocast(self, device: str) -> AbstractContextManager[Any]:
@@ -227,7 +233,8 @@ class CachedTeacher:
 
     def __init__(self, cache: TeacherCache) -> None:
         """Open the files, which stay on disk."""
-        self._places: dict[bytes, tuple[Any, int, int]] = {}
+        self._folder = cache.folder
+        self._places: dict[bytes, tuple[Path, Any, int, int, int]] = {}
         known = cache.whole_files()
         self.mass = _mean_mass(known)
         """Mean probability of the likeliest tokens."""
@@ -236,9 +243,9 @@ class CachedTeacher:
         for path in sorted(cache.folder.glob(FILES)):
             file: Any = safe_open(path, "pt")
             stops = np.cumsum([0, *file.get_tensor("counts").tolist()]).tolist()
-            keys = file.get_tensor("keys").numpy()
-            for key, (start, stop) in zip(keys, pairwise(stops), strict=True):
-                self._places[key.tobytes()] = (file, start, stop)
+            keys, sums = file.get_tensor("keys").numpy(), file.get_tensor("sums").tolist()
+            for key, (start, stop), total in zip(keys, pairwise(stops), sums, strict=True):
+                self._places[key.tobytes()] = (path, file, start, stop, total)
 
     def taught(
         self,
@@ -260,8 +267,14 @@ class CachedTeacher:
         return teacher
 
     def _read(self, key: bytes) -> tuple[torch.Tensor, torch.Tensor]:
-        file, start, stop = self._places[key]
+        if key not in self._places:
+            raise ModelError(
+                f"{self._folder} is damaged: remove it, and the teacher writes it again"
+            )
+        path, file, start, stop, total = self._places[key]
         ids, log_probs = (file.get_slice(name)[start:stop] for name in ("ids", "log_probs"))
+        if _sum(ids, log_probs) != total:
+            raise _damaged(path)
         return ids, log_probs.float()  # autocast in bfloat16 joins none in float16
 
 
@@ -289,6 +302,14 @@ def spread(ids: torch.Tensor, log_probs: torch.Tensor, log_q: torch.Tensor) -> t
     known = log_probs.log_softmax(1)  # the sum was rounded
     others = log_q.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
     return (log_q + (known[:, -1:] - others)).scatter_(1, ids, known[:, :-1])
+
+
+def _damaged(path: Path) -> ModelError:
+    return ModelError(f"{path} is damaged: remove it, and the teacher writes it again")
+
+
+def _sum(ids: torch.Tensor, log_probs: torch.Tensor) -> int:
+    return crc32(log_probs.numpy().tobytes(), crc32(ids.numpy().tobytes()))
 
 
 def _nothing(start: int, stop: int, log_q: torch.Tensor) -> torch.Tensor:

@@ -130,6 +130,11 @@ class Distill(SFT):
         elif self.is_cached and not (self._given / INDEX).is_file():
             refuse_unwritable(self._given, "trainer.cache")
 
+    def refuse_other_cache(self, plan: Plan, dtype: "torch.dtype") -> None:
+        """Refuse a given folder with a cache of another teacher or other settings, or damaged."""
+        if self.is_cached and self.cache != "auto":
+            self._teacher_cache(plan, None, dtype).whole_files()
+
     @property
     def _given(self) -> Path:
         return Path(self.cache).expanduser().absolute()
@@ -173,8 +178,10 @@ class Distill(SFT):
             "teacher", lambda: cache.complete(train, plan, tokenizer, dtype)
         )
 
-    def _teacher_cache(self, plan: Plan, train: "Dataset", dtype: "torch.dtype") -> "TeacherCache":
-        """Return the cache of a teacher in its original type, for tokenized training rows."""
+    def _teacher_cache(
+        self, plan: Plan, train: "Dataset | None", dtype: "torch.dtype"
+    ) -> "TeacherCache":
+        """Return the cache of a teacher in its original type; for tokenized rows, if known."""
         import torch
 
         from lamina.heal.distillation.cache import PROTOCOL, TeacherCache
@@ -183,7 +190,7 @@ class Distill(SFT):
         half = next((kind for key, kind in halves.items() if self.args.get(key)), None)
         bound = {
             "teacher": base_identity(plan.source),
-            "data": fingerprint(train)[:16],
+            **({} if train is None else {"data": fingerprint(train)[:16]}),
             "trainer.top_k": self.top_k,
             "trainer.temperature": self.temperature,
             "precision": f"{dtype} {half or ''}".replace("torch.", "").rstrip(),

@@ -59,6 +59,11 @@ def refuse_unrepairable(
         if down_projection(block) is None:
             what = f"before the cut {format_layers(cut)}, has no down_proj"
             raise _unrepairable(method, layer, block, what)
+    if method == MAGNITUDE and kept_layers[-1] < cuts[0].start:
+        raise ModelError(
+            f"repair={method}: no layer follows the cut {format_layers(cuts[0])}, so nothing would "
+            "change: use repair=closed_form or repair=none"
+        )
     for position, layer in enumerate(kept_layers if method == MAGNITUDE else ()):
         if layer >= cuts[0].stop and not writers(stack[position]):
             what = f"after the cut {format_layers(cuts[0])}, has no o_proj and down_proj"
