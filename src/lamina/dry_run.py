@@ -182,6 +182,7 @@ def footprint_of(
     checkpoints = sizes.most_checkpoints(experiment.save_total_limit, steps, experiment.eval_steps)
     return {
         "weights": weights,
+        "teacher": experiment.planned_memory.teacher if experiment.plan.source else 0,
         "gradients": gradients,
         "optimizer": optimizer,
         "peak_memory": peak_memory_bytes(),  # activations included

@@ -33,7 +33,7 @@ def run_name(experiment: Experiment, own: Sequence[str]) -> str:
 
 def context(experiment: Experiment, record: Record, start: Start) -> Context:
     """Return what loggers and callbacks may know about the run."""
-    plan, run_name, settings = experiment.plan, record.content["name"], experiment.parameters
+    plan, name, settings = experiment.plan, record.content["name"], experiment.parameters
     given = (override.lstrip("+") for override in record.own)
     own = dict(each.partition("=")[::2] for each in given if not each.startswith(IN_NAME))
     compared = {
@@ -46,8 +46,8 @@ def context(experiment: Experiment, record: Record, start: Start) -> Context:
     logs = Path(experiment.logging_dir).expanduser().absolute()
     return Context(
         run_dir=Path(experiment.run_dir).absolute(),
-        logging_dir=logs / plan.model_type / run_name,
-        run_name=run_name,
+        logging_dir=logs / plan.model_type / name,
+        run_name=name,
         tags=(plan.model_type, experiment.adapter_name or "untrained"),
         hyperparameters=own | compared,
         changed={*own, "layers", "adapter"},

@@ -31,7 +31,7 @@ def run_rounds(
         record.write()
     for number in range(1, rounds):
         current = round_of(experiment, number, current, earlier)
-        logger.info("round %d of %d: down to %s layers", number, rounds, current.round.keep_layers)
+        _announce(current.round)
         own, given = Path(current.run_dir), record.content
         with locked(own, "hydra.run.dir") if distributed.is_first() else nullcontext():
             each = Record(own, given["overrides"], given["config"], record.own)
@@ -41,7 +41,10 @@ def run_rounds(
                 with each.outcome():
                     run(current, each)
         earlier.append(each)
-    run(round_of(experiment, rounds, current, earlier), record)
+    current = round_of(experiment, rounds, current, earlier)
+    if earlier:
+        _announce(current.round)
+    run(current, record)
     if earlier:
         every = [*earlier, record]
         record.content["rounds"] = [*map(_about, every)]
@@ -100,6 +103,10 @@ def planned_rounds(experiment: Experiment, first: Experiment) -> Iterator[dict[s
             except ScoresNeededError:
                 kept = None
         yield {"layers": count, "kept_layers": kept and [*kept]}
+
+
+def _announce(each: Round) -> None:
+    logger.info("round %d of %d: down to %s layers", each.number, each.rounds, each.keep_layers)
 
 
 def _about(record: Record) -> dict[str, Any]:

@@ -358,7 +358,10 @@ MISTAKES = {
     "no answers: use data.answers=given\n"
     "dry_run=true takes a training step, and trainer=none has none: leave out one of them",
     "trainer=distill trainer.loss=kl": "trainer.loss=kl: use forward_kl or jsd",
-    "trainer=distill trainer.temperature=0": "trainer.temperature=0.0: use a value above 0",
+    "trainer=distill trainer.temperature=0": "trainer.temperature=0.0: use a value above 0, "
+    "at most 20",
+    "trainer=distill trainer.temperature=1e6": "trainer.temperature=1000000.0: use a value above "
+    "0, at most 20",
     "trainer=distill trainer.cross_entropy=1": "trainer.cross_entropy=1.0: use a value from 0 to "
     "below 1",
     "trainer=distill trainer.args.loss_type=dft": "trainer.args.loss_type=dft has no effect with "

@@ -46,6 +46,7 @@ def test_a_killed_pass_goes_on_where_it_was_and_two_runs_share_it(tmp_path: Path
     (row,) = [each.split() for each in whole.output.splitlines() if each.startswith("answers ")]
     assert row[1:7] == f"{counts['kept']} of the original {counts['cut']} cut,".split()
     assert whole.result["data"]["train"]["rows"] == counts["kept"]
+    assert "| data.answers | original |" in (whole.final / "README.md").read_text()
 
     cache = tmp_path / "cache"
     with start(

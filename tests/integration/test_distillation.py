@@ -46,6 +46,24 @@ def test_a_distilled_model_reloads_with_its_loss(taught: Finished) -> None:
     assert taught.result["settings"]["trainer.loss"] == "forward_kl"
 
 
+def test_the_card_says_what_the_training_loss_was(taught: Finished) -> None:
+    lines = (taught.final / "README.md").read_text().splitlines()
+    table = lines.index("| healing | |")
+    assert lines[table + 2 : table + 6] == [
+        "| trainer | distill |",
+        "| trainer.loss | forward_kl |",
+        "| trainer.temperature | 1 |",
+        "| learning_rate | 0.002 |",
+    ]
+
+
+def test_a_run_that_ends_before_a_log_has_its_divergence(tmp_path: Path) -> None:
+    given = (*TAUGHT, "max_steps=2", "evaluation=none")
+    runs = [train(tmp_path / every, *given, f"logging_steps={every}") for every in ("2", "10")]
+    assert [done.code for done in runs] == [0, 0], runs[0].errors + runs[1].errors
+    assert runs[1].metrics["kl"] == runs[0].metrics["kl"] > 0
+
+
 def test_divergence_and_cost_of_the_teacher_are_recorded_and_logged(taught: Finished) -> None:
     metrics = taught.metrics
     kl, loss, tokens, teacher = logged(

@@ -76,6 +76,16 @@ def test_a_target_decides_the_layers_of_dry_run_and_run(dtype: str, tmp_path: Pa
     assert note["notes"][0] == line
 
 
+def test_a_teacher_takes_the_memory_of_the_layers_that_went(tmp_path: Path) -> None:
+    dry = train(tmp_path / "dry", *PRUNED, "trainer=distill", "dry_run=true")
+    assert dry.code == 0, dry.errors
+    nbytes = 4 * 147_776 * 4  # layers, weights, float32
+    assert reported(dry)["footprint"]["teacher"] == nbytes
+    assert ["teacher", *format_bytes(nbytes).split()] in [
+        line.split()[:3] for line in dry.output.splitlines()
+    ]
+
+
 def test_nothing_is_written_but_the_report(pair: tuple[Finished, Finished]) -> None:
     dry, _ = pair
     own = {path.name for path in dry.folder.iterdir()} - {".hydra", "train.log"}
@@ -112,6 +122,7 @@ def test_the_console_shows_the_config_the_layers_and_what_is_trained(
     assert "keep_layers: 8" in output
     assert "■■■■■■■■□□□□  8 of 12 layers: [0, 8)" in output
     assert "tokens trained" in output
+    assert "\nteacher" not in output
     assert "<|im_start|>assistant\n⟦" in output
     assert output.count("<|im_end|>⟧") == 2
     assert "⟦<|im_start|>user" not in output

@@ -49,6 +49,8 @@ def first_round(folder: Path) -> dict[str, Any]:
 
 def test_each_round_cuts_what_the_one_before_left(done: Finished) -> None:
     first, result = first_round(done.folder), done.result
+    said = [line for line in done.errors.splitlines() if line.startswith("round ")]
+    assert said == ["round 1 of 2: down to 8 layers", "round 2 of 2: down to 5 layers"]
     assert first["status"] == result["status"] == "completed"
     kept, before = result["kept_layers"], first["kept_layers"]
     assert (len(kept), len(before), result["num_layers"], first["num_layers"]) == (5, 8, 12, 12)

@@ -107,6 +107,11 @@ def test_final_has_what_a_user_needs_beside_the_weights(pruned: Finished) -> Non
     assert note["kept_layers"] == list(range(8))
     assert note["source_model"] == str(REFERENCE)
     assert note["data_fingerprint"] == pruned.result["provenance"]["data_fingerprint"]
+    assert list(note["healing"]) == [
+        "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs",
+        "per_device_train_batch_size", "gradient_accumulation_steps", "max_seq_length", "packing",
+        "seed",
+    ]  # fmt: skip
     card = (pruned.final / "README.md").read_text()
     assert "8 of 12 layers" in card
     assert "[0, 8)" in card

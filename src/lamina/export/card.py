@@ -18,6 +18,9 @@ HEALING = (
 ).split()
 """Parameters of the run on its card."""
 
+DISTILLING = ("loss", "temperature", "cross_entropy", "hidden")
+"""Settings of trainer=distill on the card, unless they are 0."""
+
 LOSSES = ("baseline_eval_loss", "reduced_eval_loss", "eval_loss")
 """Metrics on the card."""
 
@@ -89,8 +92,12 @@ def _license(path: Path) -> str | None:
 
 def healing(parameters: dict[str, Any]) -> dict[str, Any]:
     """Return the main parameters; a value in trainer.args is the one the trainer used."""
-    given, budget = parameters["trainer"]["args"], parameters["budget"]["tokens"]
-    found = {key: given.get(key, parameters[key]) for key in HEALING}
+    trainer, budget = parameters["trainer"], parameters["budget"]["tokens"]
+    own = {f"trainer.{key}": trainer[key] for key in DISTILLING if trainer.get(key)}
+    found = {"trainer": "distill", **own} if own else {}
+    if (answers := parameters["data"]["answers"]) != "given":
+        found["data.answers"] = answers
+    found |= {key: trainer["args"].get(key, parameters[key]) for key in HEALING}
     if budget is not None:
         del found["max_steps"], found["num_train_epochs"]
         found["budget.tokens"] = budget

@@ -81,11 +81,12 @@ def _figures(content: dict[str, Any]) -> Table:
     processes = content["processes"]
     where = "in one process" if processes == 1 else f"in {processes} processes together"
     about = f"{step['tokens']:,} tokens forward and backward, {step['seconds']:.1f} s"
+    held = ["weights", *["teacher"] * bool(footprint["teacher"]), "gradients", "optimizer"]
     return figures_table(
         [
             ("parameters", f"{content['parameters']:,}", "without the adapter's"),
             ("trained", f"{content['trainable_parameters']:,}", f"{share:.2%} of that number"),
-            *((name, sizes[name], "") for name in ("weights", "gradients", "optimizer")),
+            *((name, sizes[name], "") for name in held),
             ("peak memory", sizes["peak_memory"], free),
             ("one checkpoint", sizes["checkpoint"], kept),
             ("final/", sizes["final"], content["form"]),

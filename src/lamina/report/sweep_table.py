@@ -21,7 +21,7 @@ LEAST_TASKS = 1
 """Tasks in the table, however narrow the terminal."""
 
 UNLIMITED = 10_000
-"""Characters that no table needs."""
+"""Characters; wider than any table."""
 
 BEST, NEAR = "*", "~"
 """Marks of the run with the lowest healed loss, and of those within noise of it."""

@@ -126,11 +126,15 @@ class DistillationTrainer(TokenLossTrainer):
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            tokens, *sums = distributed.summed(self._sums.tolist())
-            means = (each / max(1, tokens) for each in sums)
-            logs.update(zip(FIGURES, means, strict=True))
+            logs.update(self._means())
             self._sums = torch.zeros_like(self._sums)
         super().log(logs, start_time)
+
+    def _means(self) -> dict[str, float]:
+        """Return `FIGURES`; none if no token was trained. All processes must call it."""
+        tokens, *sums = distributed.summed(self._sums.tolist())
+        means = zip(FIGURES, sums, strict=True)
+        return {name: each / tokens for name, each in means} if tokens else {}
 
     @override
     def unlogged(self) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class DistillationTrainer(TokenLossTrainer):
 
     @override
     def figures(self) -> dict[str, Any]:
-        history = reversed(self.state.log_history)
+        history = reversed([*self.state.log_history, self._means()])
         last = next((entry["kl"] for entry in history if "kl" in entry), None)
         figures = {**super().figures(), "kl": last}
         if isinstance(teacher := self._teacher, CachedTeacher):
