@@ -7,6 +7,7 @@ The command line prints it without a traceback. Any other exception is a bug in 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 
 class LaminaError(Exception):
@@ -63,6 +64,13 @@ def naming(
 def either(names: Sequence[str]) -> str:
     """Join names into 'a, b or c'."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def in_yaml(value: Any) -> str:
+    """Return a value as a config file has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:

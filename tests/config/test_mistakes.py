@@ -36,8 +36,15 @@ MISTAKES = {
     "trainer=distill trainer.cache=auto trainer.hidden=0.5": "trainer.hidden=0.5 compares hidden "
     "states, and trainer.cache=auto has predictions alone: set trainer.hidden=0, or "
     "trainer.cache=none",
-    "data=blend data.sources=null": "data.sources is empty: set 'data.sources={NAME: {train: FILE, "
-    "weight: NUMBER}, ...}'",
+    # Groups of free keys.
+    "data=blend data.sources=null": "data.sources=null: a group of keys; set "
+    "data.sources.NAME=VALUE",
+    "model=scratch model.architecture=foo": "model.architecture=foo: a group of keys; set "
+    "model.architecture.NAME=VALUE",
+    "trainer.args={1:2}": "trainer.args.1: a name must be text, not a number, true or false",
+    "adapter={1:2}": "adapter.1: a name must be text, not a number, true or false",
+    "model=scratch model.architecture={true:2}": "model.architecture.True: a name must be text, "
+    "not a number, true or false",
     # Layers.
     "model.keep_layers=99": "model.keep_layers=99, but the model has 12 layers: use 1 to 11",
     "model.keep_layers=12": "model.keep_layers=12, but the model has 12 layers: use 1 to 11; for "
@@ -294,6 +301,7 @@ MISTAKES = {
     "[27,24]",
     "ladder.keep_layers=[10,ten]": "ladder.keep_layers=[10,'ten']: use two numbers of layers or "
     "more, such as [27,24]",
+    "ladder.keep_layers=[9,0]": "ladder.keep_layers=[9,0]: each round must keep 1 layer or more",
     "ladder.keep_layers=[8,10]": "ladder.keep_layers=[8,10]: each round must keep fewer layers",
     "ladder.keep_layers=[10,10,8]": "ladder.keep_layers=[10,10,8]: each round must keep fewer "
     "layers",
@@ -354,8 +362,8 @@ MISTAKES = {
     "no adapter",
     "trainer=none export.form=both": "export.form=both: trainer=none trains no adapter: leave it "
     "out",
-    "trainer=none data.answers=original dry_run=true": "data.answers=original: trainer=none trains "
-    "no answers: use data.answers=given\n"
+    "trainer=none data.answers=original dry_run=true": "data.answers=original has no use with "
+    "trainer=none: use data.answers=given\n"
     "dry_run=true takes a training step, and trainer=none has none: leave out one of them",
     "trainer=distill trainer.loss=kl": "trainer.loss=kl: use forward_kl or jsd",
     "trainer=distill trainer.temperature=0": "trainer.temperature=0.0: use a value above 0, "

@@ -59,8 +59,7 @@ def test_sources_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         blend({**sources, "b": {"train": str(b), "weight": 100}}).load()
     assert str(refused.value) == (
-        "data.sources.a.weight=1.0: draws no row, since another source has too few: raise it, or "
-        "give that source more rows"
+        "data.sources.a.weight=1.0 draws no row: raise it, or add rows to the other sources"
     )
     b.write_text("\n")
     with pytest.raises(DataError, match=rf"^data\.sources\.b\.train={b}: no rows$"):
@@ -86,9 +85,30 @@ def test_a_run_records_how_many_rows_each_source_gave(tmp_path: Path) -> None:
     [
         ("{}", "data.sources is empty: set 'data.sources={NAME: {train: FILE, weight: NUMBER}, "),
         ("{a: b}", "data.sources.a=b: expected train and weight\n"),
-        ("{a: {train: b, weight: 0}}", "data.sources.a.weight=0: use a number above 0\n"),
-        ("{a: {train: b, weight: -1.5}}", "data.sources.a.weight=-1.5: use a number above 0\n"),
-        ("{a: {train: b, weight: x}}", "data.sources.a.weight=x: use a number above 0\n"),
+        (
+            "{a: {train: b, weight: 0}}",
+            "data.sources.a.weight=0: use a number above 0 and at most 1e9\n",
+        ),
+        (
+            "{a: {train: b, weight: -1.5}}",
+            "data.sources.a.weight=-1.5: use a number above 0 and at most 1e9\n",
+        ),
+        (
+            "{a: {train: b, weight: x}}",
+            "data.sources.a.weight=x: use a number above 0 and at most 1e9\n",
+        ),
+        (
+            "{a: {train: b, weight: 1e308}, b: {train: b, weight: 1}}",
+            "data.sources.a.weight=1e+308: use a number above 0 and at most 1e9\n",
+        ),
+        ("{a: null}", "data.sources.a=null: expected train and weight\n"),
+        ("{a: {train: '', weight: 1}}", "data.sources.a.train=: expected a file or folder\n"),
+        ("{a: {train: null, weight: 1}}", "data.sources.a.train=null: expected a file or folder\n"),
+        ("foo", "data.sources=foo: a group of keys; set data.sources.NAME=VALUE\n"),
+        (
+            "{1: {train: b, weight: 1}, c: {train: b, weight: 1}}",
+            "data.sources.1: a name must be text, not a number, true or false\n",
+        ),
         ("{a: {train: b}}", "data.sources.a.weight is missing: set data.sources.a.weight=NUMBER\n"),
         ("{a: {train: 1, weight: 1}}", "data.sources.a.train=1: expected a file or folder\n"),
         (

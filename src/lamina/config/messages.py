@@ -14,7 +14,7 @@ from lamina.config.library_fields import fields_of
 from lamina.config.parameters import PROCESSES
 from lamina.config.quoting import NO_PAIR, as_text, for_shell
 from lamina.config.schema import OPTIONS, is_open, own_fields
-from lamina.errors import LaminaError, did_you_mean, either, reason_of
+from lamina.errors import LaminaError, did_you_mean, either, in_yaml, reason_of
 from lamina.limits import WHOLE_TOKENS
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -81,7 +81,7 @@ def setting_problem(
         return _unknown_key(key, argument or key, getattr(error.object_type, "__name__", ""), known)
     node = error.child_node or OmegaConf.select(config, key, throw_on_resolution_failure=False)
     if given is not None:
-        value = _in_yaml(given)
+        value = in_yaml(given)
     elif str(value) == "None":  # or a node without a value; also where a list meets a mapping
         value = (argument or "").partition("=")[2] or "null"
     if isinstance(node, DictConfig):
@@ -157,14 +157,7 @@ def too_many(given: Sequence[Override]) -> str | None:
 
 def not_a_group(key: str, value: Any) -> str:
     """Say that a key holds a value instead of further keys."""
-    return f"{key}={_in_yaml(value)}: a group of keys; set {key}.NAME=VALUE"
-
-
-def _in_yaml(value: Any) -> str:
-    """Return a value as a config file has it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{key}={in_yaml(value)}: a group of keys; set {key}.NAME=VALUE"
 
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:

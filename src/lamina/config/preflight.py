@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, get_origin
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -60,6 +60,7 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
                 raise ConfigError(not_a_group(group, node))
     except OmegaConfBaseException as error:
         raise ConfigError(_unresolved(error)) from error
+    _refuse_unnamed(content)
     binding = Binding()
     run, missing = binding.build(content), sorted(binding.missing)
     problems = [f"{key} is missing: set {key}=VALUE" for key in missing] + binding.problems
@@ -69,6 +70,15 @@ def _bound(config: DictConfig) -> tuple[Any, list[str], list[str]]:
     if not isinstance(run, Parameters | EvaluationParameters | Cut):
         raise ConfigError(f"_target_={content.get('_target_')}: Lamina sets it: leave it out")
     return run, problems, missing
+
+
+def _refuse_unnamed(content: dict[Any, Any], path: str = "") -> None:
+    """Raise ConfigError if a key is no text; a file and the command line may have such keys."""
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}{key}: a name must be text, not a number, true or false")
+        if isinstance(value, dict):
+            _refuse_unnamed(value, f"{path}{key}.")
 
 
 def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iterator[str]:
@@ -83,6 +93,10 @@ def _setting_problems(settings: Any, config: DictConfig, path: str = "") -> Iter
             continue
         if isinstance(value, float) and not isfinite(value):
             yield f"{key}={value}: use a finite number"
+            complete = False
+            continue
+        if get_origin(entry.type) is dict and not isinstance(value, dict):
+            yield not_a_group(key, value)
             complete = False
             continue
         for limit in getattr(entry.type, "__metadata__", ()):

@@ -85,9 +85,9 @@ def _untrained_problems(run: Parameters) -> Iterator[str]:
     if run.adapter.in_4bit:
         yield "adapter=qlora: trainer=none trains no adapter beside 4-bit weights: leave it out"
     if run.data.answers == "original":
-        yield "data.answers=original: trainer=none trains no answers: use data.answers=given"
+        yield "data.answers=original has no use with trainer=none: use data.answers=given"
     if run.resume not in KEYWORDS:
-        yield f"resume={run.resume}: trainer=none resumes no training: leave it out"
+        yield f"resume={run.resume} has no use with trainer=none: leave it out"
     if run.dry_run:
         yield "dry_run=true takes a training step, and trainer=none has none: leave out one of them"
 

@@ -3,13 +3,16 @@
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from math import isfinite
 from typing import Any
 
 from lamina.data.cache import cached_map
 from lamina.data.files import row_features
 from lamina.data.splits import Split
-from lamina.errors import DataError, did_you_mean
+from lamina.errors import DataError, did_you_mean, in_yaml
+from lamina.units import format_count
+
+MOST_WEIGHT = 1e9
+"""Largest weight; far larger ones have no finite sum."""
 
 KEYS = {"train": "FILE", "weight": "NUMBER"}
 """A source's settings, and what stands for their values in advice."""
@@ -19,22 +22,25 @@ def source_problems(sources: Mapping[str, Any]) -> Iterator[str]:
     """Name what is wrong with data.sources."""
     if not sources:
         yield "data.sources is empty: set 'data.sources={NAME: {train: FILE, weight: NUMBER}, ...}'"
-        return  # it may also be null
     for name, given in sources.items():
         key = f"data.sources.{name}"
         if not isinstance(given, dict):
-            yield f"{key}={given}: expected train and weight"
+            yield f"{key}={in_yaml(given)}: expected train and weight"
             continue
         for unknown in given.keys() - KEYS.keys():
             advice = did_you_mean(str(unknown), KEYS) or "; use train and weight"
             yield f"{key}.{unknown}={given[unknown]}: no such key{advice}"
         for each in KEYS.keys() - given.keys():
             yield f"{key}.{each} is missing: set {key}.{each}={KEYS[each]}"
-        if "train" in given and not isinstance(given["train"], str):
-            yield f"{key}.train={given['train']}: expected a file or folder"
+        file = given.get("train", "FILE")
+        if not isinstance(file, str) or not file:
+            yield f"{key}.train={in_yaml(file)}: expected a file or folder"
         weight = given.get("weight", 1)
-        if type(weight) not in (int, float) or not isfinite(weight) or weight <= 0:
-            yield f"{key}.weight={weight}: use a number above 0"
+        if type(weight) not in (int, float) or not 0 < weight <= MOST_WEIGHT:
+            yield (
+                f"{key}.weight={in_yaml(weight)}: use a number above 0 and at most "
+                f"{format_count(MOST_WEIGHT)}"
+            )
 
 
 def blended(parts: Mapping[str, Split], weights: Mapping[str, float], seed: int) -> Split:
@@ -59,8 +65,8 @@ def blended(parts: Mapping[str, Split], weights: Mapping[str, float], seed: int)
         count, size = round(most * weights[name] / total), len(part.rows)
         if count == 0:
             raise DataError(
-                f"data.sources.{name}.weight={weights[name]}: draws no row, since another source "
-                f"has too few: raise it, or give that source more rows"
+                f"data.sources.{name}.weight={weights[name]} draws no row: raise it, or add rows "
+                "to the other sources"
             )
         chosen = random.Random(f"{seed} {name}").sample(range(size), count)
         moved = cached_map(

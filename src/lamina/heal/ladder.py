@@ -38,8 +38,10 @@ class Ladder:
         if counts is None:
             return
         is_list = isinstance(counts, list) and all(type(count) is int for count in counts)
-        if not is_list or len(counts) < 2 or counts[-1] < 1:
+        if not is_list or len(counts) < 2:
             yield f"{self.given}: use two numbers of layers or more, such as [27,24]"
+        elif min(counts) < 1:
+            yield f"{self.given}: each round must keep 1 layer or more"
         elif sorted(set(counts), reverse=True) != counts:
             yield f"{self.given}: each round must keep fewer layers"
 
