@@ -57,6 +57,8 @@ def naming(
     """Turn a library's refusal in the body into an error that names the config key."""
     try:
         yield
+    except LaminaError:
+        raise
     except causes as error:
         raise kind(f"{key}: {reason_of(error)}") from error
 

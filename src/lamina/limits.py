@@ -21,6 +21,12 @@ def one_of(*names: str, note: str = "") -> Limit:
     return Limit(lambda value: value in names, f"use {either(names)}{note}")
 
 
+def named(advice: str) -> Limit:
+    """Allow a path or a word, but neither nothing nor what YAML's true and false become as text."""
+    return Limit(lambda value: value not in ("", "True", "False"), advice)
+
+
+FOLDER = named("use a folder")
 ABOVE_ZERO = Limit(lambda value: value > 0, "use a value above 0")
 AT_LEAST_ONE = Limit(lambda value: value >= 1, "use 1 or more")
 NOT_NEGATIVE = Limit(lambda value: value >= 0, "use 0 or more")

@@ -21,6 +21,10 @@ VARIANTS = "The options are dropped, layers, original, pruned, scratch."
 
 MISTAKES = {
     # The teacher's cache.
+    "trainer=distill trainer.cache=true": "trainer.cache=True: use none, auto or a folder",
+    "trainer=distill trainer.hidden=1 model.keep_layers=1": "trainer.hidden=1.0 compares states "
+    "before each kept layer but the first, and model.keep_layers=1 keeps no other: set "
+    "trainer.hidden=0",
     "trainer=distill trainer.top_k=0": "trainer.top_k=0: use 1 or more",
     "trainer=distill trainer.min_mass=1": "trainer.min_mass=1.0: use a value from 0 to below 1",
     "trainer=distill trainer.cache=null": "trainer.cache=null: set a value",
@@ -392,6 +396,9 @@ MISTAKES = {
     "adapter=partial trainer.args.gradient_checkpointing_kwargs={use_reentrant:true}": "trainer."
     "args.gradient_checkpointing_kwargs.use_reentrant=true: adapter=partial would train no layer, "
     "because what enters them has no gradient: set it to false",
+    "adapter=partial adapter.layers=9": "adapter.layers=9, but only 8 layers stay: use 8 or less",
+    "adapter=partial adapter.layers=12 model=dropped": "adapter.layers=12, but only 11 layers "
+    "stay: use 11 or less",
     "adapter=partial adapter.layers=0": "adapter.layers=0: use 1 or more",
     "adapter=partial adapter.head=tied": "adapter.head=tied: use auto or untied",
     "repair=closedform": "repair=closedform: use none, magnitude or closed_form",
@@ -436,6 +443,12 @@ MISTAKES = {
     "model_name=${nowhere}": "model_name: refers to nowhere, which does not exist",
     # Foreign code.
     "++model._target_=os.system": f"model._target_=os.system: {OURS}",
+    # True, which is neither a path nor a word.
+    "output_dir=true logging_dir=false": "output_dir=True: use a folder\nlogging_dir=False: use a "
+    "folder",
+    "run_dir=true": "run_dir=True: use a folder",
+    "data.chat_template=true": "data.chat_template=True: no such file; use a jinja file, chatml, "
+    "or the name of one of the tokenizer's templates",
     # Several at once.
     "learnig_rate=1 model=prunned max_step=3 bf16=maybe warmup_ratio=2": "model=prunned: no such "
     f"option; did you mean pruned?\n{VARIANTS}\n"

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from lamina.depth.loading import load_model
 from lamina.depth.reduction import reduction
+from lamina.errors import ConfigError
 from lamina.heal.adapters import Partial
 from lamina.heal.memory import MemoryEstimate
 from lamina.runtime.sizes import trained_weights
@@ -68,8 +69,11 @@ def test_an_untied_head_is_a_copy_and_trained(caplog: pytest.LogCaptureFixture) 
     with torch.no_grad():
         model.lm_head.weight.zero_()
     assert model.get_input_embeddings().weight.any()
-    partial("auto", layers=99).freeze(model)  # all layers, and a head that is no longer tied
+    partial("auto", layers=8).freeze(model)  # all layers, and a head that is no longer tied
     assert len(trained(model)) == 9
+    with pytest.raises(ConfigError) as refused:
+        partial("auto", layers=9).freeze(model)
+    assert str(refused.value) == "adapter.layers=9, but only 8 layers stay: use 8 or less"
 
 
 @pytest.mark.parametrize(("head", "more"), [("auto", 0), ("untied", HEAD)])

@@ -15,7 +15,15 @@ from lamina.heal.callbacks.settings import CallbackSettings
 from lamina.heal.ladder import Ladder
 from lamina.heal.repair.methods import CLOSED_FORM, MAGNITUDE, NONE
 from lamina.heal.sft import SFT
-from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, WHOLE_TOKENS, Limit, one_of
+from lamina.limits import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    FOLDER,
+    NOT_NEGATIVE,
+    WHOLE_TOKENS,
+    Limit,
+    one_of,
+)
 from lamina.measure.evaluate import Evaluation
 from lamina.scan.passes import ScanSettings
 
@@ -100,9 +108,9 @@ class Parameters:
     depth: DepthDefaults
     generator: GeneratorParameters
     export: Export
-    run_dir: str
-    output_dir: str
-    logging_dir: str
+    run_dir: Annotated[str, FOLDER]
+    output_dir: Annotated[str, FOLDER]
+    logging_dir: Annotated[str, FOLDER]
     wandb_project: str
     distributed: Annotated[int | str, PROCESSES]
     parallel: Annotated[str, one_of("auto", "ddp", "fsdp")]

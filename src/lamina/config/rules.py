@@ -15,6 +15,7 @@ from lamina.depth.surgery import layer_count, layer_kinds
 from lamina.depth.variants import Original, Pruned, Scratch
 from lamina.errors import LaminaError
 from lamina.heal import kernels, packing
+from lamina.heal.adapters import Partial
 from lamina.heal.callbacks.loggers import WandB
 from lamina.heal.repair.methods import NONE
 from lamina.heal.resume import KEYWORDS, given_checkpoint
@@ -153,7 +154,9 @@ def layer_problems(run: Parameters) -> Iterator[str]:
                 known = any(layer_kinds(source.config))  # else the run asks transformers for them
                 protected = parse_protection(run.depth.protect, source.config, strict=known)
             yield from run.ladder.refuse_depth(depth)
-            run.model.kept_layers(depth, NoScores(), protected)
+            kept = run.model.kept_layers(depth, NoScores(), protected)
+            if isinstance(run.adapter, Partial):
+                yield from run.adapter.refuse_depth(len(kept))
     except LaminaError as error:
         yield str(error)
     except ScoresNeededError:

@@ -36,7 +36,8 @@ LossOn = Annotated[str, one_of("auto", "assistant", "completion", "all")]
 
 def _may_exist(template: str) -> bool:
     path = Path(template).expanduser()
-    return path.is_file() or not (path.suffix or path.parent.name)
+    is_name = template not in ("True", "False") and not (path.suffix or path.parent.name)
+    return path.is_file() or is_name
 
 
 Template = Annotated[

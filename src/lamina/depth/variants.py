@@ -93,6 +93,11 @@ class Pruned(Variant):
         given = (Target(key, getattr(self, key)) for key in UNITS)
         return next((target for target in given if target.given is not None), None)
 
+    @property
+    def count(self) -> int | None:
+        """How many layers stay; None if a target decides it."""
+        return self.keep_layers if self.target is None else None
+
     def problems(self) -> Iterator[str]:
         """Refuse a target that cannot be read."""
         try:

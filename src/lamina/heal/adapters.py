@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from typing_extensions import override
 
 from lamina.depth.reduction import decoder_stack
-from lamina.depth.variants import Scratch, Variant
+from lamina.depth.variants import Pruned, Scratch, Variant
 from lamina.errors import ConfigError, naming
 from lamina.export.merge import LEFT_OUT, NON_LORA_TRAINABLES
 from lamina.limits import ABOVE_ZERO, AT_LEAST_ONE, FRACTION, one_of
@@ -185,9 +185,25 @@ class Partial(Full):
     name: ClassVar[str] = "partial"
     trains_all: ClassVar[bool] = False
 
+    @override
+    def conflicts(self, model: Variant, form: str) -> Iterator[str]:
+        if isinstance(model, Pruned) and model.count:
+            yield from self.refuse_depth(model.count)
+        yield from super().conflicts(model, form)
+
+    def refuse_depth(self, kept: int) -> Iterator[str]:
+        """Refuse to train more layers than stay."""
+        if self.layers > kept:
+            yield f"adapter.layers={self.layers}, but only {kept} layers stay: use {kept} or less"
+
     def freeze(self, model: "PreTrainedModel") -> None:
-        """Freeze all but what is trained, and separate a tied head if `head` asks for it."""
+        """Freeze all but what is trained, and separate a tied head if `head` asks for it.
+
+        Raises ConfigError if the model has fewer layers than are to be trained.
+        """
         depth = model.config.get_text_config().num_hidden_layers
+        for problem in self.refuse_depth(depth):
+            raise ConfigError(problem)
         trained = [*decoder_stack(model, depth)[1]][-self.layers :]
         if self.head == "untied":
             untie_head(model)

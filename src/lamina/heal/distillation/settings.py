@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from typing_extensions import override
 
 from lamina.depth.plan import Plan
-from lamina.depth.variants import Scratch, Variant
+from lamina.depth.variants import Pruned, Scratch, Variant
 from lamina.heal.adapters import Adapter, Lora
 from lamina.heal.sft import SFT
-from lamina.limits import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, one_of
+from lamina.limits import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, Limit, named, one_of
 from lamina.measure.provenance import base_identity, fingerprint
 from lamina.runtime import distributed
 from lamina.runtime.cache import cache_folder, folder_of
@@ -46,7 +46,7 @@ class Distill(SFT):
     """Share of the cross-entropy in the loss."""
     hidden: Annotated[float, NOT_NEGATIVE]
     """Weight of 1 - cosine of both models' states before each layer that stays."""
-    cache: Annotated[str, Limit(bool, "use none, auto or a folder")]
+    cache: Annotated[str, named("use none, auto or a folder")]
     """none, auto, or the folder of the teacher's predictions."""
     top_k: Annotated[int, AT_LEAST_ONE]
     """Tokens in the cache for each trained one."""
@@ -86,6 +86,11 @@ class Distill(SFT):
             yield (
                 "trainer=distill learns from the original model, and model=scratch has none: "
                 "choose trainer=sft"
+            )
+        if self.hidden and isinstance(model, Pruned) and model.count == 1:
+            yield (
+                f"trainer.hidden={self.hidden} compares states before each kept layer but the "
+                "first, and model.keep_layers=1 keeps no other: set trainer.hidden=0"
             )
         given = adapter.further if isinstance(adapter, Lora) else {}
         if given.get("init_lora_weights") == "olora" and not self.is_cached:
