@@ -433,6 +433,7 @@ MISTAKES = {
     "data=csv data.train=a data.max_train_samples=0": "data.max_train_samples=0: use 1 or more, "
     "or null for all rows",
     "data=csv data.train=a": "data.train=a: no such file or folder",
+    "data=csv data.train=''": "data.train=: no such file or folder",
     "~adapter.r": "adapter.r is missing: set adapter.r=VALUE",
     "~dtype": "dtype is missing: set dtype=VALUE",
     "data=disk data.path=a": "data.path=a: no such folder",

@@ -70,7 +70,7 @@ def row_features() -> "Features":
 def find_files(key: str, name: str, kind: str) -> list[Path]:
     """Return a path's files, unread; raises DataError if there are none or one is empty."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         paths = _in_folder(path, kind)
         if not paths:
             others = either([each for each in READERS if each != kind])
