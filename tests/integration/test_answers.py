@@ -120,8 +120,9 @@ def test_a_dry_run_leaves_the_given_answers(tmp_path: Path) -> None:
         ),
         (["data.answers=mine"], "data.answers=mine: use given or original"),
         (
-            ["data.answer_settings.vllm=''"],
-            "data.answer_settings.vllm=: use auto, none, or the path of an interpreter with vLLM",
+            ["data.answer_settings.vllm=true"],
+            "data.answer_settings.vllm=True: use auto, none, or the path of an interpreter with "
+            "vLLM",
         ),
         (
             ["data.answer_settings.vllm=gone"],

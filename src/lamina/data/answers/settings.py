@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from lamina.limits import NOT_NEGATIVE, WHOLE_TOKENS, Limit, one_of
+from lamina.limits import NOT_NEGATIVE, WHOLE_TOKENS, named, one_of
 
 Answers = Annotated[str, one_of("given", "original")]
 
 VLLM_KEY = "data.answer_settings.vllm"
 
-NOT_EMPTY = Limit(bool, "use auto, none, or the path of an interpreter with vLLM")
+INTERPRETER = named("use auto, none, or the path of an interpreter with vLLM")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,5 +24,5 @@ class AnswerSettings:
     """Most tokens in one answer."""
     batch_tokens: Annotated[int, WHOLE_TOKENS]
     """Most tokens in one batch, answers and padding included."""
-    vllm: Annotated[str, NOT_EMPTY]
+    vllm: Annotated[str, INTERPRETER]
     """Path of an interpreter with vLLM, auto (this one, if it has vLLM) or none (transformers)."""
