@@ -11,8 +11,8 @@ processes, too. Overrides make another sweep, of --jobs jobs:
     python benchmarks/chaos.py --jobs 9 'experiment=glob(heal_*)' budget.tokens=null max_steps=20
 
     --seed decides the pauses and the victims. A start that adds no checkpoint makes the following
-    pauses longer; jobs that complete before their share of the kills make them shorter, so that the
-    kills cover the whole sweep.
+    pauses longer; jobs that complete before their share of the kills make them shorter. A kill
+    waits for the jobs before its own, so that the kills cover the whole sweep.
 Peer: the same sweep, undisturbed, in a folder and with caches of its own.
 Aims: as many kills as --kills; every job completed with the same loss of each step, and the same
 losses of the untouched model, after removal and after healing.
@@ -61,6 +61,9 @@ class Tally:
     starts: int = 0
     kills: dict[str, int] = field(default_factory=lambda: {"command": 0, "data worker": 0})
     """By the kind of process."""
+
+    jobs: list[int] = field(default_factory=list)
+    """How many jobs were completed at each kill."""
 
     codes: list[int] = field(default_factory=list)
     """Exit code of each start; -9 is a kill."""
@@ -128,11 +131,13 @@ class Chaos:
 
     def disturb(self, process: subprocess.Popen[bytes]) -> None:
         """Wait a while, then kill one of the command's processes unless it has ended."""
+        while not self.is_due():
+            if process.poll() is not None:
+                return
+            time.sleep(0.05)
         now = time.monotonic()
         soon, late = (now + share * self.pause for share in self.shares())
-        while self.tally.killed >= self.kills or time.monotonic() < (
-            soon if self.ahead() else late
-        ):
+        while time.monotonic() < (soon if self.ahead() else late):
             if process.poll() is not None:
                 return
             time.sleep(0.05)
@@ -144,12 +149,18 @@ class Chaos:
             return  # it has just ended by itself
         kind = "command" if victim.pid == process.pid else "data worker"
         self.tally.kills[kind] += 1
+        self.tally.jobs.append(self.completed())
         if kind == "command":
             process.wait()
 
     def shares(self) -> tuple[float, float]:
         """Draw the share of a pause to wait: if the sweep is ahead of its kills, and otherwise."""
         return self.rng.uniform(0.1, 0.4), self.rng.uniform(0.2, 1.8)
+
+    def is_due(self) -> bool:
+        """Say whether the jobs before the next kill's are completed: each gets its share."""
+        done = self.tally.killed
+        return done < self.kills and self.completed() >= done * self.jobs // self.kills
 
     def ahead(self) -> bool:
         """Say whether jobs outpace kills: all kills are due before the last job."""
