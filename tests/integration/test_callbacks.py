@@ -35,5 +35,7 @@ def test_the_progress_line_ends_with_loss_speed_and_time(pruned: Finished) -> No
     assert loss == f"loss {pruned.result['history'][-1]['loss']:.4f}"
     assert re.fullmatch(r"[\d,]+ tokens/s", speed)
     assert re.fullmatch(r"\d+ (s|min)", took)
-    assert [each.split()[0] for each in extras][:3] == ["lr", "mem", "data"]
+    names = [each.split()[0] for each in extras]
+    assert names[:2] == ["lr", "mem"]
+    assert "forward+backward" in names  # a part below 1 % is left out: data, in a quick moment
     assert extras[-1] == f"eval_loss {pruned.result['history'][-1]['eval_loss']:.4f}"

@@ -144,8 +144,9 @@ def test_tensorboard_and_wandb_have_the_tasks_before_and_after(sweep: Finished) 
     content = wandb.read_bytes()
     for task, name in (("choose", "acc"), ("read", "kl"), ("read", "top1"), ("ask", "looped")):
         # A name, the tag and the length of its value, and the value as JSON.
-        entry = rb"eval_tasks/%s/%s\x82\x01.([-+.\de]+)" % (task.encode(), name.encode())
-        values = re.findall(entry, content, re.DOTALL)
+        entry = rb"eval_tasks/%s/%s\x82\x01(.)" % (task.encode(), name.encode())
+        found = re.finditer(entry, content, re.DOTALL)
+        values = [content[each.end() : each.end() + each[1][0]] for each in found]
         assert {*map(float, values)} == {reduced[task][name], final[task][name]}
 
 
