@@ -254,6 +254,7 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(folder.parent))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(through_vllm, "BATCH", 2)
+    through_vllm.vllm_version.cache_clear()
     return folder
 
 
@@ -304,6 +305,7 @@ def test_vllm_answers_where_its_interpreter_is_given(
     fed(tmp_path, rows, VLLM)
     assert calls(vllm) == []
     installed(vllm, "0.33.0")
+    through_vllm.vllm_version.cache_clear()
     fed(tmp_path, rows, VLLM)
     assert len(calls(vllm)) == 3
 
@@ -368,3 +370,20 @@ def test_vllm_ends_with_the_run_that_was_killed(tmp_path: Path, vllm: Path) -> N
     while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_the_config_names_the_end_where_no_generation_config_does(
+    tmp_path: Path, cache: Path, vllm: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(REFERENCE, model)
+    (model / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "eos_token_id": [7, 9]}))
+    original = replace(ORIGINAL, ref=replace(ORIGINAL.ref, name=str(model)))
+    (vllm / "__init__.py").write_text(
+        STAND_IN.replace(
+            "return N(seed=seed,", "assert {7, 9} < {*stop_token_ids}; return N(seed=seed,"
+        )
+    )
+    fed(tmp_path, [chat(question) for question in QUESTIONS], VLLM, original)

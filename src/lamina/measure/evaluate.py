@@ -207,11 +207,9 @@ def _stopping(tokenizer: "PreTrainedTokenizerBase", stop: str, length: int) -> A
     return StoppingCriteriaList([Stop()])
 
 
-def end_tokens(
-    generation: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase"
-) -> list[int]:
+def end_tokens(generation: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the tokens that end an answer."""
-    ends = getattr(generation, "eos_token_id", None)
+    ends = generation.eos_token_id
     known = ends if isinstance(ends, list) else [] if ends is None else [ends]
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return sorted({*known, *own})

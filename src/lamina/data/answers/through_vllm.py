@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from lamina.data.answers.answering import (
 )
 from lamina.data.answers.settings import VLLM_KEY, AnswerSettings
 from lamina.depth.loading import generation_config
+from lamina.depth.reduction import reduction
+from lamina.depth.surgery import layer_count
 from lamina.errors import ModelError
 from lamina.measure.evaluate import end_tokens
 from lamina.measure.protocol import ModelRef
@@ -34,6 +37,7 @@ def interpreter(settings: AnswerSettings, *, in_4bit: bool) -> str | None:
     return sys.executable if find_spec("vllm") and not in_4bit else None
 
 
+@cache
 def vllm_version(python: str) -> str:
     """Return the version of an interpreter's vLLM; raises ConfigError if it has none."""
     return str(in_engine("vllm", python, {"model": None}, VLLM_KEY)["version"])
@@ -54,7 +58,9 @@ def answer_through_vllm(
     """
     generated, new = path.with_name(GENERATED_FILE), settings.max_new_tokens
     tokenizer = ref.load_tokenizer()
-    ends = end_tokens(generation_config(resolve(ref.name, ref.revision)), tokenizer)
+    source = resolve(ref.name, ref.revision)
+    whole = reduction(source, range(layer_count(source.config))).blueprint
+    ends = end_tokens(generation_config(source) or whole.generation_config, tokenizer)
     sampled = settings.temperature > 0
     known = {each.prompt for each in read_numbered(Generated, generated)}
     rows = [

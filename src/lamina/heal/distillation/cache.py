@@ -268,9 +268,7 @@ class CachedTeacher:
 
     def _read(self, key: bytes) -> tuple[torch.Tensor, torch.Tensor]:
         if key not in self._places:
-            raise ModelError(
-                f"{self._folder} is damaged: remove it, and the teacher writes it again"
-            )
+            raise _damaged(self._folder)
         path, file, start, stop, total = self._places[key]
         ids, log_probs = (file.get_slice(name)[start:stop] for name in ("ids", "log_probs"))
         if _sum(ids, log_probs) != total:
