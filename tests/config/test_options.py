@@ -63,7 +63,7 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
         if model == "scratch" and (adapter == "qlora" or experiment == "heal_answers"):
             continue  # it has no weights to quantize, and no original to answer
         given = [f"experiment={experiment}", f"model={model}", f"adapter={adapter}"]
-        chosen = ["model.keep=[0,1]", "depth.protect=null"] if model == "layers" else []
+        chosen = ["model.keep=[0,1,2]", "depth.protect=null"] if model == "layers" else []
         given += [f"logger={logger}", *chosen]
         if model != "pruned":  # the only one with a selector and a ladder
             given += ["selector=first", "ladder.keep_layers=null"]
