@@ -98,7 +98,7 @@ def _which_layers(parts: Mapping[str, Any]) -> str:
     if "which" not in parts:
         return ""
     rows = parts["which"]["reports"][MIDDLE].rows
-    name = best_selector(parts["which"]["reports"])
+    name = best_selector(parts["which"]["reports"], parts["which"]["settings"]["texts"])
     row = next(row for row in rows if row.selector == name)
     near = [f"{r.selector}" for r in rows if r is not row and (r.is_best or r.within_noise_of_best)]
     return (
@@ -358,7 +358,18 @@ def _predict(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
     yield figure(f"{NAME}-predict", predicted(reports), (), drawn)
 
 
-SECTIONS = {"which": _which, "heal": _heal, "tasks": _all_items, "far": _far, "predict": _predict}
+def _curve(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
+    yield ""
+
+
+SECTIONS = {
+    "which": _which,
+    "curve": _curve,
+    "heal": _heal,
+    "tasks": _all_items,
+    "far": _far,
+    "predict": _predict,
+}
 
 
 def _cost(parts: Mapping[str, Any]) -> Iterator[str]:

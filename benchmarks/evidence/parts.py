@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from record import EXPERIMENT, ranked
@@ -13,10 +14,24 @@ from lamina.units import parse_tokens
 
 Reports = Mapping[str, Report]
 Earlier = Callable[[str], Reports | None]
-"""Returns the reports of another part; None before it has run."""
+"""Returns the reports of another part; None before it has run with these settings."""
+
+SAME = ("overrides", "documents", "rows", "texts", "tasks", "depths")
+DECIDES = {
+    "which": ("scan_tokens", "scan_sets", "selectors", "task_items"),
+    "curve": ("far",),
+    "heal": ("methods", "budget", "seeds"),
+    "tasks": ("best",),
+    "far": ("far", "budget", "seeds", "task_items"),
+    "predict": ("predict_budget", "predict_runs"),
+}
+"""Settings on which a part's result depends, beside the model and those of `SAME`."""
 
 MIDDLE = "middle depth"
 """The group of runs at depths[1], which also answer tasks."""
+
+UNTEMPLATED = "evaluation.task_settings.template=none"
+"""Choices and last words continue a text, as in the part tasks; only questions are a chat."""
 
 ITEMS_ALONE = ("evaluation.agreement=false", "evaluation.speed.batch_sizes=[]")
 
@@ -61,9 +76,9 @@ class Plan:
         found = self.earlier("which")
         if found is None:  # only the hours are of interest
             return "model.keep=[0]"
-        name = best_selector(found)
+        name = best_selector(found, self.settings.texts)
         kept = next(row.kept_layers for row in found[MIDDLE].rows if row.selector == name)
-        return f"model.keep=[{','.join(map(str, kept or ()))}]"
+        return f"model.keep={layers(kept)}"
 
     def healed(self, name: str, runs: int) -> float:
         """Return the seconds of runs of a healing."""
@@ -74,11 +89,19 @@ class Plan:
         return runs * (trained + spent.job + (3 + 3 * trains) * spent.losses + spent.questions)
 
 
-def best_selector(which: Reports) -> str:
-    """Return the selector with the least loss at the middle depth; within noise, greedy."""
-    report = which[MIDDLE]
-    best = report.ranked[0]
-    near = {row.selector for row in report.rows if row.is_best or row.within_noise_of_best}
+def layers(kept: Sequence[int] | None) -> str:
+    """Return layers as a value of model.keep."""
+    return f"[{','.join(map(str, kept or ()))}]"
+
+
+def best_selector(which: Reports, texts: Sequence[str]) -> str:
+    """Return the selector with the least mean loss over the texts at the middle depth.
+
+    Within noise of the least loss on all of them together, greedy.
+    """
+    rows = which[MIDDLE].ranked
+    near = {row.selector for row in rows if row.is_best or row.within_noise_of_best}
+    best = min(rows, key=lambda row: fmean(row.figure(text, "loss")["value"] for text in texts))
     return "greedy" if "greedy" in near else str(best.selector)
 
 
@@ -105,7 +128,7 @@ def _which(plan: Plan) -> Iterator[Sweep]:
         count, names = plan.depth(share), ",".join(s.selectors)
         tasks = [_tasks(plan, s.texts)] if count == middle else []
         items = s.task_items * len(s.tasks) * spent.item if tasks else 0
-        limit = [f"evaluation.task_settings.limit={s.task_items}"] if tasks else []
+        limit = [f"evaluation.task_settings.limit={s.task_items}", UNTEMPLATED] if tasks else []
         searched = scan * (1 + spent.greedy) / len(s.depths)
         seconds = len(s.selectors) * (spent.job + 2 * spent.losses + items) + searched
         yield Sweep(
@@ -158,43 +181,61 @@ def _heal(plan: Plan) -> Iterator[Sweep]:
         )
 
 
+def _curve(plan: Plan) -> Iterator[Sweep]:
+    """The best selector at each depth of the part far, not healed."""
+    s, which = plan.settings, plan.earlier("which")
+    counts = ",".join(str(plan.depth(share)) for share in s.far)
+    yield Sweep(
+        group="curve",
+        name="curve",
+        command=TRAIN,
+        arguments=[
+            "experiment=evidence_removed",
+            f"model.keep_layers={counts}",
+            f"selector={best_selector(which, s.texts) if which else 'auto'}",
+        ],
+        runs=len(s.far),
+        seconds=len(s.far) * (s.seconds.job + 2 * s.seconds.losses)
+        + 4096 * s.seconds.scan_token * s.seconds.greedy / 2,
+    )
+
+
 def _all_items(plan: Plan) -> Iterator[Sweep]:
-    """The best healings, the first seed of each, and the original on all items of the tasks."""
+    """The best healings, the first seed of each, the reference and the original: all items."""
     s = plan.settings
-    items = 900 * len(s.tasks) * s.seconds.item
     found = plan.earlier("heal")
     best = (
         [name for name, _ in ranked(found["runs"].rows)][: s.best]
         if found
         else [*map(str, range(s.best))]
     )
-    runs = {name: Path(s.output).absolute() / "heal" / name / "0" for name in best}
+    reference = [name for name in s.methods if name.startswith("original")]
+    heal = Path(s.output).absolute() / "heal"
+    runs = {name: heal / name / "0" for name in [*best, *reference]}
     for name, model in {**runs, ORIGINAL: s.model_name}.items():
         yield Sweep(
-            group="all items",
+            group="reference" if name in reference else "all items",
             name=name,
             command=EVALUATE,
             arguments=[f"model_name={model}", f"dtype={s.dtype}", _tasks(plan, ()), *ITEMS_ALONE],
             runs=1,
-            seconds=items,
+            seconds=900 * len(s.tasks) * s.seconds.item,
             evaluates=runs.get(name),
         )
 
 
 def _far(plan: Plan) -> Iterator[Sweep]:
-    s = plan.settings
-    found = plan.earlier("heal")
+    s, found, curve = plan.settings, plan.earlier("heal"), plan.earlier("curve")
     # A ladder scores and cuts by itself: how far one cut goes is asked of the best other healing.
     names = [n for n, _ in ranked(found["runs"].rows) if n != "ladder"] if found else ["sft_lora"]
+    kept = [layers(row.kept_layers) for row in curve["curve"].rows] if curve else ["[0]"]
     items = s.task_items * len(s.tasks) * s.seconds.item
-    counts = [plan.depth(share) for share in s.far]
-    scan = 2000 * s.seconds.scan_token * (1 + s.seconds.greedy) / 2
-    which = plan.earlier("which")
-    selector = best_selector(which) if which else "auto"
     measured = [
         _tasks(plan, s.texts),
         f"evaluation.task_settings.limit={s.task_items}",
+        UNTEMPLATED,
         "evaluation.speed.batch_sizes=[1]",
+        "export.form=merged",  # an adapter beside the weights would cost speed and bytes
     ]
     yield Sweep(
         group="runs",
@@ -204,23 +245,20 @@ def _far(plan: Plan) -> Iterator[Sweep]:
         runs=1,
         seconds=2 * (items + 3 * s.seconds.losses),
     )
-    for name, half in (("even", counts[::2]), ("odd", counts[1::2])):
-        if half:
-            yield Sweep(
-                group="runs",
-                name=name,
-                command=TRAIN,
-                arguments=[
-                    f"experiment={EXPERIMENT}{names[0]}",
-                    "model=pruned",
-                    f"selector={selector}",
-                    f"model.keep_layers={','.join(map(str, half))}",
-                    f"budget.tokens={s.budget}",
-                    *measured,
-                ],
-                runs=len(half),
-                seconds=plan.healed(names[0], len(half)) + len(half) * items + scan,
-            )
+    yield Sweep(
+        group="runs",
+        name="healed",
+        command=TRAIN,
+        arguments=[
+            f"experiment={EXPERIMENT}{names[0]}",
+            f"model.keep={','.join(kept)}",
+            f"budget.tokens={s.budget}",
+            f"seed={s.seeds[0]}",
+            *measured,
+        ],
+        runs=len(s.far),
+        seconds=plan.healed(names[0], len(s.far)) + len(s.far) * items,
+    )
 
 
 def _predict(plan: Plan) -> Iterator[Sweep]:
@@ -246,10 +284,15 @@ def _predict(plan: Plan) -> Iterator[Sweep]:
 
 PARTS = {
     "which": _which,
+    "curve": _curve,
     "heal": _heal,
     "tasks": _all_items,
     "far": _far,
     "predict": _predict,
 }
-NEEDS = {"heal": "which", "tasks": "heal", "far": "heal"}
-"""Parts whose runs depend on the result of another one."""
+NEEDS = {"curve": ("which",), "heal": ("which",), "tasks": ("heal",), "far": ("curve", "heal")}
+"""Parts whose runs depend on the results of others."""
+ALONE = ("far",)
+"""Parts that measure speed: one sweep at a time."""
+PASSING = ("which", "curve", "predict")
+"""Parts whose models nobody needs once they are measured."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from lamina.depth.statistics import Statistics
 from lamina.measure.results import RESULT_FILE, ROWS_FILE, SCAN_FILE
+from lamina.measure.tasks.files import EVALUATION_FILE, read_evaluation
 from lamina.report.reading import read_report
 from lamina.report.runs import Report, RunRow, Scan, override_values
 from lamina.runtime.files import finite
@@ -48,6 +49,17 @@ def _bare(row: RunRow) -> RunRow:
     """Return a row without texts and without folders of this machine."""
     config = {key: value for key, value in row.config.items() if not f"{value}".startswith("/")}
     return replace(row, samples=[], config=config, folder=row.job, sweep=None)
+
+
+def protocols(part: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return how each task of a part was measured, with its kind and items: one way, or several."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(part.glob(f"**/{EVALUATION_FILE}")):
+        for name, task in read_evaluation(path.parent).tasks.items():
+            way = {"kind": task.kind, "items": task.items, "hash": task.items_hash, **task.protocol}
+            ways = found.setdefault(name, [])
+            ways += [way] * (way not in ways)
+    return found
 
 
 def write(

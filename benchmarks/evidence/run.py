@@ -2,22 +2,25 @@
 
     python benchmarks/evidence/run.py [PART ...] [KEY=VALUE ...] [--plan]
 
-Shows: the parts `which`, `heal`, `tasks`, `far` and `predict` of docs/results.md, in this order;
-all of them without PART. Prints the plan with the hours that it expects on one thread of a CPU,
-then runs ordinary sweeps, `jobs` at a time. Ctrl-C or TERM lets the running jobs save; the same
-command continues, and repeats no finished job. Each finished part writes results/PART.json, from
-which page.py makes docs/results.md. plan.yaml has the settings.
+Shows: the parts `which`, `curve`, `heal`, `tasks`, `far` and `predict` of docs/results.md, in this
+order; all of them without PART. Prints the plan with the hours that it expects on one thread of a
+CPU, then runs ordinary sweeps, `jobs` at a time. Ctrl-C or TERM lets the running jobs save; the
+same command continues, and repeats no finished job. Each finished part writes results/PART.json,
+from which page.py makes docs/results.md. Caches lie in the output folder: another one starts from
+nothing. plan.yaml has the settings.
 Peer: the original model, beside every row.
 """
 
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
@@ -26,7 +29,7 @@ from typing import Any
 import record
 import texts
 from omegaconf import OmegaConf
-from parts import EVALUATE, NEEDS, PARTS, TRAIN, Plan, Sweep
+from parts import ALONE, DECIDES, EVALUATE, NEEDS, PARTS, PASSING, SAME, TRAIN, Plan, Sweep
 
 from lamina.depth.surgery import layer_count
 from lamina.measure.provenance import git_state
@@ -66,8 +69,7 @@ def main() -> None:
     def earlier(part: str) -> dict[str, Report] | None:
         path = results / f"{part}.json"
         found = record.read(path) if path.is_file() else None
-        is_same = found and record.model(found) == record.model({"settings": settings})
-        return found["reports"] if found and is_same else None
+        return found["reports"] if found and made_with(found, settings, part) else None
 
     plan = Plan(
         settings=settings,
@@ -82,16 +84,23 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     texts.prepare(Path(settings.data).expanduser(), folder / "texts", settings)
     for part in (part for part in PARTS if part in names):
-        if NEEDS.get(part) and earlier(NEEDS[part]) is None:
-            sys.exit(f"error: {part} needs the result of {NEEDS[part]}: run that part first")
+        for needed in NEEDS.get(part, ()):
+            if earlier(needed) is None:
+                sys.exit(f"error: {part} needs {needed} with these settings: run that part first")
         sweeps = plan.sweeps(part)
-        with ThreadPoolExecutor(settings.jobs) as pool:
+        with ThreadPoolExecutor(1 if part in ALONE else settings.jobs) as pool:
             failed = [*pool.map(lambda each: run(plan, part, each), sweeps)]  # noqa: B023
         if any(failed):
             sys.exit(f"error: {next(filter(None, failed))}")
         path, costs = results / f"{part}.json", [costs_file(folder / part / s.name) for s in sweeps]
         if not path.is_file() or path.stat().st_mtime < max(each.stat().st_mtime for each in costs):
             write(plan, part, sweeps, path)
+
+
+def made_with(found: Mapping[str, Any], settings: Any, part: str) -> bool:
+    """Return whether the result of a part comes from these settings."""
+    same = all(found["settings"][name] == settings[name] for name in (*SAME, *DECIDES[part]))
+    return same and record.model(found) == record.model({"settings": settings})
 
 
 def show(plan: Plan, names: list[str]) -> None:
@@ -125,7 +134,11 @@ def run(plan: Plan, part: str, sweep: Sweep) -> str | None:
         process = subprocess.Popen(
             command,
             cwd=plan.settings.output,
-            env={**os.environ, "OMP_NUM_THREADS": f"{plan.settings.threads}"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": f"{plan.settings.threads}",
+                "LAMINA_CACHE": str(Path(plan.settings.output) / "cache"),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -140,6 +153,8 @@ def run(plan: Plan, part: str, sweep: Sweep) -> str | None:
     outcome = ", stopped" if STOPPED.is_set() else ", failed"
     print(f"{part} {sweep.name}: {spent['seconds']:,.0f} s{outcome * bool(status)}", flush=True)
     if not status:
+        for models in place.glob("*/checkpoints") if part in PASSING else ():
+            shutil.rmtree(models)
         return None
     return CONTINUES if STOPPED.is_set() else f"{part} {sweep.name} failed: see {log}"
 
@@ -190,6 +205,12 @@ def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
         )
         for group, members in groups.items()
     }
+    for group, members in groups.items():
+        expected = sum(each.runs for each in members if each.command != EVALUATE or each.evaluates)
+        complete = [row for row in reports[group].rows if row.is_complete]
+        found = len(complete) + len(reports[group].scans)
+        if found != expected:
+            sys.exit(f"error: {part} {group}: {found} of {expected} runs in {folder}")
     costs = {each.name: attempts_of(folder / each.name) for each in sweeps}
     settings = OmegaConf.to_container(plan.settings)
     assert isinstance(settings, dict)
@@ -200,6 +221,7 @@ def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
             name: {key: sum(each[key] for each in attempts) for key in ("seconds", "cpu_seconds")}
             for name, attempts in costs.items()
         },
+        "protocols": record.protocols(folder),
         "git": git_state(),
     }
     if part == "heal":

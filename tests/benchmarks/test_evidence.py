@@ -84,14 +84,14 @@ def test_the_plan_is_printed_and_too_many_hours_are_refused(tmp_path: Path) -> N
     done = script("run.py", "heal", f"model_name={REFERENCE}", f"output={tmp_path}", "hours=1")
     lines = done.stdout.splitlines()
     assert lines[0].endswith("reference, 12 layers; hours of one thread:")
-    assert lines[1] == "  heal      25 runs  12.5 h"
+    assert lines[1] == "  heal      25 runs  13.0 h"
     assert done.stderr == "error: more than hours=1: name fewer parts, or set hours=13\n"
     assert [*tmp_path.iterdir()] == []
 
 
 def test_a_part_that_does_not_exist_is_refused() -> None:
     done = script("run.py", "hael")
-    assert done.stderr == "error: no part hael: which, heal, tasks, far, predict\n"
+    assert done.stderr == "error: no part hael: which, curve, heal, tasks, far, predict\n"
 
 
 def test_all_parts_give_result_files_and_one_page(data: Path, tmp_path: Path) -> None:
@@ -111,7 +111,14 @@ def test_all_parts_give_result_files_and_one_page(data: Path, tmp_path: Path) ->
         f"error: {tmp_path / 'runs' / 'texts'} has texts of other settings: choose another output\n"
     )
     written = sorted(path.name for path in results.iterdir())
-    assert written == ["far.json", "heal.json", "predict.json", "tasks.json", "which.json"]
+    assert written == [
+        "curve.json",
+        "far.json",
+        "heal.json",
+        "predict.json",
+        "tasks.json",
+        "which.json",
+    ]
     for path in results.iterdir():
         text = path.read_text()
         assert [
