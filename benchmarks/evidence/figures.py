@@ -7,7 +7,20 @@ import numpy as np
 import vl_convert
 
 from lamina.measure.statistics import CONFIDENCE, RESAMPLES, SEED, Array
-from lamina.report.page.drawing import BLUE, CONFIG, ORANGE, Spec, chart, numbers, points, scaled
+from lamina.measure.tasks.figures import HALF_WIDTH
+from lamina.report.page.drawing import (
+    BLUE,
+    CONFIG,
+    ORANGE,
+    Spec,
+    chart,
+    intervals,
+    layers,
+    level,
+    numbers,
+    points,
+    scaled,
+)
 from lamina.report.page.picture import SIZE
 from lamina.report.runs import Report
 from lamina.scan.scores import kendall_tau
@@ -73,3 +86,27 @@ def predicted(reports: Mapping[str, Report]) -> Spec:
     layer = points(x, y, {"color": colour})
     title = "Loss after healing against the loss before"
     return chart("predict", "predict", title, {"data": {"values": values}, "layer": [layer]})
+
+
+def removal_curve(report: Report) -> Spec:
+    """Return the chart of the loss without healing against the layers that stay."""
+    rows = [row for row in report.ranked if row.layers and row.healed_loss is not None]
+    values = [
+        {
+            "layers": row.layers,
+            "loss": row.healed_loss,
+            "low": (row.healed_loss or 0) - HALF_WIDTH * (row.healed_stderr or 0),
+            "high": (row.healed_loss or 0) + HALF_WIDTH * (row.healed_stderr or 0),
+            "place": 0,
+        }
+        for row in rows
+    ]
+    kept = [row.layers or 0 for row in rows]
+    x = layers("layers", "layers that stay", min(kept), max(kept))
+    y = numbers("loss", "loss, nats per token", **scaled([row.healed_loss or 0 for row in rows]))
+    line = {"mark": {"type": "line", "color": BLUE}, "encoding": {"x": x, "y": y}}
+    drawn = [line, intervals(x, y, "low", "high"), points(x, y, {"color": {"value": BLUE}})]
+    drawn += level("original", [row.baseline_loss for row in rows], y)
+    return chart(
+        "curve", "curve", "Loss without healing", {"data": {"values": values}, "layer": drawn}
+    )

@@ -53,7 +53,7 @@ def main() -> None:
     )
     parser.add_argument("given", nargs="*", metavar="PART or KEY=VALUE")
     parser.add_argument("--plan", action="store_true", help="print the plan and end")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     own = [each for each in options.given if "=" in each]
     names = [each for each in options.given if "=" not in each] or [*PARTS]
     if unknown := [name for name in names if name not in PARTS]:

@@ -22,6 +22,7 @@ SMALLEST = (
     "packing=false,budget.tokens=null,max_steps=2,evaluation.task_settings.max_new_tokens=4]",
 )
 FIGURES = (
+    "results-curve.svg",
     "results-healing.svg",
     "results-loss-bytes.svg",
     "results-loss-decode.svg",
@@ -81,11 +82,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_plan_is_printed_and_too_many_hours_are_refused(tmp_path: Path) -> None:
-    done = script("run.py", "heal", f"model_name={REFERENCE}", f"output={tmp_path}", "hours=1")
+    own = f"model_name={REFERENCE}", f"output={tmp_path}", "hours=1"
+    done = script("run.py", "heal", "--plan", *own)
     lines = done.stdout.splitlines()
     assert lines[0].endswith("reference, 12 layers; hours of one thread:")
     assert lines[1] == "  heal      25 runs  13.0 h"
-    assert done.stderr == "error: more than hours=1: name fewer parts, or set hours=13\n"
+    assert done.stderr == "error: more than hours=1: name fewer parts, or set hours=14\n"
     assert [*tmp_path.iterdir()] == []
 
 
