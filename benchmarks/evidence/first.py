@@ -29,6 +29,11 @@ def first_screen(parts: Mapping[str, Any]) -> Iterator[str]:
         f"nats per token; ± is half of a 95 % interval over items; {BEST} best, {NEAR} within "
         "noise of it, by the paired interval on the same items."
     )
+    yield answers(parts)
+
+
+def answers(parts: Mapping[str, Any]) -> str:
+    """Return the table of questions and answers."""
     lines = [(question, answer(parts) or UNKNOWN) for question, answer in ANSWERS.items()]
     missing = [part for part in PARTS if part not in parts]
     unknown = (
@@ -37,7 +42,7 @@ def first_screen(parts: Mapping[str, Any]) -> Iterator[str]:
         "a healing's best checkpoint by the loss on its rows. Depths and all items have one seed."
     )
     unknown += f" Parts that did not run: {', '.join(missing)}." if missing else ""
-    yield markdown_table(("question", "answer"), [*lines, ("What is not known?", unknown)])
+    return markdown_table(("question", "answer"), [*lines, ("What is not known?", unknown)])
 
 
 def _which_layers(parts: Mapping[str, Any]) -> str:

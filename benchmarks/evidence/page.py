@@ -1,20 +1,21 @@
-"""docs/results.md and its figures, from the committed result files alone.
+"""docs/results.md, its figures and the README's answers, from the committed result files alone.
 
-    python benchmarks/evidence/page.py [--results DIR] [--docs DIR] [--check]
+    python benchmarks/evidence/page.py [--results DIR] [--docs DIR] [--readme FILE] [--check]
 
 Shows: which layers, which healing, how far, whether the scan predicts healing, and the cost. The
-same files give the same page, to the byte. `--check` fails if the page differs from what it would
+same files give the same pages, to the byte. `--check` fails if a page differs from what it would
 write; without result files there is none. Peer: the original model, beside every row.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import record
-from first import first_screen
+from first import answers, first_screen
 from parts import PARTS
 from sections import NAME, SECTIONS
 
@@ -23,6 +24,11 @@ from lamina.report.tables import PROVENANCE, provenance_lines
 from lamina.units import format_duration
 
 HERE = Path(__file__).resolve().parent
+MARKED = re.compile(r"(?<=<!-- results: page.py writes them -->\n).*?(?=<!-- end -->)", re.S)
+"""The README's answers."""
+
+FRONT = f"{NAME}-loss-bytes.svg"
+"""The figure that the README shows, once the part far is there."""
 
 
 def main() -> None:
@@ -32,14 +38,20 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--docs", type=Path, default=HERE.parents[1] / "docs")
-    parser.add_argument("--check", action="store_true", help="fail if the page is another one")
+    parser.add_argument("--readme", type=Path, default=HERE.parents[1] / "README.md")
+    parser.add_argument("--check", action="store_true", help="fail if a page is another one")
     options = parser.parse_args()
     found = {part: options.results / f"{part}.json" for part in PARTS}
     parts = {part: record.read(path) for part, path in found.items() if path.is_file()}
     if not parts:
         return
-    for path, text in files(parts).items():
-        path = options.docs / path
+    made = {options.docs / name: text for name, text in files(parts).items()}
+    shown = [answers(parts)]
+    if options.docs / FRONT in made:
+        shown.append(f"![Loss against size: the Pareto front](docs/{FRONT})")
+    block = "\n\n".join(shown) + "\n"
+    made[options.readme] = MARKED.sub(lambda _: block, options.readme.read_text("utf-8"))
+    for path, text in made.items():
         if not options.check:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text("utf-8") != text:

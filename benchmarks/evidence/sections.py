@@ -89,7 +89,8 @@ def _which(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
     taus = "; ".join(f"{first} and {second}: {tau:.2f}" for first, second, tau in pairs)
     yield (
         f"Each layer left out alone, on {len(scans)} calibration texts, in "
-        f"{settings['scan_sets']} sets of windows each. Layer indices are 0-based. Kendall's tau "
+        f"{settings['scan_sets']} sets of windows each. Layer indices are 0-based, ranges "
+        "half-open. Kendall's tau "
         "says how alike two rankings are: 1 the same, 0 unrelated. Between two texts: "
         f"{taus or 'one text alone'}."
     )
@@ -107,7 +108,11 @@ def _which(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
     groups = [report for name, report in reports.items() if name != "scans"]
     for report in sorted(groups, key=lambda report: -(report.rows[0].layers or 0)):
         yield f"### {report.rows[0].layers} layers"
-        yield _figures(report, lambda row: f"{row.selector}", ("loss", "acc"))
+        yield _figures(report, _selection, ("loss", "acc"))
+
+
+def _selection(row: RunRow) -> str:
+    return f"{row.selector}, drops {format_layers(row.dropped_layers or ())}"
 
 
 def _scan_line(scan: Any) -> tuple[str, ...]:

@@ -126,18 +126,24 @@ def test_all_parts_give_result_files_and_one_page(data: Path, tmp_path: Path) ->
         assert [
             word for word in ("canary", "input_ids", str(tmp_path), str(ROOT)) if word in text
         ] == []
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text())
     for folder in (docs, tmp_path / "again"):
         folder.mkdir(exist_ok=True)
-        assert script("page.py", "--results", results, "--docs", folder).returncode == 0
+        given = ("--results", results, "--docs", folder, "--readme", readme)
+        assert script("page.py", *given).returncode == 0
     pages = {path.name: path.read_bytes() for path in docs.iterdir()}
     assert sorted(pages) == [*FIGURES, "results.md"]
     assert pages == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
-    assert script("page.py", "--results", results, "--docs", docs, "--check").returncode == 0
+    given = ("--results", results, "--docs", docs, "--readme", readme, "--check")
+    assert script("page.py", *given).returncode == 0
+    first_screen = pages["results.md"].decode().partition("\n## ")[0].splitlines()
+    assert set(first_screen[4:]) <= set(readme.read_text().splitlines())
     page = docs / "results.md"
     assert b"not measured yet" not in pages["results.md"]
     assert b"\n# layers: 8 of 12 layers\n" in pages["results.md"]  # the model card
     page.write_text(page.read_text() + "by hand")
-    changed = script("page.py", "--results", results, "--docs", docs, "--check")
+    changed = script("page.py", *given)
     assert changed.stderr == f"error: {page} is not what its result files give: run page.py\n"
 
 
