@@ -275,7 +275,8 @@ def _curve(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
     report = part["reports"]["curve"]
     yield "### The removal curve"
     yield f"selector={report.rows[0].selector} at more depths, not healed."
-    yield _figures(report, lambda row: f"{row.layers} layers", ("loss",))
+    table = _figures(report, lambda row: f"{row.layers} layers", ("loss",))
+    yield table.replace(rf" \{BEST} |", " |")  # the best depth is the deepest model
     yield figure(f"{NAME}-curve", removal_curve(report), (), drawn)
 
 
