@@ -126,9 +126,8 @@ def _which(plan: Plan) -> Iterator[Sweep]:
     middle = plan.depth(s.depths[1])
     for share in sorted(s.depths, key=lambda share: share != s.depths[1]):
         count, names = plan.depth(share), ",".join(s.selectors)
-        tasks = [_tasks(plan, s.texts)] if count == middle else []
+        tasks = _first_items(plan) if count == middle else []
         items = s.task_items * len(s.tasks) * spent.item if tasks else 0
-        limit = [f"evaluation.task_settings.limit={s.task_items}", UNTEMPLATED] if tasks else []
         searched = scan * (1 + spent.greedy) / len(s.depths)
         seconds = len(s.selectors) * (spent.job + 2 * spent.losses + items) + searched
         yield Sweep(
@@ -140,7 +139,6 @@ def _which(plan: Plan) -> Iterator[Sweep]:
                 f"model.keep_layers={count}",
                 f"selector={names}",
                 *tasks,
-                *limit,
             ],
             runs=len(s.selectors),
             seconds=seconds,
@@ -151,6 +149,12 @@ def _tasks(plan: Plan, texts: Sequence[str]) -> str:
     files = [f"texts/heldout/{name}.jsonl" for name in texts]
     files += [f"texts/tasks/{name}.jsonl" for name in plan.settings.tasks]
     return f"evaluation.tasks=[{','.join(files)}]"
+
+
+def _first_items(plan: Plan) -> list[str]:
+    """Return the overrides that ask the texts, and the first items of each task."""
+    limit = f"evaluation.task_settings.limit={plan.settings.task_items}"
+    return [_tasks(plan, plan.settings.texts), limit, UNTEMPLATED]
 
 
 def _heal(plan: Plan) -> Iterator[Sweep]:
@@ -231,9 +235,7 @@ def _far(plan: Plan) -> Iterator[Sweep]:
     kept = [layers(row.kept_layers) for row in curve["curve"].rows] if curve else ["[0]"]
     items = s.task_items * len(s.tasks) * s.seconds.item
     measured = [
-        _tasks(plan, s.texts),
-        f"evaluation.task_settings.limit={s.task_items}",
-        UNTEMPLATED,
+        *_first_items(plan),
         "evaluation.speed.batch_sizes=[1]",
         "export.form=merged",  # an adapter beside the weights would cost speed and bytes
     ]

@@ -42,16 +42,25 @@ def n_of(row: RunRow, task: str = ROWS) -> str:
     return f" (n = {next(iter(found.values()))['n']})" if found else ""
 
 
-def loss_text(row: RunRow) -> str:
+def loss_text(row: RunRow, *, marked: bool = True) -> str:
     """Return the loss after healing, or without it, with its interval and mark."""
     error = row.healed_stderr
     interval = "" if error is None else f" ± {HALF_WIDTH * error:.2g}"
-    mark = BEST if row.is_best else NEAR if row.within_noise_of_best else ""
+    mark = "" if not marked else BEST if row.is_best else NEAR if row.within_noise_of_best else ""
     return "" if row.healed_loss is None else f"{row.healed_loss:.4g}{interval} {mark}".rstrip()
 
 
-def _figures(report: Report, named: Callable[[RunRow], str], metrics: Sequence[str]) -> str:
-    """Return a table of the runs' losses, and of these metrics of the tasks; original first."""
+def _figures(
+    report: Report,
+    named: Callable[[RunRow], str],
+    metrics: Sequence[str],
+    *,
+    marked: bool = True,
+) -> str:
+    """Return a table of the runs' losses, and of these metrics of the tasks; original first.
+
+    Without marks for runs that do not compete.
+    """
     rows = report.ranked
     pairs = {
         (task, metric): None
@@ -66,10 +75,11 @@ def _figures(report: Report, named: Callable[[RunRow], str], metrics: Sequence[s
     lines = [["original", *(_figure(rows[0], *pair, ORIGINAL) for pair in before)]]
     for row in rows:
         own = [
-            _figure(row, *pair) + MARKS[row.standings.get(pair[0], {}).get(pair[1])]
-            for pair in pairs
+            _figure(row, task, metric)
+            + MARKS[row.standings.get(task, {}).get(metric) if marked else None]
+            for task, metric in pairs
         ]
-        lines.append([named(row), *[loss_text(row)] * loss, *own])
+        lines.append([named(row), *[loss_text(row, marked=marked)] * loss, *own])
     return markdown_table(("", *[f"loss{n_of(rows[0])}"] * loss, *columns), lines)
 
 
@@ -90,9 +100,8 @@ def _which(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
     yield (
         f"Each layer left out alone, on {len(scans)} calibration texts, in "
         f"{settings['scan_sets']} sets of windows each. Layer indices are 0-based, ranges "
-        "half-open. Kendall's tau "
-        "says how alike two rankings are: 1 the same, 0 unrelated. Between two texts: "
-        f"{taus or 'one text alone'}."
+        "half-open. Kendall's tau says how alike two rankings are: 1 the same, 0 unrelated. "
+        f"Between two texts: {taus or 'one text alone'}."
     )
     header = ("text", "n tokens", "windows", "original", "cheapest layers", "tau between sets")
     yield markdown_table(header, [_scan_line(scan) for scan in scans])
@@ -198,18 +207,6 @@ def _unmarked(name: str) -> dict[str, None]:
     return {"standing": None} if name.rpartition("/")[2] in ("kl", *SHARES) else {}
 
 
-COLUMNS: Mapping[str, Callable[[RunRow], str]] = {
-    "layers": lambda row: f"{row.layers}",
-    "parameters": lambda row: f"{row.parameters:,}",
-    "size": lambda row: format_bytes(row.bytes or 0),
-    "decode tokens/s (spread)": lambda row: _decoded(row),
-    "trained tokens": lambda row: f"{row.trained_tokens or 0:,}",
-    "training": lambda row: format_duration(row.train_seconds or 0),
-    "peak memory": lambda row: format_bytes(row.peak_memory_bytes or 0),
-}
-HEALED_COLUMNS = ("trained tokens", "training", "peak memory")
-
-
 def _table(report: Report, named: Callable[[RunRow], str], columns: Iterable[str]) -> str:
     """Return a table of the runs' sizes, speeds and costs."""
     lines = [[named(row), *(COLUMNS[each](row) for each in columns)] for row in report.ranked]
@@ -219,6 +216,18 @@ def _table(report: Report, named: Callable[[RunRow], str], columns: Iterable[str
 def _decoded(row: RunRow) -> str:
     speed = next(iter(row.speed.get(FINAL, ())), None)
     return f"{speed['decode_tokens_per_second']:.3g} ({speed['spread']:.0%})" if speed else ""
+
+
+COLUMNS: Mapping[str, Callable[[RunRow], str]] = {
+    "layers": lambda row: f"{row.layers}",
+    "parameters": lambda row: f"{row.parameters:,}",
+    "size": lambda row: format_bytes(row.bytes or 0),
+    "decode tokens/s (spread)": _decoded,
+    "trained tokens": lambda row: f"{row.trained_tokens or 0:,}",
+    "training": lambda row: format_duration(row.train_seconds or 0),
+    "peak memory": lambda row: format_bytes(row.peak_memory_bytes or 0),
+}
+HEALED_COLUMNS = ("trained tokens", "training", "peak memory")
 
 
 def _charts(report: Report, chosen: Sequence[str], drawn: dict[str, str]) -> Iterator[str]:
@@ -275,8 +284,7 @@ def _curve(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
     report = part["reports"]["curve"]
     yield "### The removal curve"
     yield f"selector={report.rows[0].selector} at more depths, not healed."
-    table = _figures(report, lambda row: f"{row.layers} layers", ("loss",))
-    yield table.replace(rf" \{BEST} |", " |")  # the best depth is the deepest model
+    yield _figures(report, lambda row: f"{row.layers} layers", ("loss",), marked=False)
     yield figure(f"{NAME}-curve", removal_curve(report), (), drawn)
 
 
