@@ -65,8 +65,7 @@ def test_an_experiment_composes_with_every_model_adapter_and_logger(experiment: 
         given = [f"experiment={experiment}", f"model={model}", f"adapter={adapter}"]
         chosen = ["model.keep=[0,1,2]", "depth.protect=null"] if model == "layers" else []
         given += [f"logger={logger}", *chosen]
-        if model != "pruned":  # the only one with a selector and a ladder
-            given += ["selector=first", "ladder.keep_layers=null"]
+        given += ["ladder.keep_layers=null"] if model != "pruned" else []  # no other has one
         refused = adapter == "qlora" or model == "scratch"
         given += ["trainer=sft"] if refused else []
         given += ["repair=none"] if refused or model == "original" else []

@@ -106,7 +106,7 @@ def test_a_dry_run_leaves_the_given_answers(tmp_path: Path) -> None:
     ("given", "message"),
     [
         (
-            ["model=scratch", "adapter=full", "selector=first"],
+            ["model=scratch", "adapter=full"],
             "data.answers=original: model=scratch has no original: use data.answers=given",
         ),
         (

@@ -105,6 +105,7 @@ def test_a_migrated_child_composes_to_its_resolved_values(child: str, tmp_path: 
         assert config.model.layer_to_drop == values["layer_to_drop"]
     if values["model_type"] == "pruned":
         assert config.model.keep_layers == values["keep_layers"]
+        assert config.model.selector._target_ == "lamina.depth.selection.First"
     if values["use_lora"]:
         assert dict(config.adapter).items() >= values["lora"].items()
 
@@ -186,6 +187,7 @@ def test_every_comment_is_kept(tmp_path: Path) -> None:
         "# Above extends.",
         "defaults:",
         "  - override /model: pruned   # beside",
+        "  - override /selector: first",
         "  - override /adapter: lora",
         "  # in the list, too",
         "  - override /logger: both   # in the list",

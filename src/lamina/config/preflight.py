@@ -16,6 +16,7 @@ from lamina.config.messages import not_a_group
 from lamina.config.parameters import EvaluationParameters, Parameters
 from lamina.config.schema import GROUPS
 from lamina.depth.targets import UNITS, Target
+from lamina.depth.variants import Pruned
 from lamina.errors import ConfigError, reason_of
 from lamina.export.reduced import Cut
 from lamina.units import parse_tokens
@@ -29,6 +30,7 @@ def preflight(config: DictConfig) -> None:
         return
     problems += library_fields.problems(run)
     problems += _setting_problems(run, config)
+    problems += _unused_selector(run)
     # Rules read every value except those of data, which may therefore still be missing.
     if all(key.startswith("data.") for key in missing):
         problems += rules.problems(run)
@@ -124,6 +126,15 @@ def _numbers_of_layers(config: DictConfig) -> Iterator[str]:
         given += [override for override in task if override.startswith("depth.keep_layers=")]
     if len(given) > 1:
         yield f"{' and '.join(given)}: set only one of them"
+
+
+def _unused_selector(run: Parameters) -> Iterator[str]:
+    """Refuse a selector on the command line that chooses nothing; a file may serve any model."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    if not isinstance(run.model, Pruned) and any(
+        override.lstrip("+").startswith(("selector=", "selector.")) for override in given
+    ):
+        yield "selector chooses the layers of model=pruned: leave it out, or choose model=pruned"
 
 
 def _unresolved(error: OmegaConfBaseException) -> str:

@@ -10,9 +10,9 @@ from lamina.config.security import ALLOW, allowed
 from lamina.data.answers.settings import VLLM_KEY
 from lamina.depth.plan import refuse_unusable
 from lamina.depth.protection import parse_protection
-from lamina.depth.selection import First, NoScores, ScoresNeededError
+from lamina.depth.selection import NoScores, ScoresNeededError
 from lamina.depth.surgery import layer_count, layer_kinds
-from lamina.depth.variants import Original, Pruned, Scratch
+from lamina.depth.variants import Original, Scratch
 from lamina.errors import LaminaError
 from lamina.heal import kernels, packing
 from lamina.heal.adapters import Partial
@@ -36,8 +36,6 @@ def problems(run: Parameters) -> Iterator[str]:
     )
     yield from packing.conflicts(arguments, run.max_seq_length, run.attention)
     yield from run.adapter.conflicts(run.model, run.export.form)
-    if not isinstance(run.selector, First) and not isinstance(run.model, Pruned):
-        yield "selector chooses the layers of model=pruned: leave it out, or choose model=pruned"
     try:
         given_checkpoint(run.resume)
     except LaminaError as error:

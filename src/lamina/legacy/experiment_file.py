@@ -97,6 +97,8 @@ def experiment(older: OlderForm) -> str:
 def _defaults(older: OlderForm) -> Iterator[Line]:
     values, entries = older.values, older.entries
     yield _line(f"- override /model: {values['model_type']}", entries["model_type"])
+    if values["model_type"] == "pruned":  # it had no other choice of layers
+        yield Line("- override /selector: first")
     in_4bit = "load_in_4bit" if values.get("load_in_4bit") else "use_lora"
     adapter = (
         "qlora"

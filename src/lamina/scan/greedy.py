@@ -1,6 +1,7 @@
 """Greedy removal: drop the cheapest layer, score what is left, repeat."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from lamina.scan.layers import LayerStack
 from lamina.scan.passes import Budget, ScanSettings, budget, score_removals
 from lamina.scan.scores import Scores
 from lamina.scan.streams import Streams
+from lamina.units import format_duration
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +34,12 @@ def greedy_order(
     alone = replace(settings, sublayers=False)
     allowed = budget(alone, stack, windows, free, stack.num_layers - len(known))
     search = GreedySearch(stack, windows, allowed, known, protected)
-    dropped = search.dropped
+    dropped, began = search.dropped, time.monotonic()
     while len(dropped) < count:
         search.drop_next()
         logger.info("greedy: dropping layer %d, %d of %d", dropped[-1], len(dropped), count)
+    rounds, spent = count - len(known), format_duration(time.monotonic() - began)
+    logger.info("greedy: took %s, rounds beyond the scan: %d", spent, rounds)
     return dropped
 
 
