@@ -121,20 +121,23 @@ def _numbers_of_layers(config: DictConfig) -> Iterator[str]:
     given = [Target(key, model[key]).setting for key in UNITS if model.get(key) is not None]
     if given and model.get("keep_layers") not in (None, "${depth.keep_layers}"):
         given.append(f"model.keep_layers={model['keep_layers']}")
-    elif given and HydraConfig.initialized():
-        task = HydraConfig.get().overrides.task
-        given += [override for override in task if override.startswith("depth.keep_layers=")]
+    elif given:
+        given += [override for override in _typed() if override.startswith("depth.keep_layers=")]
     if len(given) > 1:
         yield f"{' and '.join(given)}: set only one of them"
 
 
 def _unused_selector(run: Parameters) -> Iterator[str]:
     """Refuse a selector on the command line that chooses nothing; a file may serve any model."""
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    if not isinstance(run.model, Pruned) and any(
-        override.lstrip("+").startswith(("selector=", "selector.")) for override in given
-    ):
+    is_given = any(override.startswith(("selector=", "selector.")) for override in _typed())
+    if is_given and not isinstance(run.model, Pruned):
         yield "selector chooses the layers of model=pruned: leave it out, or choose model=pruned"
+
+
+def _typed() -> list[str]:
+    """Return the overrides on the command line, without the + of an added key."""
+    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [override.lstrip("+") for override in task]
 
 
 def _unresolved(error: OmegaConfBaseException) -> str:

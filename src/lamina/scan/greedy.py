@@ -39,7 +39,7 @@ def greedy_order(
         search.drop_next()
         logger.info("greedy: dropping layer %d, %d of %d", dropped[-1], len(dropped), count)
     rounds, spent = count - len(known), format_duration(time.monotonic() - began)
-    logger.info("greedy: took %s, rounds beyond the scan: %d", spent, rounds)
+    logger.info("greedy: took %s after the scan, rounds: %d", spent, rounds)
     return dropped
 
 
