@@ -67,7 +67,7 @@ def test_only_checkpoints_that_are_no_longer_needed_go(tmp_path: Path) -> None:
         *(f"    2 MB  {sweep}/1/checkpoints/pruned/checkpoint-{step}" for step in (3, 9)),
         "removed 6 checkpoints, 10 MB",
     ]
-    assert done.errors == (
+    assert done.refusal == (
         f"left alone: {sweep / '2'} belongs to process {os.getpid()} on {os.uname().nodename}, "
         "which is still running: wait for it, or use another hydra.run.dir\n"
     )
@@ -111,7 +111,7 @@ def test_a_run_whose_own_folder_holds_its_checkpoints(tmp_path: Path) -> None:
     for final in ("final", "../pruned/final"):
         (inner / "result.json").write_text(json.dumps({**result, "final": final}))
         done = lamina("clean", inner, cwd=tmp_path)
-        assert (done.code, done.errors) == (0, "")
+        assert (done.code, done.refusal) == (0, "")
         assert len(done.output.splitlines()) == 4
     assert lamina("clean", inner, "--yes", cwd=tmp_path).code == 0
     assert left(inner) == []
@@ -128,7 +128,7 @@ def test_a_result_without_settings(tmp_path: Path) -> None:
 def test_without_a_terminal_it_only_lists(tmp_path: Path) -> None:
     run = job(tmp_path / "run")
     done = lamina("clean", "run", cwd=tmp_path)
-    assert (done.code, done.errors) == (0, "")
+    assert (done.code, done.refusal) == (0, "")
     assert done.output.splitlines() == [
         *(f"    2 MB  run/checkpoints/pruned/checkpoint-{step}" for step in STEPS),
         "3 checkpoints, 6 MB: nothing was removed; --yes removes them",

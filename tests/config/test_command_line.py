@@ -32,8 +32,8 @@ def test_flags_may_stand_between_overrides(tmp_path: Path) -> None:
     show, sweep, wrong = finished(lines)
     shown = OmegaConf.create(show.output.partition("\nheavy:")[0])
     assert (shown.seed, shown.max_steps) == (3, 7)
-    assert sweep.errors == "error: max_step=3: no such key; did you mean max_steps?\n"
-    assert wrong.errors == (
+    assert sweep.refusal == "error: max_step=3: no such key; did you mean max_steps?\n"
+    assert wrong.refusal == (
         "error: script.py: unrecognized arguments: --multirunn seed=1; see script.py --help\n"
     )
 

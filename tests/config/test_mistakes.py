@@ -611,8 +611,8 @@ def test_mistakes_of_a_file_and_of_the_command_line_are_named_together(tmp_path:
         tmp_path / "sweep": ["--multirun", *given, *line, "seed=1,2"],
     }
     one, sweep = finished(lines)
-    assert one.errors == NAMED_TOGETHER + OF_THE_LINE
-    assert sweep.errors == one.errors
+    assert one.refusal == NAMED_TOGETHER + OF_THE_LINE
+    assert sweep.refusal == one.refusal
     assert (one.code, sweep.code) == (1, 1)
     assert path.read_text() == EVERYTHING_WRONG
 

@@ -327,7 +327,7 @@ def test_what_does_not_run_code_may_stand_in_a_file(
     text = f"{launcher}hydra: {{{content}}}"
     folder = written(hostile / "experiment" / "mine.yaml", text, listener)
     done = started(hostile.parent, "--config-dir", folder, "experiment=mine", "--cfg", "hydra")
-    assert (done.code, done.errors) == (0, "")
+    assert (done.code, done.refusal) == (0, "")
     assert ALLOWED[content] in done.output
 
 
@@ -412,4 +412,4 @@ def test_a_callback_in_a_file_needs_lamina_allow(
 def test_the_command_line_may_send_a_run_to_a_server(given: str, tmp_path: Path) -> None:
     wrong = ("experiment=quickstart", "logger=wandb", "seed=-1", given)  # stops it after its checks
     done = started(tmp_path, *wrong)
-    assert done.errors == "error: seed=-1: use 0 to 4294967295, as NumPy does\n"
+    assert done.refusal == "error: seed=-1: use 0 to 4294967295, as NumPy does\n"

@@ -113,7 +113,7 @@ def test_a_file_sets_no_variable_that_runs_code(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("".join(f"{name}=evil\n" for name in IGNORED))
     quoted = f'wandb_project="{shown}"'
     done = finished(tmp_path, *QUICK, quoted, "--cfg", "job", "--resolve", "--package", "_global_")
-    assert (done.code, done.errors) == (0, "")
+    assert (done.code, done.refusal) == (0, "")
     assert "evil" not in done.output
     assert "SOMEONES_OWN=unset" in done.output
 

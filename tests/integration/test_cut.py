@@ -196,7 +196,7 @@ def test_a_non_empty_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out" / "mine").write_text("precious")
     done = lamina("cut", MODEL, "model.layer_to_drop=1", "output=out", cwd=tmp_path)
     assert done.code == 1
-    assert done.errors == "error: output=out is not empty: use a new or empty folder\n"
+    assert done.refusal == "error: output=out is not empty: use a new or empty folder\n"
     assert (tmp_path / "out" / "mine").read_text() == "precious"
 
 

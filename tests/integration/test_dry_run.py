@@ -193,7 +193,7 @@ def test_bad_data_is_found_as_in_a_run(tmp_path: Path) -> None:
 def test_a_scan_has_no_dry_run(tmp_path: Path) -> None:
     done = lamina("scan", "experiment=quickstart", "dry_run=true", cwd=tmp_path)
     assert done.code == 1
-    assert done.errors == (
+    assert done.refusal == (
         "error: dry_run=true has no meaning in a scan, which trains nothing: leave it out\n"
     )
 

@@ -67,7 +67,7 @@ def test_a_config_file_that_would_write_a_secret_is_refused(content: str, tmp_pa
     text = f"# @package _global_\n{logged}\n{content}\n"
     (conf / "experiment" / "mine.yaml").write_text(text)
     done = started(tmp_path, "--config-dir", str(conf), "experiment=mine")
-    assert done.errors == f"error: {REFUSED[content]}\n"
+    assert done.refusal == f"error: {REFUSED[content]}\n"
     assert done.code == 1
     assert written(tmp_path / "place", [KEY]) == []
 
@@ -105,7 +105,7 @@ def test_an_argument_that_holds_a_secret_is_refused(
     argument: str, message: str, tmp_path: Path
 ) -> None:
     done = started(tmp_path, "experiment=quickstart", "logger=wandb", argument)
-    assert done.errors == f"error: {message}; {KEPT}\n"
+    assert done.refusal == f"error: {message}; {KEPT}\n"
     assert done.code == 1
     assert list(done.folder.rglob("*")) == []
 

@@ -412,14 +412,14 @@ def test_lora_keys_without_lora_become_comments(tmp_path: Path) -> None:
 def test_force_does_not_leave_out_wrong_values(tmp_path: Path) -> None:
     path = old(tmp_path, old="model_type: original\nseed: many\n")
     refused = lamina("migrate", path, "--force", cwd=tmp_path)
-    assert refused.errors == f"error: {path}: seed=many: expected a whole number\n"
+    assert refused.refusal == f"error: {path}: seed=many: expected a whole number\n"
 
 
 def test_a_circle_is_named(tmp_path: Path) -> None:
     old(tmp_path, a="_extends: b.yaml", b="_extends: c.yaml", c="_extends: ./a.yaml")
     refused = lamina("migrate", "a.yaml", cwd=tmp_path)
     assert refused.code == 1
-    assert refused.errors == (
+    assert refused.refusal == (
         "error: _extends forms a circle: a.yaml -> b.yaml -> c.yaml -> a.yaml; "
         "remove it from one of them\n"
     )
@@ -433,7 +433,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     for output in ("lab", "lab/experiment"):
         refused = lamina("migrate", path, "--output", output, "--force", cwd=tmp_path)
         assert refused.code == 1
-        assert refused.errors == (
+        assert refused.refusal == (
             "error: lab/experiment/old.yaml already exists: use another --output\n"
         )
     assert (folder / "old.yaml").read_text() == "mine"

@@ -13,7 +13,7 @@ from lamina.report.report_files import markdown, table
 from lamina.report.runs import RunRow
 from lamina.report.sweep_table import SweepTable
 from lamina.runtime.console import console
-from tests.conftest import lamina
+from tests.conftest import Finished, lamina
 from tests.report.test_evidence import run
 from tests.report.test_reading import write_result
 
@@ -115,7 +115,7 @@ def test_a_folder_that_holds_nothing_is_refused(given: str, reason: str, tmp_pat
     (tmp_path / "empty").mkdir()
     done = lamina("report", given, cwd=tmp_path)
     assert (done.code, done.output) == (1, "")
-    assert done.errors == f"error: {tmp_path}/{reason}\n"
+    assert done.refusal == f"error: {tmp_path}/{reason}\n"
     assert list((tmp_path / "empty").iterdir()) == []
 
 
@@ -132,7 +132,8 @@ def test_a_report_imports_nothing_heavy(tmp_path: Path) -> None:
     run(tmp_path / "run")
     command = [sys.executable, "-c", IMPORTED, "report", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    reported = Finished(done.returncode, done.stdout, done.stderr, tmp_path)
+    assert (reported.code, reported.refusal) == (0, "")
 
 
 @pytest.mark.parametrize(
