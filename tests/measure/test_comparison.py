@@ -123,6 +123,13 @@ def test_many_pairs_get_what_one_pair_gets(tmp_path: Path) -> None:
     assert together == [compare_all([(before, other)])[0] for other in others]
 
 
+def test_a_figure_that_its_items_do_not_give_is_not_compared(tmp_path: Path) -> None:
+    """A group of lm-eval's may have items of which only some count for a metric."""
+    others = {"metrics": {"acc": Metric(value=0.5, stderr=0.1, n=4)}}
+    partly = write(tmp_path / "final", [True] * 8 + [False] * 2, **others)
+    assert compare_all([(partly, partly)])[0].keys() == {"wiki"}
+
+
 OTHER = {
     "template": (
         {"protocol": {**PROTOCOL, "template": "chat"}},

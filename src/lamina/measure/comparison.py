@@ -156,13 +156,20 @@ def _shown(value: Flat) -> str:
 
 
 def _metrics(name: str, *sides: Evaluated) -> Iterator[str]:
-    """Yield the metrics of a task that both have, also for each item."""
+    """Yield the metrics of a task that all have, and that their items give."""
     for metric, field in FIELDS.items():
         used = (field, "tokens") if metric == LOSS else (field,)
         columns = [side.items[name][each] for side in sides for each in used]
-        is_known = all(metric in side.result.tasks[name].metrics for side in sides)
+        found = [side.result.tasks[name].metrics.get(metric) for side in sides]
+        values = [each.value for each in found if each]
         is_whole = all(column.size and np.isfinite(column).all() for column in columns)
-        if is_known and is_whole and (metric != LOSS or (columns[-1] > 0).any()):
+        if len(values) < len(sides) or not is_whole:
+            continue
+        if metric == LOSS:
+            is_theirs = bool((columns[-1] > 0).any())
+        else:  # lm-eval has others: of a group in which only some tasks have the metric
+            is_theirs = np.allclose([column.mean() for column in columns], values)
+        if is_theirs:
             yield metric
 
 

@@ -163,16 +163,19 @@ def _item(name: str, number: int, row: Mapping[str, Any]) -> ItemResult:
         answers = answers[0]
     is_text = isinstance(answers[0], str)
     pairs = [each for each in answers if isinstance(each, list | tuple) and len(each) == 2]
-    correct = next((row[each] for each in CORRECT if row.get(each) is not None), None)
-    normed = row.get("acc_norm")
     return ItemResult(
         task=name,
         id=number,
-        correct=None if correct is None else bool(correct),
-        correct_norm=None if normed is None else bool(normed),
+        correct=_is_right(next((row[each] for each in CORRECT if row.get(each) is not None), None)),
+        correct_norm=_is_right(row.get("acc_norm")),
         log_likelihoods=[float(value) for value, _ in pairs] if pairs and not is_text else None,
         answer=answers[0] if is_text else None,
     )
+
+
+def _is_right(score: Any) -> bool | None:
+    """Return whether an item's score is that of a right answer; None if it is a fraction."""
+    return bool(score) if score in (0, 1) else None
 
 
 def _first_filter(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
