@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, bootstrap, t, ttest_ind
+from scipy.stats import binomtest, bootstrap, permutation_test, t, ttest_ind
 
 from lamina.measure.statistics import (
     Array,
     half_width,
     mcnemar,
     paired_intervals,
+    sign_flips,
     variance_of_mean,
 )
 
@@ -95,6 +96,18 @@ def test_mcnemar_by_hand_and_by_scipy() -> None:
     assert found.tolist() == pytest.approx([*MCNEMAR.values()], abs=1e-12)
     by_scipy = [binomtest(lost, lost + won).pvalue for lost, won in MCNEMAR if lost + won]
     assert found[1:].tolist() == pytest.approx(by_scipy, abs=1e-12)
+
+
+def test_sign_flips_by_hand_and_by_scipy() -> None:
+    """1 - 2 + 4 is 3, and six of the eight sums are as far from 0; of 1 + 2 + 4, two."""
+    assert sign_flips(np.array([[1.0, 1.0], [-2.0, 2.0], [4.0, 4.0]])).tolist() == [0.75, 0.25]
+    for items in (13, 14):  # all signs, and random ones
+        drawn = np.random.default_rng(1).normal(0.4, 1, (items, 1))
+        by_scipy = permutation_test(
+            (drawn[:, 0],), np.sum, permutation_type="samples", n_resamples=2**items
+        )
+        p = sign_flips(drawn)[0]
+        assert p == pytest.approx(by_scipy.pvalue, abs=1e-12 if items == 13 else 0.015)
 
 
 def test_the_interval_of_a_sum_of_variances() -> None:

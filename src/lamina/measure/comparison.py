@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lamina.errors import ModelError
-from lamina.measure.statistics import Array, mcnemar, paired_intervals
+from lamina.measure.statistics import Array, mcnemar, paired_intervals, sign_flips
 from lamina.measure.tasks.files import (
     ITEMS_FILE,
     EvaluationResult,
@@ -50,8 +50,8 @@ class Comparison:
     """The second minus the first."""
     low: float
     high: float
-    p: float | None
-    """Of McNemar's exact test; None for a loss."""
+    p: float
+    """Of McNemar's exact test; of a loss, of the signs of the documents' differences."""
     retention: float | None
     """The second in percent of the first; of a loss, the probability of a token, exp(-loss)."""
     retention_low: float | None
@@ -59,7 +59,8 @@ class Comparison:
     n: int
     """Items or documents."""
     is_within_noise: bool
-    """Whether the interval holds 0, the test finds no difference, or there is one item only."""
+    """Whether the interval holds 0, or the test finds no difference: intervals over few documents
+    are too narrow."""
 
 
 Comparisons = dict[str, dict[str, Comparison]]
@@ -236,7 +237,7 @@ def compare_columns(first: Array, second: Array, tokens: Array | None = None) ->
     weights = np.ones(len(first)) if tokens is None else tokens
     means = [values.sum(axis=0) / weights.sum() for values in (first, second)]
     bounds = paired_intervals(first, second, weights)
-    p = mcnemar(first, second).tolist() if tokens is None else [None] * len(means[0])
+    p = (mcnemar(first, second) if tokens is None else sign_flips(second - first)).tolist()
     made = []
     for pair, (before, after) in enumerate(zip(*(side.tolist() for side in means), strict=True)):
         low, high = float(bounds.low[pair]), float(bounds.high[pair])
@@ -259,9 +260,7 @@ def compare_columns(first: Array, second: Array, tokens: Array | None = None) ->
                 retention=percents[1],
                 retention_high=percents[2],
                 n=len(first),
-                is_within_noise=low <= 0 <= high
-                or (p[pair] or 0) >= SIGNIFICANT
-                or len(first) == 1,
+                is_within_noise=low <= 0 <= high or p[pair] >= SIGNIFICANT,
             )
         )
     return made

@@ -1,12 +1,13 @@
-"""How sure a difference is: paired bootstrap intervals, McNemar's exact test, repeated runs.
+"""How sure a difference is: paired bootstrap intervals, exact tests, repeated runs.
 
 scipy.stats.bootstrap resamples separately for each pair: seconds for one, minutes for a sweep's
 report. Here all pairs on the same items share their resamples, in two matrix products.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -41,15 +42,19 @@ def paired_intervals(first: Array, second: Array, weights: Array) -> Intervals:
     items = len(weights)
     columns = np.column_stack([second - first, first, weights])
     generator = np.random.default_rng(SEED)
-    parts = []
-    rows = max(1, CELLS // max(items, 1))
-    for start in range(0, RESAMPLES, rows):
-        parts.append(_counts(generator, min(rows, RESAMPLES - start), items) @ columns)
+    parts = [_counts(generator, rows, items) @ columns for rows in _blocks(items)]
     sums, pairs = np.concatenate(parts), first.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
         differences = sums[:, :pairs] / sums[:, -1:]
         ratios = 1 + sums[:, :pairs] / sums[:, pairs : 2 * pairs]
     return Intervals(*_bounds(differences), *_bounds(ratios))
+
+
+def _blocks(items: int) -> Iterator[int]:
+    """Yield numbers of resamples, `RESAMPLES` in all, whose matrices fit into memory."""
+    rows = max(1, CELLS // max(items, 1))
+    for start in range(0, RESAMPLES, rows):
+        yield min(rows, RESAMPLES - start)
 
 
 def _counts(generator: np.random.Generator, resamples: int, items: int) -> Array:
@@ -77,6 +82,25 @@ def mcnemar(first: Array, second: Array) -> Array:
     lost, won = (first > second).sum(axis=0), (second > first).sum(axis=0)
     p: Array = np.minimum(1.0, 2 * bdtr(np.minimum(lost, won), lost + won, 0.5))
     return p
+
+
+def sign_flips(differences: Array) -> Array:
+    """Return the p-value of each column's sum if each item could as well have the other sign.
+
+    Few items get all signs: the test is exact, as McNemar's, which it is for 1, 0 and -1. Others
+    get `RESAMPLES` random ones, the same in each call.
+    """
+    items = len(differences)
+    least = np.abs(differences.sum(axis=0)) * (1 - 1e-9)  # the order of summands changes rounding
+    if 2**items <= RESAMPLES:
+        signs = np.array([*product((-1.0, 1.0), repeat=items)])
+        exact: Array = (np.abs(signs @ differences) >= least).mean(axis=0)
+        return exact
+    generator, reached = np.random.default_rng(SEED), np.ones(len(least))
+    for rows in _blocks(items):
+        signs = 1.0 - 2 * generator.integers(2, size=(rows, items))
+        reached += (np.abs(signs @ differences) >= least).sum(axis=0)
+    return reached / (RESAMPLES + 1)
 
 
 def variance_of_mean(values: Sequence[float] | Array) -> tuple[float, int]:

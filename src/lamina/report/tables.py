@@ -18,8 +18,8 @@ TASKS = (
 )
 TASKS_NOTE = (
     "Figures with half of their 95 % interval. Difference: final minus original, with its paired "
-    "bootstrap interval over the same items; p: McNemar's exact test. Retention: final in % of "
-    "original, of a loss that of a token's probability."
+    "bootstrap interval over the same items; p: McNemar's exact test, of a loss a sign-flip test "
+    "over documents. Retention: final in % of original, of a loss that of a token's probability."
 )
 MARKS = {BEST: f" {sweep_table.BEST}", NEAR: f" {sweep_table.NEAR}", None: ""}
 SEEDS_NOTE = (
@@ -58,7 +58,7 @@ def figure_text(figure: Mapping[str, Any]) -> str:
 def _compared(found: Mapping[str, Any]) -> list[str]:
     """Return the difference, p and the retention, with intervals."""
     interval = f"{found['difference']:+.3g} ({found['low']:+.3g} to {found['high']:+.3g})"
-    p = "" if found["p"] is None else f"{found['p']:.2g}"
+    p = "" if found["p"] is None else f"{found['p']:.2g}"  # older results have none of a loss
     kept, low, high = (found[f"retention{end}"] for end in ("", "_low", "_high"))
     retention = "" if kept is None else f"{kept:.4g} %"
     if None not in (kept, low, high):
