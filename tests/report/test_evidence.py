@@ -10,6 +10,7 @@ import pytest
 
 from lamina.report.reading import read_report
 from lamina.report.report_files import markdown
+from lamina.report.tables import seed_table
 from tests.measure.test_comparison import write
 from tests.report.test_reading import write_result
 
@@ -153,6 +154,15 @@ def test_settings_are_compared_over_their_seeds(tmp_path: Path) -> None:
     assert third["arc/acc"]["half_width"] == pytest.approx(2.0095752 * (0.2 * 0.8 / 49) ** 0.5)
     costs = [each["train_seconds"]["standing"] for each in (first, second, third)]
     assert costs == ["best", None, None]
+
+
+def test_equal_settings_of_two_sweeps_stay_two(tmp_path: Path) -> None:
+    for number in range(4):
+        sweep = tmp_path / f"{number // 2}" / "jobs"
+        repeated(sweep / str(number % 2), 1, number, 25, eval_loss=1.0 + number // 2)
+    rows = read_report([tmp_path / "0" / "jobs", tmp_path / "1" / "jobs"]).rows
+    shown = [line[:3] for line in seed_table(rows)[1:]]
+    assert shown == [["0/jobs: all runs", "2", "1 ± 0"], ["1/jobs: all runs", "2", "2 ± 0"]]
 
 
 def test_settings_with_other_items_are_not_compared(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os.path import commonpath
+from pathlib import Path
 from typing import Any
 
 from lamina.measure.comparison import BEST, FIELDS, NEAR
@@ -67,12 +69,14 @@ def _compared(found: Mapping[str, Any]) -> list[str]:
 
 
 def seed_table(rows: Iterable[RunRow]) -> list[list[str]]:
-    """Return a header, and a line for each setting that ran with several seeds."""
+    """Return a header, and a line for each setting of a sweep that ran with several seeds."""
     settings = {
-        " ".join(without_seed(row.own)) or "all runs": row.seed_spread
+        (row.sweep or "", " ".join(without_seed(row.own)) or "all runs"): row.seed_spread
         for row in rows
         if row.seed_spread
     }
+    sweeps = {sweep for sweep, _ in settings}
+    above = commonpath(sweeps) if len(sweeps) > 1 else ""
     pairs = {name: name.split("/") for each in settings.values() for name in each}
     tasks = {
         name: " ".join(pair)
@@ -81,10 +85,11 @@ def seed_table(rows: Iterable[RunRow]) -> list[list[str]]:
     }
     columns = {HEALED: "healed loss", **tasks, **COSTS}
     lines = [["setting", "seeds", *columns.values()]]
-    for setting, spread in settings.items():
+    for (sweep, setting), spread in settings.items():
+        where = f"{Path(sweep).relative_to(above)}: " if above else ""
         seeds = max(each["runs"] for each in spread.values())
         cells = (over_seeds(name, spread[name]) if name in spread else "" for name in columns)
-        lines.append([setting, f"{seeds}", *cells])
+        lines.append([where + setting, f"{seeds}", *cells])
     return lines
 
 
