@@ -18,7 +18,13 @@ from lamina.errors import ModelError, TrainingError
 from lamina.measure import evaluate
 from lamina.measure.evaluate import Evaluation, RowLosses
 from lamina.measure.results import ROWS_FILE, Record
-from lamina.measure.resumable import Place, evaluate_into, fingerprint, refuse_unfit
+from lamina.measure.resumable import (
+    Place,
+    evaluate_into,
+    fingerprint,
+    refuse_unfit,
+    tokenizer_digest,
+)
 from lamina.measure.separate import SeparateProcessError, ask
 from lamina.measure.tasks.files import (
     EVALUATION_FILE,
@@ -256,8 +262,11 @@ def original(record: Record, protocol: Protocol) -> None:
     place = _place(record, protocol, ORIGINAL)
     if ref is None or place is None:
         return
+    source = resolve(ref.name, ref.revision)
     parts = [
-        *identity(resolve(ref.name, ref.revision)),
+        *identity(source),
+        f"{loading.generation_config(source)}",
+        tokenizer_digest(loading.load_tokenizer(source)),
         record.content["eval_fingerprint"],
         f"{ref.dtype} {ref.in_4bit} {protocol.max_tokens}",
         fingerprint(wanted),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.quantization import scale_bytes
@@ -176,14 +177,22 @@ def fingerprint(wanted: Evaluation) -> str:
 
 
 def _identity(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Identify a loaded model by a few values of each of its weights, and its tokenizer."""
+    """Identify a loaded model by a few values of each of its weights, its ends and tokenizer."""
     digest = sha256()
     for name, weight in model.named_parameters():
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
         if weight.device.type != "meta":
             few = weight.detach().reshape(-1)[:COMPARED_VALUES]
             digest.update(few.double().cpu().numpy().tobytes())
-    return [digest.hexdigest(), str(len(tokenizer)), str(tokenizer.chat_template)]
+    return [digest.hexdigest(), f"{model.generation_config}", tokenizer_digest(tokenizer)]
+
+
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Identify a tokenizer by the files that it writes: vocabulary, rules and chat template."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _is_finished(folder: Path, key: str) -> bool:

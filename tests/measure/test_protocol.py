@@ -1,0 +1,45 @@
+"""The figures of the original are cached by all that they depend on."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lamina.measure.protocol import ModelRef, original
+from lamina.measure.results import Record
+from lamina.measure.tasks.files import read_evaluation
+from tests.conftest import REFERENCE
+from tests.measure.test_isolated import isolated
+
+
+def test_another_end_template_or_tokenizer_is_another_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / "cache"))
+    model, task = tmp_path / "model", tmp_path / "asked.jsonl"
+    shutil.copytree(REFERENCE, model)
+    task.write_text(json.dumps({"question": "1 + 1", "answer": "2"}))
+    ref = ModelRef(
+        name=str(model), revision=None, kept_layers=range(12), dtype="float32", in_4bit=False
+    )
+    row = {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}
+    protocol = replace(isolated([row, row]), isolated=False, original=ref)
+    protocol = replace(protocol, wanted=replace(protocol.wanted, tasks=[str(task)]))
+    record = Record(tmp_path / "run", [])
+    record.content |= {"kept_layers": [0], "num_layers": 12, "eval_fingerprint": "", "final": ""}
+    changes = {
+        "README.md": ("", ""),
+        "generation_config.json": ('"eos_token_id": [', '"eos_token_id": [14, '),
+        "chat_template.jinja": ("{", " {"),
+        "tokenizer_config.json": ("<|pad|>", "<|im_end|>"),
+    }
+    keys = []
+    for name, change in changes.items():
+        file = model / name
+        file.write_text(file.read_text().replace(*change, 1))
+        original(record, protocol)
+        keys.append(read_evaluation(tmp_path / "run" / "evaluation" / "original").key)
+    assert len({*keys}) == len(changes)
+    assert len([*tmp_path.glob("cache/evaluations/*")]) == len(changes)
