@@ -121,6 +121,11 @@ def test_angular_needs_a_block_without_a_protected_layer() -> None:
     )
 
 
+class Unscored(Scores):
+    def greedy(self, count: int, protected: frozenset[int] = frozenset()) -> tuple[int, ...]:
+        raise selection.NoScoreError(3)
+
+
 def test_a_layer_without_a_score_keeps_its_index_in_the_message() -> None:
     losses = replace(FOUND.leave_one_out, loss=(9.0, 1.0, 1.1, float("nan"), 3.0))
     variant = Pruned(keep_layers=3, selector=selection.LeaveOneOut())
@@ -128,6 +133,10 @@ def test_a_layer_without_a_score_keeps_its_index_in_the_message() -> None:
     with pytest.raises(ConfigError) as raised:
         variant.kept_layers(5, found, protecting(0))
     message = "layer 3 has no score (its loss is not finite): set dtype=float32"
+    assert str(raised.value) == message
+    searched = replace(variant, selector=selection.Greedy())
+    with pytest.raises(ConfigError) as raised:
+        searched.kept_layers(5, Unscored(), protecting(0))
     assert str(raised.value) == message
     for selector in (selection.Magnitude(), selection.LeaveOneOutKL()):  # they use other scores
         other = replace(variant, selector=selector)

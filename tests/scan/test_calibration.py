@@ -97,6 +97,17 @@ def test_rows_apart_have_the_losses_of_the_evaluation(
     assert scores.loss[None] == [pytest.approx(sum(expected.nll), abs=1e-5)]
 
 
+def test_a_window_that_a_prompt_fills_is_left_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    short = [{"prompt": f"{n}? ", "completion": f"ab{n}"} for n in range(9)]
+    long = {"prompt": "a b c " * 20, "completion": "d"}
+    made = Calibration(tokens=32, length=16, apart=True, **LOSS)
+    windows, _ = made.windows(split(long, *short), tokenizer)
+    assert windows.fingerprint == made.windows(split(*short), tokenizer)[0].fingerprint
+    assert windows.scored.any(dim=1).all()
+    with pytest.raises(DataError, match="fills 0 windows of max_seq_length=16 tokens with a train"):
+        made.windows(split(long), tokenizer)
+
+
 def test_text_shorter_than_a_window_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     short = Calibration(tokens=4000, length=2000, apart=False, **LOSS)
     with pytest.raises(DataError, match=r"rows\.jsonl: its text fills 0 windows of .*=2000"):

@@ -245,6 +245,36 @@ def test_an_interrupted_scan_resumes_at_the_layer_where_it_stopped(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("portion", [1, 2, 4, 99])
+@pytest.mark.parametrize("stop", [0, 1])
+def test_a_scan_resumes_with_other_memory(
+    stop: int, portion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops after the first pass of two windows, or in the second."""
+    monkeypatch.setattr(scan_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(scan_module, "SAVE_SHARE", 1e9)
+    source, windows = resolve(str(REFERENCE)), text()
+    advance, applied = scan_module.Streams.advance, []
+
+    def interrupted(self: Any, index: int, block: Any, tick: Callable[[int], object]) -> None:
+        if len(applied) == depth_of(source) + 2 * stop:
+            raise KeyboardInterrupt
+        applied.append(index)
+        advance(self, index, block, tick)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_module.Streams, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scores(source, windows, folder=tmp_path, portion=2)
+    assert (tmp_path / scan_module.PROGRESS_FILE).is_file()
+    resumed = statistics(source, windows, folder=tmp_path, portion=portion)
+    undisturbed = statistics(source, windows)
+    assert (resumed.num_windows, resumed.num_tokens) == (5, 55)
+    losses = resumed.leave_one_out.loss
+    assert losses == pytest.approx(undisturbed.leave_one_out.loss, abs=1e-6)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_greedy_removes_what_the_naive_loop_removes(source: Source) -> None:
     windows = text()
     left, order = list(range(depth_of(source))), []
@@ -272,6 +302,13 @@ def test_greedy_removes_what_the_naive_loop_removes(source: Source) -> None:
             patch.setattr(greedy, "budget", lambda *_: Budget(hold=False, windows=2))
             assert greedy_order(stack, windows, SETTINGS, 3, [], 10**10) == order
             assert greedy_order(stack, windows, SETTINGS, 2, [], 10**10, protected) == others
+
+
+def test_a_layer_without_a_score_is_not_the_cheapest() -> None:
+    losses = {0: math.nan, 1: 3.0, 2: 2.0, 4: 2.0}
+    with pytest.raises(ConfigError, match="layer 0 has no score"):
+        greedy.cheapest(losses, frozenset())
+    assert greedy.cheapest(losses, frozenset({0})) == 2
 
 
 def forwards(stack: LayerStack, spare: int, rounds: int) -> list[int]:

@@ -88,7 +88,10 @@ class FreeScores(LayerScores):
 
     @override
     def greedy(self, count: int, protected: frozenset[int] = frozenset()) -> tuple[int, ...]:
-        return tuple(map(self.free.index, self.scores.greedy(count, self.protected)))
+        try:
+            return tuple(map(self.free.index, self.scores.greedy(count, self.protected)))
+        except NoScoreError as error:
+            raise NoScoreError(self.free.index(error.layer)) from None
 
     @override
     def taylor(self) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ Ties go to the earlier layer, so a choice depends on nothing but the scores.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Annotated, Protocol
@@ -141,7 +141,7 @@ class Angular(Selector):
         table = found.angular_distance_last if self.token == "last" else found.angular_distance
         size = num_layers - keep_layers
         starts = range(num_layers - size + 1)
-        refuse_unscored([table[start][size] for start in starts])
+        refuse_unscored((start, table[start][size]) for start in starts)
         best = min(starts, key=lambda start: (table[start][size], start))
         if table[best][size] == inf:
             raise ConfigError(
@@ -202,13 +202,13 @@ class Taylor(Selector):
 
 def without_lowest(values: Sequence[float], keep_layers: int) -> tuple[int, ...]:
     """Return the indices of the `keep_layers` largest values, ascending; may raise NoScoreError."""
-    refuse_unscored(values)
+    refuse_unscored(enumerate(values))
     ranked = sorted(range(len(values)), key=lambda index: (values[index], index))
     return tuple(sorted(ranked[len(values) - keep_layers :]))
 
 
-def refuse_unscored(values: Sequence[float]) -> None:
-    """Raise a NoScoreError if a layer's value is missing or NaN."""
-    for index, value in enumerate(values):
+def refuse_unscored(values: Iterable[tuple[int, float]]) -> None:
+    """Raise a NoScoreError if the value of a 0-based layer is missing or NaN."""
+    for index, value in values:
         if value is None or value != value:
             raise NoScoreError(index)

@@ -23,7 +23,7 @@ from lamina.runtime.console import quiet_libraries, stage
 from lamina.runtime.device import compute_device, free_memory_bytes, peak_memory_bytes
 from lamina.runtime.files import refuse_unwritable
 from lamina.scan.calibration import Calibration, Windows
-from lamina.scan.greedy import greedy_order
+from lamina.scan.greedy import cheapest, greedy_order
 from lamina.scan.layers import LayerStack, open_stack
 from lamina.scan.passes import ScanSettings, budget, score_removals
 from lamina.units import parse_tokens
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raise it when a code change alters a scan's numbers: older cached scans are then ignored."""
 
 
@@ -68,8 +68,7 @@ class CachedScores(LayerScores):
     @override
     def greedy(self, count: int, protected: frozenset[int] = frozenset()) -> tuple[int, ...]:
         losses = self.statistics().leave_one_out.loss
-        candidates = set(range(len(losses))) - protected
-        first = min(candidates, key=lambda index: (losses[index], index))
+        first = cheapest(dict(enumerate(losses)), protected)
         kept = "".join(f"-{index}" for index in sorted(protected))
         name = f"-{sha256(kept.encode()).hexdigest()[:8]}" if kept else ""
         with cached(self._folder, f"greedy{name}.json") as cache:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lamina.data.chat.template import ChatTemplate, own_template
 from lamina.data.splits import Split
 from lamina.data.tokenization import IGNORED, Tokenization, encode_text
-from lamina.errors import ConfigError, DataError
+from lamina.errors import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -46,12 +46,14 @@ class Windows:
             digest.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def __getitem__(self, part: slice) -> "Windows":
+        positions = None if self.positions is None else self.positions[part]
+        return Windows(self.ids[part], positions, self.scored[part])
+
     def split(self, size: int) -> "Iterator[Windows]":
         """Yield portions of at most `size` windows."""
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            positions = None if self.positions is None else self.positions[part]
-            yield Windows(self.ids[part], positions, self.scored[part])
+            yield self[start : start + size]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +83,18 @@ class Calibration:
         Rows are tokenized and concatenated in their order. Joined rows have the tokenizer's own
         special tokens (a chat its template), and a window ends wherever it is full. Rows kept apart
         are tokenized as for training, and the part of a row that does not fit into its window is
-        left out. An incomplete last window is dropped. Raises ConfigError if no prediction is
-        scored, and DataError if a row cannot be used, or there is too little text.
+        left out, as is a window without a trained token. An incomplete last window is dropped.
+        Raises DataError if a row cannot be used, or there is too little text.
         """
         count = self.tokens // self.length
         # Several sets are drawn from all of the text, so all of it is tokenized.
         found = list(self._cut(split, tokenizer, None if self.sets > 1 else count))
         if len(found) < self.sets:
+            trained, other = (" with a trained one", "another") if self.apart else ("", "a shorter")
             raise DataError(
                 f"{split.origin}: its text fills {len(found)} windows of "
-                f"max_seq_length={self.length} tokens, and {self.sets} are needed: use more text "
-                "or a shorter window"
+                f"max_seq_length={self.length} tokens{trained}, and {self.sets} are needed: use "
+                f"more text or {other} window"
             )
         count = min(count, len(found) // self.sets)
         rest = list(range(count, len(found)))
@@ -106,8 +109,6 @@ class Calibration:
         ids, positions, scored = torch.tensor(windows).unbind(dim=-1)
         scored = scored.bool()
         scored[:, 0] = False
-        if not scored.any():
-            raise ConfigError("scan.rows=apart: the calibration text has no token that is trained")
         return Windows(ids, positions if self.apart else None, scored)
 
     def _cut(
@@ -118,8 +119,10 @@ class Calibration:
         for row in self._documents(split, tokenizer):
             window += row
             while len(window) >= self.length:
-                yield window[: self.length]
-                number += 1
+                # A prompt may fill a window of rows apart: nothing in it would be scored.
+                if any(scored for _, _, scored in window[1 : self.length]):
+                    yield window[: self.length]
+                    number += 1
                 if number == enough:
                     return
                 window = [] if self.apart else window[self.length :]

@@ -2,9 +2,11 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
+from lamina.depth.selection import refuse_unscored
 from lamina.runtime.console import stage
 from lamina.scan.calibration import Windows
 from lamina.scan.layers import LayerStack
@@ -77,9 +79,7 @@ class GreedySearch:
         else:
             scores = self._one_pass()
         losses = {key[1]: sum(nll) for key, nll in scores.loss.items() if key is not None}
-        for index in self.protected:
-            losses.pop(index, None)
-        self.dropped.append(min(losses, key=lambda index: (losses[index], index)))
+        self.dropped.append(cheapest(losses, self.protected))
 
     def _one_pass(self) -> Scores:
         import torch
@@ -109,6 +109,16 @@ class GreedySearch:
         room = self.allowed.spare // self._streams.boundaries[0].nbytes
         self._marks = marked_depths(self.stack.num_layers - len(dropped), room)
         return self._streams, 0
+
+
+def cheapest(losses: Mapping[int, float], protected: AbstractSet[int]) -> int:
+    """Return the layer of least loss that is not protected; ties go to the earlier one.
+
+    `losses` are by 0-based layer. Raises NoScoreError if one of them is NaN.
+    """
+    candidates = {index: loss for index, loss in losses.items() if index not in protected}
+    refuse_unscored(candidates.items())
+    return min(candidates, key=lambda index: (candidates[index], index))
 
 
 def marked_depths(depth: int, room: int) -> range:

@@ -136,13 +136,14 @@ def score_removals(
 
     if allowed.hold:
         stack.hold()
-    passes = list(windows.split(allowed.windows))
     progress = _Progress(folder)
+    # As many windows per pass as memory allows now, which may be more or fewer than at the start.
+    passes = list(windows[progress.scored :].split(allowed.windows))
     depth = stack.num_layers - len(skipped)
     forwards = (3 if sublayers else 1) * depth * (depth + 1) // 2 * len(passes)
     with torch.inference_mode(), stage("scoring layers", forwards, "forward passes") as shown:
-        for number in range(progress.cost.passes, len(passes)):
-            _one_pass(stack, passes[number], progress, sublayers, skipped, shown)
+        for portion in passes:
+            _one_pass(stack, portion, progress, sublayers, skipped, shown)
     progress.remove()
     return progress.scores, progress.cost
 
@@ -188,6 +189,11 @@ class _Progress:
                 scores, cost = Scores.from_dict(content["scores"]), Cost(**content["cost"])
                 self.scores, self.cost = scores, cost
 
+    @property
+    def scored(self) -> int:
+        """Number of windows scored: those of finished passes."""
+        return len(self.scores.counts)
+
     def restore(self, streams: Streams) -> int:
         """Resume an interrupted pass; return the 0-based layer to continue with."""
         from safetensors import SafetensorError, safe_open
@@ -198,11 +204,11 @@ class _Progress:
         try:
             with safe_open(path, framework="pt") as file:
                 note = file.metadata()
-            if int(note["pass"]) != self.cost.passes:
+            if int(note["scored"]) != self.scored:
                 return 0
             layer = int(note["layer"])
             streams.restore(path)
-        except (SafetensorError, KeyError, TypeError, ValueError):  # damaged
+        except (SafetensorError, KeyError, TypeError, ValueError):  # damaged, or of another size
             return 0
         return layer
 
@@ -213,7 +219,7 @@ class _Progress:
         if self.folder is None or layer == num_layers or since < wait:
             return
         began = time.monotonic()
-        note = {"layer": str(layer), "pass": str(self.cost.passes)}
+        note = {"layer": str(layer), "scored": str(self.scored)}
         streams.save(self.folder / STATE_FILE, note)
         self.saved_at = time.monotonic()
         self.saving = self.saved_at - began

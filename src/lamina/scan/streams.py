@@ -124,10 +124,12 @@ class Streams:
             save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial, note)
 
     def restore(self, path: Path) -> None:
-        """Read the states that `save` wrote."""
+        """Read the states that `save` wrote; ValueError if they are those of other windows."""
         from safetensors.torch import load_file
 
         tensors = load_file(path)
+        if tensors["boundaries"].shape[1:] != self.boundaries.shape[1:]:
+            raise ValueError(f"{path}: states of another number of windows")
         self.done = self._known = len(tensors["boundaries"]) - 1
         self.boundaries[: self.done + 1] = tensors["boundaries"]
         self.states[: len(tensors["states"])] = tensors["states"]
