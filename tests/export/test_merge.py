@@ -54,6 +54,14 @@ STATE_SPACES = {
         ("llama", {"use_rslora": True, "alpha_pattern": {"q_proj": 5}}),
         ("qwen2", {"bias": "all"}),
         ("gpt2", {"bias": "lora_only"}),
+        ("llama", {"alpha_pattern": {"layers.1.self_attn.q_proj": 64, "layers.0.mlp.up_proj": 9}}),
+        ("llama", {"rank_pattern": {"layers.0.self_attn.q_proj": 5}, "use_dora": True}),
+        ("llama", {"target_modules": ["q_proj"], "layers_to_transform": [1, 2]}),
+        ("llama", {"exclude_modules": ["layers.1.self_attn.q_proj"]}),
+        ("llama", {"target_modules": r".*layers\.[12]\..*_proj"}),
+        ("llama", {"target_modules": ["layers.2.mlp.up_proj", "v_proj", "lm_head"]}),
+        ("llama", {"modules_to_save": ["lm_head", "input_layernorm"]}),
+        ("llama", {"trainable_token_indices": [5, 9]}),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*pattern keys did not match:RuntimeWarning")
@@ -76,7 +84,8 @@ def test_each_weight_is_merged_as_peft_merges_it(
         merged.update(updates.merged(layer, group))
     assert merged.keys() == expected.keys()
     changed = {name for name in merged if not torch.equal(merged[name], before[name])}
-    assert {layer_of(name) for name in changed} >= set(range(len(kept)))
+    assert changed == {name for name in merged if not torch.equal(expected[name], before[name])}
+    assert len({layer_of(name) for name in changed}) > 1
     for name, weight in merged.items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lamina.depth.loading import load_model
 from lamina.depth.reduction import decoder_stack
 from lamina.depth.statistics import Statistics
 from lamina.depth.surgery import layer_count
-from lamina.errors import ConfigError
+from lamina.errors import ConfigError, ModelError
 from lamina.scan import greedy
 from lamina.scan import passes as scan_module
 from lamina.scan.cached import taylor_importance
@@ -28,7 +28,7 @@ from lamina.scan.passes import Budget, ScanSettings, budget, score_removals
 from lamina.scan.scores import Scores, jaccard, kendall_tau
 from lamina.scan.streams import PARTS
 from lamina.weights.source import Source, resolve
-from tests.architectures import build, save
+from tests.architectures import SIZE, build, save
 from tests.conftest import REFERENCE
 
 MODELS = (
@@ -120,6 +120,50 @@ def test_a_head_that_config_json_calls_tied_is_scored_as_it_is(tmp_path: Path) -
     assert statistics(source, windows).baseline_loss == pytest.approx(
         loss(predictions(model, windows), windows), abs=1e-5
     )
+
+
+BAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 4,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 4,
+    "attn_layer_indices": [1, 4],
+}
+
+
+@pytest.mark.parametrize(("kind", "own"), [("cwm", {"sliding_window": 4}), ("bamba", BAMBA)])
+def test_layers_that_need_token_ids_or_return_pairs(
+    kind: str, own: dict[str, Any], tmp_path: Path
+) -> None:
+    source = random_model(kind, tmp_path, **own)
+    windows, found = text(), statistics(source, text(), sublayers=False)
+    full = loss(predictions(whole(source), windows), windows)
+    built = load_model(source, [0, 1, 2, 4, 5], dtype=torch.float32)
+    assert found.baseline_loss == pytest.approx(full, abs=1e-5)
+    without = loss(predictions(built, windows), windows)
+    assert found.leave_one_out.loss[3] == pytest.approx(without, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "reason"),
+    [
+        ("diffllama", {}, "layer 1 of this diffllama cannot be scored, .*self_attn.lambda_init: "),
+        ("rwkv", {}, "layer 1 of this rwkv cannot be scored, .*pre_ln: "),
+    ],
+)
+def test_a_layer_that_computes_another_thing_alone_is_not_scored(
+    kind: str, own: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    source = random_model(kind, tmp_path, **own)
+    with pytest.raises(ModelError, match=reason), open_stack(source, torch.float32, "cpu"):
+        pass
+
+
+def random_model(kind: str, folder: Path, **own: Any) -> Source:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZE, **own})
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return resolve(str(folder))
 
 
 @pytest.mark.parametrize("depth", [1, 2])

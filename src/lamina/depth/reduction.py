@@ -187,11 +187,16 @@ def refuse_changed_blocks(
     blocks = decoder_stack(larger, depth)[1]
     kept = decoder_stack(smaller, len(kept_layers))[1]
     for new, old in enumerate(kept_layers):
-        if difference := next(_differences(blocks[old], kept[new]), None):
+        if difference := difference_of(blocks[old], kept[new]):
             raise ModelError(
                 f"layer {old} of this {larger.config.model_type} would not compute the same as "
                 f"layer {new} ({difference}): this set of layers cannot be removed exactly"
             )
+
+
+def difference_of(old: Any, new: Any) -> str | None:
+    """Say what makes two blocks without weights compute differently; None if nothing does."""
+    return next(_differences(old, new), None)
 
 
 def _differences(old: Any, new: Any) -> Iterator[str]:

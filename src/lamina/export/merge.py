@@ -1,5 +1,6 @@
 """An adapter's updates, which PEFT itself merges into one layer of the model at a time."""
 
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.loading import load_single_layer
+from lamina.depth.loading import load_single_layer, single_layers
 from lamina.depth.reduction import Reduction
 from lamina.depth.tensor_names import layer_of, with_layer
 from lamina.errors import ModelError, reason_of
@@ -102,7 +103,7 @@ class AdapterUpdates:
             with warnings.catch_warnings():
                 # PEFT warns of missing target_parameters where a layer has no experts.
                 warnings.simplefilter("ignore")
-                wrapped = PeftModel(model, copy(self.config))
+                wrapped = PeftModel(model, config_of_layer(self.config, layer, model))
             outcome = set_peft_model_state_dict(wrapped, self.updates[layer])
             unplaced = outcome.unexpected_keys
         except (RuntimeError, ValueError) as error:
@@ -118,6 +119,39 @@ class AdapterUpdates:
         return ModelError(
             f"{self.folder}: the adapter was trained on a model other than its base ({reason})"
         )
+
+
+def config_of_layer(config: "LoraConfig", layer: int | None, model: Any) -> "LoraConfig":
+    """Return an adapter's config for one layer (0-based), which is `model`'s only one.
+
+    A config may name layers by their indices, and in `model` that layer has index 0. So PEFT finds
+    the modules and their ranks by their own names. None is for what is outside the layers.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+    from peft.utils.other import get_pattern_key
+
+    own = {
+        name: name if layer is None else with_layer(name, layer)
+        for name, _ in model.named_modules()
+        if (layer is None) == (layer_of(name) is None)
+    }
+    found = copy(config)
+    found.layers_to_transform = found.layers_pattern = None
+    whole = config.modules_to_save or ()
+    found.modules_to_save = [m for m in whole if any(name.endswith(m) for name in own)] or None
+    if layer is not None:
+        found.trainable_token_indices = None
+    if config.target_modules is not None:
+        found.exclude_modules = None
+        targets = [name for name in own if check_target_module_exists(config, own[name])]
+        found.target_modules = targets or DUMMY_TARGET_MODULES  # weights are saved whole alone
+    for field, usual in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
+        if given := getattr(config, field):
+            found_keys = {name: get_pattern_key(given, own[name]) for name in own}
+            named = {re.escape(name): given.get(key, usual) for name, key in found_keys.items()}
+            setattr(found, field, {**named, **given})
+    return found
 
 
 def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
@@ -137,6 +171,7 @@ def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
         name = name.removesuffix(".weight") if name.endswith(READABLE) else name
         updates[layer_of(name)][PREFIX + with_layer(name, 0)] = tensor
     found = AdapterUpdates(folder, config, dict(updates), reduced)
+    single_layers(reduced)
     depth = reduced.config.num_hidden_layers
     if beyond := [layer for layer in updates if layer is not None and layer >= depth]:
         raise found._other_base(f"it changes layer {max(beyond)}, but the model has {depth} layers")

@@ -13,10 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.loading import load_single_layer, refuse_unfit
-from lamina.depth.reduction import Reduction, decoder_stack, reduction, true_ties
+from lamina.depth.loading import load_single_layer, refuse_unfit, single_layers
+from lamina.depth.reduction import (
+    Reduction,
+    decoder_stack,
+    difference_of,
+    reduction,
+    true_ties,
+)
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, layer_of
+from lamina.errors import ModelError
 from lamina.weights.reading import tensor_slices
 from lamina.weights.source import Source
 
@@ -59,12 +66,12 @@ class ModelShell:
             recorder.in_tuple = in_tuple
 
     def _expects_tuples(self) -> bool:
-        """Whether the model takes the first element of what a layer returns, as MPT does."""
+        """Whether the model takes the first of what a layer returns, as MPT and Bamba do."""
         import torch
 
         try:
             logits = self._forward(torch.zeros((1, 2), dtype=torch.long), None).logits
-        except (IndexError, RuntimeError):
+        except (IndexError, RuntimeError, ValueError):
             return True
         return bool(logits.dim() < 3)  # each layer has taken off one dimension
 
@@ -122,7 +129,7 @@ def _recorder(block: Any) -> Any:
         def forward(self, hidden_states: Any, *arguments: Any, **options: Any) -> Any:
             self.seen, self.arguments, self.options = hidden_states, arguments, options
             state = hidden_states if self.given is None else self.given
-            return (state,) if self.in_tuple else state
+            return (state, None) if self.in_tuple else state  # Bamba takes two
 
     return Recorder()
 
@@ -139,6 +146,7 @@ class LayerStack:
         needed = {k: v for k, v in slices.items() if not is_mtp_tensor(k, self.num_layers)}
         self._model = true_ties(reduction(source, range(self.num_layers)), needed)
         refuse_unfit(f"model_name={source.name}", self._model.config, needed)
+        refuse_unlike_alone(self._model)
         self._slices: dict[int | None, dict[str, Any]] = defaultdict(dict)
         for name, piece in needed.items():
             self._slices[layer_of(name)][name] = piece
@@ -184,6 +192,19 @@ class LayerStack:
     def _block(self, index: int, tensors: dict[str, Any]) -> Any:
         model = load_single_layer(self._model, index, tensors, self.dtype, self.device)
         return decoder_stack(model, 1)[1][0].eval()
+
+
+def refuse_unlike_alone(model: Reduction) -> None:
+    """Raise a ModelError if a layer, loaded as a model of its own, would compute anything else."""
+    blocks = decoder_stack(model.blueprint, model.config.num_hidden_layers)[1]
+    for layer, (block, alone) in enumerate(zip(blocks, single_layers(model), strict=True)):
+        if difference := difference_of(block, alone):
+            raise ModelError(
+                f"model_name={model.config.name_or_path}: layer {layer} of this "
+                f"{model.config.model_type} cannot be scored, since it would not compute the same "
+                f"alone ({difference}): choose layers without scores, by model.keep or "
+                "selector=uniform"
+            )
 
 
 @contextmanager
