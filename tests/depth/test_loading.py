@@ -1,6 +1,7 @@
 """Removal at load: exact, from one file or shards, and nothing but kept tensors read."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,16 @@ def test_the_original_is_bit_identical_to_from_pretrained(folder: Path) -> None:
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
     assert ours.keys() == stock.keys()
     assert all(torch.equal(ours[name], stock[name]) for name in stock)
+
+
+@pytest.mark.parametrize("kept", [range(6), (0, 1, 4)])
+def test_a_model_that_says_how_to_sample_but_not_to_do_so_can_be_saved(
+    kept: Sequence[int], folder: Path, tmp_path: Path
+) -> None:
+    (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.9}')
+    load_model(resolve(str(folder)), kept, dtype=torch.float32).save_pretrained(tmp_path / "saved")
+    written = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert (written["temperature"], written["top_p"], written["do_sample"]) == (0.6, 0.9, True)
 
 
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import LaminaError, ModelError, TrainingError
-from lamina.launch.processes import first_failure, record_failure
+from lamina.launch.layout import Layout
+from lamina.launch.processes import first_failure, node_folder, record_failure
 
 
 def failed(error: BaseException) -> BaseException:
@@ -48,3 +49,16 @@ def test_a_killed_process_precedes_the_errors_that_it_causes(
 
 def test_a_process_may_leave_no_error_file(tmp_path: Path) -> None:
     assert str(reported(tmp_path, 2)) == "a process ended without an error message"
+
+
+def test_another_step_of_an_allocation_finds_no_files_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun, run twice with the same command in one salloc."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    made = []
+    for step in ("0", "1"):
+        monkeypatch.setenv("SLURM_STEP_ID", step)
+        made += [node_folder(tmp_path, Layout(processes=2, nodes=2, node=node)) for node in (0, 1)]
+    assert len(set(made)) == 4
+    assert made[0].parent == made[1].parent != made[2].parent

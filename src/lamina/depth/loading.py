@@ -99,8 +99,13 @@ def load_reduced(
 
 
 def _checked(source: Source, model: "PreTrainedModel") -> "PreTrainedModel":
-    """Refuse weights that are not finite; name the module below the head, for TRL's loss."""
+    """Refuse weights that are not finite; name the module below the head, for TRL's loss.
+
+    Gives the model generation settings with which it can be saved.
+    """
     refuse_not_finite(source.name, model)
+    if generation := generation_config(source):
+        model.generation_config = generation
     if model.base_model is model and hasattr(model, "model"):
         model.base_model_prefix = "model"  # transformers 5.17: Llama 4 names one that it lacks
     return model
@@ -144,8 +149,6 @@ def _load_reduced(
     refuse_misfits(f"model_name={source.name}", info)
     # An adapter trained on this model records this name as its base.
     model.name_or_path = model.config.name_or_path = source.name
-    if generation := generation_config(source):
-        model.generation_config = generation
     return model
 
 
@@ -186,7 +189,12 @@ def generation_config(source: Source) -> "GenerationConfig | None":
         if any(type(token) is not int for token in tokens if token is not None):
             raise ModelError(f"{path}: {field} is {content[field]!r}, expected a token id")
     with source.reading(GENERATION_FILE):
-        return GenerationConfig.from_dict(content)
+        found = GenerationConfig.from_dict(content)
+    try:
+        found.validate(strict=True)
+    except ValueError:  # a temperature without do_sample, as in Llama 2: transformers saves no such
+        found.do_sample = True
+    return found
 
 
 def load_single_layer(

@@ -75,7 +75,7 @@ def start_processes(spec: WorkerSpec, layout: Layout) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     failure, ended_by = None, None
-    folder = _node_folder(Path(spec.folder), layout)
+    folder = node_folder(Path(spec.folder), layout)
     end_together = partial(_end_with_other_nodes, folder)
     with _forwarding_signals() as received, repeating(end_together, POLL_S):
         try:
@@ -189,13 +189,14 @@ def _error_files(node_folders: Path) -> list[Path]:
         return []  # another node has succeeded and is removing the folder
 
 
-def _node_folder(run_folder: Path, layout: Layout) -> Path:
+def node_folder(run_folder: Path, layout: Layout) -> Path:
     """Make this node's folder; a single node's is temporary, since the run's disk may be full."""
     if layout.nodes == 1:
         node_folders = Path(tempfile.mkdtemp(prefix="lamina-"))
     else:
-        # A requeued job keeps its id and must not find the files of its previous start.
-        names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
+        # A requeued job keeps its id, as does another step of it, and must not find the files of
+        # its previous start.
+        names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
         start = "-".join(os.environ.get(name, "0") for name in names)
         node_folders = run_folder / ERRORS_FOLDER / start
     own = node_folders / str(layout.node)
