@@ -1,7 +1,9 @@
 """`lamina COMMAND ...`: imports and runs one command."""
 
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from lamina import __version__
 from lamina.runtime.console import prepare_console
@@ -26,6 +28,9 @@ COMMANDS = {
 def main() -> None:
     """Run the command named by the first argument."""
     prepare_console()
+    if not {"", str(Path.cwd())} & {*sys.path}:
+        # Nor do the interpreters that this one starts with -m import from the working folder.
+        os.environ["PYTHONSAFEPATH"] = "1"
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv[:2] = [f"lamina {name}"]

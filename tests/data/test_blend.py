@@ -1,6 +1,7 @@
 """data=blend: which rows are drawn, in which shares, and what is refused."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def test_a_run_records_how_many_rows_each_source_gave(tmp_path: Path) -> None:
         (tmp_path / name).write_text((json.dumps({"messages": turns}) + "\n") * 40)
     sources = f"{{a: {{train: {tmp_path}/a, weight: .25}}, b: {{train: {tmp_path}/b, weight: .5}}}}"
     given = ["data=blend", f"data.sources={sources}", "max_steps=1", "eval_steps=1", "save_steps=1"]
-    more = ["selector=first", "evaluation=none", f"data.eval={tmp_path}/a"]
+    shutil.copy(tmp_path / "a", tmp_path / "held")
+    more = ["selector=first", "evaluation=none", f"data.eval={tmp_path}/held"]
     done = train(tmp_path / "run", *SHORT, *given, *more)
     assert done.code == 0, done.errors
     assert done.result["data"]["sources"] == {"a": 20, "b": 40}

@@ -1,6 +1,7 @@
 """Data sources, and how a missing one is reported."""
 
 import json
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,40 @@ def test_a_saved_data_set_is_loaded(tmp_path: Path) -> None:
     DatasetDict(train=rows, eval=rows).save_to_disk(tmp_path / "saved")
     disk = Disk(path=str(tmp_path / "saved"), train="train", **{**FOREIGN, "eval": "eval"})
     assert texts(disk.load().eval) == ["a"]
+
+
+def test_rows_saved_again_are_others(tmp_path: Path) -> None:
+    """datasets identifies what a function made by the function."""
+    answers = iter("ab")
+    disk = Disk(path=str(tmp_path / "saved"), train="train", **{**FOREIGN, "eval": None})
+    found = []
+    for _ in range(2):
+        rows = Dataset.from_list([{"text": "a"}] * 4)
+        answer = next(answers)
+        made = rows.map(lambda _: {"text": answer}, new_fingerprint="same")  # noqa: B023
+        shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+        made.save_to_disk(tmp_path / "saved")
+        found.append(disk.load().train.rows)
+    assert [rows[0]["text"] for rows in found] == ["a", "b"]
+    assert found[0]._fingerprint != found[1]._fingerprint
+
+
+def test_rows_that_are_trained_are_not_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    held = jsonl(tmp_path / "rows" / "held.jsonl", "a")
+    jsonl(tmp_path / "rows" / "train.jsonl", "b")
+    folder = str(tmp_path / "rows")
+    with pytest.raises(DataError) as refused:
+        source(folder, eval=held).find()
+    assert str(refused.value) == (
+        f"data.eval={held}: data.train={folder} trains {held}: evaluate on other rows, or set "
+        "data.eval=null to hold out data.eval_fraction of the training rows"
+    )
+    rows = Dataset.from_list([{"text": "a"}])
+    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
+    disk = Disk(path=str(tmp_path / "saved"), train="train", **{**FOREIGN, "eval": "train"})
+    with pytest.raises(DataError, match=r"data\.eval=train: data\.train=train trains it: "):
+        disk.load()
 
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:

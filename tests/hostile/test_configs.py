@@ -73,6 +73,8 @@ TARGETS = {
     # What leaves this machine.
     "trainer: {args: {push_to_hub: true}}": "trainer.args.push_to_hub=true: give it on the command "
     "line, or set LAMINA_ALLOW=trainer.args.push_to_hub",
+    "data: {answers: original, answer_settings: {vllm: ./program}}": "data.answer_settings.vllm="
+    "./program: give it on the command line, or set LAMINA_ALLOW=data.answer_settings.vllm",
     "packing: true\ntrainer: {args: {push_to_hub: '${packing}'}}": "trainer.args.push_to_hub=true:",
     f"{LOGGED}\nlogger: {{wandb: {{mode: online}}}}": "logger.wandb.mode=online: give it on the "
     "command line, or set LAMINA_ALLOW=logger.wandb.mode",
@@ -290,6 +292,7 @@ SWEPT = {
     "+callbacks.x": "{_target_: os.system, command: touch}",
     "+trainer.args.lr_scheduler_kwargs": "{_target_: os.system}",
     "+trainer.args.push_to_hub": "true",
+    "data.answer_settings.vllm": "./program",
 }
 
 

@@ -57,7 +57,7 @@ FILES: dict[str, tuple[str, Content, str]] = {
 def test_a_file_of_rows(case: str, refused: Refused, tmp_path: Path) -> None:
     kind, content, reason = FILES[case]
     path = write(tmp_path / f"rows.{kind}", content)
-    given = (f"data={kind}", f"data.train={path}", f"data.eval={path}")
+    given = (f"data={kind}", f"data.train={path}", "data.eval=null")
     refused(train(tmp_path / "run", *SHORT, *given), str(path), reason)
 
 
@@ -72,7 +72,7 @@ NO_FILE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
 def test_rows_that_are_no_file(kind: str, case: str, refused: Refused, tmp_path: Path) -> None:
     path = write(tmp_path / f"rows.{kind}", NO_FILE[case])
-    given = (f"data={kind}", f"data.train={path}", f"data.eval={path}")
+    given = (f"data={kind}", f"data.train={path}", "data.eval=null")
     began = time.monotonic()
     refused(train(tmp_path / "run", *SHORT, *given), f"data.train={path}")
     assert time.monotonic() - began < SECONDS
@@ -80,7 +80,7 @@ def test_rows_that_are_no_file(kind: str, case: str, refused: Refused, tmp_path:
 
 def test_a_row_of_30_megabytes(refused: Refused, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", turn(content="x" * 30_000_000))
-    given = ("data=jsonl", f"data.train={path}", f"data.eval={path}")
+    given = ("data=jsonl", f"data.train={path}", "data.eval=null")
     began = time.monotonic()
     refused(train(tmp_path / "run", *SHORT, *given), f"{path}, row 3: ", "30,000,0")
     assert time.monotonic() - began < SECONDS

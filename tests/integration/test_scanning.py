@@ -122,8 +122,13 @@ def test_a_sweep_over_selectors_scans_once_and_ends_in_a_table(tmp_path: Path) -
 
 
 def test_a_shortlist_heals_the_cheapest_layers_that_are_not_protected(tmp_path: Path) -> None:
-    given = (*SHORT, "scan.tokens=1k", "scan.candidates=2", "depth.protect=[9]")
-    given = (*given, "hydra.run.dir=run")
+    """With an experiment of one's own, in a folder whose train.py is not Lamina's."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    own = "# @package _global_\ndefaults: [quickstart]\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(own)
+    (tmp_path / "train.py").write_text("raise SystemExit('another train.py ran')")
+    given = ("--config-dir=conf", "experiment=mine", *SHORT[1:], "scan.tokens=1k")
+    given = (*given, "scan.candidates=2", "depth.protect=[9]", "hydra.run.dir=run")
     done = lamina(
         "shortlist", *given, cwd=tmp_path, LAMINA_CACHE=str(tmp_path / "cache"), COLUMNS="120"
     )

@@ -266,6 +266,27 @@ def test_bad_items_are_refused_before_a_job_is_queued(tmp_path: Path) -> None:
     assert not (tmp_path / "queued").exists()
 
 
+LINES = {"hydra.launcher.account": "lab\ntouch queued #", "hydra.sweep.dir": "a\ntouch queued\n"}
+
+
+@pytest.mark.parametrize("key", LINES)
+def test_no_value_begins_a_line_of_the_script_for_sbatch(key: str, tmp_path: Path) -> None:
+    for tool in ("srun", "sbatch"):
+        (tmp_path / tool).symlink_to("/bin/true")
+    _, group, last = key.split(".")
+    own = json.dumps({"hydra": {group: {last: LINES[key]}}})
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    content = f"# @package _global_\ndefaults: [quickstart]\n{own[1:-1]}\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(content)
+    given = ("experiment=mine", "hydra/launcher=slurm", "seed=1,2", "hydra.run.dir=run")
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    command = ("-m", "train", "--multirun", "--config-dir=conf", *given)
+    done = run(*command, cwd=tmp_path, PATH=path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: hydra.launcher.")
+    assert done.stderr.endswith(": use one line without control characters\n")
+
+
 def test_jobs_of_two_variants_may_share_an_output_dir(tmp_path: Path) -> None:
     variants = ("model=dropped,pruned", "model_name=nowhere", "output_dir=shared")
     done = train(tmp_path / "run", "--multirun", *SHORT, *variants)

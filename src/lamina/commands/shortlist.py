@@ -52,18 +52,24 @@ def main(config: DictConfig) -> None:
     scores = scan(run, folder)
     cheapest_first = sorted(free, key=scores.leave_one_out.loss.__getitem__)
     layers = cheapest_first[: config.scan.candidates]
-    heal_without_each(layers, job.overrides.task, job.overrides.hydra, folder / "healing")
+    places = [
+        f"--config-dir={each.path}"
+        for each in job.runtime.config_sources
+        if each.provider == "command-line"
+    ]
+    given = [*places, *job.overrides.task]
+    heal_without_each(layers, given, job.overrides.hydra, folder / "healing")
     print_losses(scores, layers, folder / "healing")
 
 
 def heal_without_each(
-    layers: Sequence[int], overrides: Sequence[str], hydra_overrides: Sequence[str], folder: Path
+    layers: Sequence[int], given: Sequence[str], hydra_overrides: Sequence[str], folder: Path
 ) -> None:
-    """Run a sweep that drops one of the 0-based layers in each job.
+    """Run a sweep that drops one of the 0-based layers in each job; `given` are its arguments.
 
     It runs in a separate process, since Hydra runs one app at a time.
     """
-    kept = [o for o in overrides if not o.startswith(("model=", "model.", "selector"))]
+    kept = [o for o in given if not o.startswith(("model=", "model.", "selector"))]
     launch = [o for o in hydra_overrides if not o.startswith(("hydra.run.", "hydra.mode"))]
     dropped = ["model=dropped", f"model.layer_to_drop={','.join(map(str, layers))}"]
     command = [sys.executable, "-m", "train", "--multirun", *kept, *launch, *dropped]

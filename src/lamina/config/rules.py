@@ -51,7 +51,7 @@ def problems(run: Parameters) -> Iterator[str]:
     yield from _answer_problems(run)
     yield from _untrained_problems(run)
     yield from _repair_problems(run)
-    yield from _published(run)
+    yield from _own_alone(run)
     yield from scan_problems(run)
 
 
@@ -110,13 +110,15 @@ def _repair_problems(run: Parameters) -> Iterator[str]:
         )
 
 
-def _published(run: Parameters) -> Iterator[str]:
-    """Name what only the user may send to a server, if neither command line nor environment do."""
-    sent = {"trainer.args.push_to_hub=true": run.trainer.args.get("push_to_hub")}
+def _own_alone(run: Parameters) -> Iterator[str]:
+    """Name what only the user may send to a server, or run, on command line or in environment."""
+    given = {"trainer.args.push_to_hub=true": run.trainer.args.get("push_to_hub")}
+    vllm = run.data.answer_settings.vllm
+    given[f"{VLLM_KEY}={vllm}"] = vllm not in ("auto", "none")
     for name, each in run.logger.items():
         is_online = isinstance(each, WandB) and each.mode == "online"
-        sent[f"logger.{name}.mode=online"] = is_online and os.environ.get("WANDB_MODE") != "online"
-    for setting in filter(sent.get, sent):
+        given[f"logger.{name}.mode=online"] = is_online and os.environ.get("WANDB_MODE") != "online"
+    for setting in filter(given.get, given):
         key = setting.partition("=")[0]
         if key not in allowed():
             yield f"{setting}: give it on the command line, or set {ALLOW}={key}"

@@ -41,6 +41,11 @@ HARMLESS = re.compile(
 )
 """The keys below hydra that any config file may set."""
 
+OWN_ALONE = re.compile(
+    r"^\+*(trainer\.args\.push_to_hub|logger\.\w+\.mode|data\.answer_settings\.vllm)="
+)
+"""Overrides of what only the user may set: what sends a run to a server, and a program."""
+
 NODES = re.compile(r"\$\{(?!\s*(hydra[.:]|now:|oc\.env:|asset:))")
 """An interpolation that could put a node of another place below hydra."""
 
@@ -56,7 +61,7 @@ def install(arguments: Sequence[str] = ()) -> None:
     named = [os.environ.get(ALLOW, "")]
     for argument in arguments:
         named += re.findall(r"_target_['\"]?\s*[=:]\s*['\"]?([\w.,]+)", argument)
-        named += re.findall(r"^\+*(trainer\.args\.push_to_hub|logger\.\w+\.mode)=", argument)
+        named += re.findall(OWN_ALONE, argument)
     os.environ[ALLOW] = ",".join(dict.fromkeys(filter(None, named)))
     OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
     watched = {

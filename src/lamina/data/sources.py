@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from json import JSONDecodeError
@@ -52,6 +52,8 @@ EVAL_SPLITS = ("eval", "validation", "test")
 
 HELD_OUT = "data.eval=null to hold out data.eval_fraction of the training rows"
 
+APART = f"evaluate on other rows, or set {HELD_OUT}"
+
 MaxDropped = Annotated[float, Limit(lambda value: 0 <= value <= 1, "use a fraction from 0 to 1")]
 Format = Annotated[str, one_of(*READERS, note=f"; all but parquet also with {ENDINGS}")]
 
@@ -98,10 +100,15 @@ class Rows:
         return {column: str(name) for column, name in self.columns.items() if name is not None}
 
     def eval_split(self, train: str, known: Iterable[str]) -> str | None:
-        """Return data.eval or, for auto, which of the known splits that is, and say so."""
-        if self.eval != "auto":
-            return self.eval
+        """Return data.eval or, for auto, which of the known splits that is, and say so.
+
+        Raises DataError if its rows are trained, too.
+        """
         usable = set() if train == "all" else {*known} - _parts(train)
+        if self.eval != "auto":
+            if self.eval in {*known} - usable:
+                raise DataError(f"data.eval={self.eval}: data.train={train} trains it: {APART}")
+            return self.eval
         found = next(filter(usable.__contains__, EVAL_SPLITS), None)
         held = f"none of {', '.join(EVAL_SPLITS)}; {self.eval_fraction:.3g} of data.train={train}"
         logger.info("data.eval=auto: %s", found or f"{held} is held out")
@@ -120,6 +127,21 @@ class Rows:
         )
 
 
+def find_apart(train: Mapping[str, str], evaluation: str | None, kind: str) -> None:
+    """Find all files, unread; raises DataError as `find_files` does, or if one is in both.
+
+    `train` are paths by their config keys.
+    """
+    trained = {
+        path.resolve(): f"{key}={name}"
+        for key, name in train.items()
+        for path in find_files(key, name, kind)
+    }
+    for path in find_files("data.eval", evaluation, kind) if evaluation else ():
+        if given := trained.get(path.resolve()):
+            raise DataError(f"data.eval={evaluation}: {given} trains {path}: {APART}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Files(Rows):
     """Local files of rows."""
@@ -129,9 +151,7 @@ class Files(Rows):
 
     @override
     def find(self) -> None:
-        for key, name in (("data.train", self.train), ("data.eval", self.eval)):
-            if name is not None:
-                find_files(key, name, self.format)
+        find_apart({"data.train": self.train}, self.eval, self.format)
 
     def load(self) -> Splits:
         """Read the files; raises DataError if one is missing, empty or unreadable as a whole."""
@@ -159,14 +179,14 @@ class Blend(Rows):
 
     @override
     def find(self) -> None:
-        for key, name in self._places:
-            find_files(key, name, self.format)
+        find_apart(self._places, self.eval, self.format)
 
     def load(self) -> Splits:
         """Read the files and draw rows; raises DataError as `Files` does, or if none are drawn."""
         found = [
             self.split(rows, name, files)
-            for key, name in self._places
+            for key, name in [*self._places.items(), ("data.eval", self.eval)]
+            if name
             for rows, files in [read_files(key, name, self.format, self.names)]
         ]
         parts = dict(zip(self.sources, found, strict=False))
@@ -175,10 +195,9 @@ class Blend(Rows):
         return self.splits(train, found[-1] if self.eval else None)
 
     @property
-    def _places(self) -> list[tuple[str, str]]:
-        """Config key and path of each source, and of the evaluation rows, if given."""
-        places = [(f"data.sources.{name}.train", s["train"]) for name, s in self.sources.items()]
-        return [*places, ("data.eval", self.eval)] if self.eval else places
+    def _places(self) -> dict[str, str]:
+        """Path of each source by its config key."""
+        return {f"data.sources.{name}.train": s["train"] for name, s in self.sources.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,13 +289,15 @@ class Disk(Rows):
         if not isinstance(saved, DatasetDict):
             if self.eval not in (None, "auto"):
                 raise DataError(f"data.eval={self.eval}: {self.path} has no splits: set {HELD_OUT}")
-            return self.splits(self.split(saved, self.path))
+            return self.splits(self.split(_as_on_disk(saved), self.path))
         names = {"train": self.train, "eval": self.eval_split(self.train, saved)}
         for key, name in names.items():
             if name is not None and name not in saved:
                 raise _no_split(key, name, self.path, saved)
         chosen = filter(None, names.values())
-        return self.splits(*(self.split(saved[name], f"{self.path} {name}") for name in chosen))
+        return self.splits(
+            *(self.split(_as_on_disk(saved[name]), f"{self.path} {name}") for name in chosen)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +327,19 @@ class Synthetic:
 
 DataSource = Files | Blend | Hub | Disk | Synthetic
 """Anything with `find`, `load`, and the settings of `Synthetic` from `loss_on` on."""
+
+
+def _as_on_disk(rows: "Dataset") -> "Dataset":
+    """Identify rows by their files: datasets does so by the functions that made them.
+
+    A sampling model may have written other rows with the same function.
+    """
+    from datasets.fingerprint import Hasher
+
+    paths = [Path(file["filename"]) for file in rows.cache_files]
+    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_ctime_ns) for path in paths]
+    rows._fingerprint = Hasher.hash([rows._fingerprint, stamps])
+    return rows
 
 
 def _first(split: Split, limit: int | None) -> Split:

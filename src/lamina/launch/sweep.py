@@ -53,6 +53,16 @@ QUEUEING_LAUNCHERS = ("slurm", "submitit_slurm")
 """Options of hydra/launcher whose jobs wait in a cluster's queue."""
 
 
+def broken_line(config: DictConfig) -> str | None:
+    """Name a value whose line break would begin a command in the script for sbatch."""
+    launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    texts = {f"hydra.launcher.{key}": value for key, value in dict(launcher).items()}
+    for key, value in {**texts, "hydra.sweep.dir": config.hydra.sweep.dir}.items():
+        if isinstance(value, str) and not value.isprintable():
+            return f"{key}={value!r}: use one line without control characters"
+    return None
+
+
 class Sweep(Callback):
     """Hydra's callback, in the process that started the sweep and in each job's."""
 
@@ -80,6 +90,8 @@ class Sweep(Callback):
         given = given_overrides(config)
         if found := list(filter(None, (*map(no_value, given), too_many(given)))):
             raise Ended("\n".join(found))
+        if self.is_queued and (broken := broken_line(config)):
+            raise Ended(broken)
         Sweep.started = self
         self.folder = Path(config.hydra.sweep.dir)
         self.planned = planned_jobs(config)
