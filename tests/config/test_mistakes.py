@@ -334,8 +334,8 @@ MISTAKES = {
     "greedy",
     "export.form=gguf": "export.form=gguf: use auto, adapter, merged or both",
     "data.loss_on=everything": "data.loss_on=everything: use auto, assistant, completion or all",
-    "data.chat_template=own.jinja": "data.chat_template=own.jinja: no such file; use a jinja "
-    "file, chatml, or the name of one of the tokenizer's templates",
+    "data.chat_template=own.jinja": "data.chat_template=own.jinja: no such template; use a file "
+    "that ends in .jinja or .j2, chatml, or the name of one of the tokenizer's templates",
     "logger=wandb logger.wandb.mode=sometimes": "logger.wandb.mode=sometimes: use auto, online or "
     "offline",
     "resume=maybe": "resume=maybe: no such folder; use auto, never, or the folder of a run "
@@ -448,8 +448,8 @@ MISTAKES = {
     "output_dir=true logging_dir=false": "output_dir=True: use a folder\nlogging_dir=False: use a "
     "folder",
     "run_dir=true": "run_dir=True: use a folder",
-    "data.chat_template=true": "data.chat_template=True: no such file; use a jinja file, chatml, "
-    "or the name of one of the tokenizer's templates",
+    "data.chat_template=true": "data.chat_template=True: no such template; use a file that ends in "
+    ".jinja or .j2, chatml, or the name of one of the tokenizer's templates",
     # Several at once.
     "learnig_rate=1 model=prunned max_step=3 bf16=maybe warmup_ratio=2": "model=prunned: no such "
     f"option; did you mean pruned?\n{VARIANTS}\n"

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lamina.data.answers.settings import Answers, AnswerSettings
 from lamina.data.blend import blended, source_problems
 from lamina.data.cache import is_whole, refuse_unwritable_cache
+from lamina.data.chat.template import is_template
 from lamina.data.compression import ENDINGS
 from lamina.data.files import READERS, find_files, read_files
 from lamina.data.splits import Split, Splits, hold_out
@@ -37,14 +38,15 @@ LossOn = Annotated[str, one_of("auto", "assistant", "completion", "all")]
 def _may_exist(template: str) -> bool:
     path = Path(template).expanduser()
     is_name = template not in ("True", "False") and not (path.suffix or path.parent.name)
-    return path.is_file() or is_name
+    return is_name or is_template(path)
 
 
 Template = Annotated[
     str | None,
     Limit(
         _may_exist,
-        "no such file; use a jinja file, chatml, or the name of one of the tokenizer's templates",
+        "no such template; use a file that ends in .jinja or .j2, chatml, or the name of one of "
+        "the tokenizer's templates",
     ),
 ]
 EVAL_SPLITS = ("eval", "validation", "test")

@@ -49,8 +49,10 @@ def test_a_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
     key = "data.chat_template="
     named = tokenizer_with({"default": "a", "tool_use": "b"})
     assert refused_choice(named, "tools") == (
-        f"{key}tools: no such file or template; use default, tool_use, chatml or a file"
+        f"{key}tools: no such file or template; use default, tool_use, chatml or a file.jinja"
     )
+    (tmp_path / ".env").write_text("HF_TOKEN=hf_secret")
+    assert refused_choice(named, str(tmp_path / ".env")).endswith("chatml or a file.jinja")
     broken = tmp_path / "broken.jinja"
     broken.write_text("\n{% for %}")
     assert refused_choice(named, str(broken)).startswith(
@@ -119,3 +121,61 @@ def test_a_template_that_loses_a_part_of_a_row_is_refused(
         f"rows, row 1: the chat template of small does not write {lost}; set data.chat_template "
         "to a template that does"
     )
+
+
+CONTENT = "message['content'] + '<|im_end|>' -"
+CALLS = (
+    "(message['tool_calls'][0]['function']['name'] if message['tool_calls'] else '') + '<|im_end|>'"
+)
+THOUGHT = "<think>\nfirst 1\n</think>\n\n12"
+
+
+@pytest.mark.parametrize(
+    ("written", "message", "lost"),
+    [
+        (
+            "message['content'].split('</think>')[-1] + '<|im_end|>' -",
+            {"content": THOUGHT},
+            "the thinking of message 2",
+        ),
+        (
+            "('\\n' if message['reasoning_content'] else '') + message['content'] + '<|im_end|>' -",
+            {"content": "12", "reasoning_content": "first 1"},
+            "reasoning_content of message 2",
+        ),
+        (f"{CALLS} -", {"content": "", "tool_calls": [CALL, CALL]}, "tool_calls of message 2"),
+        (
+            f"{CALLS} -",
+            {"content": "I sort.", "tool_calls": [CALL]},
+            "the text beside the calls of message 2",
+        ),
+    ],
+)
+def test_a_template_that_loses_a_part_of_an_answer_is_refused(
+    written: str, message: dict[str, Any], lost: str
+) -> None:
+    assert CONTENT in CHAT_TEMPLATE
+    tokenizer = tokenizer_with(CHAT_TEMPLATE.replace(CONTENT, written))
+    rows = Split(Dataset.from_list([{"messages": [USER, {**ANSWER, **message}]}]), "rows")
+    with pytest.raises(DataError, match=f"small does not write {lost}; "):
+        Tokenization(tokenizer, "assistant", 64, rows)(rows)
+
+
+def test_a_message_is_lost_though_an_answer_repeats_it() -> None:
+    tool = {"role": "tool", "content": "12:30"}
+    repeated = {"role": "assistant", "content": "It is 12:30."}
+    template = CHAT_TEMPLATE.replace(
+        "{%- for message in messages -%}",
+        "{%- for message in messages if message['role'] != 'tool' -%}",
+    )
+    rows = Split(Dataset.from_list([{"messages": [USER, ANSWER, tool, repeated]}]), "rows")
+    with pytest.raises(DataError, match="small does not write message 3, role tool; "):
+        Tokenization(tokenizer_with(template), "assistant", 64, rows)(rows)
+
+
+def test_a_default_for_the_system_message_is_no_loss() -> None:
+    default = "{%- if messages[0]['role'] != 'system' -%}Be brief.{%- endif -%}"
+    messages = [{"role": "system", "content": "Be brief."}, USER, ANSWER]
+    rows = Split(Dataset.from_list([{"messages": messages}]), "rows")
+    made = Tokenization(tokenizer_with(default + CHAT_TEMPLATE), "assistant", 64, rows)(rows)
+    assert made.count.tokens_trained == 3

@@ -1,6 +1,7 @@
 """The chat template that renders a row's messages: which one it is, and what it must not lose."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,12 @@ Tools = list[dict[str, Any]] | None
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields in which a message has the thinking that precedes its content."""
+
+THOUGHT = re.compile(r"<think>\s*(\S.*?)\s*</think>", re.S)
+"""Thinking at the beginning of an answer's content."""
+
+MARK = "laminaMark"
+"""A word that no row and no template has."""
 
 ADVICE = "set data.chat_template to a template that does"
 
@@ -52,34 +59,29 @@ class ChatTemplate:
     def refuse_lost(self, messages: Messages, tools: Tools, *, reasoning: bool) -> None:
         """Refuse a row of which the template leaves something out without a word.
 
-        Raises BadRowError if the text is the same without the tools, a tool call, a message of the
-        system, the developer or a tool or, with `reasoning`, the thinking before an answer.
+        Raises BadRowError if it does not write the tools, a tool call, the text beside one, a
+        message of the system, the developer or a tool or, with `reasoning`, the thinking before an
+        answer.
         """
-        fields = ("tool_calls", *(REASONING if reasoning else ()))
-        usual = ("user", "assistant")
-        if not tools and not any(
-            message["role"] not in usual or any(map(message.get, fields)) for message in messages
-        ):
-            return
-        text = self.render(messages, tools)
-        if tools and self._writes(text, messages, None):
+        if tools and self._is_same(self.render(messages, tools), messages):
             raise BadRowError(f"{self} does not write the row's tools; {ADVICE}")
         for number, message in enumerate(messages, 1):
             before, after = messages[: number - 1], messages[number:]
-            for key in filter(message.get, fields):
-                rest = {name: value for name, value in message.items() if name != key}
-                if self._writes(text, [*before, rest, *after], tools):
-                    raise BadRowError(f"{self} does not write {key} of message {number}; {ADVICE}")
-            role = message["role"]
-            is_written = role in usual or message["content"].strip() in text
-            if not is_written and self._writes(text, [*before, *after], tools):
-                raise BadRowError(f"{self} does not write message {number}, role {role}; {ADVICE}")
+            for part, marked in _marked(message, number, reasoning=reasoning):
+                if not self._writes_mark([*before, marked, *after], tools):
+                    raise BadRowError(f"{self} does not write {part}; {ADVICE}")
 
-    def _writes(self, text: str, messages: Messages, tools: Tools) -> bool:
+    def _is_same(self, text: str, messages: Messages) -> bool:
         try:
-            return self.render(messages, tools) == text
+            return self.render(messages, None) == text
         except BadRowError:
             return False
+
+    def _writes_mark(self, messages: Messages, tools: Tools) -> bool:
+        try:
+            return MARK in self.render(messages, tools)
+        except BadRowError:  # it reads that part
+            return True
 
     def _apply(self, messages: Messages, **options: Any) -> Any:
         try:
@@ -92,6 +94,39 @@ class ChatTemplate:
                 f"the model's chat template refuses these messages ({reason}); expected roles and "
                 "an order that it supports"
             ) from error
+
+
+def _marked(
+    message: dict[str, Any], number: int, *, reasoning: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each part of a message that templates lose, and the message with `MARK` in its place.
+
+    A template may write a default in the place of what is left out, or other blanks, so a row
+    without the part would not show that it is lost.
+    """
+    content, calls = message["content"], message.get("tool_calls") or ()
+    if message["role"] not in ("user", "assistant"):
+        yield f"message {number}, role {message['role']}", {**message, "content": MARK}
+    if calls and content.strip():
+        yield f"the text beside the calls of message {number}", {**message, "content": MARK}
+    for place, call in enumerate(calls):
+        named = {**call, "function": {**call["function"], "name": MARK}}
+        others = [*calls[:place], named, *calls[place + 1 :]]
+        yield f"tool_calls of message {number}", {**message, "tool_calls": others}
+    if reasoning:
+        for key in filter(message.get, REASONING):
+            yield f"{key} of message {number}", {**message, key: MARK}
+        if message["role"] == "assistant" and (found := THOUGHT.search(content)):
+            marked = content[: found.start(1)] + MARK + content[found.end(1) :]
+            yield f"the thinking of message {number}", {**message, "content": marked}
+
+
+def is_template(path: Path) -> bool:
+    """Whether a path names a template: by its ending, since the file is copied into final/.
+
+    Someone else's config could name a file of keys.
+    """
+    return path.is_file() and path.suffix in (".jinja", ".j2")
 
 
 def choose_template(
@@ -169,8 +204,9 @@ def _read(name: str, named: list[str]) -> str:
 
     key = f"data.chat_template={name}"
     path = Path(name).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{key}: no such file or template; use {', '.join(named)} or a file")
+    if not is_template(path):
+        known = ", ".join(named)
+        raise ConfigError(f"{key}: no such file or template; use {known} or a file.jinja")
     try:
         text = path.read_text(encoding="utf-8")
         _compile_jinja_template(text)
