@@ -387,3 +387,7 @@ def test_the_config_names_the_end_where_no_generation_config_does(
         )
     )
     fed(tmp_path, [chat(question) for question in QUESTIONS], VLLM, original)
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|im_start|>"}))
+    fed(tmp_path, [chat(question) for question in QUESTIONS], VLLM, original)
+    assert len([*cache.glob(f"*/{ANSWERS_FILE}")]) == 2  # other ends, other answers

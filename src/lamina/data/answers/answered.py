@@ -25,6 +25,7 @@ from lamina.data.tokenization import Tokenization
 from lamina.depth.loading import GENERATION_FILE, refuse_unknown_tokens
 from lamina.errors import DataError, TrainingError
 from lamina.measure.protocol import ModelRef
+from lamina.measure.resumable import tokenizer_digest
 from lamina.measure.separate import SeparateProcessError, ask
 from lamina.runtime import distributed
 from lamina.runtime.cache import cached, digest, folder_of
@@ -133,6 +134,7 @@ def _parts(ref: ModelRef, settings: AnswerSettings, questions: Sequence[Question
     return [
         *identity(source),
         path.read_text() if path else "",
+        tokenizer_digest(ref.load_tokenizer()),
         f"{ref.dtype} {ref.in_4bit} {replace(settings, vllm='')} protocol {PROTOCOL}",
         *_engine(interpreter(settings, in_4bit=ref.in_4bit)),
         sha256(json.dumps(questions).encode()).hexdigest(),
