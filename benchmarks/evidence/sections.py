@@ -256,9 +256,10 @@ def _far(part: Mapping[str, Any], drawn: dict[str, str]) -> Iterator[str]:
     yield "## How far"
     yield (
         f"The best healing at several depths, {settings['budget']} trained tokens each, one seed, "
-        f"beside the whole model; tasks: the first {settings['task_items']} items. Lines are the "
-        "Pareto front of the means. Decoding: one answer at a time, the median of three, and "
-        "the largest minus the smallest time as a share of it."
+        "beside the whole model, which is not trained here: original_sft_lora above is. Tasks: the "
+        f"first {settings['task_items']} items. Lines are the Pareto front of the means. Decoding: "
+        "one answer at a time, the median of three, and the largest minus the smallest time as a "
+        "share of it."
     )
     yield _table(report, _depth, COLUMNS)
     yield _figures(report, _depth, ("loss", "acc"))
