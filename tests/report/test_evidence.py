@@ -183,27 +183,34 @@ def test_runs_have_a_standing_in_each_task(tmp_path: Path) -> None:
         folder = write_result(tmp_path / name)
         write(folder / "evaluation" / "final", [True] * number + [False] * (50 - number))
     other = write_result(tmp_path / "other")
-    write(other / "evaluation" / "final", [True] * 3 + [False] * 47, protocol={"few_shot": 5})
+    write(other / "evaluation" / "final", [True] * 45 + [False] * 5, protocol={"few_shot": 5})
     write(tmp_path / "another", [False] * 50, role="model", protocol={"few_shot": 5})
+    alone = tmp_path / "alone"
+    write(alone, [True] * 50, role="model", protocol={"few_shot": 1})
     write(tmp_path / "measured", [True] * 39 + [False] * 11, role="model")
-    names = (*right, "other", "another", "measured")
+    names = (*right, "other", "another", "alone", "measured")
     report = read_report([tmp_path / name for name in names])
     rows = report.rows
     assert [row.standings.get("arc", {}).get("acc") for row in rows] == [
         "best",
         "within noise of the best",
         None,
+        "best",
         None,
         None,
         "within noise of the best",
     ]
     assert report.broken == [
         (
-            str(other / "evaluation" / "final" / "evaluation.json"),
-            f"{name}: not comparable with the best one: few_shot is 0 and 5, file is arc.jsonl "
-            "and None, template is none and None (and 1 more)",
+            str(folder / "evaluation.json"),
+            f"{name}: not comparable with others: few_shot is 0 and {shots}, file is arc.jsonl "
+            f"and None, template is none and None{more}",
         )
         for name in ("arc", "wiki")
+        for folder, shots, more in (
+            (other / "evaluation" / "final", 5, " (and 1 more)"),
+            (alone, 1, ""),
+        )
     ]
     assert rows[0].standings["wiki"]["loss"] == "best"
     assert rows[1].standings["wiki"]["loss"] == "within noise of the best"

@@ -195,36 +195,53 @@ def standings(
 ) -> dict[int, dict[tuple[str, str], str]]:
     """Return the tasks and metrics in which an evaluation is `BEST`, or `NEAR` the best one.
 
-    Those that were not measured as the best one was have no standing; `differing` gets the number,
-    the task and the difference.
+    It stands among those that were measured alike. `differing` gets the number of each that was not
+    measured as most were, the task and the difference.
     """
     found: dict[int, dict[tuple[str, str], str]] = {number: {} for number in given}
     for name in dict.fromkeys(name for each in given.values() for name in each.items):
         known = {number: each for number, each in given.items() if name in each.items}
-        for metric in dict.fromkeys(m for each in known.values() for m in _metrics(name, each)):
-            columns = {
-                number: each.items[name][FIELDS[metric]]
-                for number, each in known.items()
-                if metric in _metrics(name, each)
-                and math.isfinite(each.result.tasks[name].metrics[metric].value)
-            }
-            if len(columns) < 2:
-                continue
-            figures = {n: known[n].result.tasks[name].metrics[metric].value for n in columns}
-            best = (min if metric == LOSS else max)(figures, key=lambda n: figures[n])
-            first = known[best].result.tasks[name]
-            reasons = {n: _difference(first, known[n].result.tasks[name]) for n in columns}
-            for number, reason in reasons.items():
-                if reason:
+        groups = _alike({number: each.result.tasks[name] for number, each in known.items()})
+        most = known[max(groups, key=len)[0]].result.tasks[name]
+        for group in groups:
+            if reason := _difference(most, known[group[0]].result.tasks[name]):
+                for number in group:
                     differing(number, name, reason)
-            same = [number for number, reason in reasons.items() if not reason]
-            after = np.column_stack([columns[number] for number in same])
-            before = np.repeat(columns[best][:, None], len(same), axis=1)
-            tokens = known[best].items[name]["tokens"] if metric == LOSS else None
-            for number, each in zip(same, compare_columns(before, after, tokens), strict=True):
-                if each.is_within_noise:
-                    found[number][name, metric] = BEST if number == best else NEAR
+            for metric in FIELDS:
+                for number, place in _places(name, metric, {n: known[n] for n in group}):
+                    found[number][name, metric] = place
     return found
+
+
+def _alike(tasks: Mapping[int, TaskResult]) -> list[list[int]]:
+    """Return the numbers of results of a task in groups that were measured alike."""
+    groups: list[list[int]] = []
+    for number, task in tasks.items():
+        same = [group for group in groups if not _difference(tasks[group[0]], task)]
+        if same:
+            same[0].append(number)
+        else:
+            groups.append([number])
+    return groups
+
+
+def _places(name: str, metric: str, alike: Mapping[int, Evaluated]) -> Iterator[tuple[int, str]]:
+    """Yield which of two or more evaluations are `BEST` or `NEAR` in a metric."""
+    figures = {
+        number: each.result.tasks[name].metrics[metric].value
+        for number, each in alike.items()
+        if metric in _metrics(name, each)
+        and math.isfinite(each.result.tasks[name].metrics[metric].value)
+    }
+    if len(figures) < 2:
+        return
+    best = (min if metric == LOSS else max)(figures, key=lambda number: figures[number])
+    after = np.column_stack([alike[number].items[name][FIELDS[metric]] for number in figures])
+    before = np.repeat(alike[best].items[name][FIELDS[metric]][:, None], len(figures), axis=1)
+    tokens = alike[best].items[name]["tokens"] if metric == LOSS else None
+    for number, each in zip(figures, compare_columns(before, after, tokens), strict=True):
+        if each.is_within_noise:
+            yield number, BEST if number == best else NEAR
 
 
 def compare_columns(first: Array, second: Array, tokens: Array | None = None) -> list[Comparison]:

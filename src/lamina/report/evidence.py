@@ -94,7 +94,7 @@ def with_comparisons(
 def with_standings(
     rows: Sequence[RunRow], found: Sequence[Mapping[str, Evaluated]], listing: Listing
 ) -> Iterator[RunRow]:
-    """Compare the final models with the best one of each task and metric."""
+    """Compare the final models with the best one of each task and metric measured alike."""
     measured = {
         number: each[FINAL]
         for number, each in enumerate(found)
@@ -105,7 +105,7 @@ def with_standings(
     for (name, reason), (number, *others) in apart.items():
         if name != ROWS:  # the report says so of the losses
             more = f" (and {len(others)} more)" if others else ""
-            error = ConfigError(f"{name}: not comparable with the best one: {reason}{more}")
+            error = ConfigError(f"{name}: not comparable with others: {reason}{more}")
             listing(measured[number].path / EVALUATION_FILE, error)
     for number, row in enumerate(rows):
         by_task: dict[str, dict[str, str]] = defaultdict(dict)

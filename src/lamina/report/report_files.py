@@ -10,7 +10,14 @@ from typing import Any
 from lamina.report.page.document import write_page
 from lamina.report.runs import Report, RunRow, Scan, override_values
 from lamina.report.scan_report import increases, least_index, scored
-from lamina.report.sweep_table import COLUMNS, LEGEND, TASK_LEGEND, cells, task_columns
+from lamina.report.sweep_table import (
+    COLUMNS,
+    LEGEND,
+    TASK_LEGEND,
+    caveat,
+    cells,
+    task_columns,
+)
 from lamina.report.tables import (
     PROVENANCE,
     SEEDS_NOTE,
@@ -131,9 +138,7 @@ def markdown(report: Report) -> str:
 
 def _state(report: Report) -> str:
     ended = f"{report.done_jobs} of {len(report.rows)} runs have ended"
-    rows = {row.eval_fingerprint for row in report.rows if row.rank}
-    differ = " Their losses were measured on different rows: they do not compare." * (len(rows) > 1)
-    return f"{ended}; made at {report.made_at}.{differ}"
+    return f"{ended}; made at {report.made_at}. {caveat(report.rows)}".rstrip()
 
 
 def _scan(scan: Scan) -> Sequence[str]:

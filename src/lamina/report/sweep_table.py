@@ -1,6 +1,6 @@
 """Runs side by side: a sweep's table in the console."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -53,6 +53,8 @@ class SweepTable:
             further = len(names) - len(tasks)
             more = f"; {further} more in the report" if further else ""
             yield Text(LEGEND + (TASK_LEGEND + more) * bool(tasks), style="dim")
+            if other := caveat(self.rows):
+                yield Text(other, style="dim")
         if reasons := [f"{row.name}: {row.error}" for row in self.rows if row.error]:
             yield Text("\n".join(["", *reasons]), style="dim")
 
@@ -68,6 +70,12 @@ class SweepTable:
             shown = {**cells(row, tasks), names[0]: row.name}
             table.add_row(_mark(row), *(Text(shown[name]) for name in names))
         return table
+
+
+def caveat(rows: Iterable[RunRow]) -> str:
+    """Say so if the ranked runs' losses do not compare; else return nothing."""
+    has_others = len({row.eval_fingerprint for row in rows if row.rank}) > 1
+    return "Losses were measured on different rows: they do not compare." * has_others
 
 
 def task_columns(rows: Sequence[RunRow]) -> list[str]:

@@ -16,12 +16,15 @@ from lamina.errors import OutputError
 from lamina.measure.tasks.items import ROWS
 from lamina.report.page.charts import charts
 from lamina.report.page.columns import columns, measures
-from lamina.report.page.content import MOST_POINTS, curve, differing
+from lamina.report.page.content import MOST_POINTS, curve, differing, progress
 from lamina.report.page.document import write_page
 from lamina.report.page.drawing import lowest_end, scaled
 from lamina.report.page.vega import png
+from lamina.report.report_files import markdown
 from lamina.report.runs import Report, RunRow
+from lamina.report.sweep_table import SweepTable
 from lamina.report.tables import provenance_lines, seed_table, task_lines
+from lamina.runtime.console import console
 
 
 def row(**given: Any) -> RunRow:
@@ -105,6 +108,19 @@ def test_healing_is_drawn_against_tokens_or_steps(tokens: int | None, unit: str)
     (drawn,) = charts(report(given))
     assert drawn["title"] == f"Evaluation loss against {unit}"
     assert drawn["spec"]["layer"][0]["encoding"]["x"]["title"] == unit
+
+
+def test_losses_on_other_rows_do_not_compare() -> None:
+    """The page, report.md and the console say so."""
+    given = [row(rank=place, eval_fingerprint=f"rows {place}") for place in (1, 2)]
+    given[0] = replace(given[0], is_best=True)
+    drawn = console(width=100)
+    with drawn.capture() as shown:
+        drawn.print(SweepTable(given))
+    said = "Losses were measured on different rows: they do not compare."
+    for text in (progress(report(given)), markdown(report(given)), shown.get()):
+        assert said in text
+    assert progress(report(given[:1])) == "1 runs: 1 completed. Made  UTC."
 
 
 def test_a_cost_that_all_runs_share_has_no_chart() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from lamina.report.page.charts import charts
 from lamina.report.page.columns import Column, columns, override_keys
 from lamina.report.runs import Report, RunRow, override_values
+from lamina.report.sweep_table import caveat
 from lamina.report.tables import (
     PROVENANCE,
     SEEDS_NOTE,
@@ -111,7 +112,8 @@ def progress(report: Report) -> str:
     states = ", ".join(f"{number} {status}" for status, number in counts.most_common())
     going = "" if report.is_finished else "; the page reloads itself"
     made = report.made_at[:16].replace("T", " ")
-    return f"{len(report.rows)} runs: {states}{going}. Made {made} UTC."
+    found = f"{len(report.rows)} runs: {states}{going}. Made {made} UTC. {caveat(report.rows)}"
+    return found.rstrip()
 
 
 def headline(report: Report) -> str:
