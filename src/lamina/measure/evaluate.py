@@ -179,13 +179,23 @@ def generate(
             eos_token_id=ends or None,
             stopping_criteria=_stopping(tokenizer, stop, length),
         )
-    return [_until(ids, ends) for ids in output[:, length:].tolist()]
+    answers = [_until(ids, ends) for ids in output[:, length:].tolist()]
+    if not stop:
+        return answers
+    return [_unpadded(ids, padding) if stop in tokenizer.decode(ids) else ids for ids in answers]
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
     """Return an answer without the padding behind its end."""
     place = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
     return ids[: place + 1]
+
+
+def _unpadded(ids: list[int], padding: int) -> list[int]:
+    """Return an answer that a text ended, without the padding behind it, which need be no end."""
+    while ids and ids[-1] == padding:
+        ids = ids[:-1]
+    return ids
 
 
 def _stopping(tokenizer: "PreTrainedTokenizerBase", stop: str, length: int) -> Any:

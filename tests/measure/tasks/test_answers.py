@@ -4,10 +4,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lamina.measure.evaluate import answer_batches, generate
 from lamina.measure.tasks.generation import is_right, loops
 from tests.architectures import ARCHITECTURES, build
+from tests.conftest import REFERENCE
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,18 @@ def test_answers_do_not_depend_on_their_batch(name: str) -> None:
     }
     assert [together[number] for number in range(6)] == alone
     assert (len(batches) == 1) == (name not in {"mamba2", "qwen3_next", "falcon_h1"})
+
+
+@pytest.mark.parametrize("pad", ["<|pad|>", "<|im_end|>"])
+def test_an_answer_that_a_text_ends_has_no_padding(pad: str) -> None:
+    """The reference model's padding is no end; the other one is."""
+    model = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(REFERENCE, pad_token=pad)
+    prompts = [tokenizer(text)["input_ids"] for text in ("1 2 3 4 5 6 7", "The old man said")]
+
+    def answered(batch: list[list[int]]) -> list[list[int]]:
+        return generate(model, tokenizer, batch, max_new_tokens=60, stop="9")
+
+    together = answered(prompts)
+    assert together == [answered([prompt])[0] for prompt in prompts]
+    assert len({len(ids) for ids in together}) == 2
