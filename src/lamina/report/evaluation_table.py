@@ -1,11 +1,11 @@
 """Rows of the console's tables about evaluations: a model's figures, and beside the original's."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from lamina.measure.comparison import Comparison, compare_all, incomparable, load_evaluation
 from lamina.measure.serving_speed import share_of_ideal
-from lamina.measure.tasks.figures import SHARES, as_text, with_interval
+from lamina.measure.tasks.figures import as_text, with_interval
 from lamina.measure.tasks.files import (
     EVALUATION_FILE,
     EVALUATION_FOLDER,
@@ -43,15 +43,17 @@ def comparison_rows(folder: Path) -> Iterator[Row]:
         return
     original, final = (load_evaluation(there[role]) for role in (ORIGINAL, FINAL))
     reduced = read_evaluation(there[REDUCED]).tasks if REDUCED in there else {}
-    for task, reason in incomparable(original, final).items():
-        yield task, "", f"not comparable with the original's: {reason}"
-    for task, comparisons in compare_all([(original, final)])[0].items():
-        before = reduced[task].metrics if task in reduced else {}
-        for metric, each in comparisons.items():
+    differing, compared = incomparable(original, final), compare_all([(original, final)])[0]
+    for name, task in final.result.tasks.items():
+        if name in differing:
+            yield name, "", f"not comparable with the original's: {differing[name]}"
+        before = reduced[name].metrics if name in reduced else {}
+        for metric, each in compared.get(name, {}).items():
             about = _beside(metric, each)
             if metric in before:
                 about += f", reduced {as_text(metric, before[metric].value)}"
-            yield f"{task} {metric}", as_text(metric, each.second), about
+            yield f"{name} {metric}", as_text(metric, each.second), about
+        yield from _task(name, task, compared.get(name, ()))
     if share := share_of_ideal(final.result, original.result):
         assert final.result.speed is not None
         layers = f"{final.result.model.layers} of {original.result.model.layers} layers"
@@ -72,11 +74,13 @@ def _beside(metric: str, each: Comparison) -> str:
     return f"retains {kept}{noise}, {original}"
 
 
-def _task(name: str, task: TaskResult) -> Iterator[Row]:
+def _task(name: str, task: TaskResult, compared: Container[str] = ()) -> Iterator[Row]:
+    """Yield a task's figures but those that are compared."""
     agreement = task.agreement
     for metric, each in {**task.metrics, **(vars(agreement) if agreement else {})}.items():
-        of = "items" if metric in SHARES and metric != "top1" else "documents"
-        parts = [f"{each.n:,} {of}"]
+        if metric in compared:
+            continue
+        parts = [f"{each.n:,} {'documents' if task.kind == 'text' else 'items'}"]
         if each.chance is not None:
             parts.append(f"chance {as_text(metric, each.chance)}")
         yield f"{name} {metric}", with_interval(metric, each), ", ".join(parts)

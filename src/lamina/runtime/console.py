@@ -93,7 +93,10 @@ class PrintableRecord(logging.LogRecord):
 
 
 def console(**settings: Any) -> "Console":
-    """Return rich's console for tables and reports, without control characters from their cells."""
+    """Return rich's console for tables and reports: their cells are texts, often someone else's.
+
+    They have no control characters, and no markup or emoji codes.
+    """
     from rich.console import Console
     from rich.segment import Segment
 
@@ -103,7 +106,7 @@ def console(**settings: Any) -> "Console":
             for text, style, control in super().render(*arguments, **options):
                 yield Segment(text if control else printable(text), style, control)
 
-    return PrintableConsole(**settings)
+    return PrintableConsole(markup=False, emoji=False, **settings)
 
 
 @dataclass(kw_only=True, eq=False)
