@@ -41,6 +41,7 @@ def test_a_run_is_compared_with_the_original(tmp_path: Path) -> None:
         "stderr": 0.1,
         "n": 10,
         "chance": 0.25,
+        "higher_is_better": None,
     }
     assert row.tasks["arc"]["acc"]["final"]["value"] == 0.2
     found = row.comparisons["arc"]["acc"]

@@ -24,10 +24,10 @@ from lamina.measure.comparison import (
 )
 from lamina.measure.results import ROWS_FILE, read_rows, trained_tokens
 from lamina.measure.statistics import Array, half_width, variance_of_mean
-from lamina.measure.tasks.figures import LOWER_IS_BETTER, ratio_metric
+from lamina.measure.tasks.figures import ratio_metric
 from lamina.measure.tasks.files import EVALUATION_FILE, FINAL, ORIGINAL, TaskResult
 from lamina.measure.tasks.items import ROWS
-from lamina.report.runs import COSTS, HEALED, SEED, RunRow, clean, without_seed
+from lamina.report.runs import COSTS, HEALED, SEED, RunRow, clean, is_lower_better, without_seed
 from lamina.weights.source import made_of
 
 FIGURES = ("first", "second", "difference", "low", "high")
@@ -196,7 +196,8 @@ def with_spread(
             figures[rows[numbers[0]].sweep, each.name][setting] = each
     spread: dict[Any, dict[str, Any]] = defaultdict(dict)
     for (_, name), repeated in figures.items():
-        choose = min if name.endswith(LOWER_IS_BETTER) else max
+        task, _, metric = name.rpartition("/")
+        choose = min if is_lower_better(rows, task, metric) else max
         best = choose(repeated.values(), key=lambda each: fmean(each.values))
         for setting, each in repeated.items():
             spread[setting][name] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.depth.statistics import Statistics
+from lamina.measure.tasks.figures import LOWER_IS_BETTER
 from lamina.measure.tasks.files import FINAL
 from lamina.runtime.console import printable
 
@@ -157,6 +158,12 @@ class Report:
     def provenances(self) -> list[dict[str, Any]]:
         """What each run and scan was made with."""
         return [row.provenance for row in self.ranked] + [scan.provenance for scan in self.scans]
+
+
+def is_lower_better(rows: Iterable[RunRow], task: str, metric: str) -> bool:
+    """Return whether less of a metric is better: as lm-eval says, or by its name."""
+    said = {row.figure(task, metric).get("higher_is_better") for row in rows} - {None}
+    return False in said or (not said and metric.endswith(LOWER_IS_BETTER))
 
 
 def override_values(overrides: Iterable[str]) -> dict[str, str]:

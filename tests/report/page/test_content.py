@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import replace
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from lamina.errors import OutputError
 from lamina.measure.tasks.items import ROWS
 from lamina.report.page.charts import charts
 from lamina.report.page.columns import columns, measures
-from lamina.report.page.content import MOST_POINTS, curve, differing, progress
+from lamina.report.page.content import MOST_POINTS, content, curve, differing, progress
 from lamina.report.page.document import write_page
 from lamina.report.page.drawing import lowest_end, scaled
+from lamina.report.page.picture import picture
 from lamina.report.page.vega import png
 from lamina.report.report_files import markdown
 from lamina.report.runs import Report, RunRow
@@ -56,6 +58,13 @@ def test_a_task_is_a_measure_with_an_interval() -> None:
     assert accuracy.reference(row(tasks=FIGURES)) == 1.0
     assert accuracy.chance(row(tasks=FIGURES)) == 0.25
     assert accuracy.of(row()) is accuracy.reference(row()) is None
+
+
+def test_the_direction_of_a_metric_is_that_of_its_library() -> None:
+    said = {"bits_per_byte": False, "acc_bytes": True, "exact_match get-answer": None}
+    final = {name: {"final": {**ACCURACY, "higher_is_better": each}} for name, each in said.items()}
+    found = measures([row(), row(tasks={"wikitext": final})])[1:]
+    assert [each.is_higher_better for each in found] == [False, True, True]
 
 
 def test_what_another_loss_says_is_left_out() -> None:
@@ -101,7 +110,7 @@ def test_a_curve_begins_with_the_reduced_model_and_is_thinned_out() -> None:
     assert curve(row(reduced_loss=7.0)) == {"step": [], "tokens": [], "loss": []}
 
 
-@pytest.mark.parametrize(("tokens", "unit"), [(512, "trained tokens"), (None, "optimizer steps")])
+@pytest.mark.parametrize(("tokens", "unit"), [(512, "tokens read"), (None, "optimizer steps")])
 def test_healing_is_drawn_against_tokens_or_steps(tokens: int | None, unit: str) -> None:
     entry = {"step": 1, "tokens": tokens, "eval_loss": 2.5}
     given = [row(history=[entry]), row(history=[entry | {"tokens": 512}])]
@@ -198,6 +207,17 @@ def test_the_picture(written: Path) -> None:
         assert picture.format == "PNG"
         assert picture.width > 1200
         assert len(picture.convert("RGB").getcolors(maxcolors=2**24) or ()) > 100
+
+
+def test_a_run_without_a_healed_loss_leaves_the_picture_whole() -> None:
+    runs = [
+        row(dropped_layers=[layer], reduced_loss=3.0, healed_loss=loss)
+        for layer, loss in enumerate([2.0, 2.5, None])
+    ]
+    shown = content(report(runs))
+    assert [each["id"] for each in shown["charts"]] == ["chart-dropped"]
+    with Image.open(BytesIO(picture(shown["charts"], shown["rows"]))) as drawn:
+        assert drawn.width > 600
 
 
 def test_a_converter_that_fails_is_one_line() -> None:

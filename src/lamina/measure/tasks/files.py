@@ -39,6 +39,8 @@ class Metric:
     """Number of items or documents."""
     chance: float | None = None
     """What guessing reaches; None where there is no such value."""
+    higher_is_better: bool | None = None
+    """As lm-eval says of its own; None where the name says it."""
 
 
 @dataclass(frozen=True, kw_only=True)

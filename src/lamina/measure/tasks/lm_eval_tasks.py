@@ -123,32 +123,34 @@ def _result(
         items=sum(len(_first_filter(rows)) for rows in samples.values()),
         items_hash=sha256("".join(hashes).encode()).hexdigest(),
         protocol=protocol,
-        metrics=_metrics(found["results"], samples),
+        metrics=_metrics(found),
         seconds=time.monotonic() - began,
     )
 
 
-def _metrics(
-    results: Mapping[str, Mapping[str, Any]], samples: Mapping[str, list[dict[str, Any]]]
-) -> dict[str, Metric]:
+def _metrics(found: Mapping[str, Any]) -> dict[str, Metric]:
     """Return each metric over the items of all tasks of a group."""
     parts: dict[str, list[tuple[float, float, int]]] = {}
-    for task, rows in samples.items():
-        count = len(_first_filter(rows))
-        for key, value in results[task].items():
+    directions: dict[str, bool | None] = {}
+    for task, rows in found["samples"].items():
+        count, results = len(_first_filter(rows)), found["results"][task]
+        for key, value in results.items():
             metric, _, kind = key.partition(",")
             if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            error = results[task].get(f"{metric}_stderr,{kind}")
+            error = results.get(f"{metric}_stderr,{kind}")
             error = float(error) if isinstance(error, int | float) else math.nan
             name = metric if kind == "none" else f"{metric} {kind}"
             parts.setdefault(name, []).append((float(value), error, count))
+            directions[name] = found["higher_is_better"].get(task, {}).get(metric)
     metrics = {}
     for name, values in parts.items():
         total = sum(count for *_, count in values)
         error = math.hypot(*(error * count for _, error, count in values)) / total
         mean = sum(value * count for value, _, count in values) / total
-        metrics[name] = Metric(value=mean, stderr=None if math.isnan(error) else error, n=total)
+        stderr = None if math.isnan(error) else error
+        better = directions[name]
+        metrics[name] = Metric(value=mean, stderr=stderr, n=total, higher_is_better=better)
     return metrics
 
 

@@ -109,9 +109,9 @@ def _dropped(rows: Sequence[RunRow]) -> Iterable[Spec]:
         return
     dropped = [layer for row in single for layer in row.dropped_layers or ()]
     x = layers("layer", "layer dropped, 0-based", min(dropped), max(dropped))
-    y = numbers("values.loss.value", f"loss, {NATS}", **scaled(known))
+    y = numbers("healed", f"loss, {NATS}", **scaled(known))
     stages = {"domain": ["after removal", "healed"], "range": [ORANGE, BLUE]}
-    fields = {"after_removal": "values.reduced", "healed": "values.loss.value"}
+    fields = {"after_removal": "values.reduced", "healed": "healed"}
     tip = tips(run="name", layer="layer", **fields)
     after, healed = (
         {"color": {"datum": stage, "scale": stages}, "tooltip": tip} for stage in stages["domain"]
@@ -122,7 +122,11 @@ def _dropped(rows: Sequence[RunRow]) -> Iterable[Spec]:
         points(x, y, healed),
         *level("original", references, {**y, "field": "y"}),
     ]
-    given = [{"filter": "isValid(datum.layer) && datum.status == 'completed'"}]
+    loss = "datum.values.loss"  # a value of what is not there would end the drawing of all charts
+    given = [
+        {"filter": "isValid(datum.layer) && datum.status == 'completed'"},
+        {"calculate": f"isValid({loss}) ? {loss}.value : null", "as": "healed"},
+    ]
     spec = {"data": RUNS, "transform": given, "layer": drawn, "height": 280}
     yield chart("dropped", "dropped", "Loss against the layer dropped", spec)
 
@@ -132,7 +136,7 @@ def _healing(rows: Sequence[RunRow]) -> Iterable[Spec]:
     if not logged:
         return
     has_tokens = all(entry["tokens"] is not None for entry in logged)
-    unit, title = ("tokens", "trained tokens") if has_tokens else ("step", "optimizer steps")
+    unit, title = ("tokens", "tokens read") if has_tokens else ("step", "optimizer steps")
     losses: list[Any] = [entry["eval_loss"] for entry in logged]
     losses += [row.reduced_loss for row in rows if row.history and row.reduced_loss is not None]
     x = numbers(f"curve.{unit}", title, axis=axis("count"))

@@ -5,10 +5,10 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from lamina.depth.layer_sets import format_layers
-from lamina.measure.tasks.figures import HALF_WIDTH, LOWER_IS_BETTER, SHARES
+from lamina.measure.tasks.figures import HALF_WIDTH, SHARES
 from lamina.measure.tasks.files import ORIGINAL
 from lamina.measure.tasks.items import ROWS
-from lamina.report.runs import RunRow, override_values
+from lamina.report.runs import RunRow, is_lower_better, override_values
 
 NATS = "nats per token"
 
@@ -104,10 +104,10 @@ def measures(rows: Sequence[RunRow]) -> list[Column]:
     shown = [pair for pair in names if pair[1] != "perplexity" or (pair[0], "loss") not in names]
     if all(row.healed_loss is not None for row in rows if ROWS in row.tasks):
         shown = [pair for pair in shown if pair != (ROWS, "loss")]
-    return [LOSS, *(_score(number, *pair) for number, pair in enumerate(shown))]
+    return [LOSS, *(_score(rows, number, *pair) for number, pair in enumerate(shown))]
 
 
-def _score(number: int, task: str, metric: str) -> Column:
+def _score(rows: Sequence[RunRow], number: int, task: str, metric: str) -> Column:
     is_share = metric in SHARES
     return Column(
         f"score{number}",
@@ -115,7 +115,7 @@ def _score(number: int, task: str, metric: str) -> Column:
         "share" if is_share else "number",
         lambda row: _interval(row.figure(task, metric), is_share),
         about="with 95 % interval",
-        is_higher_better=not metric.endswith(LOWER_IS_BETTER),
+        is_higher_better=not is_lower_better(rows, task, metric),
         reference=lambda row: row.figure(task, metric, ORIGINAL).get("value"),
         chance=lambda row: row.figure(task, metric).get("chance"),
         standing=lambda row: row.standings.get(task, {}).get(metric),
