@@ -18,7 +18,7 @@ from lamina.depth.reduction import causal_class, config_class, reduction
 from lamina.depth.variants import Scratch
 from lamina.export.final import Form
 from lamina.heal import kernels
-from lamina.heal.adapters import Lora, adapted
+from lamina.heal.adapters import Full, Lora, adapted
 from lamina.heal.backends.transformers import Training
 from lamina.heal.distillation.settings import Distill
 from lamina.heal.ladder import Round
@@ -108,6 +108,11 @@ class Experiment(Parameters):
         return self.model.architecture
 
     @property
+    def in_float32(self) -> bool:
+        """Whether the model's own weights are trained, and dtype leaves their type open."""
+        return isinstance(self.adapter, Full) and self.dtype == "auto"
+
+    @property
     def training(self) -> Training:
         """What the backend needs to know about the training."""
         return Training(
@@ -115,6 +120,8 @@ class Experiment(Parameters):
             max_seq_length=self.max_seq_length,
             gradient_checkpointing=bool(self.trainer.args.get("gradient_checkpointing")),
             seed=self.seed,
+            # Sharded weights become float32 piece by piece: FSDP2 sees to it.
+            in_float32=self.in_float32 and not self.sharded,
             folder=Path(self.run_dir).absolute(),
         )
 
@@ -205,6 +212,7 @@ class Experiment(Parameters):
         """Estimate the memory of training a model on one device."""
         dtype, liger = self.torch_dtype, self.kernels == "liger"
         given = {"dtype": dtype, "liger": liger, "sharded": self.sharded}
+        given["in_float32"] = self.in_float32
         shared = self.round.shared(self.plan, repaired=self.repair != NONE)
         taught = self.trainer.taught(self.plan, shared)
         return MemoryEstimate.of(model, self.trainer.args, self.adapter, taught=taught, **given)

@@ -79,10 +79,14 @@ def cut_and_heal(experiment: Experiment, record: Record) -> None:
             loggers, callbacks = experiment.logger.values(), experiment.callbacks.values()
             context = logged.context(experiment, record, start)
             with open_observers(context, loggers if first else (), callbacks) as observers:
+                comparable = start.has_eval_rows(record.content["eval_fingerprint"])
+                if not comparable:
+                    from lamina.heal.callbacks.saving import ForgetBest
+
+                    observers.append(ForgetBest())
                 trainer = experiment.build_trainer(model, tokenizer, rows, arguments, observers)
                 heal(experiment, record, rows, trainer, start)
                 final = keep(experiment, record, trainer)
-                comparable = start.has_eval_rows(record.content["eval_fingerprint"])
                 tolerance = trainer.tolerance(final) if comparable else None
                 del trainer, model
                 release_memory()  # otherwise memory holds the model twice once final/ is loaded

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from lamina.errors import ConfigError, OutputError
-from lamina.heal.resume import GivenCheckpoint, claim_folder, given_checkpoint
+from lamina.heal.resume import GivenCheckpoint, claim_folder, given_checkpoint, refuse_changes
 from lamina.measure.results import Record
 
 NOW = {"kept_layers": [0, 1], "adapter": "lora", "base": "abc"}
@@ -108,6 +108,23 @@ def test_a_path_is_refused_if_the_run_has_its_own_checkpoint(tmp_path: Path) -> 
     with pytest.raises(OutputError, match=r"or another hydra\.run\.dir"):
         claimed(ours, str(ours / "checkpoint-2"), before)
     assert claimed(ours, str(tmp_path / "ours"), before) == ours / "checkpoint-4"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ({}, {"trainer.args.adam_beta2": 0.5}, "has trainer.args.adam_beta2=unset, not 0.5: "),
+        ({"trainer.args.adam_beta2": 0.5}, {}, "has trainer.args.adam_beta2=0.5, not unset: "),
+        ({"trainer.top_k": None}, {"trainer.top_k": 64}, "has trainer.top_k=None, not 64: "),
+    ],
+)
+def test_a_setting_that_only_one_of_two_runs_has_is_a_change(
+    before: dict[str, Any], now: dict[str, Any], message: str
+) -> None:
+    both = {"trainer.args.optim": "sgd"}
+    with pytest.raises(OutputError, match=re.escape(message)):
+        refuse_changes(Path("checkpoint-3"), {**both, **before}, {**both, **now}, "auto")
+    refuse_changes(Path("checkpoint-3"), {}, {**both, **now}, "auto")  # of an older version
 
 
 @pytest.mark.parametrize("key", NOW)

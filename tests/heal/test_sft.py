@@ -2,9 +2,11 @@
 
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from packaging.version import Version
 
 from lamina.data.byte_tokenizer import build_tokenizer
@@ -16,6 +18,8 @@ from lamina.errors import ConfigError
 from lamina.heal.adapters import Full, Lora
 from lamina.heal.backends.transformers import Training, Transformers, excluded
 from lamina.heal.backends.unsloth import Unsloth
+from lamina.heal.callbacks.saving import Checkpointing
+from lamina.heal.callbacks.stopping import EarlyStop
 from lamina.heal.kernels import balance_experts
 from lamina.heal.memory import ALL_LOSSES_CHUNKED
 from lamina.heal.sft import SFT
@@ -61,7 +65,6 @@ def plan() -> Plan:
 
 
 def build(plan: Plan, folder: Path, arguments: dict[str, Any], adapter: dict[str, Any]) -> Any:
-    import torch
     from datasets import Dataset
 
     settings = SFT(args=arguments)
@@ -269,3 +272,76 @@ def test_what_cannot_be_adapted_is_excluded_beside_what_the_user_excludes(
         "self_attn.out_proj",
     ]
     assert excluded(None, []) is None
+
+
+def logged(trainer: Any, *losses: float) -> None:
+    trainer.state.log_history = [
+        {"step": step, "eval_loss": loss} for step, loss in enumerate(losses, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "best", "loss"),
+    [
+        ({"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2}, 2, 0.25),
+        ({"load_best_model_at_end": False}, 2, 0.5),
+        (
+            {
+                "load_best_model_at_end": True,
+                "metric_for_best_model": "mean_token_accuracy",
+                "save_strategy": "steps",
+                "save_steps": 2,
+            },
+            1,
+            1.0,
+        ),
+    ],
+)
+def test_the_eval_loss_is_that_of_the_weights_that_are_kept(
+    arguments: dict[str, Any], best: int, loss: float, plan: Plan, tmp_path: Path
+) -> None:
+    trainer = build(plan, tmp_path, {**ARGUMENTS, **arguments}, ADAPTER)
+    logged(trainer, 1.0, 0.25, 0.5)
+    trainer.state.best_global_step, trainer.state.best_metric = best, 0.25
+    assert trainer.kept_loss() == loss
+
+
+def test_all_rows_are_evaluated_though_training_drops_the_last(plan: Plan, tmp_path: Path) -> None:
+    dropping = {"dataloader_drop_last": True, "per_device_eval_batch_size": 3}
+    trainer = build(plan, tmp_path, {**ARGUMENTS, **dropping}, ADAPTER)
+    assert sum(len(batch["input_ids"]) for batch in trainer.get_eval_dataloader()) == 4
+    assert trainer.args.dataloader_drop_last
+
+
+def test_an_end_token_in_a_pack_is_counted_though_it_also_pads(plan: Plan, tmp_path: Path) -> None:
+    counted = {"include_num_input_tokens_seen": "non_padding"}
+    trainer = build(plan, tmp_path, {**ARGUMENTS, **counted}, ADAPTER)
+    ids = torch.tensor([[5, trainer.processing_class.pad_token_id, 6, 7]])
+    batch = {"input_ids": ids, "labels": ids, "position_ids": torch.tensor([[0, 1, 0, 1]])}
+    trainer._track_num_input_tokens(batch)
+    assert trainer.state.num_input_tokens_seen == 4
+
+
+def test_a_checkpoint_is_saved_for_the_best_of_any_metric() -> None:
+    arguments = SimpleNamespace(
+        load_best_model_at_end=True, metric_for_best_model="accuracy", greater_is_better=True
+    )
+    state, found = SimpleNamespace(best_metric=0.6), []
+    for accuracy in (0.5, 0.7):
+        control = SimpleNamespace(should_save=False)
+        metrics = {"eval_loss": accuracy, "eval_accuracy": accuracy}
+        Checkpointing().on_evaluate(arguments, state, control, metrics)  # type: ignore[arg-type]
+        found.append(control.should_save)
+    assert found == [False, True]
+
+
+def test_early_stopping_goes_on_counting() -> None:
+    arguments = SimpleNamespace(
+        load_best_model_at_end=True, metric_for_best_model="loss", eval_strategy="steps"
+    )
+    before = EarlyStop(3)
+    before.early_stopping_patience_counter = 2
+    state = SimpleNamespace(stateful_callbacks={"EarlyStop": before.state()})
+    after = EarlyStop(3)
+    after.on_train_begin(arguments, state, SimpleNamespace())  # type: ignore[arg-type]
+    assert after.early_stopping_patience_counter == 2

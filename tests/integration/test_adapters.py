@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lamina.measure.evaluate import row_losses
@@ -41,6 +42,33 @@ def loss(done: Finished, model: Any) -> float:
 
 def trained_eval_loss(done: Finished) -> float:
     return min(entry["eval_loss"] for entry in done.result["history"] if entry["eval_loss"])
+
+
+@pytest.mark.parametrize(
+    ("given", "types"),
+    [
+        (("adapter=full",), {torch.float32}),
+        (("adapter=partial", "adapter.layers=2"), {torch.float32, torch.bfloat16}),
+        (("adapter=full", "dtype=bfloat16"), {torch.bfloat16}),
+    ],
+)
+def test_trained_weights_are_float32_unless_dtype_says_otherwise(
+    given: tuple[str, ...], types: set[torch.dtype], tmp_path: Path
+) -> None:
+    """Of the trained layers each weight moves, however small the learning rate."""
+    quick = ("bf16=true", "evaluation=none", "learning_rate=2e-5", "logger=none")
+    done = train(tmp_path / "run", *SHORT, *CONSTANT, *quick, *given)
+    assert done.code == 0, done.errors
+    first, last = (
+        load_file(tmp_path / f"run/checkpoints/pruned/checkpoint-{step}/model.safetensors")
+        for step in (3, 6)
+    )
+    assert {weight.dtype for weight in last.values()} == types
+    down = last["model.layers.7.mlp.down_proj.weight"]
+    moved = (down != first["model.layers.7.mlp.down_proj.weight"]).float().mean()
+    assert (moved > 0.9) == (torch.float32 in types)
+    saved = load_file(done.final / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
 
 
 @pytest.fixture(scope="module")

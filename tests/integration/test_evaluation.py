@@ -209,7 +209,9 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
     )
     with start("-c", code, *given, cwd=tmp_path) as started:
         deadline = time.monotonic() + 120
-        while len(kept := list(tmp_path.glob("stopped/.unfinished-*/items.jsonl"))) == 0:
+        kept: list[Path] = []
+        while not kept or not kept[0].stat().st_size:
+            kept = list(tmp_path.glob("stopped/.unfinished-*/items.jsonl"))
             assert time.monotonic() < deadline
             assert started.poll() is None
             time.sleep(0.02)

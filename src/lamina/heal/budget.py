@@ -25,7 +25,7 @@ LARGEST_SHARE = 0.02
 KNOWN_ORDERS = (None, "random", "sequential")
 """Values of train_sampling_strategy with which the steps' rows are known beforehand."""
 
-CHANGES_THE_ORDER = ("dataloader_drop_last", "accelerator_config")
+CHANGES_THE_ORDER = ("dataloader_drop_last", "accelerator_config", "shuffle_dataset")
 
 
 @dataclass(frozen=True, kw_only=True)

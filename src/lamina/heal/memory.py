@@ -107,16 +107,21 @@ class MemoryEstimate:
         dtype: "torch.dtype",
         liger: bool,
         sharded: bool,
+        in_float32: bool = False,
         taught: tuple[int, int] | None = None,
     ) -> "MemoryEstimate":
         """Estimate the memory of a training with arguments of SFTConfig.
 
         The model has its adapter already, unless it is on the meta device: there it gets one here.
-        `dtype` is the type of the unquantized weights. `taught` counts the weights that a
-        teacher has beside the model's, and in all; None without a teacher.
+        `dtype` is the type of the unquantized weights, but for trained ones of the model itself
+        `in_float32`. `taught` counts the weights that a teacher has beside the model's, and in all;
+        None without a teacher.
         """
         attention = model.config.get_text_config()._attn_implementation
         sizes = _sizes(model, adapter, dtype)
+        if in_float32 and model.device.type == "meta":
+            sizes["weights"] += sizes["trained"] * (4 - sizes["trained_bytes"])
+            sizes["trained_bytes"] = 4
         own, most = taught or (0, 0)
         copied = sizes["trained"] if adapter.peft_config() is None else 0
         return cls(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ConfigError, reason_of
@@ -131,5 +132,8 @@ def _logits(trainer: "TokenLossTrainer", documents: Sequence[list[int]]) -> "tor
     for name, value in batch.items():
         if hasattr(value, "to"):  # from TRL 1.16 on it also gives the largest length, a number
             batch[name] = value.to(trainer.args.device)
-    logits: torch.Tensor = trainer.model(**batch, use_cache=False).logits[0].float()
+    # As in training, where weights may be of two types; in float32 the probe is exact without it.
+    is_exact = trainer.model.dtype.itemsize == 4
+    with nullcontext() if is_exact else trainer.accelerator.autocast():
+        logits: torch.Tensor = trainer.model(**batch, use_cache=False).logits[0].float()
     return logits[-lengths[-1] :]

@@ -277,9 +277,16 @@ def _refuse_without_best(checkpoint: Path, recorded: Mapping[str, Any]) -> None:
 def refuse_changes(
     checkpoint: Path, before: dict[str, Any], now: dict[str, Any], resume: str
 ) -> None:
-    """Refuse to resume from a checkpoint if its run recorded other values than those of `now`."""
-    for key, value in now.items():
-        if (earlier := before.get(key)) not in (value, None):
+    """Refuse to resume from a checkpoint if its run recorded other values than those of `now`.
+
+    A setting of the trainer or the adapter that only one of them has is a change, too.
+    """
+    optional = {key for key in {*now, *before} if key.startswith(("trainer.", "adapter."))}
+    optional = optional if optional & before.keys() else set()
+    for key in dict.fromkeys([*now, *sorted(optional)]):
+        unset = "unset" if key in optional else None
+        value, earlier = now.get(key, unset), before.get(key, unset)
+        if earlier != value and (key in optional or earlier is not None):
             raise OutputError(
                 f"resume={resume}, but {checkpoint} has {key}={earlier}, not {value}: "
                 f"{'use another hydra.run.dir' if resume == 'auto' else 'use another checkpoint'}"

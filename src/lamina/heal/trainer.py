@@ -37,6 +37,10 @@ UNLOGGED = "unlogged"
 forgets: the next loss logged after resuming would be another."""
 
 
+LOSSES = ("loss", "eval_loss")
+"""Values of metric_for_best_model that mean eval_loss."""
+
+
 class TokenLossTrainer(SFTTrainer):
     """An SFTTrainer whose eval_loss is a mean over tokens.
 
@@ -78,16 +82,26 @@ class TokenLossTrainer(SFTTrainer):
 
     def figures(self) -> dict[str, Any]:
         """Return a finished training's metrics, named as in result.json."""
-        seconds = self.clock.seconds
+        seconds, loss = self.clock.seconds, self.kept_loss()
         return {
-            "eval_loss": self.state.best_metric,
-            "perplexity": perplexity(self.state.best_metric),
+            "eval_loss": loss,
+            "perplexity": perplexity(loss),
             "train_tokens": self.state.num_input_tokens_seen,
             TRAINED: self.clock.trained_tokens(),
             "train_seconds": sum(seconds[phase] for phase in self.clock.step),
             "seconds": seconds,
             **self.speed(),
         }
+
+    def kept_loss(self) -> float | None:
+        """Return the eval_loss of the weights that final/ gets; None if it is not known."""
+        args, state = self.args, self.state
+        if args.load_best_model_at_end and args.metric_for_best_model in LOSSES:
+            return state.best_metric
+        entries = [entry for entry in reversed(state.log_history) if "eval_loss" in entry]
+        if args.load_best_model_at_end:
+            entries = [entry for entry in entries if entry["step"] == state.best_global_step]
+        return entries[0]["eval_loss"] if entries else None
 
     def tolerance(self, final: ModelRef) -> float | None:
         """Return how far final/'s loss may be from the best checkpoint's, as a share of 1 + it.
@@ -99,7 +113,7 @@ class TokenLossTrainer(SFTTrainer):
         packing = args.packing if args.eval_packing is None else args.eval_packing
         if (
             not args.load_best_model_at_end
-            or args.metric_for_best_model not in ("loss", "eval_loss")
+            or args.metric_for_best_model not in LOSSES
             or (packing and args.packing_strategy == "wrapped")
             or self.aux_loss_enabled
             or getattr(self.model, "is_loaded_in_4bit", False) != final.in_4bit
@@ -149,20 +163,19 @@ class TokenLossTrainer(SFTTrainer):
     ) -> DataLoader:
         # Accelerate 1.15 completes the last batches of several processes by repeating rows.
         rows, at_once = dataset, batch_size * distributed.world_size()
-        if distributed.world_size() > 1 and not self.args.dataloader_drop_last:
+        # transformers 5.17 would leave out evaluation rows, too.
+        drops = self.args.dataloader_drop_last and options.get("is_training", False)
+        if distributed.world_size() > 1 and not drops:
             dataset = with_padding_rows(rows, at_once, self.processing_class.pad_token_id)
             if isinstance(options["sampler_fn"](rows), RandomSampler):
                 seed = self.args.data_seed
                 options["sampler_fn"] = lambda _: ShuffledThenPadding(rows, at_once, seed)
-        return super()._get_dataloader(dataset, description, batch_size, **options)
+        with attributes(self.args, dataloader_drop_last=drops):
+            return super()._get_dataloader(dataset, description, batch_size, **options)
 
     @override
     def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
-        if distributed.world_size() > 1 and "attention_mask" in inputs:
-            # Padding rows have no trained token.
-            counts = (inputs["labels"] != IGNORED).any(dim=1, keepdim=True)
-            inputs = {**inputs, "attention_mask": inputs["attention_mask"] * counts}
-        super()._track_num_input_tokens(inputs)
+        super()._track_num_input_tokens({**inputs, "attention_mask": _real(inputs)})
         self.clock.count(inputs)
 
     @override
@@ -301,6 +314,24 @@ class TokenLossTrainer(SFTTrainer):
     @override
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write no card beside checkpoints: final/ has one that says what was removed."""
+
+
+def _real(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return 1 for each token of a batch that is no padding.
+
+    Packs have no mask, and transformers would take their end tokens for padding if the tokenizer
+    pads with them.
+    """
+    labelled = inputs["labels"] != IGNORED
+    mask = inputs.get("attention_mask")
+    if distributed.world_size() == 1:
+        return torch.ones_like(labelled, dtype=torch.long) if mask is None else mask
+    # With several processes there are padding rows, which have no trained token.
+    if mask is not None or "position_ids" not in inputs:
+        rows = labelled.any(dim=1, keepdim=True).expand_as(labelled).long()
+        return rows if mask is None else rows * mask
+    documents = (inputs["position_ids"] == 0).flatten().cumsum(0).view_as(labelled)
+    return torch.isin(documents, documents[labelled]).long()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lamina.depth.plan import Plan
 from lamina.heal.adapters import ALL_LINEAR, Adapter, Partial
 from lamina.runtime.device import compute_device
+from lamina.runtime.sizes import trained_weights
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,9 @@ class Training:
     """Seed of the adapter's initial weights."""
     folder: Path
     """Where to write a reduced model while it is loaded."""
+    in_float32: bool = False
+    """Whether trained weights of the model itself become float32: bfloat16 rounds small updates
+    away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,9 @@ class Backend:
         set_seed(training.seed)
         if isinstance(training.adapter, Partial):
             training.adapter.freeze(model)
+        if training.in_float32:
+            for weights in trained_weights(model):
+                weights.data = weights.data.float()
         config = training.adapter.peft_config()
         if config is not None and config.target_modules == ALL_LINEAR:
             config.exclude_modules = excluded(config.exclude_modules, _not_adaptable(model))

@@ -25,8 +25,16 @@ def saved_best(state: TrainerState, folder: Path, new: Path) -> str | None:
     return str(best) if best == new or best.is_dir() else None
 
 
+class ForgetBest(TrainerCallback):
+    """Looks for the best checkpoint anew: the one so far was chosen on other evaluation rows."""
+
+    @override
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+
 class Checkpointing(TrainerCallback):
-    """Evaluates and saves at the last step, and saves whenever eval_loss is the lowest so far.
+    """Evaluates and saves at the last step, and saves whenever the metric is the best so far.
 
     Otherwise a run shorter than eval_steps is never evaluated, and the best step may not be saved.
     """
@@ -49,8 +57,13 @@ class Checkpointing(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], **_: Any
     ) -> None:
-        loss, best = metrics.get("eval_loss"), state.best_metric
-        if args.load_best_model_at_end and loss is not None and (best is None or loss < best):
+        if not args.load_best_model_at_end:
+            return
+        name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        value, best = metrics.get(name), state.best_metric
+        if value is not None and (
+            best is None or (value > best if args.greater_is_better else value < best)
+        ):
             control.should_save = True
 
 

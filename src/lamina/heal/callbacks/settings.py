@@ -112,9 +112,9 @@ class EarlyStopping(CallbackSettings):
 
     @override
     def build(self, context: Context) -> "TrainerCallback":
-        from transformers import EarlyStoppingCallback
+        from lamina.heal.callbacks.stopping import EarlyStop
 
-        return EarlyStoppingCallback(self.patience, self.threshold)
+        return EarlyStop(self.patience, self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
