@@ -86,8 +86,8 @@ def test_the_plan_is_printed_and_too_many_hours_are_refused(tmp_path: Path) -> N
     done = script("run.py", "heal", "--plan", *own)
     lines = done.stdout.splitlines()
     assert lines[0].endswith("reference, 12 layers; hours of one thread:")
-    assert lines[1] == "  heal      25 runs  13.0 h"
-    assert done.stderr == "error: more than hours=1: name fewer parts, or set hours=14\n"
+    assert lines[1] == "  heal      25 runs  15.0 h"
+    assert done.stderr == "error: more than hours=1: name fewer parts, or set hours=16\n"
     assert [*tmp_path.iterdir()] == []
 
 
