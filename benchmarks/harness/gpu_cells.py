@@ -131,7 +131,8 @@ class Bench:
 
         generate(self.model, self.size.shape)
         AutoTokenizer.from_pretrained(asset("reference")).save_pretrained(self.model)
-        write_rows(self.folder / "rows.jsonl", self.size)
+        for name in ("rows.jsonl", "held.jsonl"):  # Lamina evaluates no file that it trains
+            write_rows(self.folder / name, self.size)
 
     def run(
         self, cell: Cell, attention: str, limit: float, *, profile: bool
@@ -239,7 +240,7 @@ class Bench:
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(parents=True)
         given = [f"model_name={self.model}", f"scan.tokens={tokens}", f"scan.stream={stream}"]
-        given += ["data=jsonl", f"data.train={rows}", f"data.eval={rows}", "scan.memory=100GB"]
+        given += ["data=jsonl", f"data.train={rows}", "scan.memory=100GB"]
         given += [f"max_seq_length={self.size.length}", f"bf16={self.size.bf16}", "logger=none"]
         main = "from lamina.cli import main; main()"
         command = [sys.executable, "-c", main, "scan", *given, f"hydra.run.dir={own}/out"]
@@ -263,7 +264,8 @@ def ours(bench: Bench, cell: Cell) -> list[str]:
     given = [f"model.keep=0-{cell.layers}"] if model == "layers" else []
     given += [f"model={model}", f"model_name={bench.model}", f"backend={cell.backend}"]
     given += [f"kernels={cell.kernels}", f"adapter={cell.adapter}", f"lora.r={RANK}"]
-    given += ["data=jsonl", f"data.train={rows}", f"data.eval={rows}", f"hydra.run.dir={own}/out"]
+    held = bench.folder / "held.jsonl"
+    given += ["data=jsonl", f"data.train={rows}", f"data.eval={held}", f"hydra.run.dir={own}/out"]
     given += [f"max_seq_length={size.length}", f"lora.alpha={RANK}", "learning_rate=2e-4"]
     given += [f"per_device_train_batch_size={size.batch[cell.adapter]}", f"max_steps={size.steps}"]
     given += [f"bf16={str(size.bf16).lower()}", f"logging_steps={LOGGING_STEPS}"]

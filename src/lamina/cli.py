@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -28,9 +29,10 @@ COMMANDS = {
 def main() -> None:
     """Run the command named by the first argument."""
     prepare_console()
-    if not {"", str(Path.cwd())} & {*sys.path}:
-        # Nor do the interpreters that this one starts with -m import from the working folder.
-        os.environ["PYTHONSAFEPATH"] = "1"
+    with suppress(FileNotFoundError):  # a removed working folder
+        if not {"", str(Path.cwd())} & {*sys.path}:
+            # Interpreters started with -m must not import from the working folder, either.
+            os.environ["PYTHONSAFEPATH"] = "1"
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv[:2] = [f"lamina {name}"]

@@ -110,7 +110,8 @@ class Experiment(Parameters):
     @property
     def in_float32(self) -> bool:
         """Whether the model's own weights are trained, and dtype leaves their type open."""
-        return isinstance(self.adapter, Full) and self.dtype == "auto"
+        is_open = self.dtype == "auto" and self.backend.trains_float32
+        return isinstance(self.adapter, Full) and is_open
 
     @property
     def training(self) -> Training:

@@ -79,15 +79,10 @@ def cut_and_heal(experiment: Experiment, record: Record) -> None:
             loggers, callbacks = experiment.logger.values(), experiment.callbacks.values()
             context = logged.context(experiment, record, start)
             with open_observers(context, loggers if first else (), callbacks) as observers:
-                comparable = start.has_eval_rows(record.content["eval_fingerprint"])
-                if not comparable:
-                    from lamina.heal.callbacks.saving import ForgetBest
-
-                    observers.append(ForgetBest())
                 trainer = experiment.build_trainer(model, tokenizer, rows, arguments, observers)
                 heal(experiment, record, rows, trainer, start)
                 final = keep(experiment, record, trainer)
-                tolerance = trainer.tolerance(final) if comparable else None
+                tolerance = trainer.tolerance(final)
                 del trainer, model
                 release_memory()  # otherwise memory holds the model twice once final/ is loaded
                 if wanted.reload:
@@ -159,10 +154,10 @@ def feed(
 def record_data(experiment: Experiment, record: Record, rows: data.Feed, start: Start) -> None:
     """Record where the rows come from, and write eval.jsonl, with which a loss can be checked."""
     origins = provenance(experiment.plan, rows.train.rows, experiment.backend.name)
-    start.refuse_other_data(origins["data_fingerprint"])
+    evaluated = fingerprint(rows.eval.rows)
+    start.refuse_other_data(origins["data_fingerprint"], evaluated)
     if distributed.is_first():
         rows.write(record.path.parent, SAMPLE_ROWS)
-    evaluated = fingerprint(rows.eval.rows)
     record.update(eval_fingerprint=evaluated, provenance=origins, data=rows.counts())
 
 

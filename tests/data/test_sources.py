@@ -132,13 +132,13 @@ def test_rows_that_are_trained_are_not_evaluated(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         source(folder, eval=held).find()
     assert str(refused.value) == (
-        f"data.eval={held}: data.train={folder} trains {held}: evaluate on other rows, or set "
-        "data.eval=null to hold out data.eval_fraction of the training rows"
+        f"data.eval={held}: data.train={folder} also trains on {held}: evaluate on other rows, or "
+        "set data.eval=null to hold out data.eval_fraction of the training rows"
     )
     rows = Dataset.from_list([{"text": "a"}])
     DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
     disk = Disk(path=str(tmp_path / "saved"), train="train", **{**FOREIGN, "eval": "train"})
-    with pytest.raises(DataError, match=r"data\.eval=train: data\.train=train trains it: "):
+    with pytest.raises(DataError, match=r"data\.eval=train: data\.train=train also trains on it: "):
         disk.load()
 
 

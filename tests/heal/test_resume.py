@@ -113,8 +113,8 @@ def test_a_path_is_refused_if_the_run_has_its_own_checkpoint(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("before", "now", "message"),
     [
-        ({}, {"trainer.args.adam_beta2": 0.5}, "has trainer.args.adam_beta2=unset, not 0.5: "),
-        ({"trainer.args.adam_beta2": 0.5}, {}, "has trainer.args.adam_beta2=0.5, not unset: "),
+        ({}, {"trainer.args.adam_beta2": 0.5}, "has trainer.args.adam_beta2=None, not 0.5: "),
+        ({"trainer.args.adam_beta2": 0.5}, {}, "has trainer.args.adam_beta2=0.5, not None: "),
         ({"trainer.top_k": None}, {"trainer.top_k": 64}, "has trainer.top_k=None, not 64: "),
     ],
 )

@@ -184,7 +184,7 @@ def test_too_small_an_accelerator_is_reported(monkeypatch: pytest.MonkeyPatch) -
 def test_bad_data_is_found_as_in_a_run(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
     done = train(tmp_path / "run", "experiment=quickstart", "data=jsonl", "data.train=rows.jsonl",
-                 "data.eval=rows.jsonl", "dry_run=true", cwd=tmp_path)  # fmt: skip
+                 "data.eval=null", "dry_run=true", cwd=tmp_path)  # fmt: skip
     assert done.code == 1
     assert "rows.jsonl" in done.errors
     assert not (tmp_path / "run" / "dry_run.json").exists()

@@ -51,7 +51,7 @@ def problems(run: Parameters) -> Iterator[str]:
     yield from _answer_problems(run)
     yield from _untrained_problems(run)
     yield from _repair_problems(run)
-    yield from _own_alone(run)
+    yield from _only_by_user(run)
     yield from scan_problems(run)
 
 
@@ -110,8 +110,8 @@ def _repair_problems(run: Parameters) -> Iterator[str]:
         )
 
 
-def _own_alone(run: Parameters) -> Iterator[str]:
-    """Name what only the user may send to a server, or run, on command line or in environment."""
+def _only_by_user(run: Parameters) -> Iterator[str]:
+    """Name settings that only command line or environment may give: uploads, and a program."""
     given = {"trainer.args.push_to_hub=true": run.trainer.args.get("push_to_hub")}
     vllm = run.data.answer_settings.vllm
     given[f"{VLLM_KEY}={vllm}"] = vllm not in ("auto", "none")

@@ -41,7 +41,7 @@ HARMLESS = re.compile(
 )
 """The keys below hydra that any config file may set."""
 
-OWN_ALONE = re.compile(
+ONLY_BY_USER = re.compile(
     r"^\+*(trainer\.args\.push_to_hub|logger\.\w+\.mode|data\.answer_settings\.vllm)="
 )
 """Overrides of what only the user may set: what sends a run to a server, and a program."""
@@ -61,7 +61,7 @@ def install(arguments: Sequence[str] = ()) -> None:
     named = [os.environ.get(ALLOW, "")]
     for argument in arguments:
         named += re.findall(r"_target_['\"]?\s*[=:]\s*['\"]?([\w.,]+)", argument)
-        named += re.findall(OWN_ALONE, argument)
+        named += re.findall(ONLY_BY_USER, argument)
     os.environ[ALLOW] = ",".join(dict.fromkeys(filter(None, named)))
     OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
     watched = {

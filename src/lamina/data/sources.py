@@ -107,9 +107,13 @@ class Rows:
         Raises DataError if its rows are trained, too.
         """
         usable = set() if train == "all" else {*known} - _parts(train)
+        whole = (
+            {*known} if train == "all" else {part for part in train.split("+") if "[" not in part}
+        )
         if self.eval != "auto":
-            if self.eval in {*known} - usable:
-                raise DataError(f"data.eval={self.eval}: data.train={train} trains it: {APART}")
+            if self.eval in {*known} - usable or (self.eval and _parts(self.eval) & whole):
+                given = f"data.eval={self.eval}: data.train={train}"
+                raise DataError(f"{given} also trains on it: {APART}")
             return self.eval
         found = next(filter(usable.__contains__, EVAL_SPLITS), None)
         held = f"none of {', '.join(EVAL_SPLITS)}; {self.eval_fraction:.3g} of data.train={train}"
@@ -130,7 +134,7 @@ class Rows:
 
 
 def find_apart(train: Mapping[str, str], evaluation: str | None, kind: str) -> None:
-    """Find all files, unread; raises DataError as `find_files` does, or if one is in both.
+    """Find all files without reading them; raises DataError as `find_files`, or if one is in both.
 
     `train` are paths by their config keys.
     """
@@ -141,7 +145,7 @@ def find_apart(train: Mapping[str, str], evaluation: str | None, kind: str) -> N
     }
     for path in find_files("data.eval", evaluation, kind) if evaluation else ():
         if given := trained.get(path.resolve()):
-            raise DataError(f"data.eval={evaluation}: {given} trains {path}: {APART}")
+            raise DataError(f"data.eval={evaluation}: {given} also trains on {path}: {APART}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +103,7 @@ def load_reduced(
 def _checked(source: Source, model: "PreTrainedModel") -> "PreTrainedModel":
     """Refuse weights that are not finite; name the module below the head, for TRL's loss.
 
-    Gives the model generation settings with which it can be saved.
+    Gives the model its generation settings, with which transformers can save it.
     """
     refuse_not_finite(source.name, model)
     if generation := generation_config(source):
@@ -190,10 +192,15 @@ def generation_config(source: Source) -> "GenerationConfig | None":
             raise ModelError(f"{path}: {field} is {content[field]!r}, expected a token id")
     with source.reading(GENERATION_FILE):
         found = GenerationConfig.from_dict(content)
-    try:
+    with suppress(ValueError):
         found.validate(strict=True)
-    except ValueError:  # a temperature without do_sample, as in Llama 2: transformers saves no such
-        found.do_sample = True
+        return found
+    # A temperature without do_sample, as in Llama 2, which transformers refuses to save.
+    sampling = deepcopy(found)
+    sampling.do_sample = True
+    with suppress(ValueError):
+        sampling.validate(strict=True)
+        return sampling
     return found
 
 

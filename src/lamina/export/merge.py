@@ -145,12 +145,12 @@ def config_of_layer(config: "LoraConfig", layer: int | None, model: Any) -> "Lor
     if config.target_modules is not None:
         found.exclude_modules = None
         targets = [name for name in own if check_target_module_exists(config, own[name])]
-        found.target_modules = targets or DUMMY_TARGET_MODULES  # weights are saved whole alone
+        found.target_modules = targets or DUMMY_TARGET_MODULES  # only whole modules were saved
     for field, usual in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
         if given := getattr(config, field):
             found_keys = {name: get_pattern_key(given, own[name]) for name in own}
             named = {re.escape(name): given.get(key, usual) for name, key in found_keys.items()}
-            setattr(found, field, {**named, **given})
+            setattr(found, field, {**named, **given})  # the others are of target_parameters
     return found
 
 
@@ -171,7 +171,7 @@ def adapter_updates(folder: Path, reduced: Reduction) -> AdapterUpdates:
         name = name.removesuffix(".weight") if name.endswith(READABLE) else name
         updates[layer_of(name)][PREFIX + with_layer(name, 0)] = tensor
     found = AdapterUpdates(folder, config, dict(updates), reduced)
-    single_layers(reduced)
+    single_layers(reduced)  # refuses an architecture without them
     depth = reduced.config.num_hidden_layers
     if beyond := [layer for layer in updates if layer is not None and layer >= depth]:
         raise found._other_base(f"it changes layer {max(beyond)}, but the model has {depth} layers")

@@ -113,9 +113,9 @@ class MemoryEstimate:
         """Estimate the memory of a training with arguments of SFTConfig.
 
         The model has its adapter already, unless it is on the meta device: there it gets one here.
-        `dtype` is the type of the unquantized weights, but for trained ones of the model itself
-        `in_float32`. `taught` counts the weights that a teacher has beside the model's, and in all;
-        None without a teacher.
+        `dtype` is the type of the unquantized weights; with `in_float32`, the model's own trained
+        weights are float32. `taught` counts the weights that a teacher has beside the model's, and
+        in all; None without a teacher.
         """
         attention = model.config.get_text_config()._attn_implementation
         sizes = _sizes(model, adapter, dtype)

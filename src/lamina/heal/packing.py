@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lamina.errors import ConfigError, reason_of
-from lamina.heal.kernels import may_need_mask
+from lamina.heal.kernels import MASKED, may_need_mask
 
 if TYPE_CHECKING:
     import torch
@@ -114,12 +114,18 @@ def refuse_leaking_packs(trainer: "TokenLossTrainer", rows: "Dataset") -> None:
         ) from error
     trainer.model.train(training)
     moved = (plain - changed).abs().max() / plain.abs().max()
-    if not moved <= TOLERANCES[min(4, trainer.model.dtype.itemsize)]:
+    if not moved <= TOLERANCES[_probed_bytes(trainer)]:
         raise ConfigError(
             f"packing=True: packed documents would see each other in this model {named}: other "
             f"tokens in the first change the second's logits by {moved:.2g} of the largest); set "
             "packing=false"
         )
+
+
+def _probed_bytes(trainer: "TokenLossTrainer") -> int:
+    """Return the bytes of a value that the probe computes: 4 if autocast need not round it."""
+    in_any_type = trainer.model.config._attn_implementation in MASKED
+    return min(4, trainer.model.dtype.itemsize) if in_any_type else 2
 
 
 def _logits(trainer: "TokenLossTrainer", documents: Sequence[list[int]]) -> "torch.Tensor":
@@ -132,8 +138,7 @@ def _logits(trainer: "TokenLossTrainer", documents: Sequence[list[int]]) -> "tor
     for name, value in batch.items():
         if hasattr(value, "to"):  # from TRL 1.16 on it also gives the largest length, a number
             batch[name] = value.to(trainer.args.device)
-    # As in training, where weights may be of two types; in float32 the probe is exact without it.
-    is_exact = trainer.model.dtype.itemsize == 4
-    with nullcontext() if is_exact else trainer.accelerator.autocast():
+    # As in training, where weights may be of two types, or attention takes no float32.
+    with nullcontext() if _probed_bytes(trainer) == 4 else trainer.accelerator.autocast():
         logits: torch.Tensor = trainer.model(**batch, use_cache=False).logits[0].float()
     return logits[-lengths[-1] :]

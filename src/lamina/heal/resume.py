@@ -151,14 +151,15 @@ class Start:
             further = f"nothing is left to train; set a larger {key} to continue"
             logger.warning("%s: %s", reached, further)
 
-    def has_eval_rows(self, fingerprint: str) -> bool:
-        """Whether the checkpoint's best eval_loss is that of the rows with this fingerprint."""
-        return self.checkpoint is None or self.recorded.get("eval_fingerprint") == fingerprint
+    def refuse_other_data(self, trained: str, evaluated: str) -> None:
+        """Refuse to continue if the fingerprint of the data or of its evaluation rows is another.
 
-    def refuse_other_data(self, fingerprint: str) -> None:
-        """Refuse to continue if the data's fingerprint is not the checkpoint's."""
+        The best checkpoint so far is the best on its own evaluation rows.
+        """
         if self.checkpoint is not None and self.recorded:
-            now, before = {"data_fingerprint": fingerprint}, self.recorded["provenance"]
+            earlier = {**self.recorded["provenance"], **self.recorded}
+            now = {"data_fingerprint": trained, "eval_fingerprint": evaluated}
+            before = {key: earlier.get(key) for key in now}
             refuse_changes(self.checkpoint, before, now, self.resume)
 
 
@@ -281,12 +282,11 @@ def refuse_changes(
 
     A setting of the trainer or the adapter that only one of them has is a change, too.
     """
-    optional = {key for key in {*now, *before} if key.startswith(("trainer.", "adapter."))}
-    optional = optional if optional & before.keys() else set()
-    for key in dict.fromkeys([*now, *sorted(optional)]):
-        unset = "unset" if key in optional else None
-        value, earlier = now.get(key, unset), before.get(key, unset)
-        if earlier != value and (key in optional or earlier is not None):
+    own = sorted(key for key in before if key.startswith(("trainer.", "adapter.")))
+    for key in dict.fromkeys([*now, *own]):
+        value, earlier = now.get(key), before.get(key)
+        is_recorded = earlier is not None or (own and key.startswith(("trainer.", "adapter.")))
+        if earlier != value and is_recorded:
             raise OutputError(
                 f"resume={resume}, but {checkpoint} has {key}={earlier}, not {value}: "
                 f"{'use another hydra.run.dir' if resume == 'auto' else 'use another checkpoint'}"

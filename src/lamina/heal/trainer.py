@@ -175,7 +175,7 @@ class TokenLossTrainer(SFTTrainer):
 
     @override
     def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
-        super()._track_num_input_tokens({**inputs, "attention_mask": _real(inputs)})
+        super()._track_num_input_tokens({**inputs, "attention_mask": _token_mask(inputs)})
         self.clock.count(inputs)
 
     @override
@@ -316,8 +316,8 @@ class TokenLossTrainer(SFTTrainer):
         """Write no card beside checkpoints: final/ has one that says what was removed."""
 
 
-def _real(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return 1 for each token of a batch that is no padding.
+def _token_mask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return a batch's mask of tokens: 0 for padding.
 
     Packs have no mask, and transformers would take their end tokens for padding if the tokenizer
     pads with them.

@@ -194,8 +194,7 @@ def node_folder(run_folder: Path, layout: Layout) -> Path:
     if layout.nodes == 1:
         node_folders = Path(tempfile.mkdtemp(prefix="lamina-"))
     else:
-        # A requeued job keeps its id, as does another step of it, and must not find the files of
-        # its previous start.
+        # Requeued starts and other steps share a job's id, and must not find one another's files.
         names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
         start = "-".join(os.environ.get(name, "0") for name in names)
         node_folders = run_folder / ERRORS_FOLDER / start

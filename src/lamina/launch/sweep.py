@@ -58,8 +58,8 @@ def broken_line(config: DictConfig) -> str | None:
     launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
     texts = {f"hydra.launcher.{key}": value for key, value in dict(launcher).items()}
     for key, value in {**texts, "hydra.sweep.dir": config.hydra.sweep.dir}.items():
-        if isinstance(value, str) and not value.isprintable():
-            return f"{key}={value!r}: use one line without control characters"
+        if isinstance(value, str) and len(value.splitlines()) > 1:
+            return f"{key}={value!r}: use one line"
     return None
 
 

@@ -213,7 +213,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer, or leave the reason why not in one line."""
-    sys.path.pop(0)  # this file's folder, whose modules are not top-level ones
+    if not getattr(sys.flags, "safe_path", False):  # new in Python 3.11
+        sys.path.pop(0)  # this file's folder, whose modules are not top-level ones
     end_with_parent()
     folder = Path(sys.argv[1])
     request = json.loads((folder / "request.json").read_text())

@@ -188,7 +188,10 @@ def _identity(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") ->
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Identify a tokenizer by the files that it writes: vocabulary, rules and chat template."""
+    """Identify a tokenizer by the files that it writes: vocabulary, rules and chat template.
+
+    It must be fresh: padding and truncation of a call are among them.
+    """
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())

@@ -90,11 +90,13 @@ class Calibration:
         # Several sets are drawn from all of the text, so all of it is tokenized.
         found = list(self._cut(split, tokenizer, None if self.sets > 1 else count))
         if len(found) < self.sets:
-            trained, other = (" with a trained one", "another") if self.apart else ("", "a shorter")
+            trained, other = ("", "a shorter window")
+            if self.apart:
+                trained, other = " that hold a trained one", "another max_seq_length"
             raise DataError(
                 f"{split.origin}: its text fills {len(found)} windows of "
                 f"max_seq_length={self.length} tokens{trained}, and {self.sets} are needed: use "
-                f"more text or {other} window"
+                f"more text or {other}"
             )
         count = min(count, len(found) // self.sets)
         rest = list(range(count, len(found)))

@@ -49,10 +49,11 @@ def test_a_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
     key = "data.chat_template="
     named = tokenizer_with({"default": "a", "tool_use": "b"})
     assert refused_choice(named, "tools") == (
-        f"{key}tools: no such file or template; use default, tool_use, chatml or a file.jinja"
+        f"{key}tools: no such file or template; use default, tool_use, chatml or a .jinja or .j2 "
+        "file"
     )
     (tmp_path / ".env").write_text("HF_TOKEN=hf_secret")
-    assert refused_choice(named, str(tmp_path / ".env")).endswith("chatml or a file.jinja")
+    assert refused_choice(named, str(tmp_path / ".env")).endswith("chatml or a .jinja or .j2 file")
     broken = tmp_path / "broken.jinja"
     broken.write_text("\n{% for %}")
     assert refused_choice(named, str(broken)).startswith(

@@ -20,7 +20,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields in which a message has the thinking that precedes its content."""
 
 THOUGHT = re.compile(r"<think>\s*(\S.*?)\s*</think>", re.S)
-"""Thinking at the beginning of an answer's content."""
+"""Thinking in an answer's content."""
 
 MARK = "laminaMark"
 """A word that no row and no template has."""
@@ -105,7 +105,7 @@ def _marked(
     without the part would not show that it is lost.
     """
     content, calls = message["content"], message.get("tool_calls") or ()
-    if message["role"] not in ("user", "assistant"):
+    if message["role"] not in ("user", "assistant") and content.strip():
         yield f"message {number}, role {message['role']}", {**message, "content": MARK}
     if calls and content.strip():
         yield f"the text beside the calls of message {number}", {**message, "content": MARK}
@@ -124,7 +124,7 @@ def _marked(
 def is_template(path: Path) -> bool:
     """Whether a path names a template: by its ending, since the file is copied into final/.
 
-    Someone else's config could name a file of keys.
+    Someone else's config could name a file with secrets.
     """
     return path.is_file() and path.suffix in (".jinja", ".j2")
 
@@ -206,7 +206,7 @@ def _read(name: str, named: list[str]) -> str:
     path = Path(name).expanduser()
     if not is_template(path):
         known = ", ".join(named)
-        raise ConfigError(f"{key}: no such file or template; use {known} or a file.jinja")
+        raise ConfigError(f"{key}: no such file or template; use {known} or a .jinja or .j2 file")
     try:
         text = path.read_text(encoding="utf-8")
         _compile_jinja_template(text)

@@ -33,8 +33,7 @@ class Training:
     folder: Path
     """Where to write a reduced model while it is loaded."""
     in_float32: bool = False
-    """Whether trained weights of the model itself become float32: bfloat16 rounds small updates
-    away."""
+    """Whether the model's own trained weights become float32; bfloat16 loses small updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,8 @@ class Backend:
     """Shared parameters that the backend sets itself, regardless of the config."""
     has_4bit_kernels: ClassVar[bool] = False
     """Whether it multiplies 4-bit weights with its own kernels."""
+    trains_float32: ClassVar[bool] = True
+    """Whether it can train a bfloat16 model's own weights in float32."""
 
     @property
     def patches_model_classes(self) -> bool:

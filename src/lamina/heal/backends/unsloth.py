@@ -88,6 +88,7 @@ class Unsloth(Backend):
         "activation_offloading",
     )
     has_4bit_kernels: ClassVar[bool] = True
+    trains_float32: ClassVar[bool] = False
 
     def problems(self) -> Iterator[str]:
         """Refuse if Unsloth is not installed."""

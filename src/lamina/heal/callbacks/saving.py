@@ -25,14 +25,6 @@ def saved_best(state: TrainerState, folder: Path, new: Path) -> str | None:
     return str(best) if best == new or best.is_dir() else None
 
 
-class ForgetBest(TrainerCallback):
-    """Looks for the best checkpoint anew: the one so far was chosen on other evaluation rows."""
-
-    @override
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-
-
 class Checkpointing(TrainerCallback):
     """Evaluates and saves at the last step, and saves whenever the metric is the best so far.
 
