@@ -300,7 +300,7 @@ MISTAKES = {
     "trainer.args.dataloader_drop_last=true": "budget.tokens=16k needs "
     "trainer.args.train_sampling_strategy=random or sequential, not group_by_length\n"
     "budget.tokens=16k and trainer.args.dataloader_drop_last: leave out one of them",
-    "budget.tokens=16k trainer.args.shuffle_dataset=true": "budget.tokens=16k and "
+    "budget.tokens=16k max_steps=-1 trainer.args.shuffle_dataset=true": "budget.tokens=16k and "
     "trainer.args.shuffle_dataset: leave out one of them",
     # Ladders.
     "ladder.keep_layers=8": "ladder.keep_layers=8: use two numbers of layers or more, such as "

@@ -1,6 +1,5 @@
 """Load a model with only its kept layers: the dropped ones are never read."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -15,12 +14,11 @@ from lamina.depth.reduction import (
     blueprint,
     config_class,
     config_of,
-    decoder_stack,
     reduction,
+    single_layer_config,
     whole_config,
-    with_derived_lists,
 )
-from lamina.depth.surgery import layer_count, reduced_config, reduced_generation_config
+from lamina.depth.surgery import layer_count, reduced_generation_config
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, layer_of, with_layer
 from lamina.errors import ConfigError, ModelError, did_you_mean, either, naming
 from lamina.runtime.console import stage
@@ -228,34 +226,6 @@ def load_single_layer(
     )
     refuse_not_finite(model.config.name_or_path, loaded, layer)
     return loaded
-
-
-def single_layer_config(model: Reduction, layer: int | None) -> dict[str, Any]:
-    """Return the config.json of one layer (0-based) as a model of its own; None as above."""
-    content = reduced_config(with_derived_lists(model.content, model.config), (layer or 0,))
-    if layer is not None:
-        # Embeddings are not part of this layer and would be filled with random numbers.
-        ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
-        content.update(vocab_size=1, **ids)
-    return content
-
-
-def single_layers(model: Reduction) -> "list[torch.nn.Module]":
-    """Return what `load_single_layer` makes of each layer, without weights.
-
-    Raises ModelError if the architecture has no model of that one layer.
-    """
-    found: dict[str, Any] = {}
-    names = []
-    for layer in range(model.config.num_hidden_layers):
-        content = single_layer_config(model, layer)
-        names.append(json.dumps(content, sort_keys=True))
-        if names[-1] not in found:
-            key = f"model_name={model.config.name_or_path}: layer {layer} cannot be loaded alone"
-            with naming(key, Exception, kind=ModelError):  # architectures raise anything
-                alone = blueprint(config_of(type(model.config), content))
-            found[names[-1]] = decoder_stack(alone, 1)[1][0]
-    return [found[name] for name in names]
 
 
 def refuse_not_finite(name: str, model: "PreTrainedModel", layer: int | None = None) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.surgery import PER_LAYER_FIELDS, layer_count, reduced_config
-from lamina.errors import ModelError, did_you_mean
+from lamina.errors import ModelError, did_you_mean, naming
 from lamina.runtime.console import stage
 from lamina.weights.reading import TensorSlice, byte_blocks
 from lamina.weights.source import Source
@@ -151,6 +151,37 @@ def decoder_stack(model: "PreTrainedModel", depth: int) -> tuple[str, "torch.nn.
     raise ModelError(
         f"{type(model).__name__} has no list of {depth} decoder layers: it cannot be reduced"
     )
+
+
+def single_layer_config(model: Reduction, layer: int | None) -> dict[str, Any]:
+    """Return the config.json of one layer (0-based) as a model of its own.
+
+    None stands for all that is outside the layers, with one layer.
+    """
+    content = reduced_config(with_derived_lists(model.content, model.config), (layer or 0,))
+    if layer is not None:
+        # Embeddings are not part of this layer and would be filled with random numbers.
+        ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+        content.update(vocab_size=1, **ids)
+    return content
+
+
+def single_layers(model: Reduction) -> "list[torch.nn.Module]":
+    """Return each layer as a model of its own has it, without weights.
+
+    Raises ModelError if the architecture has no model of that one layer.
+    """
+    found: dict[str, Any] = {}
+    names = []
+    for layer in range(model.config.num_hidden_layers):
+        content = single_layer_config(model, layer)
+        names.append(json.dumps(content, sort_keys=True))
+        if names[-1] not in found:
+            key = f"model_name={model.config.name_or_path}: layer {layer} cannot be loaded alone"
+            with naming(key, Exception, kind=ModelError):  # architectures raise anything
+                alone = blueprint(config_of(type(model.config), content))
+            found[names[-1]] = decoder_stack(alone, 1)[1][0]
+    return [found[name] for name in names]
 
 
 def adapter_form_is_exact(model: "PreTrainedModel") -> bool:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.loading import load_single_layer, single_layers
-from lamina.depth.reduction import Reduction
+from lamina.depth.loading import load_single_layer
+from lamina.depth.reduction import Reduction, single_layers
 from lamina.depth.tensor_names import layer_of, with_layer
 from lamina.errors import ModelError, reason_of
 from lamina.weights.source import ADAPTER_FILE, read_json

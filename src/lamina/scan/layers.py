@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lamina.depth.loading import load_single_layer, refuse_unfit, single_layers
+from lamina.depth.loading import load_single_layer, refuse_unfit
 from lamina.depth.reduction import (
     Reduction,
     decoder_stack,
     difference_of,
     reduction,
+    single_layers,
     true_ties,
 )
 from lamina.depth.surgery import layer_count
