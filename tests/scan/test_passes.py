@@ -255,25 +255,34 @@ def test_one_window_has_no_standard_error(source: Source) -> None:
     assert math.isnan(again.baseline_stderr)
 
 
-@pytest.mark.parametrize("stop", [1, 4])
-def test_an_interrupted_scan_resumes_at_the_layer_where_it_stopped(
-    source: Source, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scan_module, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(scan_module, "SAVE_SHARE", 1e9)
-    windows = text()
-    advance, applied = scan_module.Streams.advance, []
+def interrupted(
+    source: Source, windows: Windows, after: int, folder: Path, *, portion: int
+) -> list[int]:
+    """Interrupt a scan that saves at each layer after so many layers, and return these."""
+    advance, applied = scan_module.Streams.advance, list[int]()
 
-    def interrupted(self: Any, index: int, block: Any, tick: Callable[[int], object]) -> None:
-        if len(applied) == depth_of(source) + stop:
+    def stopping(self: Any, index: int, block: Any, tick: Callable[[int], object]) -> None:
+        if len(applied) == after:
             raise KeyboardInterrupt
         applied.append(index)
         advance(self, index, block, tick)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(scan_module.Streams, "advance", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_module, "SAVE_SECONDS", 0.0)
+        patch.setattr(scan_module, "SAVE_SHARE", 1e9)
+        patch.setattr(scan_module.Streams, "advance", stopping)
         with pytest.raises(KeyboardInterrupt):
-            scores(source, windows, folder=tmp_path, portion=3)
+            scores(source, windows, folder=folder, portion=portion)
+    return applied
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_an_interrupted_scan_resumes_at_the_layer_where_it_stopped(
+    source: Source, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = text()
+    advance = scan_module.Streams.advance
+    applied = interrupted(source, windows, depth_of(source) + stop, tmp_path, portion=3)
     assert (tmp_path / scan_module.STATE_FILE).is_file()
 
     def counted(self: Any, index: int, block: Any, tick: Callable[[int], object]) -> None:
@@ -291,25 +300,10 @@ def test_an_interrupted_scan_resumes_at_the_layer_where_it_stopped(
 
 @pytest.mark.parametrize("portion", [1, 2, 4, 99])
 @pytest.mark.parametrize("stop", [0, 1])
-def test_a_scan_resumes_with_other_memory(
-    stop: int, portion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scan_resumes_with_other_memory(stop: int, portion: int, tmp_path: Path) -> None:
     """It stops after the first pass of two windows, or in the second."""
-    monkeypatch.setattr(scan_module, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(scan_module, "SAVE_SHARE", 1e9)
     source, windows = resolve(str(REFERENCE)), text()
-    advance, applied = scan_module.Streams.advance, []
-
-    def interrupted(self: Any, index: int, block: Any, tick: Callable[[int], object]) -> None:
-        if len(applied) == depth_of(source) + 2 * stop:
-            raise KeyboardInterrupt
-        applied.append(index)
-        advance(self, index, block, tick)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(scan_module.Streams, "advance", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            scores(source, windows, folder=tmp_path, portion=2)
+    interrupted(source, windows, depth_of(source) + 2 * stop, tmp_path, portion=2)
     assert (tmp_path / scan_module.PROGRESS_FILE).is_file()
     resumed = statistics(source, windows, folder=tmp_path, portion=portion)
     undisturbed = statistics(source, windows)

@@ -106,15 +106,15 @@ class Rows:
 
         Raises DataError if its rows are trained, too.
         """
-        usable = set() if train == "all" else {*known} - _parts(train)
-        whole = (
-            {*known} if train == "all" else {part for part in train.split("+") if "[" not in part}
-        )
+        names = "+".join(known) if train == "all" else train
         if self.eval != "auto":
-            if self.eval in {*known} - usable or (self.eval and _parts(self.eval) & whole):
+            # Of one split, two slices may be apart; the whole and a slice are not.
+            shared = _parts(names) & _parts(self.eval or "")
+            if shared & {*names.split("+"), *(self.eval or "").split("+")}:
                 given = f"data.eval={self.eval}: data.train={train}"
                 raise DataError(f"{given} also trains on it: {APART}")
             return self.eval
+        usable = {*known} - _parts(names)
         found = next(filter(usable.__contains__, EVAL_SPLITS), None)
         held = f"none of {', '.join(EVAL_SPLITS)}; {self.eval_fraction:.3g} of data.train={train}"
         logger.info("data.eval=auto: %s", found or f"{held} is held out")

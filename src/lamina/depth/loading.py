@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from copy import deepcopy
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -190,15 +189,12 @@ def generation_config(source: Source) -> "GenerationConfig | None":
             raise ModelError(f"{path}: {field} is {content[field]!r}, expected a token id")
     with source.reading(GENERATION_FILE):
         found = GenerationConfig.from_dict(content)
-    with suppress(ValueError):
-        found.validate(strict=True)
-        return found
-    # A temperature without do_sample, as in Llama 2, which transformers refuses to save.
-    sampling = deepcopy(found)
-    sampling.do_sample = True
-    with suppress(ValueError):
-        sampling.validate(strict=True)
-        return sampling
+        # A temperature without do_sample, as in Llama 2, which transformers refuses to save.
+        sampling = GenerationConfig.from_dict({**content, "do_sample": True})
+    for each in (found, sampling):
+        with suppress(ValueError):
+            each.validate(strict=True)
+            return each
     return found
 
 

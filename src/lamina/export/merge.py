@@ -148,8 +148,8 @@ def config_of_layer(config: "LoraConfig", layer: int | None, model: Any) -> "Lor
         found.target_modules = targets or DUMMY_TARGET_MODULES  # only whole modules were saved
     for field, usual in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
         if given := getattr(config, field):
-            found_keys = {name: get_pattern_key(given, own[name]) for name in own}
-            named = {re.escape(name): given.get(key, usual) for name, key in found_keys.items()}
+            keys = {name: get_pattern_key(given, own[name]) for name in own}
+            named = {re.escape(name): given.get(key, usual) for name, key in keys.items()}
             setattr(found, field, {**named, **given})  # the others are of target_parameters
     return found
 

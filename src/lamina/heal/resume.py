@@ -282,11 +282,12 @@ def refuse_changes(
 
     A setting of the trainer or the adapter that only one of them has is a change, too.
     """
-    own = sorted(key for key in before if key.startswith(("trainer.", "adapter.")))
+    own = [key for key in {**now, **before} if key.startswith(("trainer.", "adapter."))]
+    if not before.keys() & {*own}:  # an older version recorded none
+        own = []
     for key in dict.fromkeys([*now, *own]):
         value, earlier = now.get(key), before.get(key)
-        is_recorded = earlier is not None or (own and key.startswith(("trainer.", "adapter.")))
-        if earlier != value and is_recorded:
+        if earlier != value and (earlier is not None or key in own):
             raise OutputError(
                 f"resume={resume}, but {checkpoint} has {key}={earlier}, not {value}: "
                 f"{'use another hydra.run.dir' if resume == 'auto' else 'use another checkpoint'}"
