@@ -42,6 +42,8 @@ def answers(parts: Mapping[str, Any]) -> str:
         "a healing's best checkpoint by the loss on its rows. Depths and all items have one seed."
     )
     unknown += f" Parts that did not run: {', '.join(missing)}." if missing else ""
+    waiting = parts.get("heal", {}).get("missing")
+    unknown += f" Healings that did not run yet: {', '.join(waiting)}." if waiting else ""
     return markdown_table(("question", "answer"), [*lines, ("What is not known?", unknown)])
 
 
@@ -86,17 +88,22 @@ def _which_healing(parts: Mapping[str, Any]) -> str:
 
 def _lost(parts: Mapping[str, Any]) -> str:
     """Return what the best healing loses at the middle depth, in loss and by task."""
-    if not {"tasks", "heal"} <= parts.keys():
+    if "heal" not in parts:
         return ""
     healed = parts["heal"]["reports"]["runs"].rows
     (name, _), *_ = record.ranked(healed)
     losses = next(row for row in healed if record.method(row) == name)
-    items = next(
-        row for row in parts["tasks"]["reports"]["all items"].rows if record.method(row) == name
-    )
-    lost = [_difference("loss", losses.comparisons.get(ROWS, {}).get("loss"), losses, ROWS)]
-    for task, metrics in items.comparisons.items():
-        lost += [_difference(f"{task} acc", metrics.get("acc"), items, task)]
+    lost = [
+        _difference("loss" if task == ROWS else f"{task} loss", metrics.get("loss"), losses, task)
+        for task, metrics in sorted(losses.comparisons.items(), key=lambda pair: pair[0] != ROWS)
+    ]
+    asked = parts["tasks"]["reports"]["all items"].rows if "tasks" in parts else []
+    items = [row for row in asked if record.method(row) == name]
+    lost += [
+        _difference(f"{task} acc", metrics.get("acc"), row, task)
+        for row in items
+        for task, metrics in row.comparisons.items()
+    ]
     kept = f"{losses.layers} of {losses.num_layers} layers, {name}, seed {losses.seed}: "
     return kept + "; ".join(filter(None, lost)) + "."
 

@@ -296,5 +296,7 @@ NEEDS = {"curve": ("which",), "heal": ("which",), "tasks": ("heal",), "far": ("c
 """Parts whose runs depend on the results of others."""
 ALONE = ("far",)
 """Parts that measure speed: one sweep at a time."""
+COMPARES = ("heal",)
+"""Parts worth reading before all of their sweeps have ended."""
 PASSING = ("which", "curve", "predict")
 """Parts whose models nobody needs once they are measured."""

@@ -6,8 +6,8 @@ Shows: the parts `which`, `curve`, `heal`, `tasks`, `far` and `predict` of docs/
 order; all of them without PART. Prints the plan with the hours that it expects on one thread of a
 CPU, then runs ordinary sweeps, `jobs` at a time. Ctrl-C or TERM lets the running jobs save; the
 same command continues, and repeats no finished job. Each finished part writes results/PART.json,
-from which page.py makes docs/results.md. Caches lie in the output folder: another one starts from
-nothing. plan.yaml has the settings.
+from which page.py makes docs/results.md; the part heal also with some of its healings missing.
+Caches lie in the output folder: another one starts from nothing. plan.yaml has the settings.
 Peer: the original model, beside every row.
 """
 
@@ -29,7 +29,19 @@ from typing import Any
 import record
 import texts
 from omegaconf import OmegaConf
-from parts import ALONE, DECIDES, EVALUATE, NEEDS, PARTS, PASSING, SAME, TRAIN, Plan, Sweep
+from parts import (
+    ALONE,
+    COMPARES,
+    DECIDES,
+    EVALUATE,
+    NEEDS,
+    PARTS,
+    PASSING,
+    SAME,
+    TRAIN,
+    Plan,
+    Sweep,
+)
 
 from lamina.depth.surgery import layer_count
 from lamina.measure.provenance import git_state
@@ -90,16 +102,17 @@ def main() -> None:
         sweeps = plan.sweeps(part)
         with ThreadPoolExecutor(1 if part in ALONE else settings.jobs) as pool:
             failed = [*pool.map(lambda each: run(plan, part, each), sweeps)]  # noqa: B023
+        if part in COMPARES or not any(failed):
+            update(plan, part, sweeps, results / f"{part}.json")
         if any(failed):
             sys.exit(f"error: {next(filter(None, failed))}")
-        path, costs = results / f"{part}.json", [costs_file(folder / part / s.name) for s in sweeps]
-        if not path.is_file() or path.stat().st_mtime < max(each.stat().st_mtime for each in costs):
-            write(plan, part, sweeps, path)
 
 
 def made_with(found: Mapping[str, Any], settings: Any, part: str) -> bool:
-    """Return whether the result of a part comes from these settings."""
-    same = all(found["settings"][name] == settings[name] for name in (*SAME, *DECIDES[part]))
+    """Return whether the result of a part is whole and comes from these settings."""
+    same = not found.get("missing") and all(
+        found["settings"][name] == settings[name] for name in (*SAME, *DECIDES[part])
+    )
     return same and record.model(found) == record.model({"settings": settings})
 
 
@@ -124,7 +137,7 @@ def run(plan: Plan, part: str, sweep: Sweep) -> str | None:
     place = Path(plan.settings.output) / part / sweep.name
     command, log = command_of(plan, sweep, place), place.with_name(f"{sweep.name}.log")
     attempts = attempts_of(place)
-    if attempts and attempts[-1]["status"] == 0 and attempts[-1]["command"] == command:
+    if has_ended(plan, sweep, place):
         return None
     if STOPPED.is_set():
         return CONTINUES
@@ -170,6 +183,12 @@ def command_of(plan: Plan, sweep: Sweep, place: Path) -> list[str]:
     return [str(Path(sys.executable).with_name("lamina")), sweep.command, *given]
 
 
+def has_ended(plan: Plan, sweep: Sweep, place: Path) -> bool:
+    """Return whether a sweep's command has succeeded in its folder."""
+    *_, last = attempts_of(place) or [{}]
+    return last.get("status") == 0 and last["command"] == command_of(plan, sweep, place)
+
+
 def costs_file(place: Path) -> Path:
     """Return the file with the costs of a sweep, beside its folder."""
     return place.with_name(f"{place.name}.costs.json")
@@ -188,8 +207,20 @@ def stop(signal_number: int, _: object) -> None:
         os.kill(process, signal.SIGTERM)
 
 
-def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
-    """Write the result of a part whose sweeps have all ended."""
+def update(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
+    """Write the result of a part's ended sweeps, if one has ended since it was written."""
+    folder = Path(plan.settings.output) / part
+    ended = [each for each in sweeps if has_ended(plan, each, folder / each.name)]
+    missing = [each.name for each in sweeps if each not in ended]
+    costs = [costs_file(folder / each.name).stat().st_mtime for each in ended]
+    if missing and all(each.group != "runs" for each in ended):
+        return  # nothing to compare
+    if not path.is_file() or path.stat().st_mtime < max(costs):
+        write(plan, part, ended, missing, path)
+
+
+def write(plan: Plan, part: str, sweeps: list[Sweep], missing: list[str], path: Path) -> None:
+    """Write the result of sweeps that have ended."""
     folder = Path(plan.settings.output) / part
     groups: dict[str, list[Sweep]] = {}
     for sweep in sweeps:
@@ -216,6 +247,7 @@ def write(plan: Plan, part: str, sweeps: list[Sweep], path: Path) -> None:
     assert isinstance(settings, dict)
     content = {
         "part": part,
+        "missing": missing,
         "settings": {k: v for k, v in settings.items() if k not in ("data", "output", "results")},
         "costs": {
             name: {key: sum(each[key] for each in attempts) for key in ("seconds", "cpu_seconds")}

@@ -39,19 +39,18 @@ def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def stopped_after_a_sweep(settings: list[str], folder: Path) -> None:
-    command = [sys.executable, EVIDENCE / "run.py", "which", "jobs=1", *settings]
+def stopped_after(sweep: str, part: str, settings: list[str], folder: Path) -> None:
+    command = [sys.executable, EVIDENCE / "run.py", part, "jobs=1", *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
     )
-    while process.poll() is None and not (folder / "gsm8k.costs.json").is_file():
+    while process.poll() is None and not (folder / part / f"{sweep}.costs.json").is_file():
         time.sleep(0.1)
     time.sleep(1)  # the next one has begun
     process.terminate()
     _, error = process.communicate()
     assert error == "error: stopped; the same command continues\n"
-    assert not (folder / "keep-11").exists()
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -101,7 +100,16 @@ def test_all_parts_give_result_files_and_one_page(data: Path, tmp_path: Path) ->
     docs.mkdir()
     own = [f"model_name={REFERENCE}", f"data={data}", f"output={tmp_path / 'runs'}"]
     own += [f"results={results}", *SMALLEST]
-    stopped_after_a_sweep(own, tmp_path / "runs" / "which")
+    stopped_after("gsm8k", "which", own, tmp_path / "runs")
+    assert not (tmp_path / "runs" / "which" / "keep-11").exists()
+    assert not results.exists()
+    assert script("run.py", "which", *own).returncode == 0
+    stopped_after("nothing", "heal", own, tmp_path / "runs")
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text())
+    given = ("--results", results, "--docs", docs, "--readme", readme)
+    assert script("page.py", *given).returncode == 0
+    assert "Healings that did not run yet: sft\\_lora. |" in readme.read_text()
     done = script("run.py", *own)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "which gsm8k" not in done.stdout  # it had ended
@@ -126,8 +134,6 @@ def test_all_parts_give_result_files_and_one_page(data: Path, tmp_path: Path) ->
         assert [
             word for word in ("canary", "input_ids", str(tmp_path), str(ROOT)) if word in text
         ] == []
-    readme = tmp_path / "README.md"
-    readme.write_text((ROOT / "README.md").read_text())
     for folder in (docs, tmp_path / "again"):
         folder.mkdir(exist_ok=True)
         given = ("--results", results, "--docs", folder, "--readme", readme)
@@ -141,6 +147,7 @@ def test_all_parts_give_result_files_and_one_page(data: Path, tmp_path: Path) ->
     assert set(first_screen[4:]) <= set(readme.read_text().splitlines())
     page = docs / "results.md"
     assert b"not measured yet" not in pages["results.md"]
+    assert b"did not run" not in pages["results.md"]
     assert b"\n# layers: 8 of 12 layers\n" in pages["results.md"]  # the model card
     page.write_text(page.read_text() + "by hand")
     changed = script("page.py", *given)
