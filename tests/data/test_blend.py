@@ -67,6 +67,18 @@ def test_sources_that_do_not_fit_are_named(tmp_path: Path) -> None:
         blend(sources).load()
 
 
+def test_a_file_in_two_sources_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    file, folder = rows(tmp_path / "rows" / "a.jsonl", "a", 30), str(tmp_path / "rows")
+    given = {"a": {"train": folder, "weight": 1}, "b": {"train": file, "weight": 1}}
+    with pytest.raises(DataError) as refused:
+        blend(given).find()
+    assert str(refused.value) == (
+        f"data.sources.b.train={file}: data.sources.a.train={folder} also reads {file}, so its "
+        "rows would be drawn twice: give each source other files"
+    )
+
+
 def test_a_run_records_how_many_rows_each_source_gave(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "copy AB"}, {"role": "assistant", "content": "AB"}]
     for name in "ab":

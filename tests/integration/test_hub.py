@@ -71,8 +71,8 @@ import json, sys
 from lamina.errors import DataError
 from lamina.data.sources import Hub
 said = []
-for name, config, split in json.loads(sys.argv[1]):
-    keys = dict(name=name, config=config, train=split, eval=None, eval_fraction=0.2, loss_on="auto")
+for name, config, split, held in json.loads(sys.argv[1]):
+    keys = dict(name=name, config=config, train=split, eval=held, eval_fraction=0.2, loss_on="auto")
     keys |= dict(max_train_samples=None, max_eval_samples=None, columns={}, on_bad_row="error")
     keys |= dict(chat_template=None, max_dropped=0.01, answers="given", answer_settings=None)
     try:
@@ -352,6 +352,31 @@ def test_a_data_set_that_cannot_be_read_is_reported(
         "parquet, jsonl or csv",
         ("lamina/broken", None, "train"): "data.name=lamina/broken: JSON parse error",
     }
-    said = python(READ, json.dumps(list(expected)), env=clients.of(hub, tmp_path / "cache"))
+    asked = [(*each, None) for each in expected]
+    said = python(READ, json.dumps(asked), env=clients.of(hub, tmp_path / "cache"))
     for line, start in zip(said, expected.values(), strict=True):
         assert line.startswith(start)
+
+
+def test_rows_that_are_trained_are_not_evaluated(
+    clients: Clients, hub: Hub, tmp_path: Path
+) -> None:
+    expected = {
+        ("train[:90%]", "train[:10%]"): "trained",
+        ("train[:21]", "train[20:]"): "trained",
+        ("train", "train[:5%]"): "trained",
+        ("train[:9%]", "train"): "trained",
+        ("test+train[:5]", "train[4:6]"): "trained",
+        ("all", "test"): "trained",
+        ("test", "all"): "trained",
+        ("train[:20]", "train[20:]"): "20 rows",
+        ("train[:90%]", "train[90%:]+test"): "14 rows",
+        ("all", "auto"): "10 rows",
+        ("train", "dev[:1]"): f"data.eval=dev[:1]: {DATA} has the splits train, test; choose one "
+        "of them, or data.eval=null to hold out data.eval_fraction of the training rows",
+    }
+    asked = [(DATA, None, *each) for each in expected]
+    said = python(READ, json.dumps(asked), env=clients.of(hub, tmp_path / "cache"))
+    for line, wanted, (_, held) in zip(said, expected.values(), expected, strict=True):
+        refused = line.startswith(f"data.eval={held}: data.train=") and "also trains on it" in line
+        assert (refused and wanted == "trained") or line == wanted

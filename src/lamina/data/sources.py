@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,7 @@ from lamina.runtime.attributes import attributes
 from lamina.weights.hub import is_reachable, unreachable
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, SplitInfo
 
 
 logger = logging.getLogger(__name__)
@@ -101,20 +102,17 @@ class Rows:
         """The data set's names in `columns`."""
         return {column: str(name) for column, name in self.columns.items() if name is not None}
 
-    def eval_split(self, train: str, known: Iterable[str]) -> str | None:
+    def eval_split(self, train: str, known: Iterable[str], *, is_trained: bool) -> str | None:
         """Return data.eval or, for auto, which of the known splits that is, and say so.
 
-        Raises DataError if its rows are trained, too.
+        Raises DataError if `is_trained`: `train`, data.train, has rows of data.eval.
         """
-        names = "+".join(known) if train == "all" else train
+        if is_trained:
+            given = f"data.eval={self.eval}: data.train={train}"
+            raise DataError(f"{given} also trains on it: {APART}")
         if self.eval != "auto":
-            # Of one split, two slices may be apart; the whole and a slice are not.
-            shared = _parts(names) & _parts(self.eval or "")
-            if shared & {*names.split("+"), *(self.eval or "").split("+")}:
-                given = f"data.eval={self.eval}: data.train={train}"
-                raise DataError(f"{given} also trains on it: {APART}")
             return self.eval
-        usable = {*known} - _parts(names)
+        usable = {*known} - _parts(train)
         found = next(filter(usable.__contains__, EVAL_SPLITS), None)
         held = f"none of {', '.join(EVAL_SPLITS)}; {self.eval_fraction:.3g} of data.train={train}"
         logger.info("data.eval=auto: %s", found or f"{held} is held out")
@@ -134,18 +132,22 @@ class Rows:
 
 
 def find_apart(train: Mapping[str, str], evaluation: str | None, kind: str) -> None:
-    """Find all files without reading them; raises DataError as `find_files`, or if one is in both.
+    """Find all files without reading them; raises DataError as `find_files`, or if one is in two.
 
     `train` are paths by their config keys.
     """
-    trained = {
-        path.resolve(): f"{key}={name}"
-        for key, name in train.items()
-        for path in find_files(key, name, kind)
-    }
+    trained = dict[Path, str]()
+    for key, name in train.items():
+        for path in find_files(key, name, kind):
+            given = f"{key}={name}"
+            if (first := trained.setdefault(path.resolve(), given)) != given:
+                raise DataError(
+                    f"{given}: {first} also reads {path}, so its rows would be drawn twice: give "
+                    "each source other files"
+                )
     for path in find_files("data.eval", evaluation, kind) if evaluation else ():
-        if given := trained.get(path.resolve()):
-            raise DataError(f"data.eval={evaluation}: {given} also trains on {path}: {APART}")
+        if other := trained.get(path.resolve()):
+            raise DataError(f"data.eval={evaluation}: {other} also trains on {path}: {APART}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,9 +229,11 @@ class Hub(Rows):
         try:
             with attributes(config, HF_HUB_OFFLINE=offline):
                 found = self._loaded(names)
-                if held := self.eval_split(self.train, found[0].info.splits or ()):
+                if held := self._held(found[0].info.splits or {}):
                     names.append(held)
                     found += self._loaded([held])
+        except DataError:
+            raise
         except DatasetNotFoundError as error:
             raise DataError(
                 f"data.name={self.name}: no such data set on the hub, or it needs HF_TOKEN"
@@ -246,6 +250,24 @@ class Hub(Rows):
                 raise problem from error
             raise DataError(f"data.name={self.name}: {reason.splitlines()[0]}") from error
         return self.splits(*map(self.split, found, [f"{self.name} {name}" for name in names]))
+
+    def _held(self, splits: "Mapping[str, SplitInfo]") -> str | None:
+        """Return the split or slices with the evaluation rows; ValueError for an unknown one."""
+        from datasets import ReadInstruction
+
+        every, sizes = "+".join(splits), {name: each.num_examples for name, each in splits.items()}
+
+        def slices(given: str) -> Any:
+            spec = every if given == "all" else given
+            return ReadInstruction.from_spec(spec).to_absolute(sizes)
+
+        held = self.eval if self.eval != "auto" else None
+        is_trained = held is not None and any(
+            a.splitname == b.splitname and max(a.from_, b.from_) < min(a.to, b.to)
+            for a, b in product(slices(self.train), slices(held))
+        )
+        train = every if self.train == "all" else self.train
+        return self.eval_split(train, splits, is_trained=is_trained)
 
     def _loaded(self, names: list[str], mode: str | None = None) -> "list[Dataset]":
         """Load the splits; a damaged cache is made again from the downloaded files."""
@@ -296,7 +318,8 @@ class Disk(Rows):
             if self.eval not in (None, "auto"):
                 raise DataError(f"data.eval={self.eval}: {self.path} has no splits: set {HELD_OUT}")
             return self.splits(self.split(_as_on_disk(saved), self.path))
-        names = {"train": self.train, "eval": self.eval_split(self.train, saved)}
+        held = self.eval_split(self.train, saved, is_trained=self.eval == self.train)
+        names = {"train": self.train, "eval": held}
         for key, name in names.items():
             if name is not None and name not in saved:
                 raise _no_split(key, name, self.path, saved)
