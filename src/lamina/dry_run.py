@@ -88,7 +88,7 @@ def dry_run(whole: Experiment, processes: int) -> dict[str, Any]:
         packs = packed({"train": rows.train.rows, "eval": rows.eval.rows}, arguments)
         longest = longest_rows(experiment, rows)
         one_step = with_teacher(one_step, tokenizer, rows, longest, scratch)
-        model = load(experiment, tokenizer)
+        model = load(experiment, tokenizer, rows)
         refuse_unfit(model, tokenizer, experiment.evaluation)
         parameters = model.num_parameters()
         step_arguments = one_step.arguments(scratch)

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SAMPLED = "evaluation.num_samples: longest prompt + evaluation.max_new_tokens"
+
 
 def run(experiment: Experiment, record: Record) -> None:
     """Run an experiment; reports read only its record and its folder."""
@@ -72,7 +74,7 @@ def cut_and_heal(experiment: Experiment, record: Record) -> None:
             if wanted.baseline and experiment.plan.is_reduced:
                 measure.baseline(record, protocol, experiment.untouched)
             measure.original(record, protocol)
-            model = load(experiment, tokenizer)
+            model = load(experiment, tokenizer, rows)
             reference, metrics = experiment.reduced, experiment.reduced_metrics
             measure.reduced(record, protocol, model, tokenizer, reference, metrics)
             record.update(repair=experiment.repaired(model))
@@ -148,7 +150,14 @@ def feed(
     if source:
         ids = (row["input_ids"] for split in (rows.train, rows.eval) for row in split.rows)
         loading.refuse_unknown_tokens(source, tokenizer, ids)
+        loading.refuse_long_sequences(source, _sampled(experiment, rows), SAMPLED)
     return tokenizer, rows
+
+
+def _sampled(experiment: Experiment, rows: data.Feed) -> int:
+    """Return the tokens of the longest prompt with its answer; 0 without prompts."""
+    new = experiment.evaluation.max_new_tokens
+    return max((len(ids) + new for _, ids, _ in rows.prompts), default=0)
 
 
 def record_data(experiment: Experiment, record: Record, rows: data.Feed, start: Start) -> None:
@@ -161,12 +170,15 @@ def record_data(experiment: Experiment, record: Record, rows: data.Feed, start: 
     record.update(eval_fingerprint=evaluated, provenance=origins, data=rows.counts())
 
 
-def load(experiment: Experiment, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+def load(
+    experiment: Experiment, tokenizer: "PreTrainedTokenizerBase", rows: data.Feed
+) -> "PreTrainedModel":
     """Read the kept layers and no others; a model from scratch starts with random weights."""
     plan, dtype = experiment.plan, experiment.torch_dtype
     if plan.source is None:
         model = loading.new_model(experiment.architecture, tokenizer, dtype=dtype)
         loading.refuse_beyond_positions(model, experiment.max_seq_length)
+        loading.refuse_beyond_positions(model, _sampled(experiment, rows), SAMPLED)
         return model
     count, name = len(plan.kept_layers), experiment.round.base or experiment.model_name
     logger.info("loading %s, %d of %d layers", name, count, experiment.round_plan.num_layers)

@@ -169,12 +169,44 @@ def test_sequences_beyond_learned_positions_are_refused(gpt2: Path, tmp_path: Pa
     refused(train(tmp_path / "new", *SHORT, *given), POSITIONS.replace("gpt2", "opt"))
 
 
+SAMPLED = re.compile(
+    r"error: evaluation\.num_samples: longest prompt \+ evaluation\.max_new_tokens=\d\d: this gpt2 "
+    "has learned positions for 64 tokens: use 64 or less"
+)
+
+
+def test_samples_and_rows_beyond_learned_positions_are_refused(tmp_path: Path) -> None:
+    folder, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    save("gpt2", folder, vocab_size=321, eos_token_id=2, pad_token_id=0)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(REFERENCE / name, folder)
+    given = [f"model_name={folder}", "model=original", "max_seq_length=64"]
+    given += ["evaluation.max_new_tokens=50", "evaluation.reduced=false"]
+    for number, more in enumerate(([], ["dry_run=true"])):
+        done = train(tmp_path / str(number), *SHORT, *given, *more)
+        assert SAMPLED.search(done.errors.splitlines()[-1]), done.errors
+        assert not (done.folder / "checkpoints" / "original" / "final").exists()
+    rows.write_text((json.dumps({"text": "ABCD" * 25}) + "\n") * 40)
+    rows_of = ("data=jsonl", f"data.train={rows}", "evaluation.tasks=[]")
+    measured = ("evaluate", f"model_name={folder}", *rows_of)
+    done = lamina(*measured, cwd=tmp_path)
+    assert done.errors.endswith(
+        "error: max_seq_length: longest row=101: this gpt2 has learned positions for 64 tokens: "
+        "use 64 or less\n"
+    )
+    cut = ("max_seq_length=64", "data.max_dropped=1", "evaluation.speed.batch_sizes=[]")
+    done = lamina(*measured, *cut, cwd=tmp_path)
+    assert done.code == 0, done.errors
+
+
 def test_tokens_that_the_embedding_lacks_are_refused(gpt2: Path, tmp_path: Path) -> None:
     given = (f"model_name={gpt2}", "max_seq_length=64", "model=original")
     done = train(tmp_path / "run", *SHORT, *given, "data.max_dropped=1")
     scan = lamina("scan", "experiment=quickstart", *given, cwd=tmp_path)
+    cut = ("data.max_dropped=1", "evaluation.tasks=[]")
+    measured = lamina("evaluate", *given[:2], "data=synthetic", *cut, cwd=tmp_path)
     refused(done, "error:")
-    for found in (done, scan):
+    for found in (done, scan, measured):
         assert re.fullmatch(
             f"error: model_name={gpt2}: its tokenizer has 321 tokens, its embedding 300, and token "
             r"3\d\d \(\w+\) is used: take the tokenizer that the model was trained with, or "

@@ -108,13 +108,20 @@ def evaluate(settings: "EvaluationParameters", folder: Path) -> None:
 def protocol(settings: "EvaluationParameters", model: "Loadable") -> "Protocol":
     """Return how the model is measured; tokenizes the rows of data."""
     from lamina.data.feed import feed
+    from lamina.depth.loading import refuse_long_sequences, refuse_unknown_tokens
     from lamina.measure.protocol import Protocol
+    from lamina.weights.source import resolve
 
-    length = settings.max_seq_length
+    length, whole = settings.max_seq_length, model.original or model.ref
     rows = []
     if settings.data:
         tokenizer = model.ref.load_tokenizer()
         rows = feed(settings.data, tokenizer, max_seq_length=length, num_prompts=0).eval_rows()
+        ids = [row["input_ids"] for row in rows]
+        if whole.kept_layers is not None:  # else the original of a run's final/ is gone
+            source = resolve(whole.name, whole.revision)
+            refuse_unknown_tokens(source, tokenizer, ids)
+            refuse_long_sequences(source, max(map(len, ids)), "max_seq_length: longest row")
     return Protocol(
         rows=rows,
         prompts=(),

@@ -289,12 +289,12 @@ def load_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
         return found
 
 
-def refuse_long_sequences(source: Source, max_seq_length: int) -> None:
+def refuse_long_sequences(source: Source, tokens: int, key: str = "max_seq_length") -> None:
     """Refuse what `refuse_beyond_positions` does, before a weight is read."""
     declared = [source.config[field] for field in POSITIONS if source.config.get(field)]
-    if not declared or max_seq_length > declared[0]:
+    if not declared or tokens > declared[0]:
         whole = reduction(source, range(layer_count(source.config)))
-        refuse_beyond_positions(whole.blueprint, max_seq_length)
+        refuse_beyond_positions(whole.blueprint, tokens, key)
 
 
 def refuse_beyond_positions(
