@@ -1,11 +1,12 @@
 """`lamina init`: overrides as an experiment file."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import lamina, run
+from tests.conftest import REFERENCE, lamina, run
 
 OVERRIDES = (
     "experiment=quickstart",
@@ -42,6 +43,21 @@ def test_the_file_composes_to_what_the_overrides_do(tmp_path: Path) -> None:
         "learning_rate: 0.001   # peak value, after warmup; the default is the adapter's" in lines
     )
     assert "  - override /logger: both   # TensorBoard and Weights & Biases." in lines
+
+
+def test_long_text_several_lines_and_paths_of_files_are_values(tmp_path: Path) -> None:
+    """No comment stands in a value, and a file beside a model is no option of a group."""
+    shutil.copytree(REFERENCE, tmp_path / "model")
+    (tmp_path / "model.yaml").write_text("a: 1")
+    long = f"{tmp_path}/{'a folder with blanks/' * 8}seed: rows.jsonl"
+    given = [f"model_name={tmp_path}/model", "data=jsonl", f'data.train="{long}"']
+    given += ['logging_dir="a\nb"', "model=layers", f"model.keep={[*range(11)]}"]
+    done = lamina("init", "mine", *given, cwd=tmp_path)
+    assert done.code == 0, done.errors
+    found = composed(tmp_path, "--config-dir", ".", "experiment=mine")
+    assert found == composed(tmp_path, *given)
+    text = (tmp_path / "experiment" / "mine.yaml").read_text()
+    assert "rows.jsonl'   # file of training rows, or a folder of such files\n" in text
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,18 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamina.commands.app import errors_in_one_line, parse
 from lamina.commands.migrate import GROUP, train_command, write_experiment
 from lamina.errors import ConfigError
 from lamina.legacy.experiment_file import experiment_name
 from lamina.runtime.paths import conf_dir
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CALLS = """\
 usual calls:
@@ -75,20 +79,35 @@ def experiment(overrides: Sequence[str]) -> str:
     known = dict(_comments(overrides))
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key, value = override.key_or_group, override.value()
+        is_group = (conf_dir() / key).is_dir() and isinstance(value, str)
         option = conf_dir() / key / f"{value}.yaml"
         if key == GROUP:
             defaults.insert(0, f"  - {value}")
-        elif option.is_file() or "/" in key:
+        elif is_group or "/" in key:
             about = description(option) if option.is_file() else ""
             defaults.append(f"  - override /{key}: {value}   # {about}".rstrip("# "))
         else:
             OmegaConf.update(body, key, value, force_add=True)
     lines = ["# @package _global_", "# Written by lamina init; docs/parameters.md has every key."]
     lines += ["defaults:", *defaults, ""] if defaults else [""]
-    text = OmegaConf.to_yaml(body) if body else ""
-    for key, line in _with_keys(text.splitlines()):
-        lines.append(f"{line}   # {known[key]}" if key in known else line)
+    for key, line in _with_keys(_dumped(body)):
+        takes_one = key in known and "\n" not in str(OmegaConf.select(body, key))
+        lines.append(f"{line}   # {known[key]}" if takes_one else line)
     return "\n".join(lines) + "\n"
+
+
+def _dumped(body: "DictConfig") -> list[str]:
+    """Return the lines of a config in YAML; text goes on in another only after its own line end.
+
+    OmegaConf.to_yaml breaks long text, and a comment would end it.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf._utils import get_omega_conf_dumper
+
+    content, dumper = OmegaConf.to_container(body), get_omega_conf_dumper()
+    given: dict[str, Any] = {"default_flow_style": False, "allow_unicode": True, "width": inf}
+    return yaml.dump(content, Dumper=dumper, sort_keys=False, **given).splitlines() if body else []
 
 
 SHARED = {
