@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHORT, Finished, lamina, start, train
+from tests.conftest import REFERENCE, SHORT, Finished, lamina, start, train
 
 SCAN = ("experiment=quickstart", "generator.train_rows=200", "max_seq_length=128", "scan.tokens=1k")
 
@@ -153,9 +153,43 @@ def test_a_shortlist_without_a_layer_to_drop_is_refused(tmp_path: Path) -> None:
     done = lamina("shortlist", *given, cwd=tmp_path)
     assert done.code == 1
     assert done.errors.splitlines()[-1].endswith(
-        "depth.protect=full_attention protects every layer: protect fewer"
+        "depth.protect=full_attention protects 12: keep at least those, or protect fewer"
     )
     assert "scoring the layers" not in done.errors
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("experiment=mine", "keep_layers"),
+        ("experiment=quickstart ladder.keep_layers=[9,8]", "ladder.keep_layers=[9,8] needs model="),
+        ("experiment=quickstart selector=last", "selector chooses the layers of model=pruned"),
+    ],
+)
+def test_a_shortlist_whose_healing_is_refused_scans_nothing(
+    given: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    own = "# @package _global_\ndefaults: [quickstart]\nmodel: {keep_layers: 9}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(own)
+    done = lamina("shortlist", "--config-dir=.", *given.split(), "scan.tokens=1k", cwd=tmp_path)
+    assert done.code == 1
+    assert message in done.errors
+    assert "Traceback" not in done.errors
+    assert "scoring the layers" not in done.errors
+
+
+def test_a_shortlist_may_repair_and_says_why_its_healing_failed(tmp_path: Path) -> None:
+    """Without model=: the default keeps all layers, and the healing drops one."""
+    given = (f"model_name={REFERENCE}", "data=synthetic", "generator.train_rows=60", "logger=none")
+    short = ("max_seq_length=128", "max_steps=1", "scan.tokens=1k", "scan.candidates=1")
+    (tmp_path / "healing").write_text("a file in the way")
+    more = ("repair=closed_form", "hydra.run.dir=.")
+    done = lamina("shortlist", *given, *short, *more, cwd=tmp_path)
+    assert done.code == 1
+    assert (tmp_path / "scan.json").is_file()
+    assert "Traceback" not in done.errors
+    assert done.errors.splitlines()[-1].endswith("failed; see above")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`lamina shortlist`: scan, then heal without each of the cheapest layers in turn."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from lamina.commands.app import app
 from lamina.commands.scan import prepare, scan
+from lamina.config.composition import problems
 from lamina.config.quoting import quoted
 from lamina.depth.plan import protection_of, usable_source
 from lamina.depth.statistics import Statistics
 from lamina.depth.surgery import layer_count
+from lamina.depth.variants import Dropped
 from lamina.errors import ConfigError
 from lamina.measure.results import read_result
 from lamina.runtime.console import console
@@ -42,6 +45,16 @@ def main(config: DictConfig) -> None:
     """Scan, choose, heal, compare."""
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
+    places = [
+        f"--config-dir={each.path}"
+        for each in job.runtime.config_sources
+        if each.provider == "command-line"
+    ]
+    kept = [o for o in job.overrides.task if not o.startswith(("model=", "model.", "selector"))]
+    launch = [o for o in job.overrides.hydra if not o.startswith(("hydra.run.", "hydra.mode"))]
+    given = [*places, *kept, *launch, "model=dropped"]
+    _refuse_unfit(given)
+    config.model = {"_target_": f"{Dropped.__module__}.{Dropped.__name__}", "layer_to_drop": "auto"}
     run = prepare(config, folder)
     source = usable_source(run.model_name)
     settings = OmegaConf.to_container(config.depth, resolve=True)
@@ -52,29 +65,29 @@ def main(config: DictConfig) -> None:
     scores = scan(run, folder)
     cheapest_first = sorted(free, key=scores.leave_one_out.loss.__getitem__)
     layers = cheapest_first[: config.scan.candidates]
-    places = [
-        f"--config-dir={each.path}"
-        for each in job.runtime.config_sources
-        if each.provider == "command-line"
-    ]
-    given = [*places, *job.overrides.task]
-    heal_without_each(layers, given, job.overrides.hydra, folder / "healing")
+    heal_without_each(layers, given, folder / "healing")
     print_losses(scores, layers, folder / "healing")
 
 
-def heal_without_each(
-    layers: Sequence[int], given: Sequence[str], hydra_overrides: Sequence[str], folder: Path
-) -> None:
+def _refuse_unfit(given: Sequence[str]) -> None:
+    """Raise ConfigError if the healing sweep would not compose, before a scan that takes hours."""
+    job = HydraConfig.instance().cfg
+    found = problems([*given, "model.layer_to_drop=auto"], "config")
+    HydraConfig.instance().cfg = job
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def heal_without_each(layers: Sequence[int], given: Sequence[str], folder: Path) -> None:
     """Run a sweep that drops one of the 0-based layers in each job; `given` are its arguments.
 
     It runs in a separate process, since Hydra runs one app at a time.
     """
-    kept = [o for o in given if not o.startswith(("model=", "model.", "selector"))]
-    launch = [o for o in hydra_overrides if not o.startswith(("hydra.run.", "hydra.mode"))]
-    dropped = ["model=dropped", f"model.layer_to_drop={','.join(map(str, layers))}"]
-    command = [sys.executable, "-m", "train", "--multirun", *kept, *launch, *dropped]
+    dropped = f"model.layer_to_drop={','.join(map(str, layers))}"
+    command = [sys.executable, "-m", "train", "--multirun", *given, dropped]
     command.append(quoted(f"hydra.sweep.dir={folder}"))
-    if subprocess.run(command, check=False).returncode:
+    env = {**os.environ, "HYDRA_FULL_ERROR": "0"}  # it is 1 here: see `app`
+    if subprocess.run(command, env=env, check=False).returncode:
         raise ConfigError(f"the healing sweep in {folder} failed; see above")
 
 
