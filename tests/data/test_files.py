@@ -6,12 +6,14 @@ import json
 import lzma
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -253,6 +255,16 @@ BROKEN = {
         "data.train={path}: found the header 'text', 'text'; expected distinct column names in "
         "UTF-8",
     ),
+    "names.csv": (
+        b'"text"x,more\na,b\n',
+        "data.train={path}: the header is not CSV (',' expected after '\"'); expected column names "
+        "separated by commas",
+    ),
+    "open.csv": (
+        b'"text,more\na,b\n',
+        "data.train={path}: the header is not CSV (unexpected end of data); expected column names "
+        "separated by commas",
+    ),
     "header.csv": (b"text\n", "data.train={path}: no rows"),
     "object.json": (b'"a"', "data.train={path}: found str; expected a list of objects"),
     "mixed.json": (b'[{"text": "a"}, 3]', "{path}, row 2: found int; expected a JSON object"),
@@ -282,6 +294,23 @@ def test_a_truncated_parquet_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         read(path)
     assert str(refused.value).startswith(f"data.train={path}: {PARQUET}")
+
+
+def test_a_value_of_parquet_that_python_lacks_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    offsets, data = (
+        pyarrow.py_buffer(each) for each in (struct.pack("<5i", 0, 1, 3, 4, 5), b"a\xff\xfebc")
+    )
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 4, [None, offsets, data])
+    times = pyarrow.array([0, 0, 2**62, 0], pyarrow.timestamp("ms"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "at": times}), path)
+    assert read(path, on_bad_row="skip") == [{"text": "a"}, {"text": "c"}]
+    with pytest.raises(DataError) as refused:
+        read(path)
+    assert str(refused.value) == (
+        f"{path}, row 2: a value cannot be read ('utf-8' codec can't decode byte 0xff in position "
+        "0: invalid start byte)"
+    )
 
 
 def test_a_folder_without_such_files_is_reported(tmp_path: Path) -> None:

@@ -90,6 +90,13 @@ def test_no_trained_token_at_all_is_an_error() -> None:
         trained(split({"messages": TURNS}), max_seq_length=4)
 
 
+def test_without_a_usable_row_the_first_problem_is_named() -> None:
+    tools = [{"name": "f", "parameters": {}}]
+    rows = replace(split(*[{"messages": TURNS, "tools": tools}] * 3), skips=True)
+    with pytest.raises(DataError, match=r", row 1: .* tools; .*; all 3 rows are unusable$"):
+        trained(rows)
+
+
 def test_the_prompt_ends_where_the_answer_begins() -> None:
     rows = split({"messages": TURNS[1:3]})
     tokenizer = build_tokenizer()

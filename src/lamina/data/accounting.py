@@ -84,6 +84,8 @@ def account(split: Split, tokenized: "Dataset", max_seq_length: int) -> Tokenize
     )
     readable = _where(tokenized, [problem is None for problem in problems])
     kept = _where(readable, readable["trained"][:])
+    if len(readable) == 0:
+        raise split.error(0, f"{problems[0]}; all {len(problems):,} rows are unusable")
     if len(kept) == 0:
         raise DataError(
             f"{split.origin}: no trained token within max_seq_length={max_seq_length}; raise it"

@@ -24,6 +24,7 @@ from lamina.errors import DataError, either, reason_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
+    from pyarrow import RecordBatch
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a pair, which is not UTF-8; also what a byte that is not UTF-8 is read as."""
@@ -215,7 +216,13 @@ def _csv(path: Path, named: str) -> Iterator[Read]:
         TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as lines,
     ):
         rows = csv.reader(lines, strict=True)
-        header = next(filter(None, rows), [])
+        try:
+            header = next(filter(None, rows), [])
+        except csv.Error as error:
+            raise DataError(
+                f"{named}: the header is not CSV ({error}); expected column names separated by "
+                "commas"
+            ) from error
         if len(set(header)) < len(header) or any(map(SURROGATE.search, header)):
             raise DataError(
                 f"{named}: found the header {', '.join(map(ascii, header))}; expected distinct "
@@ -260,15 +267,29 @@ def _parquet(path: Path, named: str) -> Iterator[Read]:
     try:
         with ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
+                for row, problem in _batch_rows(batch):
                     number += 1
-                    row = {name: without_nulls(cell) for name, cell in row.items()}
-                    yield number, json.loads(json.dumps(row, default=_as_object)), None
+                    yield number, row, problem
     except (ArrowException, OSError) as error:
         if getattr(error, "errno", None):
             raise
         reason = reason_of(error).rstrip(".")
         raise DataError(f"{named}: damaged, or not a Parquet file ({reason})") from error
+
+
+def _batch_rows(batch: "RecordBatch") -> Iterator[tuple[dict[str, Any], str | None]]:
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # not UTF-8, or a time beyond Python's
+        if batch.num_rows == 1:
+            yield {}, f"a value cannot be read ({reason_of(error)})"
+            return
+        for index in range(batch.num_rows):
+            yield from _batch_rows(batch.slice(index, 1))
+        return
+    for row in rows:
+        row = {name: without_nulls(cell) for name, cell in row.items()}
+        yield json.loads(json.dumps(row, default=_as_object)), None
 
 
 def _as_object(value: Any) -> dict[str, str]:
