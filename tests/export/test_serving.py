@@ -322,6 +322,13 @@ def test_the_best_job_of_a_sweep_is_exported(pruned: Finished, tmp_path: Path) -
     assert done.code == 0, done.errors
     done = lamina("export", "sweep/1", "--best", "--output", "again", cwd=tmp_path)
     assert (done.code, done.errors) == (1, "error: --best: sweep/1 is no sweep\n")
+    (folder / "result.json").write_text(json.dumps({**result, "eval_fingerprint": "other rows"}))
+    done = lamina("export", "sweep", "--best", "--output", "again", cwd=tmp_path)
+    assert (done.code, done.errors) == (
+        1,
+        "error: sweep has losses on different rows, which --best cannot compare: pass one of its "
+        f"jobs: sweep/1 (drop-1-lora, loss {loss}); sweep/0 (drop-0-lora, loss 9)\n",
+    )
 
 
 def test_quantize_needs_a_gguf(tmp_path: Path) -> None:

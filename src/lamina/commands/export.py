@@ -101,10 +101,13 @@ def _job_of(folder: Path, *, best: bool) -> str | None:
     rows = [row for row in read_report([folder]).ranked if row.is_complete]
     if not rows:
         raise ConfigError(f"{folder}: no job of the sweep has completed")
+    problem = "is a sweep: pass --best, or one of its jobs"
     if best:
-        return str(folder / rows[0].job)
+        if len({row.eval_fingerprint for row in rows}) == 1:
+            return str(folder / rows[0].job)
+        problem = "has losses on different rows, which --best cannot compare: pass one of its jobs"
     named = "; ".join(f"{folder / row.job} ({row.name}, {_loss(row.healed_loss)})" for row in rows)
-    raise ConfigError(f"{folder} is a sweep: pass --best, or one of its jobs: {named}")
+    raise ConfigError(f"{folder} {problem}: {named}")
 
 
 def _loss(value: float | None) -> str:
