@@ -14,7 +14,7 @@ from tests.conftest import REFERENCE
 from tests.measure.test_isolated import isolated
 
 
-def test_another_end_template_or_tokenizer_is_another_original(
+def test_other_settings_ends_template_or_tokenizer_are_another_original(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAMINA_CACHE", str(tmp_path / "cache"))
@@ -31,6 +31,7 @@ def test_another_end_template_or_tokenizer_is_another_original(
     record.content |= {"kept_layers": [0], "num_layers": 12, "eval_fingerprint": "", "final": ""}
     changes = {
         "README.md": ("", ""),
+        "config.json": ('"rope_theta": 10000.0', '"rope_theta": 37.0'),
         "generation_config.json": ('"eos_token_id": [', '"eos_token_id": [14, '),
         "chat_template.jinja": ("{", " {"),
         "tokenizer_config.json": ("<|pad|>", "<|im_end|>"),

@@ -5,6 +5,7 @@ per token. The mean of batch means, which trainers report, depends on how rows a
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -156,33 +157,35 @@ def generate(
 ) -> list[list[int]]:
     """Return the tokens of each prompt's answer, up to and with the one that ends it.
 
-    `stop` is a text that ends an answer, too. A temperature above 0 samples from all tokens.
+    `stop` is a text that ends an answer, too. A temperature above 0 samples from all tokens. Of the
+    model's own generation settings only the ends count: vLLM and a batch of others give the same.
     """
     import torch
+    from transformers import GenerationConfig
 
-    length, ends = max(map(len, prompts)), end_tokens(model.generation_config, tokenizer)
+    length, own = max(map(len, prompts)), model.generation_config
+    ends = end_tokens(own, tokenizer)
     padding = tokenizer.pad_token_id
     if padding is None:
         padding = ends[0] if ends else 0
     padded = [[padding] * (length - len(ids)) + [*ids] for ids in prompts]
     mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
-    greedy: dict[str, Any] = dict.fromkeys(("temperature", "top_p", "top_k"))
-    sampled = {"temperature": temperature, "top_p": 1.0, "top_k": 0}
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=torch.tensor(padded, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            do_sample=temperature > 0,
-            **(sampled if temperature else greedy),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=padding,
-            eos_token_id=ends or None,
-            stopping_criteria=_stopping(tokenizer, stop, length),
-        )
+    sampled = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
+    # Those of generation_config.json would go before any that generate() is not given.
+    model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens, pad_token_id=padding, eos_token_id=ends or None, **sampled
+    )
+    try:
+        with torch.inference_mode():
+            output: torch.Tensor = model.generate(
+                input_ids=torch.tensor(padded, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                stopping_criteria=_stopping(tokenizer, stop, length),
+            )
+    finally:
+        model.generation_config = own
     answers = [_until(ids, ends) for ids in output[:, length:].tolist()]
-    if not stop:
-        return answers
-    return [_unpadded(ids, padding) if stop in tokenizer.decode(ids) else ids for ids in answers]
+    return [_until_text(ids, stop, tokenizer) for ids in answers] if stop else answers
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
@@ -191,11 +194,10 @@ def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
     return ids[: place + 1]
 
 
-def _unpadded(ids: list[int], padding: int) -> list[int]:
-    """Return an answer that a text ended, without the padding behind it, which need be no end."""
-    while ids and ids[-1] == padding:
-        ids = ids[:-1]
-    return ids
+def _until_text(ids: list[int], stop: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return an answer without what a batch puts behind the text that ends it."""
+    sizes = range(1, len(ids) + 1)
+    return ids[: 1 + bisect_left(sizes, True, key=lambda n: stop in tokenizer.decode(ids[:n]))]
 
 
 def _stopping(tokenizer: "PreTrainedTokenizerBase", stop: str, length: int) -> Any:

@@ -40,7 +40,7 @@ from lamina.runtime.sizes import weight_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of all tasks' figures: increment it when the same model would get others."""
 
 UNFINISHED = ".unfinished-"
@@ -177,14 +177,15 @@ def fingerprint(wanted: Evaluation) -> str:
 
 
 def _identity(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Identify a loaded model by a few values of each of its weights, its ends and tokenizer."""
+    """Identify a loaded model by a few values of each weight, its settings and tokenizer."""
     digest = sha256()
     for name, weight in model.named_parameters():
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
         if weight.device.type != "meta":
             few = weight.detach().reshape(-1)[:COMPARED_VALUES]
             digest.update(few.double().cpu().numpy().tobytes())
-    return [digest.hexdigest(), f"{model.generation_config}", tokenizer_digest(tokenizer)]
+    settings = f"{model.config} {model.generation_config}"
+    return [digest.hexdigest(), settings, tokenizer_digest(tokenizer)]
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -62,11 +62,35 @@ def test_answers_do_not_depend_on_their_batch(name: str) -> None:
     assert (len(batches) == 1) == (name not in {"mamba2", "qwen3_next", "falcon_h1"})
 
 
-@pytest.mark.parametrize("pad", ["<|pad|>", "<|im_end|>"])
-def test_an_answer_that_a_text_ends_has_no_padding(pad: str) -> None:
-    """The reference model's padding is no end; the other one is."""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"no_repeat_ngram_size": 2, "repetition_penalty": 1.1},
+        {"stop_strings": ["a"], "max_time": 0.0},
+        {"return_dict_in_generate": True, "min_new_tokens": 12},
+    ],
+)
+def test_answers_are_greedy_whatever_generation_config_says(settings: dict[str, Any]) -> None:
     model = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(REFERENCE, pad_token=pad)
+    tokenizer = AutoTokenizer.from_pretrained(REFERENCE)
+    prompts = [tokenizer(text)["input_ids"] for text in ("1 2 3 4 5 6 7", "The old man said")]
+    expected = generate(model, tokenizer, prompts, max_new_tokens=12)
+    model.generation_config.update(**settings)
+    assert generate(model, tokenizer, prompts, max_new_tokens=12) == expected
+    given = model.generation_config.to_dict()
+    assert {name: given[name] for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("pad", "end"),
+    [("<|pad|>", "<|im_end|>"), ("<|im_end|>", "<|im_end|>"), ("<|pad|>", None), (None, None)],
+)
+def test_an_answer_that_a_text_ends_has_nothing_behind_it(pad: str | None, end: str | None) -> None:
+    """A batch pads behind an end, and goes on behind the text if the model has no end."""
+    model = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(REFERENCE, pad_token=pad, eos_token=end)
+    model.generation_config.eos_token_id = end and tokenizer.eos_token_id
     prompts = [tokenizer(text)["input_ids"] for text in ("1 2 3 4 5 6 7", "The old man said")]
 
     def answered(batch: list[list[int]]) -> list[list[int]]:

@@ -5,12 +5,14 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from lamina.errors import ConfigError, DataError
 from lamina.measure.evaluate import answers
@@ -168,6 +170,23 @@ def test_answers_equal_those_one_by_one(
     assert result.health is not None
     assert result.health.ended + result.health.capped == pytest.approx(1)
     assert result.protocol["template"] == template
+
+
+@pytest.mark.parametrize("bos", ["auto", "always", "never"])
+@pytest.mark.parametrize("template", ["none", "chat"])
+def test_an_end_that_the_tokenizer_adds_is_not_before_the_answer(
+    model: Any, tokenizer: Any, files: dict[str, str], template: str, bos: str
+) -> None:
+    """As that of a Llama saved with add_eos_token does."""
+    settings, ending = replace(SETTINGS, template=template, bos=bos, limit=3), deepcopy(tokenizer)
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|im_end|>", special_tokens=[("<|im_end|>", tokenizer.eos_token_id)]
+    )
+    assert ending("1")["input_ids"][-1] == tokenizer.eos_token_id
+    for file in files.values():
+        plain, items = evaluated(model, tokenizer, file, settings)
+        same, again = evaluated(model, ending, file, settings)
+        assert (same.items_hash, again) == (plain.items_hash, items)
 
 
 def test_an_interrupted_evaluation_scores_only_the_rest(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the answers: increment it when the same model would get others."""
 
 ANSWERS_FILE, UNFINISHED_FILE = "answers.jsonl", "unfinished.jsonl"

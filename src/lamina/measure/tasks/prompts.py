@@ -69,14 +69,22 @@ class Prompts:
         return before, self.encode(context + continuation)[len(before) :]
 
     def encode(self, text: str) -> list[int]:
-        """Return a text's token ids, with the token that begins texts as the settings say."""
+        """Return a text's token ids, with the token that begins texts as the settings say.
+
+        A token that the tokenizer puts at the end is left out: the answer comes there.
+        """
         bos = self.settings.bos
-        if text.startswith(self._first_text):
+        if bos == "never" or text.startswith(self._first_text):
             return self._encode(text, special=False)
-        ids = self._encode(text, special=bos != "never")
+        ids = self._encode(text, special=True)
+        ids = ids[:-1] if self._adds_end else ids
         if bos == "always" and ids[:1] != [self.first_token]:
             return [self.first_token, *ids]
         return ids
+
+    @cached_property
+    def _adds_end(self) -> bool:
+        return self._encode("a", special=True)[-1:] == [self.tokenizer.eos_token_id]
 
     @cached_property
     def first_token(self) -> int:
