@@ -166,16 +166,29 @@ def test_equal_settings_of_two_sweeps_stay_two(tmp_path: Path) -> None:
     assert shown == [["0/jobs: all runs", "2", "1 ± 0"], ["1/jobs: all runs", "2", "2 ± 0"]]
 
 
-def test_settings_with_other_items_are_not_compared(tmp_path: Path) -> None:
-    for number in range(4):
-        place = tmp_path / "jobs" / str(number)
-        repeated(place, number // 2, number % 2, 25, eval_loss=1.0)
-        if number > 1:
-            path = place / "evaluation" / "final" / "evaluation.json"
-            path.write_text(path.read_text().replace("a" * 64, "b" * 64))
-    rows = read_report([tmp_path / "jobs"]).rows
-    standings = [row.seed_spread["arc/acc"]["standing"] for row in rows]
-    assert standings == ["best", "best", None, None]
+def test_settings_with_other_items_or_rows_are_not_compared(tmp_path: Path) -> None:
+    """Of layers 0 to 4, the last two have other items and rows than the first two, one its own."""
+    for number, right in enumerate((20, 10, 40, 30, 50)):
+        for seed in (0, 1):
+            place = tmp_path / "jobs" / f"{2 * number + seed}"
+            repeated(place, number, seed, right, eval_loss=5.0 - number)
+            for name, old in (("evaluation/final/evaluation.json", "a" * 64), ("result.json", "{")):
+                path, new = place / name, f"{number // 2}" * 64
+                new = new if old != "{" else f'{{"eval_fingerprint": "{new}", '
+                path.write_text(path.read_text().replace(old, new, 1))
+    rows = read_report([tmp_path / "jobs"]).rows[::2]
+    for name, best in (("arc/acc", [0, 2]), ("healed_loss", [1, 3])):
+        standings = [row.seed_spread[name]["standing"] for row in rows]
+        assert [place for place, mark in enumerate(standings) if mark] == best
+
+
+def test_rows_of_a_run_that_did_not_reload_final_have_no_losses(tmp_path: Path) -> None:
+    folder = rows_of(tmp_path / "run", np.ones(5))
+    path = folder / "eval.jsonl"
+    path.write_text(path.read_text().replace(', "loss": 1.0', ""))
+    report = read_report([folder])
+    assert report.broken == []
+    assert report.rows[0].is_best
 
 
 def test_runs_have_a_standing_in_each_task(tmp_path: Path) -> None:

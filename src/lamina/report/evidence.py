@@ -155,7 +155,9 @@ def _row_losses(path: Path) -> Array:
     if not path.is_file():
         return np.array([])
     ends = [line[line.rfind(b'"loss"') :] for line in path.read_bytes().splitlines()]
-    losses = [json.loads(b"{" + end)["loss"] for end in ends]
+    losses = [
+        json.loads(b"{" + end).get("loss") for end in ends
+    ]  # none of final/ with reload=false
     return np.array([loss for loss in losses if loss is not None], float)
 
 
@@ -167,7 +169,7 @@ class _Repeated:
     values: Sequence[float]
     influences: Array
     """Of each item on their mean; empty where that is not known."""
-    measured: object
+    measured: frozenset[object]
     """How, and on which items; means compare if it is equal."""
 
     def noise(self, *other: "_Repeated") -> float:
@@ -193,9 +195,9 @@ def with_spread(
     figures: dict[Any, dict[Any, _Repeated]] = defaultdict(dict)
     for setting, numbers in settings.items():
         for each in _repeated([(rows[number], found[number]) for number in numbers]):
-            figures[rows[numbers[0]].sweep, each.name][setting] = each
+            figures[rows[numbers[0]].sweep, each.name, each.measured][setting] = each
     spread: dict[Any, dict[str, Any]] = defaultdict(dict)
-    for (_, name), repeated in figures.items():
+    for (_, name, _), repeated in figures.items():
         task, _, metric = name.rpartition("/")
         choose = min if is_lower_better(rows, task, metric) else max
         best = choose(repeated.values(), key=lambda each: fmean(each.values))
@@ -225,15 +227,14 @@ def _repeated(runs: Sequence[tuple[RunRow, Mapping[str, Evaluated]]]) -> Iterato
         values, columns, measured = zip(*given, strict=True)
         same = len({*measured}) == 1 and not any(column is None for column in columns)
         influences = np.mean(columns, axis=0) if same else np.array([])
-        yield _Repeated(name, values, influences, measured[0])
+        yield _Repeated(name, values, influences, frozenset(measured))
 
 
 def _standing(each: _Repeated, best: _Repeated) -> str | None:
     if each is best:
         return BEST
     difference = abs(fmean(each.values) - fmean(best.values))
-    is_comparable = each.measured == best.measured
-    return NEAR if is_comparable and difference <= each.noise(best) else None
+    return NEAR if difference <= each.noise(best) else None
 
 
 def _final_figures(

@@ -26,8 +26,8 @@ TASKS_NOTE = (
 MARKS = {BEST: f" {sweep_table.BEST}", NEAR: f" {sweep_table.NEAR}", None: ""}
 SEEDS_NOTE = (
     "Mean over the seeds with half of its 95 % interval, in which seeds vary and, where tasks were "
-    f"evaluated, items. {sweep_table.BEST} best; {sweep_table.NEAR} within noise of it; the others "
-    "differ from it beyond noise."
+    f"evaluated, items. {sweep_table.BEST} best of those measured alike; {sweep_table.NEAR} within "
+    "noise of it; without a mark: beyond noise, or alone."
 )
 PROVENANCE = ("what", "values (runs)")
 
