@@ -4,9 +4,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, concatenate_datasets
 
 from lamina import __version__
-from lamina.measure.provenance import git_state, package_versions
+from lamina.measure.provenance import fingerprint, git_state, package_versions
 
 NONE = {"sha": None, "dirty": None}
 
@@ -56,3 +57,17 @@ def test_an_untracked_copy_in_the_place_of_a_checkout_records_no_commit(tmp_path
 
 def test_without_a_repository_there_is_no_commit(tmp_path: Path) -> None:
     assert git_state(tmp_path) == NONE
+
+
+def test_equal_rows_have_one_fingerprint_however_they_are_stored() -> None:
+    def made(*numbers: range) -> Dataset:
+        ids = [[[n] * (1 + n % 3) for n in part] for part in numbers]
+        parts = [Dataset.from_dict({"input_ids": part, "labels": part}) for part in ids]
+        return concatenate_datasets(parts)
+
+    expected = fingerprint(made(range(2500)))
+    assert fingerprint(made(range(7), range(7, 1999), range(1999, 2500))) == expected
+    chosen = made(range(1000), range(999, 2500)).select([*range(999), *range(1000, 2501)])
+    assert fingerprint(chosen) == expected
+    assert fingerprint(made(range(2499))) != expected
+    assert fingerprint(made(range(2499), range(2500, 2501))) != expected
