@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lamina.measure.protocol import ModelRef, original
+from lamina.measure.protocol import ModelRef, figures, original
 from lamina.measure.results import Record
+from lamina.measure.resumable import Place
 from lamina.measure.tasks.files import read_evaluation
 from tests.conftest import REFERENCE
 from tests.measure.test_isolated import isolated
@@ -44,3 +45,19 @@ def test_other_settings_ends_template_or_tokenizer_are_another_original(
         keys.append(read_evaluation(tmp_path / "run" / "evaluation" / "original").key)
     assert len({*keys}) == len(changes)
     assert len([*tmp_path.glob("cache/evaluations/*")]) == len(changes)
+
+
+def test_an_original_that_is_back_is_compared_with(tmp_path: Path) -> None:
+    task = tmp_path / "read.jsonl"
+    task.write_text(json.dumps({"text": "1 + 1 = 2"}))
+    ref = ModelRef(
+        name=str(REFERENCE), revision=None, kept_layers=range(9), dtype="float32", in_4bit=False
+    )
+    row = {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}
+    protocol = replace(isolated([row, row]), prompts=(), isolated=False)
+    protocol = replace(protocol, wanted=replace(protocol.wanted, tasks=[str(task)]))
+    place = Place(folder=str(tmp_path), role="model", name="m", revision=None, kept_layers=None)
+    figures(ref, protocol, place)
+    assert read_evaluation(tmp_path).tasks["read"].agreement is None
+    figures(ref, replace(protocol, original=replace(ref, kept_layers=range(12))), place)
+    assert read_evaluation(tmp_path).tasks["read"].agreement is not None

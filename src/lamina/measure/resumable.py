@@ -76,6 +76,7 @@ def evaluate_into(
     What an earlier start of the same evaluation found is not computed again. `losses` are those of
     tokenized `rows`, one more task. `original` loads the model to compare predictions with.
     """
+    wanted = replace(wanted, agreement=wanted.agreement and original is not None)
     began, folder, is_first = time.monotonic(), Path(place.folder), distributed.is_first()
     serving_speed.refuse_too_long(model, wanted.speed)
     data = sha256(
