@@ -233,6 +233,8 @@ KNOWN_BEFORE = {
     "'output_dir=\"${run_dir}/checkpoints\"'",
     ("selector=first,greedy", "scan.tokens=500"): "job 1: scan.tokens=500 is less than one window "
     "of max_seq_length=512 tokens: use more tokens or a shorter window",
+    ("seed=1,2", "hydra.sweep.subdir=job-${hydra.job.num}"): "hydra.sweep.subdir="
+    "job-${hydra.job.num}: leave it out: a job's folder is its number",
     ("hydra/launcher=slurm", "seed=1,2"): 'hydra/launcher=slurm: Could not detect "srun", are you '
     "indeed on a slurm cluster?",
 }

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 WRITTEN_BY_HYDRA = ("*.log", ".hydra*", ".hydra*/*", f"{MULTIRUN_FILE}*")
 """Patterns of files and folders, which Hydra would write through a link."""
 
+JOB_FOLDER = "${hydra.job.num}"
+"""By it reports and later starts find a job; relative to the sweep's folder."""
+
 QUEUEING_LAUNCHERS = ("slurm", "submitit_slurm")
 """Options of hydra/launcher whose jobs wait in a cluster's queue."""
 
@@ -250,6 +253,9 @@ def _check_tasks(names: tuple[str, ...], settings: TaskSettings) -> None:
 
 def known_before(config: DictConfig, planned: Sequence[Sequence[str]], folder: Path) -> str | None:
     """Return what would fail only after other jobs have run; costs nothing in a usual sweep."""
+    subfolder = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]
+    if subfolder != JOB_FOLDER:
+        return f"hydra.sweep.subdir={subfolder}: leave it out: a job's folder is its number"
     own, given = OmegaConf.to_container(config, resolve=False), {*chain.from_iterable(planned)}
     keys = {override.partition("=")[0] for override in given}
     is_shared = "${run_dir}" not in str(own["output_dir"]) or "output_dir" in keys
