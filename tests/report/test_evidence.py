@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lamina.measure.tasks.files import Speed
 from lamina.report.reading import read_report
 from lamina.report.report_files import markdown
 from lamina.report.tables import seed_table
@@ -105,6 +106,38 @@ def test_an_evaluation_alone_is_a_row(tmp_path: Path) -> None:
     assert (row.name, row.status, row.layers, row.parameters) == ("measured: m", "completed", 6, 9)
     assert "| measured: m | 6 |  |  |  |  | acc 50.0 % | loss 2 | completed |" in markdown(report)
     assert row.tasks["arc"]["acc"]["final"]["value"] == 0.5
+
+
+def test_a_run_without_its_model_has_not_the_size_of_the_original(tmp_path: Path) -> None:
+    folder = write_result(tmp_path / "run", status="failed", num_parameters=None, dtype=None)
+    write(folder / "evaluation" / "original", [True], role="original")
+    assert read_report([folder]).rows[0].bytes is None
+
+
+def test_rates_of_other_sizes_or_devices_do_not_compare(tmp_path: Path) -> None:
+    speeds = {"few": [(1, 70.0)], "both": [(1, 80.0), (8, 500.0)], "many": [(8, 400.0)]}
+    for name, device in (*((name, "cpu") for name in speeds), ("few", "gpu"), ("few", "cpu")):
+        folder = run(tmp_path / f"{name} {device} {len([*tmp_path.iterdir()])}")
+        path = folder / "evaluation" / "final" / "evaluation.json"
+        content = json.loads(path.read_text()) | {"device": device}
+        content["speed"] = [
+            asdict(
+                Speed(
+                    batch=batch, prompt_tokens=128, new_tokens=32, prefill_tokens_per_second=1.0,
+                    decode_tokens_per_second=rate, first_token_seconds=1.0, kv_cache_bytes=1,
+                    peak_memory_bytes=None, repeats=1, spread=0.0,
+                )
+            )
+            for batch, rate in speeds[name]
+        ]  # fmt: skip
+        path.write_text(json.dumps(content))
+    report = read_report(sorted(tmp_path.iterdir(), key=lambda path: path.name[-1]))
+    assert [row.decode_tokens_per_second for row in report.rows] == [70, 80, None, None, 70]
+    assert [reason for _, reason in report.broken] == [
+        "speed: not comparable with others, of batch 1, 128 + 32 tokens, cpu: "
+        f"batch {batch}, 128 + 32 tokens, {device}"
+        for batch, device in ((8, "cpu"), (1, "gpu"))
+    ]
 
 
 def test_runs_within_noise_of_the_best_are_marked(tmp_path: Path) -> None:

@@ -166,6 +166,12 @@ def test_figures_out_of_range_are_not_measured(loss: float, tmp_path: Path) -> N
     assert (row.healed_loss, row.difference, row.rank, row.is_best) == (None, None, None, False)
 
 
+def test_jobs_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for job in ("²", "10", "9", "copy"):
+        write_result(tmp_path / job, name=job)
+    assert [row.name for row in read_report([tmp_path]).rows] == ["9", "10", "copy", "²"]
+
+
 def test_a_damaged_file_of_a_sweep_is_listed(tmp_path: Path) -> None:
     write_result(tmp_path / "0")
     path = tmp_path / "multirun.yaml"

@@ -1,7 +1,7 @@
 """What a report adds to the figures of runs: tasks, comparisons, noise and the spread of seeds."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +25,13 @@ from lamina.measure.comparison import (
 from lamina.measure.results import ROWS_FILE, read_rows, trained_tokens
 from lamina.measure.statistics import Array, half_width, variance_of_mean
 from lamina.measure.tasks.figures import ratio_metric
-from lamina.measure.tasks.files import EVALUATION_FILE, FINAL, ORIGINAL, TaskResult
+from lamina.measure.tasks.files import (
+    EVALUATION_FILE,
+    FINAL,
+    ORIGINAL,
+    EvaluationResult,
+    TaskResult,
+)
 from lamina.measure.tasks.items import ROWS
 from lamina.report.runs import COSTS, HEALED, SEED, RunRow, clean, is_lower_better, without_seed
 from lamina.weights.source import made_of
@@ -49,15 +55,42 @@ def with_tasks(row: RunRow, found: Mapping[str, Evaluated]) -> RunRow:
         for role, evaluated in found.items()
         if evaluated.result.speed
     }
-    fastest = [each["decode_tokens_per_second"] for each in speed.get(FINAL, ())[:1]]
-    sizes = [clean(evaluated.result.model.bytes) for evaluated in found.values()]
+    final = found.get(FINAL)
     return replace(
         row,
         tasks=clean(tasks),
         speed=clean(speed),
-        decode_tokens_per_second=fastest[0] if fastest else None,
-        bytes=sizes[-1] if FINAL in found or row.bytes is None else row.bytes,
+        bytes=clean(final.result.model.bytes) if final else row.bytes,
     )
+
+
+def with_decoding(
+    rows: Sequence[RunRow], found: Sequence[Mapping[str, Evaluated]], listing: Listing
+) -> Iterator[RunRow]:
+    """Add how fast the final models write, on the device and at the size that most share.
+
+    Rates of others do not compare.
+    """
+    rates = [
+        _rates(evaluations[FINAL].result) if FINAL in evaluations else {} for evaluations in found
+    ]
+    counts = Counter(size for each in rates for size in each)
+    shared = max(counts, key=counts.__getitem__, default="")
+    for row, evaluations, each in zip(rows, found, rates, strict=True):
+        if each and shared not in each:
+            reason = f"speed: not comparable with others, of {shared}: {'; '.join(each)}"
+            listing(evaluations[FINAL].path / EVALUATION_FILE, ConfigError(reason))
+        yield replace(row, decode_tokens_per_second=clean(each.get(shared)))
+
+
+def _rates(result: EvaluationResult) -> dict[str, float]:
+    """Return the tokens written per second, by size and device."""
+    return {
+        f"batch {each.batch}, {each.prompt_tokens} + {each.new_tokens} tokens, {result.device}": (
+            each.decode_tokens_per_second
+        )
+        for each in result.speed or ()
+    }
 
 
 def _figures(task: TaskResult) -> dict[str, dict[str, Any]]:

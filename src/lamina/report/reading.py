@@ -32,6 +32,7 @@ from lamina.measure.tasks.files import (
 )
 from lamina.report.evidence import (
     with_comparisons,
+    with_decoding,
     with_noise,
     with_spread,
     with_standings,
@@ -78,6 +79,7 @@ def read_report(folders: Sequence[Path], planned: Planned | None = None) -> Repo
         for row, found in zip(reader.rows, reader.evaluations, strict=True)
     ]
     rows = [*_with_ranks([*_distinct(rows, reader.folders)])]
+    rows = [*with_decoding(rows, reader.evaluations, reader.list)]
     rows = [*with_comparisons(rows, reader.evaluations, reader.list)]
     rows = [*with_standings(rows, reader.evaluations, reader.list)]
     rows = [*with_noise(rows, reader.folders, reader.list)]
@@ -321,4 +323,4 @@ def _refuse_incomplete(scores: Statistics) -> None:
 
 
 def _order(name: str) -> tuple[int, str]:
-    return (int(name), "") if name.isdigit() else (2**31, name)
+    return (int(name), "") if name.isdecimal() else (2**31, name)

@@ -90,6 +90,7 @@ class RunRow:
     speed: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """By role."""
     decode_tokens_per_second: float | None = None
+    """Of the final model, at the size and on the device that most runs measured."""
     eval_fingerprint: str | None = None
     """Identifies the rows on which its losses were measured."""
     rank: int | None = None
