@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from lamina.measure.protocol import ModelRef, figures, original
 from lamina.measure.results import Record
 from lamina.measure.resumable import Place
 from lamina.measure.tasks.files import read_evaluation
-from tests.conftest import REFERENCE
+from tests.conftest import REFERENCE, environment
 from tests.measure.test_isolated import isolated
 
 
@@ -61,3 +63,55 @@ def test_an_original_that_is_back_is_compared_with(tmp_path: Path) -> None:
     assert read_evaluation(tmp_path).tasks["read"].agreement is None
     figures(ref, replace(protocol, original=replace(ref, kept_layers=range(12))), place)
     assert read_evaluation(tmp_path).tasks["read"].agreement is not None
+
+
+TWO = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from torch import distributed as processes
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from lamina.measure import evaluate, serving_speed
+from lamina.measure.protocol import loaded_figures
+from lamina.measure.resumable import Place
+from lamina.runtime import distributed
+from tests.measure.test_isolated import isolated
+output, model = Path(sys.argv[1]), sys.argv[2]
+speed, answers = output / "speed", output / "answers"
+def slow(path, found):
+    def measured(*_):
+        if distributed.is_first():
+            time.sleep(1)
+            path.touch()
+        return found
+    return measured
+serving_speed.serving_speed, evaluate.answers = slow(speed, None), slow(answers, ["", ""])
+reduce = processes.all_reduce
+def checked(*given):
+    assert distributed.is_first() or speed.exists(), "a collective, which times out"
+    reduce(*given)
+processes.all_reduce = checked
+processes.init_process_group("gloo")
+row = {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}
+protocol = replace(isolated([row, row]), rows=[])
+place = Place(folder=str(output), role="model", name="m", revision=None, kept_layers=None)
+loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+loaded_figures(loaded, AutoTokenizer.from_pretrained(model), protocol, place)
+assert answers.exists(), "the next collective would time out"
+processes.destroy_process_group()
+"""
+
+
+def test_other_processes_wait_for_what_the_first_measures_alone(tmp_path: Path) -> None:
+    """A collective ends a run after the ten minutes of NCCL, however long the first one works."""
+    (tmp_path / "two.py").write_text(TWO)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(tmp_path / "two.py"), str(tmp_path), str(REFERENCE)],
+        env=environment(PYTHONPATH=str(REFERENCE.parents[3])),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr

@@ -204,10 +204,11 @@ def loaded_figures(
         original = protocol.original.load if protocol.original else None
         rows, wanted = protocol.rows, protocol.wanted
         evaluate_into(place, model, tokenizer, wanted, rows=rows, losses=losses, original=original)
-    prompts = [ids for _, ids, _ in protocol.prompts]
-    if not prompts or not distributed.is_first():
-        return Figures(losses, [""] * len(prompts))
-    return Figures(losses, evaluate.answers(model, tokenizer, prompts, protocol.max_new_tokens))
+    prompts, answers = [ids for _, ids, _ in protocol.prompts], [""] * len(protocol.prompts)
+    if prompts and distributed.is_first():
+        answers = evaluate.answers(model, tokenizer, prompts, protocol.max_new_tokens)
+    distributed.wait_for_first()
+    return Figures(losses, answers)
 
 
 def _isolated_figures(

@@ -111,7 +111,7 @@ def evaluate_into(
         )
         write_evaluation(folder, result)
         shutil.rmtree(unfinished)
-    distributed.wait_for_all()
+    distributed.wait_for_first()
 
 
 def _task_results(
