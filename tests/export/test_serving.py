@@ -161,6 +161,10 @@ def test_a_missing_engine_says_how_to_make_its_environment(
     message = f"--python={python} lacks it, which convert needs: '{python}' -m pip install {extra}"
     assert (done.code, done.refusal) == (1, f"error: {message}\n")
     given = ("verify", "out", "--run", pruned.folder, "--engine", "vllm")
+    python.write_text("#!/bin/sh\nprintf 'no caf\\351' >&2; exit 1\n")
+    done = lamina(*given, "--python", python, cwd=tmp_path)
+    message = f"error: --python={python}: vllm failed: no caf\N{REPLACEMENT CHARACTER}\n"
+    assert (done.code, done.errors.splitlines(keepends=True)[-1]) == (1, message)
     done = lamina(*given, "--python", "gone", cwd=tmp_path)
     assert (done.code, done.refusal) == (1, "error: --python=gone: no such interpreter\n")
     done = lamina("verify", "out", "--engine", "vllm", cwd=tmp_path)

@@ -52,6 +52,7 @@ def ask(command: Sequence[str], request: Mapping[str, Any]) -> dict[str, Any]:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
+                errors="replace",  # a path or a token that is no text is the engine's to print
                 check=False,
             )
         except OSError as error:
