@@ -78,6 +78,32 @@ def test_only_active_experts_count(architecture: str) -> None:
     assert by_formula(model) == counted(model)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "experts", "active"),
+    [
+        ("hunyuan_v1_moe", "num_experts", "moe_topk"),
+        ("aria_text", "moe_num_experts", "moe_topk"),
+        ("qwen3_moe", "num_experts", "num_experts_per_tok"),
+    ],
+)
+def test_a_token_passes_through_the_active_experts_under_any_name(
+    architecture: str, experts: str, active: str
+) -> None:
+    def counts(given: Any) -> int:
+        shape = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 8, "head_dim": 8}
+        shape |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+        shape |= {"moe_intermediate_size": 8, "pad_token_id": 0, "eos_token_id": 2}
+        config = AutoConfig.for_model(architecture, **shape, **{experts: 4, active: given})
+        with torch.device("meta"):
+            return training_flops(AutoModelForCausalLM.from_config(config)).per_token
+
+    expert = 6 * 3 * 16 * 8
+    one, two = counts(1), counts(2)
+    assert two - one == 2 * expert
+    if architecture == "hunyuan_v1_moe":  # Hunyuan-A13B says it of each layer
+        assert counts([1, 2]) == one + expert
+
+
 def test_attention_counts_each_visible_pair_once() -> None:
     flops = training_flops(model_of("qwen3"))
     assert flops.per_pair == {None: 3 * 12 * 4 * 4, 4: 3 * 12 * 4 * 4}

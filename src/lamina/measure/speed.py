@@ -22,7 +22,7 @@ checkpointing, flash attention's backward pass): this is model FLOPs utilization
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
@@ -33,6 +33,11 @@ READS_WITHIN = frozenset(
     "o_proj out_proj c_proj dense down_proj dense_4h_to_h fc2 fc_out wo w2".split()
 )
 """Matrices that read the output of others in their sublayer; the rest read the layer's input."""
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+ACTIVE = ("num_experts_per_tok", "moe_topk")
+"""Fields of config.json with a layer's experts, and with those that a token passes through; some
+have a list, by layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,17 +122,19 @@ def _attention(config: Any, layer: int, *, backward: bool) -> Counter[int | None
 
 def _matrices(model: torch.nn.Module) -> Iterator[_Matrix]:
     """Yield every matrix that multiplies tokens, in the order of the forward pass."""
-    experts, active = _experts(model.config.get_text_config())
+    config = model.config.get_text_config()
     for name, module in model.named_modules():
         for own, weight in module.named_parameters(recurse=False):
             size = _size(module, own, weight)
             if size == 0 or ".original_module" in name:  # PEFT keeps it beside the copy it trains
                 continue
-            if weight.dim() == 3 or ".experts." in name:
-                size = size * active // experts
             found = re.search(r"\.(\d+)\.([^.]+)", f"{name}.{own}")
+            layer = int(found[1]) if found else None
+            if layer is not None and (weight.dim() == 3 or ".experts." in name):
+                experts = _experts(config, EXPERTS, layer) or 1
+                size = size * (_experts(config, ACTIVE, layer) or experts) // experts
             yield _Matrix(
-                layer=int(found[1]) if found else None,
+                layer=layer,
                 sublayer=found[2] if found else name,
                 size=size,
                 trained=weight.requires_grad,
@@ -145,12 +152,10 @@ def _size(module: torch.nn.Module, own: str, weight: torch.nn.Parameter) -> int:
     return weight.numel() if weight.dim() in (2, 3) else 0
 
 
-def _experts(config: Any) -> tuple[int, int]:
-    """Return how many experts a layer has, and how many are active for a token."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    numbers = [getattr(config, name, None) for name in names]
-    every = next((number for number in numbers if number), 1)
-    return every, getattr(config, "num_experts_per_tok", None) or every
+def _experts(config: Any, names: Sequence[str], layer: int) -> int | None:
+    """Return a number of experts in a layer, the first of those that the config has."""
+    given = next((value for name in names if (value := getattr(config, name, None))), None)
+    return given[layer] if isinstance(given, list) else given
 
 
 def _is_embedding(module: torch.nn.Module) -> bool:
