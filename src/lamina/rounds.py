@@ -72,15 +72,15 @@ def round_of(
     if number == rounds:
         return replace(experiment, round=own)
     run_dir = Path(experiment.run_dir).absolute()
-    output = Path(experiment.output_dir).expanduser().absolute()
+    output, own_dir = Path(experiment.output_dir).expanduser().resolve(), run_dir.resolve()
     below = Path(LADDER_FOLDER, str(number))
-    inside = output.is_relative_to(run_dir)
+    inside = output.is_relative_to(own_dir)
     wanted = experiment.evaluation
     return replace(
         experiment,
         round=own,
         run_dir=str(run_dir / below),
-        output_dir=str(run_dir / below / output.relative_to(run_dir) if inside else output / below),
+        output_dir=str(run_dir / below / output.relative_to(own_dir) if inside else output / below),
         export=replace(experiment.export, dtype="auto"),  # nothing is rounded between rounds
         evaluation=replace(
             wanted, num_samples=0, tasks=[], speed=replace(wanted.speed, batch_sizes=[])

@@ -72,9 +72,9 @@ def run(folder: Path, *steps: int, **changes: Any) -> Path:
     return inside
 
 
-def claimed(folder: Path, resume: str, before: dict[str, Any] | None = None) -> Path | None:
+def claimed(folder: Path, resume: str, before: dict[str, Any] = NOW) -> Path | None:
     run_dir = folder.parents[1]
-    return claim_folder(folder, run_dir, resume, given_checkpoint(resume), before or {}, NOW)
+    return claim_folder(folder, run_dir, resume, given_checkpoint(resume), before, NOW)
 
 
 @pytest.mark.parametrize("given", ["", "checkpoints/pruned/checkpoint-6", "checkpoints/pruned"])
@@ -170,6 +170,33 @@ def test_a_run_starts_without_a_whole_checkpoint(tmp_path: Path) -> None:
     assert claimed(ours, "never") is None
 
 
+@pytest.mark.parametrize("before", [{}, {"kept_layers": None, "status": "failed"}])
+def test_a_checkpoint_without_a_record_of_its_layers_is_refused(
+    before: dict[str, Any], tmp_path: Path
+) -> None:
+    ours = tmp_path / "ours" / "checkpoints" / "pruned"
+    last = checkpoint(ours, 4)
+    with pytest.raises(OutputError) as caught:
+        claimed(ours, "auto", before)
+    assert str(caught.value) == (
+        f"resume=auto, but no result.json in {tmp_path}/ours says which layers and settings {last} "
+        f"has: remove {ours} to start from scratch"
+    )
+
+
+def test_a_folder_beside_a_run_belongs_to_one_run_however_it_is_written(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "two" / "linked").symlink_to(tmp_path / "shared")
+    one, two = tmp_path / "one", tmp_path / "two"
+    checkpoint(one / "../shared/pruned", 3)
+    (tmp_path / "shared/pruned/run.json").write_text(json.dumps({"run": str(one)}))
+    assert claim_folder(one / "../shared/pruned", one, "auto", None, NOW, NOW)
+    for folder in (two / "../shared/pruned", two / "linked/pruned"):
+        with pytest.raises(OutputError, match=f"holds the result of {one}, which is never"):
+            claim_folder(folder, two, "auto", None, NOW, NOW)
+
+
 def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     inside = run(tmp_path / "run", 3)
     cut = checkpoint(inside, 6, whole=False)
@@ -200,7 +227,7 @@ def test_a_folder_keeps_its_owner_if_the_owner_dies_while_claiming_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, run, another = tmp_path / "shared" / "pruned", tmp_path / "run", tmp_path / "another"
-    claim_folder(folder, run, "auto", None, {}, NOW)
+    claim_folder(folder, run, "auto", None, NOW, NOW)
     checkpoint(folder, 3)
 
     def write_half(path: Path, content: Any, *_: Any, **__: Any) -> None:
@@ -211,8 +238,8 @@ def test_a_folder_keeps_its_owner_if_the_owner_dies_while_claiming_it_again(
     for name in ("write_bytes", "write_text"):
         monkeypatch.setattr(Path, name, write_half)
     with pytest.raises(KeyboardInterrupt):
-        claim_folder(folder, run, "auto", None, {}, NOW)
+        claim_folder(folder, run, "auto", None, NOW, NOW)
     monkeypatch.undo()
-    claim_folder(folder, run, "auto", None, {}, NOW)
+    claim_folder(folder, run, "auto", None, NOW, NOW)
     with pytest.raises(OutputError, match=f"holds the result of {run}, which is never overwritten"):
         claim_folder(folder, another, "auto", None, {}, NOW)

@@ -1,5 +1,6 @@
 """Two processes never train into one folder; a dead owner's folder is free."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def test_a_separate_checkpoint_folder_has_one_owner_too(tmp_path: Path) -> None:
             first.kill()
     assert second.code == 1
     assert f"{tmp_path / 'shared' / 'pruned'} belongs to process {first.pid}" in second.errors
+
+
+def test_checkpoints_that_outlive_their_run_folder_start_no_other_run(tmp_path: Path) -> None:
+    given = (*SHORT, "evaluation=none", "model=dropped", f"output_dir={tmp_path / 'kept'}")
+    done = train(tmp_path / "run", *given, "model.layer_to_drop=1")
+    assert done.code == 0, done.errors
+    shutil.rmtree(tmp_path / "run")
+    again = train(tmp_path / "run", *given, "model.layer_to_drop=7")
+    assert again.code == 1
+    assert f"remove {tmp_path / 'kept' / 'dropped'} to start from scratch" in again.errors
 
 
 def test_checkpoints_may_lie_in_the_run_folder_itself(tmp_path: Path) -> None:

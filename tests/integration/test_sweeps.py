@@ -229,6 +229,8 @@ def test_what_ended_a_sweep_stands_above_its_report(tmp_path: Path) -> None:
 KNOWN_BEFORE = {
     ("output_dir=shared", "seed=1,2"): "output_dir=shared: jobs 0 and 1 would share it: set "
     "'output_dir=\"${run_dir}/checkpoints\"'",
+    ("output_dir=${run_dir}/../a", "seed=1,2", "hydra.sweep.dir=jobs"): "output_dir=jobs/1/../a: "
+    "jobs 0 and 1 would share it: set 'output_dir=\"${run_dir}/checkpoints\"'",
     ("seed=1", "output_dir=a,a"): "output_dir=a: jobs 0 and 1 would share it: set "
     "'output_dir=\"${run_dir}/checkpoints\"'",
     ("selector=first,greedy", "scan.tokens=500"): "job 1: scan.tokens=500 is less than one window "

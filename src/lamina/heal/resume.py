@@ -224,6 +224,11 @@ def claim_folder(
         raise OutputError(
             f"resume=never, but {own} is there: use resume=auto or another hydra.run.dir"
         )
+    elif own is not None and not before.get("kept_layers"):
+        raise OutputError(
+            f"resume=auto, but no result.json in {run_dir} says which layers and settings {own} "
+            f"has: remove {folder} to start from scratch"
+        )
     if newest is not None and resume != "never":
         refuse_changes(newest, before, now, resume)
     if own is not None:
@@ -295,10 +300,11 @@ def refuse_changes(
 
 
 def _claim(folder: Path, run_dir: Path) -> None:
-    inside = folder.is_relative_to(run_dir)
+    own = run_dir.resolve()
+    inside = folder.resolve().is_relative_to(own)
     if not inside and any(folder.glob("[cf]*")):
         owner = run_of(folder) or "something else"
-        if owner != str(run_dir):
+        if owner not in (str(own), str(run_dir)):
             raise OutputError(
                 f"output_dir={folder.parent}: {folder} holds the result of {owner}, which is "
                 "never overwritten: use another output_dir"
@@ -306,4 +312,4 @@ def _claim(folder: Path, run_dir: Path) -> None:
     with disk_errors(folder, "output_dir"):
         folder.mkdir(parents=True, exist_ok=True)
         if not inside:
-            write_json(folder / RUN_FILE, {"run": str(run_dir)})
+            write_json(folder / RUN_FILE, {"run": str(own)})

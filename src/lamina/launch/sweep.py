@@ -269,7 +269,7 @@ def known_before(config: DictConfig, planned: Sequence[Sequence[str]], folder: P
             problem = next(scan_problems(run), None)
         except LaminaError:
             continue  # the job itself says so
-        place = Path(run.output_dir).expanduser().absolute(), run.model.model_type
+        place = Path(run.output_dir).expanduser().resolve(), run.model.model_type
         other = first.setdefault(place, number)
         if other != number:
             fix = typed("output_dir=${run_dir}/checkpoints")
