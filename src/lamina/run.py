@@ -131,7 +131,10 @@ def resume(experiment: Experiment, record: Record) -> Start:
     chosen = {"num_layers": experiment.plan.num_layers, "selector": experiment.plan.selector_name}
     fixed = {**chosen, "seed": experiment.seed}
     origin = {"resumed_from": start.resumed_from, "started_from": start.started_from}
-    record.update(name=name, **identity, **fixed, settings=settings, **origin)
+    # If this start ends before it has read its data, the next one must still know what was trained.
+    trained = ("eval_fingerprint", "provenance") if start.checkpoint else ()
+    data = {key: start.recorded[key] for key in trained}
+    record.update(name=name, **identity, **fixed, settings=settings, **origin, **data)
     return start
 
 

@@ -158,6 +158,16 @@ def test_changed_data_is_refused(pruned: Finished) -> None:
     assert pruned.result == before
 
 
+def test_changed_data_is_refused_again_after_a_refusal(pruned: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(pruned.folder, folder)
+    (folder / "result.json").write_text(json.dumps({**pruned.result, "status": "interrupted"}))
+    for _ in range(2):
+        done = train(folder, *SHORT, "generator.seed=9", "max_steps=9")
+        assert done.code == 1
+        assert "has data_fingerprint=" in done.errors
+
+
 def test_resume_never_leaves_an_earlier_run_alone(pruned: Finished) -> None:
     before = pruned.result
     done = train(pruned.folder, *SHORT, "resume=never")
