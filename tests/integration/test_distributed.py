@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,37 @@ def test_each_job_of_a_sweep_starts_its_own_processes(tmp_path: Path) -> None:
     first, second = (read_result(tmp_path / "jobs" / name) or {} for name in "01")
     assert (first["status"], first["settings"]["distributed"]) == ("completed", 2)
     assert second["error"].startswith("model.layer_to_drop=77, but the model has 12 layers")
+
+
+def test_what_looks_like_an_interpolation_is_text_in_every_process(tmp_path: Path) -> None:
+    quick = (*GIVEN, "max_steps=1", "eval_steps=1", "save_steps=1", "evaluation=none")
+    named = ("logger=wandb", r'logger.wandb.name="a \${b}"', "logger.wandb.mode=offline")
+    done = train(tmp_path / "run", *quick, *named, "distributed=2")
+    assert done.code == 0, done.errors
+
+
+def test_a_round_of_another_config_is_not_taken_up(tmp_path: Path) -> None:
+    file, folder = tmp_path / "experiment" / "mine.yaml", tmp_path / "run"
+    file.parent.mkdir()
+    quick = ("max_steps=2", "eval_steps=1", "save_steps=1", "evaluation=none")
+    given = (*GIVEN, *quick, "ladder.keep_layers=[10,8]", "distributed=2", "experiment=mine")
+
+    def run_with(rate: str) -> Finished:
+        file.write_text(
+            "# @package _global_\n"
+            f"defaults: [/experiment/quickstart@_global_, _self_]\nlearning_rate: {rate}\n"
+        )
+        return train(folder, "--config-dir=" + str(tmp_path), *given[1:])
+
+    whole = run_with("2e-3")
+    assert whole.code == 0, whole.errors
+    first = read_result(folder / "ladder" / "1") or {}
+    assert first["config"] == whole.result["config"]  # on which all processes must agree
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "result.json").write_text(json.dumps({**whole.result, "status": "interrupted"}))
+    again = run_with("1e-5")
+    assert again.code == 1
+    assert "has trainer.args.learning_rate=0.002, not 1e-05" in again.errors
 
 
 def test_a_users_own_torchrun_has_one_folder(tmp_path: Path) -> None:

@@ -43,8 +43,7 @@ def run_job(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str,
 
     None for a job that a sweep's earlier start completed, and on nodes after the first.
     """
-    # Not resolved: the folder may have moved.
-    settings = sha256(OmegaConf.to_yaml(config).encode()).hexdigest()
+    settings = _digest(config)
     if is_later_node():
         if Record(folder, overrides, settings).completed_before() is None:
             start_processes(*prepare(config, folder, overrides))
@@ -91,6 +90,7 @@ def dry_run_job(config: DictConfig, folder: Path, overrides: list[str]) -> None:
 
 def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[WorkerSpec, Layout]:
     """Check a config, decide its processes, and choose its backend in place."""
+    settings = _digest(config)
     preflight(config)
     layout = decide_layout(config.distributed, config.parallel)
     if layout.node == 0:
@@ -104,6 +104,7 @@ def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Wor
     logs = HydraConfig.get().job_logging
     spec = WorkerSpec(
         config=OmegaConf.to_container(config, resolve=True),
+        settings=settings,
         overrides=overrides,
         notes=notes,
         folder=str(folder),
@@ -111,6 +112,11 @@ def prepare(config: DictConfig, folder: Path, overrides: list[str]) -> tuple[Wor
         requeues=callable(signal.getsignal(distributed.REQUEUE_SIGNAL)),
     )
     return spec, layout
+
+
+def _digest(config: DictConfig) -> str:
+    # Not resolved: the folder may have moved.
+    return sha256(OmegaConf.to_yaml(config).encode()).hexdigest()
 
 
 def _announce(config: DictConfig, folder: Path, processes: int) -> None:

@@ -33,6 +33,9 @@ ERROR_FILE = "error.json"
 END_SIGNALS = (*INTERRUPTING, signal.SIGQUIT)
 """Signals that torchrun forwards to the processes, unless this process already handles them."""
 
+CLOSING_S = 30
+"""Seconds from torchrun's SIGTERM to its SIGKILL, which ends a process that waits for another."""
+
 SHARED_FOLDER_S = 5.0
 """Seconds until one node sees what another wrote to the shared folder."""
 
@@ -49,6 +52,8 @@ class WorkerSpec:
 
     config: dict[str, Any]
     """The settled config, interpolations resolved."""
+    settings: str
+    """Hash of the composed config, for the record."""
     overrides: list[str]
     """The command line's overrides, for the record."""
     notes: list[str]
@@ -151,9 +156,11 @@ def record_failure(path: Path, rank: int, failure: BaseException | str) -> None:
 
 def _record_killed(failure: Any, folder: Path) -> None:
     """Write error files into this node's folder for processes that a signal killed."""
+    first = min(process.timestamp for process in failure.failures.values())
     for rank, process in failure.failures.items():
-        # torchrun sends SIGTERM itself after another process has failed.
-        if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:
+        # torchrun itself ends the others once one has failed: by SIGTERM, and by SIGKILL in the end.
+        is_other = process.timestamp - first >= CLOSING_S or process.exitcode == -signal.SIGTERM
+        if process.exitcode < 0 and not is_other:
             name = signal.Signals(-process.exitcode).name
             advice = ", often because memory ran out" if name == "SIGKILL" else ""
             record_failure(folder / f"{rank}.{ERROR_FILE}", rank, f"killed by {name}{advice}")

@@ -1,8 +1,10 @@
 """One process of a run, started by torchrun: `python -m lamina.launch.worker SPEC`."""
 
 import ctypes
+import json
 import logging
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import configure_log
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lamina.config.binding import bind
 from lamina.dry_run import print_dry_run
@@ -58,8 +60,8 @@ def work(spec: WorkerSpec) -> None:
     load_environment()
     logging.setLogRecordFactory(PrintableRecord)
     if distributed.is_first() and spec.logging is not None:
-        configure_log(OmegaConf.create(spec.logging))
-    config, folder = OmegaConf.create(spec.config), Path(spec.folder)
+        configure_log(_literal(spec.logging))
+    config, folder = _literal(spec.config), Path(spec.folder)
     bind(config.backend).prepare(folder)
     if config.dry_run:
         print_dry_run(config, folder, processes=1)
@@ -70,7 +72,8 @@ def work(spec: WorkerSpec) -> None:
 def _execute(spec: WorkerSpec, config: Any) -> None:
     experiment = bind(config)
     folder = Path(spec.folder)
-    record = Record(folder, spec.overrides, own=own_overrides(folder, spec.overrides))
+    own = own_overrides(folder, spec.overrides)
+    record = Record(folder, spec.overrides, spec.settings, own)
     record.content["notes"] = spec.notes
     try:
         with experiment.backend.muted():
@@ -90,6 +93,12 @@ def _execute(spec: WorkerSpec, config: Any) -> None:
         from torch.distributed import destroy_process_group
 
         destroy_process_group()
+
+
+def _literal(resolved: dict[str, Any]) -> DictConfig:
+    """Return a resolved config; OmegaConf would resolve what follows from `${` in it again."""
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\\\${", json.dumps(resolved))
+    return OmegaConf.create(json.loads(text))
 
 
 def _prepare_torch() -> None:

@@ -117,7 +117,7 @@ class Record:
         """Adopt what another process has written since this one read the file."""
         now = read_result(self.path.parent)
         if now is not None and now != self.previous:
-            self.content = {**now, "config": self.content["config"]}
+            self.content = now
 
     def completed_before(self) -> dict[str, Any] | None:
         """Return the result if an earlier start completed the run, with the same config."""
