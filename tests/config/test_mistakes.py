@@ -34,9 +34,6 @@ MISTAKES = {
     "teacher: leave it out, or set trainer.cache=auto",
     "trainer.cache=auto": "trainer.cache=auto: this key belongs to trainer=distill; trainer=sft "
     "has args",
-    "trainer=distill trainer.cache=. trainer.args.packing_strategy=wrapped": "trainer.args."
-    "packing_strategy=wrapped cuts rows, and trainer.cache=. has whole ones: use bfd, or "
-    "trainer.cache=none",
     "trainer=distill trainer.cache=auto trainer.hidden=0.5": "trainer.hidden=0.5 compares hidden "
     "states, and trainer.cache=auto has predictions alone: set trainer.hidden=0, or "
     "trainer.cache=none",
@@ -414,6 +411,8 @@ MISTAKES = {
     "max_seq_length=512 tokens: use more tokens or a shorter window",
     "packing=false trainer.args.eval_packing=true": "trainer.args.eval_packing=True needs "
     "packing=true: without it TRL lets packed documents see each other",
+    "trainer.args.packing_strategy=wrapped trainer.args.padding_free=true": "trainer.args."
+    "packing_strategy=wrapped lets packed documents see each other: use bfd, or packing=false",
     "bf16=true trainer.args.fp16=true": "trainer.args.fp16=true and bf16=true: set only one of "
     "them",
     "max_seq_length=4000 per_device_train_batch_size=16": "per_device_train_batch_size=16 with "

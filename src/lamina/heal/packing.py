@@ -33,6 +33,11 @@ def conflicts(arguments: Mapping[str, Any], max_seq_length: int, attention: str)
             "trainer.args.eval_packing=True needs packing=true: without it TRL lets packed "
             "documents see each other"
         )
+    if arguments.get("packing") and arguments.get("packing_strategy") == "wrapped":
+        yield (
+            "trainer.args.packing_strategy=wrapped lets packed documents see each other: use bfd, "
+            "or packing=false"
+        )
     if (given := arguments.get("max_length")) != max_seq_length:
         yield (
             f"trainer.args.max_length={given}, but rows are cut at max_seq_length="

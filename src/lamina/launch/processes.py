@@ -158,7 +158,7 @@ def _record_killed(failure: Any, folder: Path) -> None:
     """Write error files into this node's folder for processes that a signal killed."""
     first = min(process.timestamp for process in failure.failures.values())
     for rank, process in failure.failures.items():
-        # torchrun itself ends the others once one has failed: by SIGTERM, and by SIGKILL in the end.
+        # torchrun itself ends the others once one has failed: by SIGTERM, then by SIGKILL.
         is_other = process.timestamp - first >= CLOSING_S or process.exitcode == -signal.SIGTERM
         if process.exitcode < 0 and not is_other:
             name = signal.Signals(-process.exitcode).name

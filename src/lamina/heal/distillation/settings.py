@@ -66,11 +66,6 @@ class Distill(SFT):
                 )
         if self.args.get("torch_compile"):
             yield "torch_compile=true does not work with trainer=distill: leave it out"
-        if self.is_cached and self.args.get("packing_strategy") == "wrapped":
-            yield (
-                f"trainer.args.packing_strategy=wrapped cuts rows, and trainer.cache={self.cache} "
-                "has whole ones: use bfd, or trainer.cache=none"
-            )
         if self.is_cached and self.hidden:
             yield (
                 f"trainer.hidden={self.hidden} compares hidden states, and trainer.cache="
