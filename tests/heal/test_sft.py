@@ -303,7 +303,18 @@ def test_the_eval_loss_is_that_of_the_weights_that_are_kept(
     trainer = build(plan, tmp_path, {**ARGUMENTS, **arguments}, ADAPTER)
     logged(trainer, 1.0, 0.25, 0.5)
     trainer.state.best_global_step, trainer.state.best_metric = best, 0.25
+    trainer.state.global_step = 3
     assert trainer.kept_loss() == loss
+    trainer.state.global_step = 4  # a callback of the user's ended training there
+    assert trainer.kept_loss() == (loss if arguments["load_best_model_at_end"] else None)
+
+
+def test_modules_to_exclude_may_be_in_any_order(plan: Plan, tmp_path: Path) -> None:
+    given = {**ADAPTER, "target_modules": "all-linear", "layers_to_transform": None}
+    given |= {"rank_pattern": {}, "exclude_modules": ["up_proj", "down_proj"]}
+    weights = build(plan, tmp_path, ARGUMENTS, given).model.state_dict()
+    trained = {name.split(".lora_A")[0].rpartition(".")[2] for name in weights if "lora_A" in name}
+    assert trained == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}
 
 
 def test_all_rows_are_evaluated_though_training_drops_the_last(plan: Plan, tmp_path: Path) -> None:

@@ -333,6 +333,7 @@ def _finish_adapter(model: "PreTrainedModel | PeftModel", adapter: Adapter, plan
     used = model.peft_config["default"]
     if given["target_modules"] == ALL_LINEAR:
         del given["target_modules"]  # PEFT replaces it by the names it found
+        given.pop("exclude_modules", None)  # the backend adds what PEFT cannot adapt
     refuse_changed("adapter.", given, used)
     used.layer_replication = half_open_ranges(plan.kept_layers) if plan.is_reduced else None
     used.revision = plan.source.revision if plan.source else None

@@ -98,23 +98,20 @@ class TokenLossTrainer(SFTTrainer):
         args, state = self.args, self.state
         if args.load_best_model_at_end and args.metric_for_best_model in LOSSES:
             return state.best_metric
-        entries = [entry for entry in reversed(state.log_history) if "eval_loss" in entry]
-        if args.load_best_model_at_end:
-            entries = [entry for entry in entries if entry["step"] == state.best_global_step]
-        return entries[0]["eval_loss"] if entries else None
+        kept = state.best_global_step if args.load_best_model_at_end else state.global_step
+        entries = (each for each in reversed(state.log_history) if each["step"] == kept)
+        return next((each["eval_loss"] for each in entries if "eval_loss" in each), None)
 
     def tolerance(self, final: ModelRef) -> float | None:
         """Return how far final/'s loss may be from the best checkpoint's, as a share of 1 + it.
 
-        None if they are not comparable: the last weights were saved, another metric chose them,
-        packs split documents, a router's loss was added, or only one of them is in four bits.
+        None if they are not comparable: the last weights were saved, another metric chose them, a
+        router's loss was added, or only one of them is in four bits.
         """
         args, config = self.args, self.model.config
-        packing = args.packing if args.eval_packing is None else args.eval_packing
         if (
             not args.load_best_model_at_end
             or args.metric_for_best_model not in LOSSES
-            or (packing and args.packing_strategy == "wrapped")
             or self.aux_loss_enabled
             or getattr(self.model, "is_loaded_in_4bit", False) != final.in_4bit
         ):
