@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from lamina.data.sources import Synthetic
 from lamina.depth.loading import load_model
 from lamina.depth.reduction import decoder_stack
 from lamina.depth.statistics import Statistics
@@ -20,7 +21,7 @@ from lamina.depth.surgery import layer_count
 from lamina.errors import ConfigError, ModelError
 from lamina.scan import greedy
 from lamina.scan import passes as scan_module
-from lamina.scan.cached import taylor_importance
+from lamina.scan.cached import CachedScores, taylor_importance
 from lamina.scan.calibration import Windows
 from lamina.scan.greedy import greedy_order
 from lamina.scan.layers import LayerStack, open_stack
@@ -29,7 +30,7 @@ from lamina.scan.scores import Scores, jaccard, kendall_tau
 from lamina.scan.streams import PARTS
 from lamina.weights.source import Source, resolve
 from tests.architectures import SIZE, build, save
-from tests.conftest import REFERENCE
+from tests.conftest import GENERATED, REFERENCE
 
 MODELS = (
     "qwen3",
@@ -107,6 +108,38 @@ def test_leave_one_out_is_the_loss_of_the_model_built_without_the_layer(source: 
         assert found.leave_one_out.kl[layer] == pytest.approx(
             divergence.sum(-1).mean().item(), abs=1e-5
         )
+
+
+RECURRENT_OR_UNMASKED = {"qwen3_next", "gpt_oss", "falcon_h1", "llama4_text"}
+"""Model types whose layers do not see, or not only, from positions where a document begins."""
+
+
+@torch.no_grad()
+def test_rows_apart_are_scored_as_if_alone_or_refused(source: Source) -> None:
+    places = torch.tensor([[*range(5), *range(7)]]).expand(3, -1)
+    windows = Windows(text(3).ids, places, places > 0)
+    given = CachedScores(
+        source=source,
+        data=Synthetic(train_rows=3, eval_rows=1, seed=1, **GENERATED),
+        settings=SETTINGS,
+        max_seq_length=12,
+        seed=1,
+        dtype=lambda: torch.bfloat16,
+    )
+    vars(given)["_calibration"] = (windows, (range(3),))
+    if source.config["model_type"] in RECURRENT_OR_UNMASKED:
+        for needs_windows in (given.scan, given.taylor):
+            with pytest.raises(ModelError, match="does not keep rows apart that share a window"):
+                needs_windows()
+        return
+    with given.opened():
+        model, documents = whole(source), [d for row in windows.ids for d in (row[:5], row[5:])]
+    alone = [
+        cross_entropy(model(d[None], use_cache=False).logits[0, :-1], d[1:], reduction="sum").item()
+        for d in documents
+    ]
+    found = statistics(source, windows, sublayers=False)
+    assert found.baseline_loss == pytest.approx(sum(alone) / found.num_tokens, abs=1e-5)
 
 
 def test_a_head_that_config_json_calls_tied_is_scored_as_it_is(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """A model's scores on a data set, from the cache or from a new scan."""
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -86,6 +86,8 @@ class CachedScores(LayerScores):
     def taylor(self) -> tuple[float, ...]:
         with cached(self._folder, "taylor.json") as cache:
             if cache.content is None:
+                with self.opened():  # refuses windows in which this model would not keep rows apart
+                    pass
                 found = taylor_importance(self.source, self.windows, compute_device())
                 cache.content = {"importance": list(found)}
             return tuple(cache.content["importance"])
@@ -115,10 +117,16 @@ class CachedScores(LayerScores):
             },
         }
 
-    def opened(self) -> AbstractContextManager[LayerStack]:
-        """Open the model's layers, to be read from disk when they are needed."""
+    @contextmanager
+    def opened(self) -> Iterator[LayerStack]:
+        """Open the model's layers, to be read from disk when they are needed.
+
+        Raises ModelError if they would not keep the rows of scan.rows=apart apart.
+        """
         quiet_libraries()
-        return open_stack(self.source, self.dtype(), compute_device())
+        with open_stack(self.source, self.dtype(), compute_device()) as stack:
+            stack.refuse_leak(self.windows)
+            yield stack
 
     @property
     def windows(self) -> Windows:
@@ -150,7 +158,7 @@ class CachedScores(LayerScores):
             f"{self.windows.fingerprint} {self._calibration[1]}",
             str(self.dtype()),
             str(self.settings.sublayers),
-            f"protocol {PROTOCOL}",
+            f"protocol {PROTOCOL}{'' if self.windows.positions is None else ', rows known apart'}",
         ]
         return folder_of("scans", parts)
 

@@ -46,9 +46,20 @@ class Windows:
             digest.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def __getitem__(self, part: slice) -> "Windows":
+    def __getitem__(self, part: slice | tuple[slice, slice]) -> "Windows":
         positions = None if self.positions is None else self.positions[part]
         return Windows(self.ids[part], positions, self.scored[part])
+
+    def neighbours(self) -> "tuple[Windows, Windows] | None":
+        """Return the first window's beginning with two documents, and its second one alone.
+
+        None if no window has two.
+        """
+        for row, places in enumerate(self.positions if self.positions is not None else ()):
+            starts = [*(places == 0).nonzero()[:, 0].tolist(), self.length]
+            if len(starts) > 2:
+                return self[row : row + 1, : starts[2]], self[row : row + 1, starts[1] : starts[2]]
+        return None
 
     def split(self, size: int) -> "Iterator[Windows]":
         """Yield portions of at most `size` windows."""

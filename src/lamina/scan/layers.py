@@ -6,6 +6,7 @@ logits) is done by its own forward pass. Recorders take the layers' places: they
 layer is called with, and return a given hidden state where there is one.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -19,18 +20,23 @@ from lamina.depth.reduction import (
     decoder_stack,
     difference_of,
     reduction,
+    single_layer_config,
     single_layers,
     true_ties,
 )
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import is_mtp_tensor, kept_tensors, layer_of
 from lamina.errors import ModelError
+from lamina.scan.calibration import Windows
+from lamina.scan.streams import run_layer
 from lamina.weights.reading import tensor_slices
 from lamina.weights.source import Source
 
 if TYPE_CHECKING:
     import torch
 
+ROUNDING = 1e-3
+"""Largest mean difference of a token's states in float32, relative to them, that rounding makes."""
 
 LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
 """A decoder layer's arguments besides its hidden state, for one batch size."""
@@ -187,12 +193,44 @@ class LayerStack:
                     ahead.append(reader.submit(self._read, following))
                 yield index, self._block(index, tensors)
 
+    def refuse_leak(self, windows: Windows) -> None:
+        """Raise a ModelError if a layer does not keep the documents of a window apart.
+
+        Positions that restart mean nothing to recurrent layers, or where attention gets none. The
+        first layer of each kind computes a document behind another one, and the same one alone.
+        """
+        import torch
+        from torch.utils._pytree import tree_map_only
+
+        if (pair := windows.neighbours()) is None:
+            return
+        contents = (single_layer_config(self._model, layer) for layer in range(self.num_layers))
+        kinds = [json.dumps(content, sort_keys=True) for content in contents]
+        with torch.inference_mode():
+            embedded = [self.shell.embed(each.ids, each.positions) for each in pair]
+            for index in sorted(map(kinds.index, {*kinds})):
+                block = self._block(index, self._slices[index]).float()
+                behind, alone = (
+                    run_layer(block, tree_map_only(torch.Tensor, _float, calls[index]), x.float())
+                    for x, calls in embedded
+                )
+                moved = (behind[:, -alone.shape[1] :] - alone).norm(dim=-1) / alone.norm(dim=-1)
+                if not moved.mean() <= ROUNDING:
+                    raise ModelError(
+                        f"scan.rows=apart: layer {index} of this {self._model.config.model_type} "
+                        "does not keep rows apart that share a window: use scan.rows=joined"
+                    )
+
     def _read(self, index: int) -> dict[str, "torch.Tensor"]:
         return {name: piece[...].to(self.device) for name, piece in self._slices[index].items()}
 
     def _block(self, index: int, tensors: dict[str, Any]) -> Any:
         model = load_single_layer(self._model, index, tensors, self.dtype, self.device)
         return decoder_stack(model, 1)[1][0].eval()
+
+
+def _float(tensor: "torch.Tensor") -> "torch.Tensor":
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def refuse_unlike_alone(model: Reduction) -> None:
