@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lamina.measure.evaluate import row_losses
 from tests.conftest import NEEDS_BITSANDBYTES, SHORT, Finished, lamina, train
@@ -92,6 +92,20 @@ def test_dora_is_merged_by_export(dora: Finished, tmp_path: Path) -> None:
     done = lamina("export", dora.folder, "--output", "out", cwd=tmp_path)
     assert (done.code, done.refusal) == (0, "")
     assert (logits(loaded(tmp_path / "out")) - logits(loaded(dora.final))).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("adapted", ["embed_tokens", "lm_head"])
+def test_a_tied_head_is_untied_if_only_one_of_the_two_is_adapted(
+    adapted: str, tmp_path: Path
+) -> None:
+    further = ["learning_rate=0.01", "trainer.args.loss_type=nll", "max_steps=3"]
+    done = healed(tmp_path / "run", f"adapter.target_modules=[{adapted},q_proj]", *further)
+    exported = lamina("export", done.folder, "--output", "out", cwd=tmp_path)
+    assert exported.code == 0, exported.errors
+    expected = logits(loaded(done.final))
+    for folder in (done.final.with_name("final-merged"), tmp_path / "out"):
+        assert (logits(loaded(folder)) - expected).abs().max() < 1e-4
+        assert not AutoConfig.from_pretrained(folder).tie_word_embeddings
 
 
 def test_a_checkpoint_of_dora_is_exported_as_an_adapter(dora: Finished, tmp_path: Path) -> None:

@@ -62,16 +62,48 @@ def true_ties(model: Reduction, slices: Mapping[str, TensorSlice]) -> Reduction:
 
     transformers then keeps both, with a warning; other engines would believe config.json.
     """
-    prefix = f"{model.blueprint.base_model_prefix}."
-    for names in model.blueprint.all_tied_weights_keys.items():
-        stored = (slices.get(name) or slices.get(name.removeprefix(prefix)) for name in names)
-        pair = [piece for piece in stored if piece]
-        if len(pair) == len(names) and not _are_equal(*pair):
-            config = deepcopy(model.config)
-            config.tie_word_embeddings = False
-            content = {**model.content, "tie_word_embeddings": False}
-            return Reduction(content, config, blueprint(config))
-    return model
+    pairs = tied_tensors(model, slices).items()
+    differ = any(name in slices and not _are_equal(slices[name], piece) for name, piece in pairs)
+    return untied(model) if differ else model
+
+
+def tied_tensors(model: Reduction, slices: Mapping[str, TensorSlice]) -> dict[str, TensorSlice]:
+    """Return the stored tensor that each tied one, by its name in the files, takes its values from.
+
+    `slices` are stored ones, by name.
+    """
+    prefix, found = f"{model.blueprint.base_model_prefix}.", {}
+    for name, source in model.blueprint.all_tied_weights_keys.items():
+        for start in ("", prefix):  # some checkpoints leave out the base model's prefix
+            if piece := slices.get(source.removeprefix(start)):
+                found[name] = piece
+    return found
+
+
+def untied(model: Reduction) -> Reduction:
+    """Return a model whose head has a weight of its own."""
+    config = deepcopy(model.config)
+    config.tie_word_embeddings = False
+    content = {**model.content, "tie_word_embeddings": False}
+    return Reduction(content, config, blueprint(config))
+
+
+def is_tied(model: "PreTrainedModel") -> bool:
+    """Whether the output head shares its weight with the embedding."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def untie_head(model: "PreTrainedModel") -> None:
+    """Give a tied output head a copy of the embedding's weight."""
+    if not is_tied(model):
+        return
+    from torch.nn import Parameter
+
+    head = model.get_output_embeddings()
+    head = getattr(head, "base_layer", head)  # an adapter's
+    head.weight = Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}
 
 
 def _are_equal(first: TensorSlice, second: TensorSlice) -> bool:

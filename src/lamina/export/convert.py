@@ -4,11 +4,12 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.depth.reduction import adapter_obstacle, reduction, true_ties
+from lamina.depth.reduction import adapter_obstacle, reduction, tied_tensors, true_ties, untied
 from lamina.depth.surgery import layer_count
 from lamina.depth.tensor_names import kept_tensors, layer_of
 from lamina.errors import ConfigError, ModelError
@@ -159,12 +160,17 @@ def _export_model(run: FinishedRun, folder: Path, dtype: str | None) -> Losses |
     source = run.checked_base() if is_adapter else resolve(str(run.final))
     kept = run.manifest["kept_layers"] if is_adapter else range(layer_count(source.config))
     reduced = reduction(source, kept)
-    updates = merge.adapter_updates(run.final, reduced) if is_adapter else None
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
     copy_tokenizer(_tokenizer(run), folder)
     mapping = kept_tensors(source.weight_map, kept, source.config)
     with tensor_slices(source, mapping) as slices:
-        write_config(folder, true_ties(reduced, slices).content, source, dtype)
+        reduced = true_ties(reduced, slices)
+        updates = merge.adapter_updates(run.final, reduced) if is_adapter else None
+        if updates and updates.unties:
+            slices |= tied_tensors(reduced, slices)
+            reduced = untied(reduced)
+            updates = replace(updates, reduction=reduced)
+        write_config(folder, reduced.content, source, dtype)
         write_weights(str(run.final), folder, _tensors(updates, slices, wanted))
     return model_loss(run, folder, dtype)
 

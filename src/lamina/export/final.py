@@ -11,7 +11,7 @@ from lamina.depth.plan import Plan
 from lamina.depth.reduction import adapter_obstacle, reduction
 from lamina.errors import ConfigError
 from lamina.export.folder import MANIFEST_FILE, keep_config_form, write_manifest, write_tokenizer
-from lamina.export.merge import WEIGHTS_FILE, rename_magnitudes
+from lamina.export.merge import WEIGHTS_FILE, merged, rename_magnitudes
 from lamina.limits import one_of
 from lamina.measure.protocol import ModelRef, Protocol, figures
 from lamina.measure.results import Record
@@ -137,14 +137,14 @@ def _merged(
 ) -> "PreTrainedModel":
     """Merge an adapter into its base; not into four bits, which would round the sum again."""
     if unquantized is None:
-        return model.merge_and_unload()
+        return merged(model)
     from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     config = copy(model.peft_config["default"])
     config.layer_replication = None  # this base already has only the kept layers
     whole = PeftModel(unquantized(), config)
     set_peft_model_state_dict(whole, get_peft_model_state_dict(model))
-    return whole.merge_and_unload()
+    return merged(whole)
 
 
 def _save_whole(model: "PreTrainedModel", plan: Plan, folder: Path) -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamina.depth.loading import load_single_layer
-from lamina.depth.reduction import Reduction, single_layers
+from lamina.depth.reduction import Reduction, single_layers, untie_head
 from lamina.depth.tensor_names import layer_of, with_layer
 from lamina.errors import ModelError, reason_of
 from lamina.weights.source import ADAPTER_FILE, read_json
 
 if TYPE_CHECKING:
     import torch
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -55,6 +56,18 @@ def rename_magnitudes(path: Path) -> None:
         save_file(renamed, path, metadata={"format": "pt"})
 
 
+def merged(model: "PeftModel") -> "PreTrainedModel":
+    """Merge an adapter into its base; a tied head that only one of the two was for is untied."""
+    from peft.tuners.lora import LoraLayer
+
+    base = model.get_base_model()
+    if any(
+        isinstance(m(), LoraLayer) for m in (base.get_input_embeddings, base.get_output_embeddings)
+    ):
+        untie_head(base)
+    return model.merge_and_unload()
+
+
 @dataclass(frozen=True)
 class AdapterUpdates:
     """An adapter's tensors, by the layer of the reduced model they update."""
@@ -66,6 +79,11 @@ class AdapterUpdates:
     all numbered as layer 0: each layer is merged as a model of its own."""
     reduction: Reduction
     """The reduced model that the adapter belongs to."""
+
+    @property
+    def unties(self) -> bool:
+        """Whether embedding and head, if they are tied, differ once they are merged."""
+        return any(".lora_" in name for name in self.updates.get(None, ()))
 
     def merged(self, layer: int | None, slices: Mapping[str, Any]) -> dict[str, "torch.Tensor"]:
         """Return one layer's updated weights in float32.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typing_extensions import override
 
-from lamina.depth.reduction import decoder_stack
+from lamina.depth.reduction import decoder_stack, is_tied, untie_head
 from lamina.depth.variants import Pruned, Scratch, Variant
 from lamina.errors import ConfigError, naming
 from lamina.export.merge import LEFT_OUT, NON_LORA_TRAINABLES
@@ -217,23 +217,6 @@ class Partial(Full):
             )
         for part in trained:
             part.requires_grad_(True)
-
-
-def is_tied(model: "PreTrainedModel") -> bool:
-    """Whether the output head shares its weight with the embedding."""
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
-def untie_head(model: "PreTrainedModel") -> None:
-    """Give a tied output head a copy of the embedding's weight."""
-    if not is_tied(model):
-        return
-    from torch.nn import Parameter
-
-    head = model.get_output_embeddings()
-    head.weight = Parameter(head.weight.detach().clone())
-    model.config.tie_word_embeddings = False
-    model.all_tied_weights_keys = {}
 
 
 def adapted(model: "PreTrainedModel", adapter: "Adapter") -> "PreTrainedModel":
