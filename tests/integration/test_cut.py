@@ -213,6 +213,17 @@ def test_a_damaged_source_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_card_is_utf_8_in_any_locale(tmp_path: Path) -> None:
+    shutil.copytree(REFERENCE, tmp_path / "model")
+    card = "---\nlicense: propriétaire\n---\n"
+    (tmp_path / "model" / "README.md").write_text(card, encoding="utf-8")
+    given = ("model_name=model", "model.layer_to_drop=1", "output=out")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = lamina("cut", *given, cwd=tmp_path, **ascii_only)
+    assert (done.code, done.refusal) == (0, "")
+    assert "license: propriétaire" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 def test_every_chat_template_is_copied(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(REFERENCE, source)

@@ -65,7 +65,8 @@ class Verification:
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write lamina.json (see `lamina.export.card.manifest`) and the model card."""
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
-    (folder / CARD_FILE).write_text(card(manifest, read_verification(folder)))
+    card_text = card(manifest, read_verification(folder))
+    (folder / CARD_FILE).write_text(card_text, encoding="utf-8")
 
 
 def read_verification(folder: Path) -> dict[str, Any]:

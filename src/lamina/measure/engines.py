@@ -155,7 +155,7 @@ def convert(model: str, output: str, kind: str) -> None:
         try:
             return str(recognized(self, tokenizer))
         except NotImplementedError:
-            split = json.loads((Path(model) / "tokenizer.json").read_text())["pre_tokenizer"] or {}
+            split = json.loads((Path(model) / "tokenizer.json").read_bytes())["pre_tokenizer"] or {}
             if split.get("type") == "ByteLevel" and split.get("use_regex"):
                 return "gpt-2"
             raise

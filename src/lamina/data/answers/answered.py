@@ -133,7 +133,7 @@ def _parts(ref: ModelRef, settings: AnswerSettings, questions: Sequence[Question
     path = source.fetch(GENERATION_FILE, required=False)
     return [
         *identity(source),
-        path.read_text() if path else "",
+        path.read_text(encoding="utf-8") if path else "",
         tokenizer_digest(ref.load_tokenizer()),
         f"{ref.dtype} {ref.in_4bit} {replace(settings, vllm='')} protocol {PROTOCOL}",
         *_engine(interpreter(settings, in_4bit=ref.in_4bit)),
