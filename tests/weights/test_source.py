@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from lamina.depth.plan import make_plan
@@ -134,3 +135,17 @@ def test_other_weights_have_another_fingerprint(folder: Path, whole: Path) -> No
     save_file(tensors, folder / SINGLE_FILE, {"format": "pt"})
     assert weights_fingerprint(resolve(str(folder))) != same
     assert len(weights_fingerprint(resolve(str(REFERENCE)))) == 64
+
+
+def test_a_commit_is_one_of_the_hub_beside_a_folder_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789" * 4
+    snapshot = tmp_path / "cache/models--owner--name/snapshots" / commit
+    for folder in (snapshot, tmp_path / "owner/name"):
+        folder.mkdir(parents=True)
+        shutil.copy(REFERENCE / "config.json", folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert resolve("owner/name", commit).folder == snapshot
+    assert resolve("owner/name").folder == tmp_path / "owner/name"

@@ -210,11 +210,12 @@ class Source:
 def resolve(model_name: str, revision: str | None = None) -> Source:
     """Find a model by its hub id or local path, reading at most its config.json.
 
-    `revision` is a commit on the hub; None for the newest. Raises ModelError if the folder or its
-    config.json is missing, or the hub does not know the id or cannot be reached.
+    `revision` is a commit on the hub, where a folder of the same name is not looked for; None for
+    the newest. Raises ModelError if the folder or its config.json is missing, or the hub does not
+    know the id or cannot be reached.
     """
     folder = Path(model_name).expanduser()
-    if folder.is_dir():
+    if revision is None and folder.is_dir():
         folder = folder.resolve()
         if not (folder / "config.json").is_file():
             is_adapter = (folder / ADAPTER_FILE).is_file()
