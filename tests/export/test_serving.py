@@ -307,6 +307,22 @@ def test_a_card_has_the_hubs_metadata(pruned: Finished) -> None:
     )
 
 
+def test_a_hub_id_needs_no_slash() -> None:
+    content = json.loads((REFERENCE / "lamina.json").read_text())
+    content |= {
+        "source_model": "gpt2",
+        "adapter": "lora",
+        "export": {"form": "adapter", "loss": None},
+    }
+    load = "model = AutoModelForCausalLM.from_pretrained"
+    of_a_folder = card(content, {}).splitlines()
+    assert f'{load}("PATH_OF_gpt2")' in of_a_folder
+    assert "base_model: gpt2" not in of_a_folder
+    of_the_hub = card({**content, "revision": "abc"}, {}).splitlines()
+    assert f'{load}("PATH_OF_THIS_FOLDER", revision="abc")' in of_the_hub
+    assert "base_model: gpt2" in of_the_hub
+
+
 def test_the_best_job_of_a_sweep_is_exported(pruned: Finished, tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "multirun.yaml").touch()

@@ -181,18 +181,22 @@ def _header(content: dict[str, Any], form: str) -> list[str]:
     library = {"adapter": "peft", "gguf": "gguf"}.get(form, "transformers")
     tags = ["lamina", "depth-pruning", *([content["adapter"]] if content["adapter"] else [])]
     source, data = content["source_model"], content.get("datasets")
-    on_hub = source and (content["revision"] or "/" in source)
     return [
         "---",
         f"library_name: {library}",
         "pipeline_tag: text-generation",
         f"tags: [{', '.join(tags)}]",
-        *([f"base_model: {source}"] if on_hub else []),
+        *([f"base_model: {source}"] if _is_on_hub(content) else []),
         *([f"license: {content['license']}"] if content.get("license") else []),
         *([f"datasets: [{', '.join(data)}]"] if data else []),
         "---",
         "",
     ]
+
+
+def _is_on_hub(content: dict[str, Any]) -> bool:
+    """Whether the larger model's name is a hub id: of a folder, a card has the name alone."""
+    return bool(content["revision"] or "/" in (content["source_model"] or ""))
 
 
 def _loss_of(form: dict[str, Any]) -> list[str]:
@@ -228,7 +232,7 @@ def _usage(content: dict[str, Any], form: str) -> list[str]:
     if form == "gguf":
         return [served]
     is_adapter, in_4bit = form == "adapter", form == "adapter" and content["adapter"] == "qlora"
-    by_path = is_adapter and "/" not in base  # an uploaded adapter cannot name a folder as its base
+    by_path = is_adapter and not _is_on_hub(content)  # an upload cannot name a folder as its base
     further = f', revision="{content["revision"]}"' if is_adapter and content["revision"] else ""
     further += ", quantization_config=in_4bit" if in_4bit else ""
     loaded = f"PATH_OF_{base}" if by_path else here
