@@ -113,9 +113,9 @@ def budget(
             f"least {-(-(fixed + window) // 10**8) / 10:.1f}GB"
             + ("" if streamed else ", or scan.stream=true")
         )
-    at_once = min(len(windows), (limit - fixed) // window)
-    spare = max(0, min(limit, free) - fixed - at_once * window)
-    return Budget(hold=not streamed, windows=at_once, spare=spare)
+    room = min(limit, free) - fixed
+    at_once = min(len(windows), max(1, room // window))
+    return Budget(hold=not streamed, windows=at_once, spare=max(0, room - at_once * window))
 
 
 def score_removals(
