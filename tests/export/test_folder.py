@@ -15,6 +15,7 @@ from lamina.depth.variants import Layers, Original
 from lamina.errors import ConfigError
 from lamina.export.final import Export
 from lamina.export.folder import keep_config_form, write_tokenizer
+from lamina.export.loadable import loadable
 from lamina.weights.source import resolve
 from tests.architectures import save
 from tests.conftest import REFERENCE, no_scores
@@ -104,3 +105,16 @@ def test_an_adapter_alone_is_refused_with_its_reason(
     with pytest.raises(ConfigError) as raised:
         forms["adapter"].form_of(plan, **given)
     assert str(raised.value) == message
+
+
+def test_a_model_is_loaded_as_stored_if_its_config_names_no_type(tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": None}))
+    assert loadable(str(folder), "auto").ref.dtype == "float32"
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(REFERENCE / name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": None}))
+    assert loadable(str(folder), "auto").ref.dtype == "bfloat16"
+    assert loadable(str(folder), "float32").ref.dtype == "float32"

@@ -11,6 +11,7 @@ from lamina.export.finished_run import finished_run
 from lamina.export.folder import MANIFEST_FILE
 from lamina.measure.protocol import ModelRef
 from lamina.measure.results import MULTIRUN_FILE, RESULT_FILE
+from lamina.weights.reading import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,10 @@ def loadable(name: str, dtype: str) -> Loadable:
     if (folder / MULTIRUN_FILE).is_file():
         raise ConfigError(f"model_name={name}: a sweep: name one of its jobs, as {folder / '0'}")
     source = usable_source(name)
-    stored = source.config.get("dtype") or source.config.get("torch_dtype") or "float32"
+    stored = source.config.get("dtype") or source.config.get("torch_dtype")
+    if dtype == "auto" and not stored:  # as in transformers, which then asks the files
+        kinds = {each.dtype for each in source.all_stored().values() if each.is_floating_point}
+        stored = next((name for name in DTYPES if DTYPES[name] in kinds), "float32")
     ref = ModelRef(
         name=source.name,
         revision=source.revision,
