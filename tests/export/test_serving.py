@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lamina.export.card import card
@@ -98,6 +99,41 @@ def test_verify_compares_every_recorded_row_in_transformers(
     assert found["recorded"] == pytest.approx(pruned.result["metrics"]["eval_loss"], abs=1e-6)
     assert found["allowed"] == pytest.approx(0.02 * (1 + found["recorded"]))
     assert 0 < abs(found["loss"] - found["recorded"]) <= found["allowed"]
+
+
+def test_an_adapters_base_is_that_of_its_commit(pruned: Finished, tmp_path: Path) -> None:
+    """Neither what the hub has now, nor what --base names, may have other weights."""
+    run = Path(shutil.copytree(pruned.folder, tmp_path / "run"))
+    final, repository = run / pruned.result["final"], tmp_path / "hub/models--owner--name"
+    commits = [letter * 40 for letter in "ab"]
+    for commit in commits:
+        shutil.copytree(REFERENCE, repository / "snapshots" / commit)
+    weights = repository / "snapshots" / commits[1] / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.3.mlp.up_proj.weight"] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commits[1])
+    offline = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    given = ("export", final, "--output", "out", "--base", "owner/name")
+    done = lamina(*given, cwd=tmp_path, **offline)
+    assert (done.code, "owner/name does not have the weights" in done.refusal) == (1, True)
+    hub = {"source_model": "owner/name", "revision": commits[0], "source_fingerprint": None}
+    (final / "lamina.json").write_text(json.dumps({**about(final), **hub}))
+    adapter = json.loads((final / "adapter_config.json").read_text())
+    adapter |= {"base_model_name_or_path": "owner/name", "revision": commits[0]}
+    (final / "adapter_config.json").write_text(json.dumps(adapter))
+    done = lamina("verify", run, "--engine", "transformers", cwd=tmp_path, **offline)
+    assert done.code == 0, done.errors
+
+
+def test_verify_needs_an_adapters_base(moved: Finished, tmp_path: Path) -> None:
+    done = lamina("verify", moved.folder, "--engine", "transformers", cwd=tmp_path)
+    assert (done.code, done.refusal) == (
+        1,
+        "error: /mnt/models/reference: no such folder; if the base has moved, lamina export takes "
+        "--base PATH\n",
+    )
 
 
 def test_verify_ends_with_1_outside_the_tolerance(moved: Finished, tmp_path: Path) -> None:
@@ -205,8 +241,8 @@ def test_a_moved_base_is_passed(moved: Finished, tmp_path: Path) -> None:
         given = ("export", moved.folder, "--form", form, "--output", f"out-{form}")
         done = lamina(*given, cwd=tmp_path)
         message = (
-            "/mnt/models/reference: no such folder; if the base has moved, lamina export and "
-            "lamina verify take --base PATH"
+            "/mnt/models/reference: no such folder; if the base has moved, lamina export takes "
+            "--base PATH"
         )
         assert (done.code, done.refusal) == (1, f"error: {message}\n")
         done = lamina(*given, "--base", REFERENCE, cwd=tmp_path)

@@ -163,7 +163,7 @@ def test_a_base_with_other_weights_is_refused(moved: Finished, tmp_path: Path) -
     save_file(tensors, path, {"format": "pt"})
     done = lamina("export", moved.folder, "--output", "out", cwd=tmp_path)
     message = (
-        f"error: {tmp_path / 'base'} no longer has the weights that the adapter in {moved.final} "
+        f"error: {tmp_path / 'base'} does not have the weights that the adapter in {moved.final} "
         "was trained on, and an adapter on other weights gives wrong numbers: restore them\n"
     )
     refused(done, message, tmp_path / "out")

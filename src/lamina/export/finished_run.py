@@ -86,8 +86,7 @@ class FinishedRun:
             return resolve(self.moved_base, revision if self.moved_base == name else None)
         if revision is None and not Path(name).expanduser().is_dir():
             raise ModelError(
-                f"{name}: no such folder; if the base has moved, lamina export and lamina verify "
-                "take --base PATH"
+                f"{name}: no such folder; if the base has moved, lamina export takes --base PATH"
             )
         return resolve(name, revision)
 
@@ -103,12 +102,12 @@ class FinishedRun:
         (folder / ADAPTER_FILE).write_text(json.dumps(content, indent=2, sort_keys=True))
 
     def checked_base(self) -> Source:
-        """Find the larger model; raises ModelError if it is missing, or its weights changed."""
+        """Find the larger model; raises ModelError if it is missing, or has other weights."""
         source = self.base()
         expected = self.manifest.get("source_fingerprint")
-        if source.is_local and expected and weights_fingerprint(source) != expected:
+        if expected and weights_fingerprint(source) != expected:
             raise ModelError(
-                f"{source.name} no longer has the weights that the adapter in {self.final} was "
+                f"{source.name} does not have the weights that the adapter in {self.final} was "
                 "trained on, and an adapter on other weights gives wrong numbers: restore them"
             )
         return source

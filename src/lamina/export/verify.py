@@ -30,13 +30,16 @@ def measured_in(
     model: Path,
     dtype: str | None,
     rows: Sequence[Mapping[str, Any]],
+    revision: str | None = None,
 ) -> Verification:
     """Have an engine compute the loss on rows of eval.jsonl; raises what `in_engine` does.
 
-    `dtype` is the type of a GGUF file; the engine says it of any other model.
+    `dtype` is the type of a GGUF file; the engine says it of any other model. `revision` is the
+    hub's commit of an adapter's base.
     """
     wanted = [{key: row[key] for key in ("input_ids", "labels")} for row in rows]
-    found = in_engine(engine, python, {"model": str(model), "rows": wanted})
+    request = {"model": str(model), "rows": wanted, "revision": revision}
+    found = in_engine(engine, python, request)
     loss = math.fsum(found["nll"]) / sum(map(trained_tokens, rows))
     recorded, kind = recorded_loss(rows), dtype or found["dtype"]
     if kind not in ENGINE_TOLERANCES:
@@ -52,8 +55,9 @@ def verify(given: str, engine: str, python: str | None, run: str | None) -> str:
 
     `given` is a run, its final/ or an export; `run` the run that recorded an export's rows. The
     result is in verification.json and on the card. Raises ConfigError if there are no recorded
-    rows, or the engine is missing or reads another form, and ModelError if the engine refuses the
-    model, or its loss is outside the tolerance.
+    rows, or the engine is missing or reads another form, and ModelError if an adapter's base is
+    missing or has other weights, the engine refuses the model, or its loss is outside the
+    tolerance.
     """
     model = finished_run(given)
     rows = model.rows or _rows_of(given, model, run)
@@ -61,9 +65,10 @@ def verify(given: str, engine: str, python: str | None, run: str | None) -> str:
     export = model.manifest.get("export") or {}
     _refuse_other_forms(given, engine, model, is_gguf=bool(files))
     path, dtype = (files[0], export.get("dtype")) if files else (folder, None)
+    revision = model.checked_base().revision if model.final_is_adapter else None
     earlier = read_verification(folder)
     announce(f"verifying {given} in {engine}")
-    found = measured_in(engine, python, path, dtype, rows)
+    found = measured_in(engine, python, path, dtype, rows, revision)
     write_json(folder / VERIFICATION_FILE, {**earlier, engine: asdict(found)})
     with made_of(folder / MANIFEST_FILE):
         write_manifest(folder, model.manifest)

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,13 +39,18 @@ QUANTIZED = ("q8_0", *FILE_TYPES)
 """Types of fewer than 16 bits."""
 
 
-def in_transformers(model: str, rows: Rows) -> Losses:
-    """Return each row's summed negative log-likelihood of its trained tokens, in nats."""
+def in_transformers(model: str, rows: Rows, revision: str) -> Losses:
+    """Return each row's summed negative log-likelihood of its trained tokens, in nats.
+
+    `revision` is the hub's commit of an adapter's base, whatever its adapter_config.json says.
+    """
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=False)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, dtype="auto", revision=revision, trust_remote_code=False
+    )
     loaded.eval()
     found = []
     for row in rows:
@@ -205,8 +211,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     if task in (convert.__name__, quantize.__name__):
         globals()[task](model, request["output"], request["kind"])
         return {}
-    losses = {"transformers": in_transformers, "vllm": in_vllm, "llama.cpp": in_llama_cpp}
-    found, dtype = losses[task](model, request["rows"])
+    rows, losses = request["rows"], {"vllm": in_vllm, "llama.cpp": in_llama_cpp}
+    losses["transformers"] = partial(in_transformers, revision=request.get("revision") or "main")
+    found, dtype = losses[task](model, rows)
     release = sys.modules[MODULES[task][0]].__version__
     return {"nll": found, "dtype": dtype, "version": release}
 
