@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import tomllib
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from lamina.commands.export import _next_steps
 from lamina.export.card import card
 from lamina.measure import engines
 from lamina.measure.separate import ask
@@ -341,6 +343,13 @@ def test_a_card_has_the_hubs_metadata(pruned: Finished) -> None:
         "vLLM does not support layer_replication: lamina export --form merged writes what it "
         "serves." in lines
     )
+
+
+def test_printed_commands_take_paths_with_spaces(tmp_path: Path) -> None:
+    given = Namespace(output=str(tmp_path / "my model"), form="merged", base=None)
+    _, loads, upload = _next_steps(given, "run", None)
+    assert f"vllm serve '{given.output}'" in loads
+    assert upload == f"upload: hf upload YOUR_NAME/MODEL '{given.output}'"
 
 
 def test_a_hub_id_needs_no_slash() -> None:

@@ -86,7 +86,7 @@ def _next_steps(given: argparse.Namespace, run: str, loss: "Losses | None") -> I
         engine = "llama.cpp" if given.form == "gguf" else "transformers"
         command = ["lamina", "verify", str(output), "--engine", engine, "--run", run]
         yield f"verify: {shlex.join(command)}"
-    yield f"upload: hf upload YOUR_NAME/MODEL {output}"
+    yield f"upload: hf upload YOUR_NAME/MODEL {shlex.quote(str(output))}"
 
 
 def _job_of(folder: Path, *, best: bool) -> str | None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lamina import __version__
@@ -253,6 +254,7 @@ def _usage(content: dict[str, Any], form: str) -> list[str]:
 
 def serving(form: str, path: str, base: str) -> str:
     """Say which programs load a form; `base` is the larger model."""
+    path, base = quote(path), quote(base)
     return {
         "gguf": f"llama.cpp (llama-server -m {path}).",
         "adapter": f"transformers with PEFT; lm-eval (pretrained={base},peft={path}). "
