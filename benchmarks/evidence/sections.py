@@ -32,6 +32,9 @@ NAME = "results"
 HEALING = ("loss", "kl", "exact_match", "ended", "looped", "capped")
 """Metrics of the texts and questions that every healing is measured on."""
 
+MEMORY = {"peak_memory_bytes": COSTS["peak_memory_bytes"]}
+"""Of the costs over seeds; jobs share the machine, so each healing's time is that of the CPU."""
+
 SHARES = ("ended", "looped", "capped")
 """Of the answers; their errors follow from their number."""
 
@@ -186,7 +189,7 @@ def _over_seeds(reports: Mapping[str, Report], costs: Mapping[str, Any]) -> str:
         for metric in HEALING
         if task != ROWS and metric in found
     ]
-    columns = {HEALED: "loss", **{name: name.replace("/", " ") for name in shown}, **COSTS}
+    columns = {HEALED: "loss", **{name: name.replace("/", " ") for name in shown}, **MEMORY}
     lines = []
     for method, row in {record.method(row): row for row in rows}.items():
         cells = [
@@ -227,7 +230,7 @@ COLUMNS: Mapping[str, Callable[[RunRow], str]] = {
     "training": lambda row: format_duration(row.train_seconds or 0),
     "peak memory": lambda row: format_bytes(row.peak_memory_bytes or 0),
 }
-HEALED_COLUMNS = ("trained tokens", "training", "peak memory")
+HEALED_COLUMNS = ("trained tokens", "peak memory")
 
 
 def _charts(report: Report, chosen: Sequence[str], drawn: dict[str, str]) -> Iterator[str]:

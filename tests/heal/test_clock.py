@@ -1,13 +1,14 @@
 """The split of a training's time and the speed after warm-up, with a fake clock."""
 
 import itertools
+import json
 from typing import Any
 
 import pytest
 import torch
 from transformers import TrainerState
 
-from lamina.heal.callbacks.clock import PHASES, StepClock, warm_up_steps
+from lamina.heal.callbacks.clock import PHASES, SPENT, StepClock, warm_up_steps
 from lamina.measure.speed import Flops
 
 FLOPS = Flops(per_token=100, per_target=10, per_pair={None: 1, 2: 1000})
@@ -81,14 +82,27 @@ def test_speed_excludes_warm_up_evaluations_and_saves(monkeypatch: pytest.Monkey
     assert tuple(seconds) == PHASES
 
 
-def test_a_resumed_training_counts_only_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_resumed_training_has_the_speed_of_its_own_steps_and_the_cost_of_all(
+    monkeypatch: pytest.MonkeyPatch, *, is_known: bool
+) -> None:
+    first = Training(StepClock(FLOPS), monkeypatch)
+    first.on("train_begin")
+    for _ in range(26):
+        first.step(2, 10, 1, tokens=80)
+    first.other("evaluation", 7)
     training = Training(StepClock(FLOPS), monkeypatch)
     training.state.global_step, training.state.num_input_tokens_seen = 26, 10**9
+    if is_known:
+        training.state.stateful_callbacks[SPENT] = json.loads(json.dumps(first.clock.state()))
     training.on("train_begin")
     for seconds in (100, 100, 5, 5):
         training.step(1, seconds, 2, tokens=80)
     reading = training.clock.reading()
     assert (reading.seconds, reading.tokens) == (16, 160)
+    assert training.clock.train_seconds() == (26 * 13 + 210 + 4 * 3 if is_known else None)
+    assert training.clock.trained_tokens() == (30 * 79 if is_known else None)
+    assert training.clock.seconds["evaluation"] == (7 if is_known else 0)
 
 
 def test_a_second_training_starts_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:

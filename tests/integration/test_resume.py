@@ -51,20 +51,22 @@ def test_a_killed_run_resumes_with_the_same_losses(twins: tuple[Finished, Finish
 LOGS = "logs/pruned"
 
 
-def logged(path: Path) -> list[tuple[int, float]]:
-    """The losses in TensorBoard's file or folder, by step."""
+def logged(path: Path, tag: str = "train/loss") -> list[tuple[int, float]]:
+    """The values in TensorBoard's file or folder, by step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(path))
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 def test_a_resumed_run_did_not_start_over(twins: tuple[Finished, Finished]) -> None:
     whole, resumed = twins
     assert resumed.metrics["train_tokens"] == whole.metrics["train_tokens"]
-    second = sorted((resumed.folder / LOGS / resumed.result["name"]).iterdir())[1]
+    first, second = sorted((resumed.folder / LOGS / resumed.result["name"]).iterdir())
     assert [step for step, _ in logged(second)] == list(range(5, 13))
+    spent = "train/seconds/forward_backward"
+    assert dict(logged(second, spent))[5] > dict(logged(first, spent))[4]
 
 
 def test_tensorboard_has_each_step_once(twins: tuple[Finished, Finished]) -> None:

@@ -17,7 +17,7 @@ from typing_extensions import override
 from lamina.data.tokenization import IGNORED
 from lamina.depth.reduction import blueprint
 from lamina.errors import OutputError
-from lamina.heal.callbacks.clock import SPEED, TRAINED, StepClock
+from lamina.heal.callbacks.clock import SPEED, SPENT, TRAINED, StepClock
 from lamina.heal.callbacks.saving import Checkpointing, EndAfterStep, saved_best
 from lamina.heal.kernels import MASKED, undoing_patches
 from lamina.heal.sampling import ShuffledThenPadding, set_epoch, with_padding_rows
@@ -82,14 +82,14 @@ class TokenLossTrainer(SFTTrainer):
 
     def figures(self) -> dict[str, Any]:
         """Return a finished training's metrics, named as in result.json."""
-        seconds, loss = self.clock.seconds, self.kept_loss()
+        loss = self.kept_loss()
         return {
             "eval_loss": loss,
             "perplexity": perplexity(loss),
             "train_tokens": self.state.num_input_tokens_seen,
             TRAINED: self.clock.trained_tokens(),
-            "train_seconds": sum(seconds[phase] for phase in self.clock.step),
-            "seconds": seconds,
+            "train_seconds": self.clock.train_seconds(),
+            "seconds": self.clock.seconds,
             **self.speed(),
         }
 
@@ -226,7 +226,7 @@ class TokenLossTrainer(SFTTrainer):
         with self.clock.during("save"), errors, saving as partial, shown:
             self.accelerator.wait_for_everyone()
             self.state.stateful_callbacks[UNLOGGED] = self.unlogged()
-            self.state.stateful_callbacks[TRAINED] = self.clock.trained_tokens()
+            self.state.stateful_callbacks[SPENT] = self.clock.state()
             with attributes(self, _saving_in=partial.parent):
                 super()._save_checkpoint(model, trial)
             self.state.best_model_checkpoint = saved_best(self.state, folder, target)

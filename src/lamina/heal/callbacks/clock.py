@@ -22,7 +22,10 @@ SECONDS = "seconds/"
 """Prefix of the phases' names in the logs."""
 
 TRAINED = "trained_tokens"
-"""Key in a checkpoint's state, in the logs and in result.json of the trained tokens so far."""
+"""Key in the logs and in result.json of the trained tokens so far."""
+
+SPENT = "spent"
+"""Key in a checkpoint's state of the trained tokens, and of each phase's seconds, so far."""
 
 STEP = ("data", "forward_backward", "optimizer")
 """The phases of an optimizer step."""
@@ -88,7 +91,7 @@ class StepClock(TrainerCallback):
         self._phase: str | None = None
         self._since = 0.0
         self._counted = torch.zeros(1 + len(flops.per_pair), dtype=torch.int64)
-        self._trained_before: Any = 0
+        self._trained_before: int | None = 0
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -134,9 +137,18 @@ class StepClock(TrainerCallback):
 
         None if the checkpoint does not say; all processes must call it.
         """
-        if type(self._trained_before) is not int:
+        if self._trained_before is None:
             return None
         return self._trained_before + int(distributed.summed([int(self._counted[0])])[0])
+
+    def train_seconds(self) -> float | None:
+        """Return the seconds of the steps so far; None if the checkpoint does not say."""
+        known = self._trained_before is not None
+        return sum(self.seconds[phase] for phase in self.step) if known else None
+
+    def state(self) -> dict[str, float | None]:
+        """Return what a resumed training counts on from; all processes must call it."""
+        return {**self.seconds, TRAINED: self.trained_tokens()}
 
     def spent(self) -> dict[str, float]:
         """Return each phase's seconds and the peak memory so far, by their names in the logs."""
@@ -145,13 +157,14 @@ class StepClock(TrainerCallback):
 
     @override
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        # A resumed training counts only its own steps.
-        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        before = state.stateful_callbacks.get(SPENT) if state.global_step else {TRAINED: 0}
+        is_known = isinstance(before, dict) and type(before.get(TRAINED)) is int
+        self._trained_before = before[TRAINED] if is_known else None
+        self.seconds = {
+            phase: before.get(phase, 0.0) if is_known else 0.0 for phase in self.seconds
+        }
         self._phase, self._since = "other", time.monotonic()
         self._counted = torch.zeros_like(self._counted)
-        self._trained_before = state.stateful_callbacks.get(
-            TRAINED, None if state.global_step else 0
-        )
         self._steady_from = state.global_step + warm_up_steps(state.max_steps - state.global_step)
         self._steady: _Mark | None = None
         self._mark(state)
