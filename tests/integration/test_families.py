@@ -76,9 +76,9 @@ def test_a_cut_is_the_whole_model_without_those_blocks(family: Family, tmp_path:
 
 
 def test_a_scan_scores_every_layer(family: Family, tmp_path: Path) -> None:
-    text = ("experiment=quickstart", "generator.train_rows=50", "max_seq_length=64")
-    given = (family.name, "model=original", *text, "scan.tokens=256", "hydra.run.dir=scan")
-    done = lamina("scan", *given, cwd=tmp_path)
+    text = ("experiment=quickstart", "scan.rows=joined", "generator.train_rows=50")
+    given = (family.name, "model=original", *text, "max_seq_length=64", "scan.tokens=256")
+    done = lamina("scan", *given, "hydra.run.dir=scan", cwd=tmp_path)
     assert done.code == 0, done.errors
     found = json.loads((tmp_path / "scan" / "scan.json").read_text())
     assert len(found["leave_one_out"]["loss"]) == found["num_layers"] == 6
