@@ -188,9 +188,8 @@ def _row_losses(path: Path) -> Array:
     if not path.is_file():
         return np.array([])
     ends = [line[line.rfind(b'"loss"') :] for line in path.read_bytes().splitlines()]
-    losses = [
-        json.loads(b"{" + end).get("loss") for end in ends
-    ]  # none of final/ with reload=false
+    # With evaluation.reload=false, no row has one.
+    losses = [json.loads(b"{" + end).get("loss") for end in ends]
     return np.array([loss for loss in losses if loss is not None], float)
 
 
