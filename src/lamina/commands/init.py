@@ -97,9 +97,9 @@ def experiment(overrides: Sequence[str]) -> str:
 
 
 def _dumped(body: "DictConfig") -> list[str]:
-    """Return the lines of a config in YAML; text goes on in another only after its own line end.
+    """Return the lines of a config in YAML, with long text on one line.
 
-    OmegaConf.to_yaml breaks long text, and a comment would end it.
+    OmegaConf.to_yaml would break it, and a comment behind a part would end it.
     """
     import yaml
     from omegaconf import OmegaConf

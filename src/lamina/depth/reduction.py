@@ -68,7 +68,7 @@ def true_ties(model: Reduction, slices: Mapping[str, TensorSlice]) -> Reduction:
 
 
 def tied_tensors(model: Reduction, slices: Mapping[str, TensorSlice]) -> dict[str, TensorSlice]:
-    """Return the stored tensor that each tied one, by its name in the files, takes its values from.
+    """Return, by the name of each tied tensor, the stored one that it shares its values with.
 
     `slices` are stored ones, by name.
     """

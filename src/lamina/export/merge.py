@@ -57,7 +57,7 @@ def rename_magnitudes(path: Path) -> None:
 
 
 def merged(model: "PeftModel") -> "PreTrainedModel":
-    """Merge an adapter into its base; a tied head that only one of the two was for is untied."""
+    """Merge an adapter into its base; untie a head if the adapter updates it or the embedding."""
     from peft.tuners.lora import LoraLayer
 
     base = model.get_base_model()

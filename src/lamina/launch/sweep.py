@@ -50,7 +50,7 @@ WRITTEN_BY_HYDRA = ("*.log", ".hydra*", ".hydra*/*", f"{MULTIRUN_FILE}*")
 """Patterns of files and folders, which Hydra would write through a link."""
 
 JOB_FOLDER = "${hydra.job.num}"
-"""By it reports and later starts find a job; relative to the sweep's folder."""
+"""Relative to the sweep's folder; reports and later starts find a job by it."""
 
 QUEUEING_LAUNCHERS = ("slurm", "submitit_slurm")
 """Options of hydra/launcher whose jobs wait in a cluster's queue."""

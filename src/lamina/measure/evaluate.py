@@ -195,7 +195,7 @@ def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
 
 
 def _until_text(ids: list[int], stop: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return an answer without what a batch puts behind the text that ends it."""
+    """Cut an answer after the text that ends it; in a batch, generation may have continued."""
     sizes = range(1, len(ids) + 1)
     return ids[: 1 + bisect_left(sizes, True, key=lambda n: stop in tokenizer.decode(ids[:n]))]
 

@@ -79,9 +79,8 @@ def evaluate_into(
     wanted = replace(wanted, agreement=wanted.agreement and original is not None)
     began, folder, is_first = time.monotonic(), Path(place.folder), distributed.is_first()
     serving_speed.refuse_too_long(model, wanted.speed)
-    data = sha256(
-        json.dumps([[row["input_ids"], row["labels"]] for row in rows]).encode()
-    ).hexdigest()
+    tokens = json.dumps([[row["input_ids"], row["labels"]] for row in rows])
+    data = sha256(tokens.encode()).hexdigest()
     parts = [fingerprint(wanted), data, *_identity(model, tokenizer)]
     key = sha256("\n".join(parts).encode()).hexdigest()
     unfinished = folder / f"{UNFINISHED}{key[:16]}"

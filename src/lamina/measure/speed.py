@@ -36,8 +36,7 @@ READS_WITHIN = frozenset(
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 ACTIVE = ("num_experts_per_tok", "moe_topk")
-"""Fields of config.json with a layer's experts, and with those that a token passes through; some
-have a list, by layer."""
+"""Fields of config.json: a layer's experts, and those active for a token; some list it by layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +152,7 @@ def _size(module: torch.nn.Module, own: str, weight: torch.nn.Parameter) -> int:
 
 
 def _experts(config: Any, names: Sequence[str], layer: int) -> int | None:
-    """Return a number of experts in a layer, the first of those that the config has."""
+    """Return the first of the fields that the config has, for a layer."""
     given = next((value for name in names if (value := getattr(config, name, None))), None)
     return given[layer] if isinstance(given, list) else given
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import torch
 
 ROUNDING = 1e-3
-"""Largest mean difference of a token's states in float32, relative to them, that rounding makes."""
+"""Largest mean relative difference of a token's float32 states that rounding explains."""
 
 LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
 """A decoder layer's arguments besides its hidden state, for one batch size."""
