@@ -189,7 +189,8 @@ def _over_seeds(reports: Mapping[str, Report], costs: Mapping[str, Any]) -> str:
         for metric in HEALING
         if task != ROWS and metric in found
     ]
-    columns = {HEALED: "loss", **{name: name.replace("/", " ") for name in shown}, **MEMORY}
+    named = {name: name.replace("/", " ") + n_of(rows[0], name.partition("/")[0]) for name in shown}
+    columns = {HEALED: f"loss{n_of(rows[0])}", **named, **MEMORY}
     lines = []
     for method, row in {record.method(row): row for row in rows}.items():
         cells = [
